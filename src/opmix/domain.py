@@ -1,0 +1,75 @@
+"""What a domain is: a name and where its text lives. Pure data; reading it is `opmix.data`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from opmix.errors import ConfigError
+
+SourceFormat = Literal["jsonl", "text", "parquet", "arrow", "hub", "npy", "bin"]
+Split = Literal["train", "valid", "test"]
+
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,79}$")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Where the documents of one split come from.
+
+    Examples:
+        >>> Source(paths=("data/web/*.jsonl.gz",)).format is None   # told from the file name
+        True
+        >>> Source(paths=("HuggingFaceFW/fineweb",), format="hub", split="train").field
+        'text'
+    """
+
+    paths: tuple[str, ...]
+    """Files, globs, folders, or one hub name."""
+    format: SourceFormat | None = None
+    """None: told from the file name (`.jsonl[.gz|.zst]`, `.json`, `.txt`, `.parquet`, `.npy`, `.bin`, a folder)."""
+    field: str = "text"
+    """Column or JSON key that holds a document's text."""
+    split: str | None = None
+    """Hub and Arrow datasets with several splits: which one."""
+    config_name: str | None = None
+    """Hub datasets with several configurations: which one."""
+    dtype: str = "uint16"
+    """Raw `.bin` files of token ids: their integer type."""
+
+    def __post_init__(self) -> None:
+        if not self.paths or any(not path for path in self.paths):
+            raise ConfigError("paths: empty; give at least one file, glob, folder or hub name")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Domain:
+    """A named source of training text with its own held-out sets (method.md section 2).
+
+    A missing `valid` or `test` is split off `train` by document, deterministically; `valid` chooses
+    mixtures and `test` judges them, so they are never the same documents.
+    """
+
+    name: str
+    train: Source
+    valid: Source | None = None
+    test: Source | None = None
+    max_epochs: float | None = None
+    """How often the training tokens may be repeated in one stage; None: no limit."""
+    holdout: float = field(default=0.05)
+    """Share of the documents split off `train` for each missing held-out set, in (0, 0.5)."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not _NAME.match(self.name):
+            problems.append(
+                f"domain name {self.name!r}: expected 1-80 letters, digits, '_', '-' or '.', starting with a letter or digit"
+            )
+        if self.max_epochs is not None and not self.max_epochs > 0:
+            problems.append(f"domain {self.name!r}: max_epochs is {self.max_epochs}; expected a positive number")
+        if not 0 < self.holdout < 0.5:
+            problems.append(f"domain {self.name!r}: holdout is {self.holdout}; expected a share in (0, 0.5)")
+        if problems:
+            raise ConfigError(problems)
