@@ -1,0 +1,200 @@
+"""From a fitted law to a recommendation: the optimum, its alternatives, and whether to move at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from opmix.errors import SolverError
+from opmix.mixing.constraints import Constraints
+from opmix.mixing.law import LawFit
+from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.mixing.posterior import LawDraws, MixtureDraws, draw_laws, percentiles, solve_draws
+from opmix.mixing.solver import Coordinates, Solution, SolveSettings, solve
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionSettings:
+    """When a predicted gain is believed."""
+
+    confidence: float = 0.9
+    """Move only where the probability of a gain over the reference is at least this."""
+    min_gain: float = 0.0
+    """Smallest expected gain worth a move, in nats."""
+    interval_level: float = 0.9
+    num_draws: int = 200
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """A mixture scored beside the proposal. Losses in nats per token; gains against the reference, positive is better."""
+
+    name: str
+    mixture: Mixture
+    predicted: Mapping[str, float]
+    objective: float
+    gain: float
+    gain_interval: tuple[float, float]
+    feasible: bool
+    note: str = ""
+    measured: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Move to the optimum or keep the reference, and why."""
+
+    action: Literal["move", "keep"]
+    reason: str
+    reference: str
+    gain: float
+    gain_interval: tuple[float, float]
+    probability: float
+    confidence: float
+    noise: float
+    """Standard deviation, in nats, that law misfit and interference add to every predicted difference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Everything the numbers say; `mixture` is the recommendation."""
+
+    mixture: Mixture
+    optimum: Solution
+    decision: Decision
+    interval: Mapping[str, tuple[float, float]]
+    alternatives: tuple[Alternative, ...]
+    draws: LawDraws
+    optima: MixtureDraws
+    coordinates: Coordinates
+    settings: SolveSettings
+    constraints: Constraints
+    decision_settings: DecisionSettings
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def decide(
+    fit: LawFit,
+    *,
+    candidates: Mapping[str, Mixture],
+    reference: str,
+    coordinates: Coordinates | None = None,
+    settings: SolveSettings | None = None,
+    constraints: Constraints | None = None,
+    decision: DecisionSettings | None = None,
+    noise: FloatArray | None = None,
+    structural: float = 0.0,
+    measured: Mapping[str, Mapping[str, float]] | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> Verdict:
+    """Solve, score the alternatives on the law's posterior, and move only where the gain outweighs the noise.
+
+    The gain of a draw is the drawn law's objective at the reference minus at the optimum, plus a normal error whose
+    deviation joins the law's left-one-out misfit of the objective (at both ends) and `structural`. So a predicted gain
+    of the size of the law's own error is not acted on (text-and-models.md tells of a run that this rule would have saved).
+
+    Args:
+        fit: The law.
+        candidates: Named mixtures to score; must contain `reference`.
+        reference: What "keep" means: the mixture in use now.
+        coordinates: Directions the search could vary; None: all domains.
+        settings: Objective, KL, prior.
+        constraints: What the mixture must obey.
+        decision: Confidence, draws, seed.
+        noise: Evaluation noise per draw, (B, M, E); see `posterior.resampling_noise`.
+        structural: Further standard deviation of a predicted difference of the objective, nats.
+        measured: Losses measured directly at candidates (a probe trained on just that mixture).
+        notes: Remarks by candidate.
+
+    Raises:
+        InfeasibleError: The constraints contradict each other.
+    """
+    settings, constraints = settings or SolveSettings(), constraints or Constraints()
+    rule = decision or DecisionSettings()
+    coordinates = coordinates or Coordinates.identity(fit.law.domains)
+    optimum = solve(fit.law, coordinates=coordinates, settings=settings, constraints=constraints)
+    draws = draw_laws(fit, num_draws=rule.num_draws, seed=rule.seed, noise=noise)
+    optima = solve_draws(draws, coordinates, settings, constraints)
+
+    scored = {"proposal": optimum.mixture, **{name: m.on(fit.law.domains) for name, m in candidates.items()}}
+    P = np.array([m.weights for m in scored.values()])
+    objectives = objective_values(draws.predict(P), settings)  # (B, A)
+    point = objective_values(fit.law.predict(P)[None], settings)[0]
+    where = list(scored).index(reference)
+    misfit = float(np.sqrt(np.mean(objective_residuals(fit.residuals, settings) ** 2)))
+    noise_sd = float(np.sqrt(2 * misfit**2 + structural**2))
+    error = np.random.default_rng([rule.seed, 1]).standard_normal(len(draws)) * noise_sd
+    gains = objectives[:, [where]] - objectives
+    alternatives = []
+    for a, (name, mixture) in enumerate(scored.items()):
+        predicted = dict(zip(fit.law.metrics, map(float, fit.law.predict(mixture.weights)[0]), strict=True))
+        same = bool(np.allclose(mixture.weights, P[where], atol=1e-9))
+        spread = gains[:, a] if same else gains[:, a] + error
+        alternatives.append(
+            Alternative(
+                name=name, mixture=mixture, predicted=predicted, objective=float(point[a]),
+                gain=float(point[where] - point[a]), gain_interval=percentiles(spread, rule.interval_level),
+                feasible=constraints.violation(mixture, predicted) <= 1e-6,
+                note=(notes or {}).get(name, ""), measured=(measured or {}).get(name),
+            )
+        )  # fmt: skip
+    verdict = _judge(alternatives, reference, gains[:, 0] + error, noise_sd, rule)
+    return Verdict(
+        mixture=optimum.mixture if verdict.action == "move" else scored[reference],
+        optimum=optimum,
+        decision=verdict,
+        interval=optima.interval(rule.interval_level),
+        alternatives=tuple(alternatives),
+        draws=draws,
+        optima=optima,
+        coordinates=coordinates,
+        settings=settings,
+        constraints=constraints,
+        decision_settings=rule,
+    )
+
+
+def objective_values(predicted: FloatArray, settings: SolveSettings) -> FloatArray:
+    """The loss part of the objective, (B, A), of predicted losses (B, A, E)."""
+    if settings.objective == "worst_case":
+        reference = 0.0 if settings.reference is None else settings.reference
+        return np.max(predicted - reference, axis=2)
+    return predicted @ settings.weights(predicted.shape[2])
+
+
+def objective_residuals(residuals: FloatArray, settings: SolveSettings) -> FloatArray:
+    """Law misfit of the objective at each point, (M,). The worst case takes the worst metric's."""
+    if settings.objective == "worst_case":
+        return residuals[np.arange(len(residuals)), np.abs(residuals).argmax(axis=1)]
+    return residuals @ settings.weights(residuals.shape[1])
+
+
+def _judge(
+    alternatives: list[Alternative], reference: str, gains: FloatArray, noise: float, rule: DecisionSettings
+) -> Decision:
+    proposal = alternatives[0]
+    kept = next(a for a in alternatives if a.name == reference)
+    probability = float(np.mean(gains > rule.min_gain))
+    low, high = percentiles(gains, rule.interval_level)
+    numbers = (
+        f"predicted gain {proposal.gain:+.4f} nats over {reference} ({rule.interval_level:.0%} interval {low:+.4f} to {high:+.4f}), "
+        f"probability of a gain {probability:.0%}"
+    )
+    action: Literal["move", "keep"] = "move"
+    if not kept.feasible:
+        reason = f"move: the {reference} mixture breaks the constraints; {numbers}"
+    elif probability >= rule.confidence and proposal.gain > rule.min_gain:
+        reason = f"move: {numbers}"
+    else:
+        action = "keep"
+        reason = f"keep the {reference} mixture: {numbers}, below the {rule.confidence:.0%} asked for (noise {noise:.4f} nats)"
+    if not np.isfinite(probability):
+        raise SolverError(f"the law's posterior is not finite ({numbers}); look at the proxy table for outliers")
+    return Decision(
+        action=action, reason=reason, reference=reference, gain=proposal.gain, gain_interval=(low, high),
+        probability=probability, confidence=rule.confidence, noise=noise,
+    )  # fmt: skip

@@ -1,0 +1,270 @@
+r"""The mixing law: loss_e(p) = c_e + exp(t_e . p), one per evaluation set (method.md section 3, step 4).
+
+Fitted on *mixture* coordinates. A design whose mixtures lie in a subspace (old and new data on a line) is the
+normal case: exponents live in the span of the design and `t` is the minimum-norm representative, so it
+predicts exactly where the design can tell and says nothing elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from opmix.errors import LawError
+from opmix.mixing.least_squares import Parameters, evaluate, fit_batch, huber
+from opmix.mixing.mixture import FloatArray
+
+RANK_TOLERANCE = 1e-5
+"""Singular values of the mixtures below this share of the largest count as zero."""
+
+_START_OFFSETS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+
+class FittedLaw(Protocol):
+    """What the solve, the decision and the report need of a law: predictions and the law's numbers."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Evaluation sets, E of them."""
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Domains, D of them."""
+
+    def predict(self, mixtures: FloatArray) -> FloatArray:
+        """Losses in nats per token, (M, E), at mixtures (M, D)."""
+
+
+@dataclass(frozen=True)
+class LogLinearLaw:
+    r"""Fitted parameters of `loss_e(p) = c_e + exp(t_e . p)`.
+
+    `c` is weakly identified (mixtures move losses little): it is a parameter of the curve, not an irreducible loss.
+    """
+
+    metrics: tuple[str, ...]
+    domains: tuple[str, ...]
+    c: FloatArray  # (E,) nats per token
+    t: FloatArray  # (E, D)
+    gamma: FloatArray  # (E,) nats per unit of interference; predictions are made at interference 0
+    rank: int
+
+    def predict(self, mixtures: FloatArray, interference: FloatArray | None = None) -> FloatArray:
+        """Losses in nats per token, (M, E), at mixtures (M, D).
+
+        Args:
+            mixtures: Shares per domain in the order of `domains`.
+            interference: Of each point, (M,); None: 0, that is, as if trained jointly on the mixture.
+        """
+        losses = self.c + np.exp(np.atleast_2d(mixtures) @ self.t.T)
+        return losses if interference is None else losses + interference[:, None] * self.gamma
+
+    def gradient(self, mixture: FloatArray) -> FloatArray:
+        """d loss_e / d p_d, (E, D), at one mixture (D,)."""
+        return np.exp(self.t @ mixture)[:, None] * self.t
+
+
+@dataclass(frozen=True)
+class LawQuality:
+    """How well one evaluation set's law holds. Losses in nats per token."""
+
+    huber: float
+    rmse: float
+    loo_rmse: float
+    spearman: float
+    loo_spearman: float
+
+
+@dataclass(frozen=True)
+class LawFit:
+    """A law with everything needed to judge it and to draw from its posterior."""
+
+    law: LogLinearLaw
+    quality: tuple[LawQuality, ...]
+    fitted: FloatArray  # (M, E) law at the points
+    loo: FloatArray  # (M, E) each point predicted by the law fitted without it
+    problem: LawProblem
+    params: Parameters  # batch of E
+
+    @property
+    def residuals(self) -> FloatArray:
+        """Observed minus left-one-out prediction, (M, E)."""
+        return self.problem.losses - self.loo
+
+
+@dataclass(frozen=True)
+class LawProblem:
+    """A table of points in the form the fit wants."""
+
+    metrics: tuple[str, ...]
+    domains: tuple[str, ...]
+    losses: FloatArray  # (M, E)
+    Z: FloatArray  # (M, K) mixtures in the design's own span
+    basis: FloatArray  # (D, K); t = basis z
+    v: FloatArray | None  # (M,) interference
+    delta: float
+
+    def solve(
+        self, Y: FloatArray, start: Parameters, *, weights: FloatArray | None = None, max_iterations: int = 60
+    ) -> tuple[Parameters, FloatArray]:
+        """Fit B laws to losses (B, M)."""
+        # 0 <= c keeps losses positive; c below every loss but the noise is all that exp > 0 allows.
+        bounds = (np.zeros(len(Y)), np.maximum(Y.mean(axis=1), 0.0))
+        return fit_batch(
+            self.Z, Y, start, v=self.v, weights=weights, delta=self.delta, c_bounds=bounds,
+            max_iterations=max_iterations,
+        )  # fmt: skip
+
+    def law(self, params: Parameters) -> LogLinearLaw:
+        """A batch of E parameters as a law over domains."""
+        return LogLinearLaw(
+            self.metrics, self.domains, params.c, params.z @ self.basis.T, params.gamma, self.Z.shape[1]
+        )
+
+
+def fit_law(
+    mixtures: FloatArray,
+    losses: FloatArray,
+    *,
+    domains: Sequence[str],
+    metrics: Sequence[str],
+    interference: FloatArray | None = None,
+    delta: float = 0.02,
+) -> LawFit:
+    r"""Fit one log-linear law per evaluation set by Huber regression.
+
+    Deterministic: several starts from log-linear regressions at different `c`, all polished together in one
+    batched Levenberg-Marquardt in float64 with analytic derivatives; the best objective wins.
+
+    Args:
+        mixtures: Shares per domain, (M, D), rows on the simplex.
+        losses: Held-out losses in nats per token, (M, E).
+        domains: D names.
+        metrics: E names.
+        interference: Of each point, (M,), >= 0; adds a term `gamma_e v` to the fit that predictions leave out.
+        delta: Huber threshold in nats (paper's code: 0.02).
+
+    Returns:
+        The law with in-sample and leave-one-out quality.
+
+    Raises:
+        LawError: Too few distinct points for the design's rank, non-finite numbers, a loss that never changes.
+
+    Examples:
+        >>> p = np.linspace(0.1, 0.9, 9)
+        >>> mixtures = np.stack([1 - p, p], axis=1)
+        >>> losses = (2.0 + np.exp(mixtures @ [-0.5, 0.4]))[:, None]
+        >>> fit = fit_law(mixtures, losses, domains=("old", "new"), metrics=("web",))
+        >>> bool(abs(fit.law.predict(np.array([[0.5, 0.5]]))[0, 0] - (2 + np.exp(-0.05))) < 1e-6)
+        True
+
+    References:
+        arXiv 2605.15220 (OP-Mix); the law is Ye et al., arXiv 2403.16952, and Olmix's fit, arXiv 2602.12237.
+    """
+    problem = _problem(mixtures, losses, tuple(domains), tuple(metrics), interference, delta)
+    params = _multi_start(problem)
+    fitted, _ = evaluate(problem.Z, problem.v, params)
+    loo = _leave_one_out(problem, params)
+    quality = tuple(
+        LawQuality(
+            huber=float(huber(losses[:, e] - fitted[e], delta).mean()),
+            rmse=float(np.sqrt(np.mean((losses[:, e] - fitted[e]) ** 2))),
+            loo_rmse=float(np.sqrt(np.mean((losses[:, e] - loo[:, e]) ** 2))),
+            spearman=rank_correlation(fitted[e], losses[:, e]),
+            loo_spearman=rank_correlation(loo[:, e], losses[:, e]),
+        )
+        for e in range(losses.shape[1])
+    )
+    return LawFit(problem.law(params), quality, fitted.T, loo, problem, params)
+
+
+def rank_correlation(a: FloatArray, b: FloatArray) -> float:
+    """Spearman's rho; NaN-free: 0 where one side is constant."""
+    from scipy.stats import rankdata
+
+    x, y = rankdata(a), rankdata(b)
+    x, y = x - x.mean(), y - y.mean()
+    scale = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / scale if scale > 0 else 0.0
+
+
+def _problem(
+    mixtures: FloatArray,
+    losses: FloatArray,
+    domains: tuple[str, ...],
+    metrics: tuple[str, ...],
+    interference: FloatArray | None,
+    delta: float,
+) -> LawProblem:
+    mixtures, losses = np.asarray(mixtures, dtype=np.float64), np.asarray(losses, dtype=np.float64)
+    if mixtures.shape != (len(losses), len(domains)) or losses.shape[1:] != (len(metrics),):
+        raise LawError(
+            f"mixtures {mixtures.shape} and losses {losses.shape} do not fit {len(domains)} domains and "
+            f"{len(metrics)} metrics; expected (M, D) and (M, E)"
+        )
+    for label, table, names in (("mixture", mixtures, domains), ("loss", losses, metrics)):
+        bad = np.argwhere(~np.isfinite(table))
+        if len(bad):
+            row, column = bad[0]
+            raise LawError(
+                f"point {row}: {label} {names[column]!r} is {table[row, column]}; expected finite numbers "
+                f"(remove the run or find out why it diverged)"
+            )
+    _, singular, directions = np.linalg.svd(mixtures, full_matrices=False)
+    rank = int(np.sum(singular > RANK_TOLERANCE * singular[0]))
+    distinct = len(np.unique(np.round(mixtures, 9), axis=0))
+    needed = rank + 2 + (interference is not None)
+    if rank < 2:
+        raise LawError(f"all {len(mixtures)} points have the same mixture; a law needs at least two different ones")
+    if distinct < rank + 1 or len(mixtures) < needed:
+        raise LawError(
+            f"{distinct} different mixtures ({len(mixtures)} points) for a law with {rank} exponents and a "
+            f"constant; expected at least {needed} points (better {2 * rank + 2}): add proxies or drop domains"
+        )
+    flat = [m for m, column in zip(metrics, losses.T, strict=True) if np.ptp(column) < 1e-12]
+    if flat:
+        raise LawError(f"metric {flat[0]!r} has the same loss at every point; no law can be fitted to it, leave it out")
+    basis = directions[:rank].T
+    return LawProblem(metrics, domains, losses, mixtures @ basis, basis, interference, delta)
+
+
+def _multi_start(problem: LawProblem) -> Parameters:
+    """Best of several deterministic starts per evaluation set."""
+    losses, Z = problem.losses, problem.Z
+    lowest, spread = losses.min(axis=0), np.ptp(losses, axis=0)
+    constants, exponents = [], []
+    for offset in _START_OFFSETS:
+        c = np.maximum(lowest - offset * spread, 0.0)
+        for e in range(losses.shape[1]):
+            above = np.maximum(losses[:, e] - c[e], 1e-3 * spread[e])
+            # weights: an error in log(y - c) is worth (y - c) times as much in y
+            exponents.append(np.linalg.lstsq(Z * above[:, None], np.log(above) * above, rcond=None)[0])
+        constants.append(c)
+    num_starts, num_metrics = len(_START_OFFSETS), losses.shape[1]
+    start = Parameters(np.concatenate(constants), np.array(exponents), np.zeros(num_starts * num_metrics))
+    params, objective = problem.solve(np.tile(losses.T, (num_starts, 1)), start, max_iterations=200)
+    objective = np.where(np.isfinite(objective), objective, np.inf).reshape(num_starts, num_metrics)
+    if not np.all(np.isfinite(objective.min(axis=0))):
+        failed = problem.metrics[int(np.argmax(objective.min(axis=0)))]
+        raise LawError(f"metric {failed!r}: no start converged; look at its losses for outliers or wrong units")
+    best = objective.argmin(axis=0) * num_metrics + np.arange(num_metrics)
+    return params.take(best)
+
+
+def _leave_one_out(problem: LawProblem, params: Parameters) -> FloatArray:
+    """Every point predicted by the law refitted without it, (M, E); exact refits, warm-started."""
+    points, num_metrics = problem.losses.shape
+    loo = np.empty_like(problem.losses)
+    weights = 1.0 - np.eye(points)
+    for e in range(num_metrics):
+        start = Parameters(
+            np.repeat(params.c[e], points), np.repeat(params.z[e : e + 1], points, axis=0), np.repeat(params.gamma[e], points)
+        )
+        refits, _ = problem.solve(
+            np.tile(problem.losses[:, e], (points, 1)), start, weights=weights, max_iterations=4 if points > 100 else 40
+        )
+        loo[:, e] = np.diagonal(evaluate(problem.Z, problem.v, refits)[0])
+    return loo

@@ -1,0 +1,325 @@
+r"""The convex problem: min_p sum_e omega_e exp(t_e . p) + lambda KL(p || q) under constraints.
+
+Solved as a conic program by Clarabel (exponential cones for the laws and the KL term), which knows infeasible
+from difficult. No answer leaves without a certificate that does not depend on the solver: the Frank-Wolfe gap,
+computed by HiGHS on the linearised problem, bounds how far the objective can be from its minimum.
+
+The variables are *coordinates* x on a simplex; `p = E^T x` are domains. Where old data is one coordinate, its
+inner proportions stay what they were, because no probe has varied them; the KL term lives on domains.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from scipy import sparse
+
+from opmix.errors import ConfigError, InfeasibleError, SolverError
+from opmix.mixing.constraints import Constraints, LinearRow
+from opmix.mixing.law import LogLinearLaw
+from opmix.mixing.mixture import FloatArray, Mixture
+
+Objective = Literal["mean", "weighted", "worst_case"]
+
+GAP_TOLERANCE = 1e-5
+"""Largest certified distance from the optimum that is accepted, in nats (times the objective where that exceeds 1)."""
+VIOLATION_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """The directions a search can tell apart: each stands for a mixture of domains.
+
+    Overlap is allowed: a domain may be inside `old` and a coordinate of its own.
+    """
+
+    names: tuple[str, ...]
+    domains: tuple[str, ...]
+    E: FloatArray  # (C, D), rows on the simplex
+
+    @classmethod
+    def identity(cls, domains: Sequence[str]) -> Coordinates:
+        """Every domain is its own coordinate."""
+        return cls(tuple(domains), tuple(domains), np.eye(len(domains)))
+
+    def mixture(self, x: FloatArray) -> Mixture:
+        """`p = E^T x`."""
+        return Mixture(self.domains, np.maximum(self.E.T @ x, 0) / np.maximum(self.E.T @ x, 0).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolveSettings:
+    """What is minimised.
+
+    `mean`: the average of `exp(t_e . p)` over evaluation sets (the paper's); `weighted`: with weights `omega` that add
+    up to one; `worst_case`: the largest `c_e + exp(t_e . p) - reference_e`.
+    """
+
+    objective: Objective = "mean"
+    omega: FloatArray | None = None  # (E,)
+    reference: FloatArray | None = None  # (E,) nats; worst_case only; None: zeros
+    kl: float = 0.05
+    prior: Mixture | None = None  # None: uniform over domains
+
+    def weights(self, num_metrics: int) -> FloatArray:
+        """omega, normalised."""
+        omega = np.ones(num_metrics) if self.omega is None or self.objective == "mean" else np.asarray(self.omega)
+        if omega.shape != (num_metrics,) or np.any(omega < 0) or omega.sum() <= 0:
+            raise ConfigError(f"objective weights {omega}; expected {num_metrics} numbers >= 0, at least one positive")
+        return omega / omega.sum()
+
+
+@dataclass(frozen=True)
+class Solution:
+    """An answer with the evidence that it is one."""
+
+    mixture: Mixture
+    coordinates: FloatArray  # (C,)
+    objective: float
+    gap: float
+    max_violation: float
+    status: str
+    iterations: int
+    seconds: float
+
+
+def solve(
+    law: LogLinearLaw,
+    *,
+    coordinates: Coordinates | None = None,
+    settings: SolveSettings | None = None,
+    constraints: Constraints | None = None,
+    certify: bool = True,
+) -> Solution:
+    r"""Solve `min_x  f(E^T x) + lambda KL(E^T x || q)` over the simplex and the constraints.
+
+    Args:
+        law: Fitted laws of E evaluation sets over D domains.
+        coordinates: What can be varied; None: every domain on its own.
+        settings: Objective, KL weight and prior. The default is the paper's: mean, 0.05, uniform.
+        constraints: Linear constraints on domains and limits on predicted losses.
+        certify: Compute the optimality certificate; bootstrap draws go without.
+
+    Raises:
+        InfeasibleError: Names constraints that contradict each other (an irreducible set).
+        SolverError: The solver failed, or its answer does not pass the certificate.
+
+    Examples:
+        A linear loss has the closed form q exp(-a / lambda):
+
+        >>> law = LogLinearLaw(("m",), ("a", "b"), np.zeros(1), np.array([[0.001, 0.0]]), np.zeros(1), 2)
+        >>> answer = solve(law, settings=SolveSettings(kl=0.001))
+        >>> round(answer.mixture["a"], 3), round(1 / (1 + np.exp(1.0)), 3)
+        (0.269, 0.269)
+    """
+    started = time.perf_counter()
+    problem = _Problem.build(law, coordinates, settings or SolveSettings(), constraints or Constraints())
+    x, status, iterations = problem.conic()
+    p = problem.E.T @ x
+    objective = problem.value(p)
+    violation = problem.violation(p)
+    gap = problem.frank_wolfe_gap(p, objective) if certify else float("nan")
+    solution = Solution(
+        problem.coordinates.mixture(x), x, objective, gap, violation, status, iterations, time.perf_counter() - started
+    )
+    scale = max(1.0, abs(objective))
+    if violation > VIOLATION_TOLERANCE or (certify and not gap <= GAP_TOLERANCE * scale):
+        raise SolverError(
+            f"the solver's answer ({status}) is not certified: optimality gap {gap:.2e} (accepted {GAP_TOLERANCE * scale:.0e}), "
+            f"worst constraint violation {violation:.2e} (accepted {VIOLATION_TOLERANCE:.0e}); "
+            "check the law for extreme exponents or loosen near-contradictory constraints"
+        )
+    return solution
+
+
+@dataclass(frozen=True)
+class _Problem:
+    law: LogLinearLaw
+    coordinates: Coordinates
+    settings: SolveSettings
+    constraints: Constraints
+    rows: tuple[LinearRow, ...]
+    q: FloatArray  # (D,)
+    omega: FloatArray
+
+    @property
+    def E(self) -> FloatArray:  # noqa: N802  (the matrix of the docstring)
+        return self.coordinates.E
+
+    @classmethod
+    def build(
+        cls, law: LogLinearLaw, coordinates: Coordinates | None, settings: SolveSettings, constraints: Constraints
+    ) -> _Problem:
+        coordinates = coordinates or Coordinates.identity(law.domains)
+        if coordinates.domains != law.domains:
+            raise ConfigError(f"coordinates are over {coordinates.domains}, the law over {law.domains}; expected the same")
+        if not (np.isfinite(settings.kl) and settings.kl >= 0):
+            raise ConfigError(f"kl: {settings.kl}; expected a number >= 0")
+        constraints.check(law.domains, law.metrics)
+        prior = settings.prior if settings.prior is not None else Mixture.uniform(law.domains)
+        q = prior.on(law.domains).weights
+        if settings.kl > 0 and np.any(q == 0):
+            # KL is infinite where the prior has no mass: say so as a constraint rather than diverge.
+            empty = {d: 0.0 for d, mass in zip(law.domains, q, strict=True) if mass == 0}
+            constraints = replace(constraints, fixed={**empty, **constraints.fixed})
+        rows = tuple(constraints.rows(law.domains))
+        return cls(law, coordinates, settings, constraints, rows, q, settings.weights(len(law.metrics)))
+
+    # -- the objective, exactly --------------------------------------------------------------------------------
+
+    def _reference(self) -> FloatArray:
+        reference = self.settings.reference
+        return np.zeros(len(self.law.metrics)) if reference is None else np.asarray(reference, dtype=np.float64)
+
+    def _worst_gaps(self, p: FloatArray) -> FloatArray:
+        return self.law.predict(p[None])[0] - self._reference()
+
+    def value(self, p: FloatArray) -> float:
+        """Objective at a mixture (D,)."""
+        used = p > 0
+        kl = float(np.sum(p[used] * np.log(p[used] / np.maximum(self.q[used], 1e-300)))) if self.settings.kl else 0.0
+        if self.settings.objective == "worst_case":
+            return float(self._worst_gaps(p).max()) + self.settings.kl * kl
+        return float(self.omega @ np.exp(self.law.t @ p)) + self.settings.kl * kl
+
+    def violation(self, p: FloatArray) -> float:
+        worst = max((float(r.row @ p - r.bound) for r in self.rows), default=0.0)
+        losses = dict(zip(self.law.metrics, self.law.predict(p[None])[0], strict=True))
+        return max([worst, 0.0, *(losses[m] - limit for m, limit in self.constraints.max_loss.items())])
+
+    # -- the certificate ---------------------------------------------------------------------------------------
+
+    def frank_wolfe_gap(self, p: FloatArray, objective: float) -> float:
+        """Upper bound on `objective - minimum`, whatever solver found p.
+
+        Every convex function lies above its tangent, so minimising the tangents of objective and loss limits over
+        the linear constraints (an LP) gives a lower bound on the minimum.
+        """
+        from scipy.optimize import linprog
+
+        C, D = self.E.shape
+        interior = np.maximum(p, 1e-12)
+        slope = np.zeros(D)
+        if self.settings.kl:
+            slope = self.settings.kl * np.where(self.q > 0, np.log(interior / np.maximum(self.q, 1e-300)) + 1, 0.0)
+        A = [np.append(self.E @ r.row, 0.0) for r in self.rows]
+        b = [r.bound + 1e-12 for r in self.rows]
+        gradient, predicted = self.law.gradient(p), self.law.predict(p[None])[0]
+        worst = self.settings.objective == "worst_case"
+        if not worst:
+            slope = slope + self.omega @ gradient
+        for metric, limit in self.constraints.max_loss.items():
+            e = self.law.metrics.index(metric)
+            A.append(np.append(self.E @ gradient[e], 0.0))
+            b.append(limit - predicted[e] + gradient[e] @ p + 1e-9)
+        gaps = self._worst_gaps(p)
+        if worst:  # epigraph variable tau: tangent of every loss stays below it
+            for e in range(len(gaps)):
+                A.append(np.append(self.E @ gradient[e], -1.0))
+                b.append(float(gradient[e] @ p - gaps[e]))
+        result = linprog(
+            np.append(self.E @ slope, 1.0 if worst else 0.0),
+            A_ub=np.array(A) if A else None,
+            b_ub=np.array(b) if b else None,
+            A_eq=np.append(np.ones(C), 0.0)[None],
+            b_eq=[1.0],
+            bounds=[(0, None)] * C + [(None, None) if worst else (0, 0)],
+            method="highs",
+        )
+        if result.status != 0:
+            return float("inf")
+        here = slope @ p + (gaps.max() if worst else 0.0)
+        return max(0.0, float(here - result.fun))
+
+    # -- the conic program -------------------------------------------------------------------------------------
+
+    def conic(self) -> tuple[FloatArray, str, int]:
+        solution = _run_clarabel(self, self.rows, tuple(self.constraints.max_loss), with_objective=True)
+        status = str(solution.status)
+        if status in ("PrimalInfeasible", "AlmostPrimalInfeasible"):
+            raise InfeasibleError(self._conflicts())
+        if status not in ("Solved", "AlmostSolved"):
+            conflicts = self._conflicts(check_only=True)
+            if conflicts:
+                raise InfeasibleError(conflicts)
+            raise SolverError(
+                f"the conic solver ended with {status} after {solution.iterations} iterations; "
+                "check the law for extreme exponents (|t| above 50) or near-contradictory constraints"
+            )
+        x = np.maximum(np.array(solution.x[: self.E.shape[0]]), 0.0)
+        return x / x.sum(), status, int(solution.iterations)
+
+    def _conflicts(self, *, check_only: bool = False) -> list[str]:
+        """An irreducible set of contradictory constraints, by deletion: what remains is needed for the conflict."""
+        labels = list(dict.fromkeys(r.label for r in self.rows)) + list(self.constraints.max_loss)
+
+        def feasible(kept: Sequence[str]) -> bool:
+            rows = tuple(r for r in self.rows if r.label in kept)
+            limits = tuple(m for m in self.constraints.max_loss if m in kept)
+            return str(_run_clarabel(self, rows, limits, with_objective=False).status) in ("Solved", "AlmostSolved")
+
+        if check_only and feasible(labels):
+            return []
+        kept = labels
+        for label in labels:
+            without = [other for other in kept if other != label]
+            if not feasible(without):
+                kept = without
+        sentences = [self.constraints.loss_label(k) if k in self.constraints.max_loss else k for k in kept]
+        if self.coordinates.names != self.coordinates.domains:
+            sentences.append(f"shares add up to 1, and only {', '.join(self.coordinates.names)} can be varied")
+        else:
+            sentences.append("shares add up to 1")
+        return sentences
+
+
+def _run_clarabel(
+    problem: _Problem, rows: Sequence[LinearRow], limits: Sequence[str], *, with_objective: bool
+) -> object:
+    """Variables: x (C), u (one per law used), s (one per domain, KL), tau (worst case)."""
+    import clarabel
+
+    E, law, settings = problem.E, problem.law, problem.settings
+    C, D = E.shape
+    worst = settings.objective == "worst_case"
+    used = list(range(len(law.metrics))) if with_objective else [law.metrics.index(m) for m in limits]
+    kl_on = [d for d in range(D) if problem.q[d] > 0] if with_objective and settings.kl > 0 else []
+    U, S = len(used), len(kl_on)
+    n = C + U + S + 1
+    cost = np.zeros(n)
+    if with_objective:
+        cost[C : C + U] = 0.0 if worst else problem.omega
+        cost[C + U : C + U + S] = settings.kl
+        cost[-1] = 1.0 if worst else 0.0
+    zero = [(np.append(np.ones(C), np.zeros(n - C)), 1.0)]
+    if not worst or not with_objective:
+        zero.append((np.eye(n)[-1], 0.0))
+    nonneg = [(-np.eye(n)[i], 0.0) for i in range(C)]
+    nonneg += [(np.append(E @ r.row, np.zeros(n - C)), r.bound) for r in rows]
+    for metric in limits:
+        e = law.metrics.index(metric)
+        nonneg.append((np.eye(n)[C + used.index(e)], problem.constraints.max_loss[metric] - law.c[e]))
+    if worst and with_objective:
+        reference = problem._reference()
+        nonneg += [(np.eye(n)[C + i] - np.eye(n)[-1], reference[e] - law.c[e]) for i, e in enumerate(used)]
+    exponential = []  # (a, b, c): b exp(a / b) <= c, written as s = h - G x in the cone
+    for i, e in enumerate(used):
+        exponential += [(np.append(-(E @ law.t[e]), np.zeros(n - C)), 0.0), (np.zeros(n), 1.0), (-np.eye(n)[C + i], 0.0)]
+    for i, d in enumerate(kl_on):  # p log(p / q) <= s  <=>  p exp(-s / p) <= q
+        share = np.append(-E[:, d], np.zeros(n - C))
+        exponential += [(np.eye(n)[C + U + i], 0.0), (share, 0.0), (np.zeros(n), float(problem.q[d]))]
+    everything = zero + nonneg + exponential
+    A = sparse.csc_matrix(np.array([row for row, _ in everything]))
+    b = np.array([bound for _, bound in everything])
+    cones = [clarabel.ZeroConeT(len(zero)), clarabel.NonnegativeConeT(len(nonneg))]
+    cones += [clarabel.ExponentialConeT()] * (U + S)
+    options = clarabel.DefaultSettings()
+    options.verbose = False
+    options.max_iter = 200
+    options.tol_gap_abs = options.tol_gap_rel = 1e-13
+    options.tol_feas = 1e-11
+    return clarabel.DefaultSolver(sparse.csc_matrix((n, n)), cost, A, b, cones, options).solve()
