@@ -1,0 +1,126 @@
+"""`opmix fit`: law, solve and decision on anybody's finished runs; no model needed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opmix.mixing.constraints import Constraints
+from opmix.mixing.decision import DecisionSettings, Verdict, decide
+from opmix.mixing.law import LawFit, fit_law
+from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.mixing.solver import SolveSettings
+from opmix.mixing.swarm import read_mixtures, read_prior, read_swarm
+from opmix.mixing.table import ProxyTable
+from opmix.results import draws_json, environment, verdict_json, write_json, write_text
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a swarm says."""
+
+    table: ProxyTable
+    fit: LawFit
+    verdict: Verdict
+    notes: tuple[str, ...]
+    predictions: tuple[tuple[str, ...], FloatArray] | None = None
+
+    @property
+    def mixture(self) -> Mixture:
+        """The recommendation."""
+        return self.verdict.mixture
+
+    def json(self) -> dict[str, Any]:
+        """The content of `mixture.json`."""
+        return verdict_json("fit", self.fit, self.verdict, notes=list(self.notes))
+
+    def write(self, folder: Path, *, inputs: dict[str, Any] | None = None) -> None:
+        """Write `mixture.json`, `law_draws.json`, `manifest.json`, the table, predictions and the report."""
+        from opmix.report import write_report
+
+        write_json(folder / "mixture.json", self.json())
+        write_json(folder / "law_draws.json", draws_json(self.verdict))
+        write_json(folder / "manifest.json", {"command": "fit", "inputs": inputs or {}, **environment()})
+        self.table.write(folder / "tables" / "proxies.csv")
+        if self.predictions is not None:
+            write_text(folder / "predictions.csv", predictions_csv(*self.predictions, self.fit.law.metrics))
+        write_report(folder)
+
+
+def fit_runs(
+    ratios: Path,
+    metrics: Path | None = None,
+    *,
+    prior: Path | None = None,
+    kl: float = 0.05,
+    predict: Path | None = None,
+    constraints: Constraints | None = None,
+    decision: DecisionSettings | None = None,
+    huber_delta: float = 0.02,
+) -> FitResult:
+    """Fit mixing laws to finished runs and solve for the mixture.
+
+    Args:
+        ratios: Shares per run, or one joined table with `ratio_*` and `loss_*` columns.
+        metrics: Losses per run; None: the joined table.
+        prior: JSON, domain to share; None: uniform.
+        kl: Weight of the KL term.
+        predict: Ratios to predict losses for.
+        constraints: What the mixture must obey.
+        decision: When to believe the gain; the reference that "keep" means is the prior.
+        huber_delta: Of the law's regression, nats.
+
+    Raises:
+        DataError: Tables that cannot be read or do not match.
+        LawError: Too few or degenerate runs.
+        InfeasibleError: Constraints that contradict each other.
+    """
+    clock = [time.perf_counter()]
+    swarm = read_swarm(ratios, metrics)
+    table = swarm.table
+    chosen = read_prior(prior, table.domains) if prior is not None else Mixture.uniform(table.domains)
+    wanted = read_mixtures(predict, table.domains) if predict is not None else None
+    clock.append(time.perf_counter())
+    fit = fit_law(table.mixtures, table.losses, domains=table.domains, metrics=table.metrics, delta=huber_delta)
+    clock.append(time.perf_counter())
+    verdict = decide(
+        fit,
+        candidates=_candidates(table, chosen, uniform=prior is not None),
+        reference="prior",
+        settings=SolveSettings(kl=kl, prior=chosen),
+        constraints=constraints,
+        decision=decision,
+        notes={"best run": f"run {table.points[int(table.losses.mean(axis=1).argmin())]!r}, lowest mean loss of the swarm"},
+    )
+    clock.append(time.perf_counter())
+    seconds = dict(zip(("read", "fit", "solve_and_decide"), np.diff(clock), strict=True))
+    predictions = None if wanted is None else (wanted[0], fit.law.predict(wanted[1]))
+    notes = (*swarm.notes, *(() if wanted is None else wanted[2]))
+    return FitResult(table, fit, replace(verdict, seconds=seconds), notes, predictions)
+
+
+def _candidates(table: ProxyTable, prior: Mixture, *, uniform: bool) -> dict[str, Mixture]:
+    best = int(table.losses.mean(axis=1).argmin())
+    named = {"prior": prior}
+    if uniform:
+        named["uniform"] = Mixture.uniform(table.domains)
+    named["mean of runs"] = Mixture.normalised(dict(zip(table.domains, table.mixtures.mean(axis=0), strict=True)))
+    named["best run"] = Mixture.normalised(dict(zip(table.domains, table.mixtures[best], strict=True)))
+    return named
+
+
+def predictions_csv(runs: Sequence[str], losses: FloatArray, metrics: Sequence[str]) -> str:
+    """`run` and one column per metric."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", *metrics])
+    for run, row in zip(runs, losses, strict=True):
+        writer.writerow([run, *(repr(float(x)) for x in row)])
+    return text.getvalue()

@@ -1,0 +1,163 @@
+"""The files a decision leaves behind: `mixture.json`, `law_draws.json`, `manifest.json`, the proxy table.
+
+One schema for `search` and `fit`; the report, the exporters and other people's scripts read it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opmix.errors import StoreError
+from opmix.mixing.decision import Alternative, Verdict
+from opmix.mixing.law import LawFit
+from opmix.mixing.mixture import Mixture
+
+SCHEMA = 1
+_REPORT_DRAWS = 64
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file whole or not at all: temporary name, flush, rename.
+
+    Raises:
+        StoreError: The folder cannot be written (full, read-only).
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise StoreError(f"{path}: cannot be written ({error.strerror or error}); free space or choose another --out") from error
+    return path
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Write JSON atomically; NaN and infinity become null."""
+    return write_text(path, json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value
+
+
+def laws_json(fit: LawFit) -> dict[str, Any]:
+    """Per evaluation set: loss = c + exp(sum_d t_d p_d), and how well it holds."""
+    return {
+        metric: {
+            "c": fit.law.c[e],
+            "t": dict(zip(fit.law.domains, fit.law.t[e], strict=True)),
+            "interference": fit.law.gamma[e],
+            "huber": quality.huber,
+            "rmse": quality.rmse,
+            "loo_rmse": quality.loo_rmse,
+            "spearman": quality.spearman,
+            "loo_spearman": quality.loo_spearman,
+            "num_points": len(fit.fitted),
+            "rank": fit.law.rank,
+        }
+        for e, (metric, quality) in enumerate(zip(fit.law.metrics, fit.quality, strict=True))
+    }
+
+
+def verdict_json(kind: str, fit: LawFit, verdict: Verdict, **extra: Any) -> dict[str, Any]:
+    """The content of `mixture.json`."""
+    settings, coordinates = verdict.settings, verdict.coordinates
+    domains = fit.law.domains
+    collapsed = coordinates.names != coordinates.domains
+    content = {
+        "schema": SCHEMA,
+        "kind": kind,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "formula": "optimum = argmin_p objective(c_e + exp(sum_d t_ed p_d)) + kl * KL(p || prior), constants dropped",
+        "mixture": dict(verdict.mixture),
+        "optimum": dict(verdict.optimum.mixture),
+        "interval": verdict.interval,
+        "interval_level": verdict.decision_settings.interval_level,
+        "decision": vars(verdict.decision),
+        "laws": laws_json(fit),
+        "alternatives": [_alternative(a) for a in verdict.alternatives],
+        "solver": {
+            "status": verdict.optimum.status,
+            "objective": verdict.optimum.objective,
+            "gap": verdict.optimum.gap,
+            "max_violation": verdict.optimum.max_violation,
+            "iterations": verdict.optimum.iterations,
+            "seconds": verdict.optimum.seconds,
+            "infeasible_draws": verdict.optima.infeasible,
+        },
+        "settings": {
+            "objective": settings.objective,
+            "weights": None if settings.omega is None else dict(zip(fit.law.metrics, settings.omega, strict=True)),
+            "kl": settings.kl,
+            "prior": dict(settings.prior or Mixture.uniform(domains)),
+            "constraints": verdict.constraints.sentences(domains),
+            "huber_delta": fit.problem.delta,
+            "draws": len(verdict.draws),
+            "seed": verdict.decision_settings.seed,
+        },
+        "coordinates": {
+            "names": list(coordinates.names),
+            "mixtures": {n: dict(zip(domains, row, strict=True)) for n, row in zip(coordinates.names, coordinates.E, strict=True)},
+        }
+        if collapsed
+        else None,
+        "units": "nats per token",
+        "seconds": dict(verdict.seconds),
+    }
+    return plain({**content, **extra})
+
+
+def _alternative(a: Alternative) -> dict[str, Any]:
+    return {**vars(a), "mixture": dict(a.mixture), "predicted": dict(a.predicted), "measured": None if a.measured is None else dict(a.measured)}
+
+
+def draws_json(verdict: Verdict) -> dict[str, Any]:
+    """Posterior draws for live intervals, thinned."""
+    chosen = np.linspace(0, len(verdict.draws) - 1, min(_REPORT_DRAWS, len(verdict.draws))).astype(int)
+    return {
+        "metrics": verdict.draws.metrics,
+        "domains": verdict.draws.domains,
+        "c": verdict.draws.c[chosen],
+        "t": verdict.draws.t[chosen],
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for the manifest."""
+    versions = {}
+    for name in ("opmix", "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "scipy", "clarabel"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count(), "versions": versions}
