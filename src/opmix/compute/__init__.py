@@ -1,0 +1,1 @@
+"""What things cost: FLOPs and the ledger (standard library only)."""

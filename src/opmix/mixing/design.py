@@ -1,0 +1,158 @@
+"""What to train probes on and which interpolations to look at.
+
+The published design rests on "the loss depends on the mixture alone", which averaged adapters break: proxies made
+of several specialised probes can be worse than one probe trained jointly on the same mixture. So every design
+here contains *twins*: different interpolation weights that stand for the same mixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from opmix.errors import ConfigError
+from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
+from opmix.mixing.solver import Coordinates
+
+OLD = "old"
+JOINT = "joint"
+
+
+@dataclass(frozen=True)
+class StageDesign:
+    """Probes of a stage, the coordinates they can tell apart, and the points to evaluate."""
+
+    probes: ProbeDesign
+    coordinates: Coordinates
+    points: tuple[InterpolationWeights, ...]
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    twins: tuple[tuple[int, int], ...]
+    """Pairs of points with different weights and the same mixture: (jointly trained, averaged)."""
+
+    @property
+    def mixtures(self) -> FloatArray:
+        """`p = R^T w` of every point, (M, D)."""
+        return np.array([self.probes.mixture_of(w).weights for w in self.points])
+
+
+def coordinates_of(domains: Sequence[str], old: Mixture | None) -> Coordinates:
+    """Directions a stage can vary.
+
+    All domains already in the old mixture (or none known): every domain is free (pretraining, rebalancing). Otherwise
+    `old` is one coordinate with its inner proportions kept, and each new domain is one.
+    """
+    new = new_domains(domains, old)
+    if old is None or not new:
+        return Coordinates.identity(domains)
+    if OLD in domains:
+        raise ConfigError(f"domain name {OLD!r} is taken by the old mixture as a coordinate; rename the domain")
+    rows = [old.on(domains).weights, *(np.eye(len(domains))[list(domains).index(d)] for d in new)]
+    return Coordinates((OLD, *new), tuple(domains), np.array(rows))
+
+
+def new_domains(domains: Sequence[str], old: Mixture | None) -> tuple[str, ...]:
+    """Domains the current model has not been trained on."""
+    return tuple(d for d in domains if old is None or old.get(d, 0.0) == 0)
+
+
+def design_stage(
+    domains: Sequence[str],
+    old: Mixture | None,
+    *,
+    share: float = 0.9,
+    joint: bool = True,
+    num_points: int | None = None,
+    seed: int = 0,
+) -> StageDesign:
+    r"""Probes and points of one stage (method.md section 3, steps 1 and 2).
+
+    Continual stage: an `old` probe on `share` old + rest new, one probe per new domain d on `share` d + rest old, and
+    (unless `joint` is off) a `joint` probe on the centre of these. Rebalancing: an `old` probe on the old mixture m and one per domain on
+    `share` d + rest m; averaging those with weights m gives m again, so `old` is the joint probe.
+
+    Args:
+        domains: D names.
+        old: Mixture the model was last trained on; None: uniform.
+        share: Of a probe's own data, in (0.5, 1].
+        joint: Train the joint probe in continual stages (one probe more than the paper's).
+        num_points: Interpolated points besides the probes themselves; None: 9 on a line, else 2 P + 6.
+        seed: Of the Dirichlet points.
+
+    Raises:
+        ConfigError: Fewer than two domains, or a share outside (0.5, 1].
+    """
+    if len(domains) < 2:
+        raise ConfigError(f"domains: {list(domains)}; a mixture needs at least two")
+    if not 0.5 < share <= 1:
+        raise ConfigError(f"probes.share: {share}; expected a number in (0.5, 1]")
+    coordinates = coordinates_of(domains, old)
+    collapsed = coordinates.names != coordinates.domains
+    m = (old or Mixture.uniform(domains)).on(domains).weights
+    if collapsed:
+        new = coordinates.E[1:]
+        specialists = np.array([share * m + (1 - share) * new.mean(axis=0), *(share * d + (1 - share) * m for d in new)])
+        names = coordinates.names
+        R, probes = specialists, list(names)
+        if joint:
+            R, probes = np.vstack([specialists, specialists.mean(axis=0)]), [*names, JOINT]
+            twin = np.append(np.full(len(names), 1 / len(names)), 0.0)
+    else:
+        R = np.array([m, *(share * e + (1 - share) * m for e in np.eye(len(domains)))])
+        probes, twin = [OLD, *domains], np.append(0.0, m)
+        joint = True
+    design = ProbeDesign(tuple(probes), tuple(domains), R)
+    inner = _interpolations(len(probes), coordinates, joint=joint, num_points=num_points, seed=seed)
+    centre = (len(probes) - 1) if collapsed else 0
+    points = [*np.eye(len(probes)), *([twin] if joint else []), *inner]
+    labels = [*(f"probe {p}" for p in probes), *(["twin"] if joint else []), *(f"proxy {i + 1}" for i in range(len(inner)))]
+    kinds = ["probe"] * len(probes) + ["proxy"] * (len(points) - len(probes))
+    return StageDesign(
+        design,
+        coordinates,
+        tuple(InterpolationWeights(tuple(probes), w) for w in points),
+        tuple(labels),
+        tuple(kinds),
+        ((centre, len(probes)),) if joint else (),
+    )
+
+
+def _interpolations(
+    num_probes: int, coordinates: Coordinates, *, joint: bool, num_points: int | None, seed: int
+) -> list[FloatArray]:
+    """Interior points: a grid on the line for two specialists, Dirichlet(1) points otherwise."""
+    collapsed = coordinates.names != coordinates.domains
+    if collapsed and len(coordinates.names) == 2:
+        inner = []
+        grid = np.linspace(0, 1, (num_points or 9) + 2)[1:-1]
+        for position, a in enumerate(grid):
+            if not joint:
+                inner.append(np.array([1 - a, a]))
+                continue
+            # Half of the points lean on the joint probe, half do without: that separates the mixture from the averaging.
+            lean = (1 - abs(2 * a - 1)) * (position % 2 == 0)
+            rest = np.array([1 - a, a]) - 0.5 * lean
+            point = np.append(rest, lean)
+            if abs(a - 0.5) > 1e-9:
+                inner.append(point)
+        return inner
+    rng = np.random.default_rng(seed)
+    count = num_points if num_points is not None else 2 * num_probes + 6
+    return list(rng.dirichlet(np.ones(num_probes), size=count))
+
+
+def interference(weights: FloatArray, gram: FloatArray) -> FloatArray:
+    r"""Spread of the mixed delta weights, `sum_k w_k |dW_k|^2 - |sum_k w_k dW_k|^2`, (M,).
+
+    Zero at a single probe, positive where adapters that point different ways are averaged: the second-order cost of
+    interpolating instead of training jointly.
+
+    Args:
+        weights: Interpolation weights, (M, P).
+        gram: Inner products of the delta weights, (P, P).
+    """
+    weights = np.atleast_2d(weights)
+    spread: FloatArray = weights @ np.diag(gram) - np.einsum("mp,pq,mq->m", weights, gram, weights)
+    return np.maximum(spread, 0.0)

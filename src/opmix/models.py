@@ -1,0 +1,362 @@
+"""Causal language models as opmix uses them: loading, what LoRA may touch, sizes and identity.
+
+Everything here works on a bare model and on one that carries PEFT adapters: `base_modules` looks through the
+adapters, so names are always those of the base model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.pytorch_utils import Conv1D
+
+from opmix.errors import ModelError
+
+DtypeName = Literal["auto", "float32", "bfloat16"]
+
+_HASH_CHUNK = 1 << 24
+"""Elements hashed at a time: bounds the copy that leaves the accelerator."""
+_WRAPPERS = ("base_layer", "original_module")
+"""Attribute under which PEFT keeps the module of the base model that it wraps."""
+
+
+def default_device() -> torch.device:
+    """The accelerator that is present (CUDA, then Apple's MPS), else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    dtype: DtypeName = "auto",
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model that can be trained and saved.
+
+    Args:
+        name_or_path: Folder of a saved model, a `.gguf` file, a folder with one, or a hub name.
+        dtype: `"auto"` is bfloat16 on a GPU that supports it and float32 elsewhere.
+        device: None: `default_device()`.
+        revision: Commit, branch or tag of a hub name.
+        trust_remote_code: Let the hub repository's own code run.
+        attn_implementation: `"sdpa"`, `"eager"`, `"flash_attention_2"`...; None: transformers' choice.
+
+    Returns:
+        The model on `device`, in eval mode.
+
+    Raises:
+        ModelError: Nothing there, not a causal LM, an adapter instead of a model, weights missing from the
+            checkpoint, or a GGUF file without the `gguf` package.
+    """
+    target = torch.device(device) if device is not None else default_device()
+    source, gguf_file = _locate(name_or_path)
+    options: dict[str, Any] = {
+        "dtype": _resolve_dtype(dtype, target),
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "attn_implementation": attn_implementation,
+        "gguf_file": gguf_file,
+    }
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **given)
+    except (OSError, ValueError, KeyError) as error:
+        raise _explain(source, error, "model") from error
+    _check_loaded(source, model, report.get("missing_keys") or ())
+    if gguf_file is not None:
+        _forget_gguf(model)
+    return model.to(target).eval()
+
+
+def load_tokenizer(
+    name_or_path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that belongs to `load_model(name_or_path)`; a missing PAD token becomes EOS.
+
+    Raises:
+        ModelError: Nothing there, or no tokenizer among the files.
+    """
+    source, gguf_file = _locate(name_or_path)
+    options = {"revision": revision, "gguf_file": gguf_file}
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **given)
+    except (OSError, ValueError, KeyError) as error:
+        raise _explain(source, error, "tokenizer") from error
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def base_model_of(model: nn.Module) -> nn.Module:
+    """The transformers model inside a `PeftModel` (its layers still carry the adapters), else `model` itself."""
+    unwrap = getattr(model, "get_base_model", None)
+    return unwrap() if callable(unwrap) else model
+
+
+def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules of the base model under the base model's own names, looking through PEFT's wrappers."""
+    for path, module in base_model_of(model).named_modules():
+        parts = path.split(".")
+        if any(part == "modules_to_save" or part.startswith("lora_") for part in parts):
+            continue
+        if any(isinstance(getattr(module, wrapper, None), nn.Module) for wrapper in _WRAPPERS):
+            continue  # the wrapper; what it wraps comes under the same name
+        yield ".".join(part for part in parts if part not in _WRAPPERS), module
+
+
+def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters of the base model under its own names, each tied parameter once, under its first name."""
+    seen: set[int] = set()
+    for path, module in base_modules(model):
+        for attribute, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{path}.{attribute}" if path else attribute, parameter
+
+
+def lora_targets(model: nn.Module) -> list[str]:
+    """Names for `LoraConfig.target_modules`: all linear layers but the LM head and MoE routers.
+
+    Short names (`"q_proj"`) where PEFT's matching by suffix then finds exactly these layers, full names otherwise.
+
+    Raises:
+        ModelError: The model has no such layer.
+    """
+    modules = dict(base_modules(model))
+    heads = _head_modules(model)
+    targets = {name for name, module in modules.items() if _is_linear(module)}
+    targets = {name for name in targets if modules[name] not in heads and not _is_router(name, modules)}
+    if not targets:
+        raise ModelError(
+            f"{type(base_model_of(model)).__name__} has no linear layer besides its LM head; expected "
+            "torch.nn.Linear or transformers' Conv1D layers; give target_modules yourself"
+        )
+    short = {name.rpartition(".")[2] for name in targets}
+    ambiguous = {
+        last for last in short if any(n.rpartition(".")[2] == last and n not in targets for n in modules)
+    }
+    full = {name for name in targets if name.rpartition(".")[2] in ambiguous}
+    return sorted((short - ambiguous) | full)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParameterCounts:
+    """How many parameters a model has, split the way FLOP formulas need them. Tied parameters count once in `total`."""
+
+    total: int
+    embedding: int
+    """Token and position embeddings."""
+    linear: int
+    """Weights and biases of linear layers that every token passes, LM head excluded."""
+    experts: int
+    """Fused mixture-of-experts weights (three dimensions), all experts."""
+    active_experts: int
+    """Share of `experts` that one token passes."""
+    head: int
+    """Size of the LM head's matrix product, also when its weight is tied to the embedding."""
+
+
+def parameter_counts(model: nn.Module) -> ParameterCounts:
+    """Count the base model's parameters; adapters are left out."""
+    heads = _head_modules(model)
+    embedding = linear = experts = 0
+    seen: set[int] = set()
+    for _, module in base_modules(model):
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            if isinstance(module, nn.Embedding):
+                embedding += _numel(parameter)
+            elif _is_linear(module) and module not in heads:
+                linear += _numel(parameter)
+            elif parameter.ndim == 3:
+                experts += _numel(parameter)
+    config = getattr(base_model_of(model), "config", None)
+    per_token = getattr(config, "num_experts_per_tok", None)
+    available = next((n for key in _EXPERT_COUNTS if (n := getattr(config, key, None))), None)
+    share = per_token / available if per_token and available else 1.0
+    return ParameterCounts(
+        total=sum(_numel(parameter) for _, parameter in base_parameters(model)),
+        embedding=embedding,
+        linear=linear,
+        experts=experts,
+        active_experts=round(experts * share),
+        head=sum(_numel(parameter) for head in heads for parameter in head.parameters(recurse=False)),
+    )
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """Hash of the base model's parameters: names, dtypes, shapes and bytes, in a fixed order.
+
+    The same with and without adapters on it, and on every device.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in sorted(base_parameters(model), key=lambda item: item[0]):
+        digest.update(f"{name}|{parameter.dtype}|{tuple(parameter.shape)}|".encode())
+        flat = parameter.detach().reshape(-1)
+        for start in range(0, flat.numel(), _HASH_CHUNK):
+            chunk = flat[start : start + _HASH_CHUNK].contiguous().view(torch.uint8).cpu()
+            digest.update(memoryview(chunk.numpy()))
+    return digest.hexdigest()
+
+
+@contextmanager
+def in_dtype(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Compute in another precision for a while; afterwards every tensor is the very one it was before.
+
+    The originals are kept beside the converted copies. None or the model's own dtype: nothing happens.
+    """
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    try:
+        if dtype is not None:
+            for tensor in (*model.parameters(), *model.buffers()):
+                if tensor.is_floating_point() and tensor.dtype != dtype:
+                    kept.append((tensor, tensor.data))
+                    tensor.data = tensor.data.to(dtype)
+        yield
+    finally:
+        for tensor, original in kept:
+            tensor.data = original
+
+
+_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    # bitsandbytes packs two 4-bit weights into a byte and remembers the real shape here.
+    state = getattr(parameter, "quant_state", None)
+    return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _head_modules(model: nn.Module) -> list[nn.Module]:
+    """The LM head, and any linear layer that shares the token embedding's weight."""
+    base = base_model_of(model)
+    found = [base.get_output_embeddings()] if hasattr(base, "get_output_embeddings") else []
+    modules = list(base_modules(model))
+    embeddings = {id(module.weight) for _, module in modules if isinstance(module, nn.Embedding)}
+    for path, module in modules:
+        wrapped = any(getattr(head, wrapper, None) is module for head in found for wrapper in _WRAPPERS)
+        tied = _is_linear(module) and id(module.weight) in embeddings
+        if (wrapped or tied or path in ("lm_head", "embed_out")) and module not in found:
+            found.append(module)
+    return [head for head in found if head is not None and _is_linear(head)]
+
+
+def _is_router(name: str, modules: dict[str, nn.Module]) -> bool:
+    """Whether a linear layer chooses experts: one output per expert, beside a module that holds experts."""
+    parent, _, last = name.rpartition(".")
+    if last == "router" or last.endswith("_router") or ".router." in f".{parent}.":
+        return True
+    return last in ("gate", "shared_expert_gate", "classifier") and f"{parent}.experts" in modules
+
+
+def _resolve_dtype(dtype: DtypeName, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if bf16 else torch.float32
+    if dtype not in ("float32", "bfloat16"):
+        raise ModelError(f"dtype is {dtype!r}; expected 'auto', 'float32' or 'bfloat16'")
+    return torch.float32 if dtype == "float32" else torch.bfloat16
+
+
+def _locate(name_or_path: str | Path) -> tuple[str, str | None]:
+    """What to hand to `from_pretrained`: a folder or hub name, and a GGUF file inside it."""
+    path = Path(name_or_path).expanduser()
+    text = str(name_or_path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"model {text!r} is a file; expected a folder, a .gguf file or a hub name")
+        return _with_gguf(path)
+    if path.is_dir():
+        if (path / "config.json").exists():
+            return str(path), None
+        if (path / "adapter_config.json").exists():
+            raise ModelError(
+                f"model {text!r} is a PEFT adapter; expected a whole model; give the adapter's base model instead"
+            )
+        files = sorted(path.glob("*.gguf"))
+        if len(files) == 1:
+            return _with_gguf(files[0])
+        what = f"{len(files)} .gguf files ({', '.join(f.name for f in files)})" if files else "no config.json"
+        raise ModelError(f"model folder {text!r} has {what}; expected a saved model or name one .gguf file")
+    if text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text or path.suffix == ".gguf":
+        raise ModelError(
+            f"model path {text!r} does not exist; expected a folder or a .gguf file; check the path"
+        )
+    return text, None
+
+
+def _with_gguf(path: Path) -> tuple[str, str]:
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(
+            f"reading {str(path)!r} needs the gguf package; install it with: pip install 'opmix[gguf]'"
+        )
+    return str(path.parent), path.name
+
+
+def _forget_gguf(model: PreTrainedModel) -> None:
+    """Drop the mark "quantised" that a GGUF origin leaves on plain float weights.
+
+    With the mark, `save_pretrained` fails and the Trainer refuses full training.
+    """
+    for holder, attribute in ((model, "hf_quantizer"), (model.config, "quantization_config")):
+        if hasattr(holder, attribute):
+            delattr(holder, attribute)
+    model.is_quantized = False
+
+
+def _check_loaded(source: str, model: PreTrainedModel, missing: Any) -> None:
+    architectures = getattr(model.config, "architectures", None) or ()
+    masked = [name for name in architectures if name.endswith("ForMaskedLM")]
+    if masked or getattr(model.config, "is_encoder_decoder", False):
+        kind = masked[0] if masked else type(model).__name__
+        raise ModelError(f"model {source!r} is a {kind}; expected a causal (decoder-only) language model")
+    if missing:
+        names = sorted(missing)
+        raise ModelError(
+            f"model {source!r}: {len(names)} weights are not in the checkpoint, among them {names[0]!r}; expected a "
+            "complete causal language model; they would start at random"
+        )
+
+
+def _explain(source: str, error: Exception, what: str) -> ModelError:
+    """Say in our words why `from_pretrained` failed."""
+    local = Path(source).is_dir()
+    if "Unrecognized configuration class" in str(error):
+        return ModelError(
+            f"model {source!r} is not a causal language model; expected one of the *ForCausalLM kinds"
+        )
+    if "trust_remote_code" in str(error):
+        return ModelError(f"{what} {source!r} needs its own code to run; read it, then set trust_remote_code")
+    first_line = str(error).strip().partition("\n")[0]
+    if local:
+        return ModelError(f"{what} folder {source!r} cannot be loaded: {first_line}")
+    return ModelError(
+        f"{what} {source!r} is neither a folder here nor reachable on the model hub: {first_line}; check the name, "
+        "log in for gated models, or download it and give the folder"
+    )

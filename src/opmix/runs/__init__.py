@@ -1,0 +1,1 @@
+"""The run folder: fingerprinted steps, written atomically (standard library only)."""

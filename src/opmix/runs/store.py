@@ -1,0 +1,149 @@
+"""A run folder in which every expensive step is a record keyed by a fingerprint of its inputs.
+
+Running again is resuming: a step whose record has the same fingerprint is not done again; one whose inputs changed is stale and is.
+
+    steps/<name>.json    {"name", "fingerprint", "inputs", "result", "seconds", "finished"}
+    lock                 pid and host of the process that holds the folder
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from opmix.errors import StoreError
+from opmix.results import plain, write_json
+
+
+def fingerprint(value: Any) -> str:
+    """Stable hash of a JSON-like value."""
+    text = json.dumps(plain(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class RunStore:
+    """A run folder held by one process at a time; use as a context manager.
+
+    Raises:
+        StoreError: Another live process holds the folder, or it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._held = False
+
+    def __enter__(self) -> Self:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self.folder}: cannot be created ({error.strerror or error}); choose another --out") from error
+        self._acquire()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._held:
+            self._lock.unlink(missing_ok=True)
+            self._held = False
+
+    @property
+    def _lock(self) -> Path:
+        return self.folder / "lock"
+
+    def _acquire(self) -> None:
+        holder = {"pid": os.getpid(), "host": socket.gethostname()}
+        for _ in range(2):
+            try:
+                descriptor = os.open(self._lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            except FileExistsError:
+                self._break_stale_lock(holder["host"])
+                continue
+            except OSError as error:
+                raise StoreError(f"{self.folder}: cannot be written ({error.strerror or error}); choose another --out") from error
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(holder, file)
+            self._held = True
+            return
+        raise StoreError(f"{self.folder}: another process took the lock at the same time; try again")
+
+    def _break_stale_lock(self, host: Any) -> None:
+        try:
+            other = json.loads(self._lock.read_text())
+            pid, where = int(other["pid"]), other["host"]
+        except FileNotFoundError:
+            return
+        except (ValueError, KeyError, TypeError):
+            # Killed between creating and writing the lock: old enough means nobody is writing it.
+            if time.time() - self._lock.stat().st_mtime < 5:
+                raise StoreError(f"{self.folder}: another process is taking the lock; try again") from None
+            self._lock.unlink(missing_ok=True)
+            return
+        if where != host or (pid != os.getpid() and _alive(pid)):
+            raise StoreError(
+                f"{self.folder}: held by process {pid} on {where}; wait for it, use another --out, "
+                f"or delete {self._lock} if that process is gone"
+            )
+        self._lock.unlink(missing_ok=True)
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """The record of a finished step, or None; a damaged record counts as none."""
+        try:
+            content = json.loads((self.folder / "steps" / f"{name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
+
+    def step(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        work: Callable[[], Mapping[str, Any]],
+        *,
+        intact: Callable[[], bool] = lambda: True,
+    ) -> tuple[dict[str, Any], bool]:
+        """Do a step, or find it done.
+
+        Args:
+            name: File name of the record.
+            inputs: Everything the result depends on.
+            work: Does it and returns a JSON-like result; files it leaves must be complete when it returns.
+            intact: Whether the files of a recorded step are still there.
+
+        Returns:
+            The result, and whether it was found rather than done.
+        """
+        key = fingerprint(inputs)
+        found = self.record(name)
+        if found is not None and found.get("fingerprint") == key and intact():
+            return dict(found["result"]), True
+        started = time.perf_counter()
+        result = plain(work())
+        write_json(
+            self.folder / "steps" / f"{name}.json",
+            {
+                "name": name,
+                "fingerprint": key,
+                "inputs": inputs,
+                "result": result,
+                "seconds": time.perf_counter() - started,
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
+        )
+        return result, False
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,159 @@
+"""The one seam to trainers: `make_trainer(model, dataset, ...)`, the same for probes and full runs.
+
+No loop of our own. Replace the factory (`opmix.search(..., make_trainer=...)`) to use another Trainer subclass, collator,
+optimiser or callback: probes then learn exactly as the full run will.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from opmix.errors import ConfigError, TrainingError
+
+RESERVED = {
+    "output_dir": "the run folder decides",
+    "max_steps": "the token budget decides",
+    "num_train_epochs": "the token budget decides",
+    "train_sampling_strategy": "the mixture plan is the order",
+    "seed": "set `seed` at the top level",
+    "data_seed": "set `seed` at the top level",
+}
+"""Trainer arguments that opmix owns."""
+
+
+class TrainerFactory(Protocol):
+    """Builds a Trainer for one run."""
+
+    def __call__(self, spec: TrainSpec) -> Trainer:
+        """A Trainer ready for `.train()`; it must take rows in order (`train_sampling_strategy="sequential"`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """One training run, whatever it trains."""
+
+    model: PreTrainedModel | Any
+    dataset: Dataset[Any]
+    output_dir: Path
+    steps: int
+    seed: int
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """User's TrainingArguments, without the reserved ones."""
+    callbacks: Sequence[TrainerCallback] = ()
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuse unknown and reserved trainer arguments before any work.
+
+    Raises:
+        ConfigError: All of them at once.
+    """
+    import difflib
+
+    known = [f.name for f in fields(TrainingArguments) if f.init]
+    problems = [f"trainer.{name}: {why}; remove it" for name, why in RESERVED.items() if name in arguments]
+    for name in arguments:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            problems.append(f"trainer.{name}: no such TrainingArguments field" + (f"; did you mean {close[0]!r}?" if close else ""))
+    if problems:
+        raise ConfigError(problems)
+
+
+def sequences_per_step(arguments: Mapping[str, Any], world_size: int = 1) -> int:
+    """Rows of one optimizer step over all ranks."""
+    per_device = int(arguments.get("per_device_train_batch_size", 8))
+    return per_device * int(arguments.get("gradient_accumulation_steps", 1)) * world_size
+
+
+def default_trainer(spec: TrainSpec) -> Trainer:
+    """`transformers.Trainer` on packed sequences; fp32 on CPU, bf16 on a GPU that has it, unless the user says otherwise."""
+    cuda = torch.cuda.is_available()
+    defaults: dict[str, Any] = {
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        "bf16": cuda and torch.cuda.is_bf16_supported() and not spec.arguments.get("fp16", False),
+        "use_cpu": next(spec.model.parameters()).device.type == "cpu",
+        "dataloader_pin_memory": cuda,
+    }
+    arguments = TrainingArguments(
+        output_dir=str(spec.output_dir),
+        max_steps=spec.steps,
+        seed=spec.seed,
+        train_sampling_strategy="sequential",
+        **{**defaults, **spec.arguments},
+    )
+    trainer = Trainer(
+        model=spec.model, args=arguments, train_dataset=spec.dataset, callbacks=[LossGuard(), *spec.callbacks], data_collator=stack_rows
+    )
+    trainer.remove_callback(_printer())
+    return trainer
+
+
+def _printer() -> type[TrainerCallback]:
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
+
+
+def stack_rows(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Rows of equal length to a batch."""
+    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+class LossGuard(TrainerCallback):
+    """Stops a run whose weights are no longer finite, instead of finishing on NaN."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check one number a step, and everything at the end."""
+        if state.global_step % 50 and state.global_step != state.max_steps:
+            return
+        for name, parameter in kwargs["model"].named_parameters():
+            if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+                raise TrainingError(
+                    f"weights of {name} are NaN or infinite at step {state.global_step} of {state.max_steps}; "
+                    f"the learning rate {args.learning_rate:g} may be too high, or the data hold broken tokens"
+                )
+
+
+class StepProgress(TrainerCallback):
+    """Tells a progress display how far a run is."""
+
+    def __init__(self, report: Callable[[int, int], None]) -> None:
+        self.report = report
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Report steps done of steps in all."""
+        self.report(state.global_step, state.max_steps)
+
+
+def run_training(factory: TrainerFactory, spec: TrainSpec) -> float:
+    """Train to the last step; returns the mean training loss.
+
+    Raises:
+        TrainingError: The loss is not finite, or the trainer stopped early.
+    """
+    trainer = factory(spec)
+    output = trainer.train()
+    if trainer.state.global_step != spec.steps:
+        raise TrainingError(
+            f"the trainer stopped after {trainer.state.global_step} of {spec.steps} steps; probes must be matched, "
+            "so early stopping and time limits cannot be used here"
+        )
+    loss = float(output.training_loss)
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the training loss is {loss} after {spec.steps} steps; lower trainer.learning_rate (now "
+            f"{spec.arguments.get('learning_rate', 'the default')}) or look for broken documents"
+        )
+    return loss
