@@ -1,1 +1,64 @@
-"""opmix: in what proportions should you mix your data for the next stretch of training?"""
+"""opmix: in what proportions should you mix your data for the next stretch of training?
+
+Importing opmix loads no torch; what needs it is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from opmix.domain import Domain, Source
+from opmix.errors import (
+    AdapterError,
+    ConfigError,
+    DataError,
+    InfeasibleError,
+    LawError,
+    ModelError,
+    OpMixError,
+    SolverError,
+    StoreError,
+    TrainingError,
+)
+from opmix.mixing.mixture import InterpolationWeights, Mixture, ProbeDesign
+
+if TYPE_CHECKING:
+    from opmix.api import SearchResult, search
+    from opmix.fit import FitResult, fit_runs
+
+_LAZY = {"search": "opmix.api", "SearchResult": "opmix.api", "fit_runs": "opmix.fit", "FitResult": "opmix.fit"}
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdapterError",
+    "ConfigError",
+    "DataError",
+    "Domain",
+    "FitResult",
+    "InfeasibleError",
+    "InterpolationWeights",
+    "LawError",
+    "Mixture",
+    "ModelError",
+    "OpMixError",
+    "ProbeDesign",
+    "SearchResult",
+    "SolverError",
+    "Source",
+    "StoreError",
+    "TrainingError",
+    "fit_runs",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'opmix' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -19,7 +19,8 @@ from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.solver import SolveSettings
 from opmix.mixing.swarm import read_mixtures, read_prior, read_swarm
 from opmix.mixing.table import ProxyTable
-from opmix.results import draws_json, environment, verdict_json, write_json, write_text
+from opmix.results import draws_json, verdict_json
+from opmix.runs.files import environment, write_json, write_text
 
 
 @dataclass(frozen=True)

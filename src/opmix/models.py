@@ -108,7 +108,7 @@ def load_tokenizer(
 
 
 def base_model_of(model: nn.Module) -> nn.Module:
-    """The transformers model inside a `PeftModel` (its layers still carry the adapters), else `model` itself."""
+    """The transformers model inside a `PeftModel`, its layers still carrying the adapters; else `model` itself."""
     unwrap = getattr(model, "get_base_model", None)
     return unwrap() if callable(unwrap) else model
 
@@ -137,7 +137,7 @@ def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def lora_targets(model: nn.Module) -> list[str]:
     """Names for `LoraConfig.target_modules`: all linear layers but the LM head and MoE routers.
 
-    Short names (`"q_proj"`) where PEFT's matching by suffix then finds exactly these layers, full names otherwise.
+    Short names (`"q_proj"`) where PEFT's matching by suffix finds exactly these layers, full names otherwise.
 
     Raises:
         ModelError: The model has no such layer.
@@ -161,7 +161,7 @@ def lora_targets(model: nn.Module) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParameterCounts:
-    """How many parameters a model has, split the way FLOP formulas need them. Tied parameters count once in `total`."""
+    """How many parameters a model has, split the way FLOP formulas need them; `total` counts tied ones once."""
 
     total: int
     embedding: int
@@ -297,7 +297,7 @@ def _locate(name_or_path: str | Path) -> tuple[str, str | None]:
             return str(path), None
         if (path / "adapter_config.json").exists():
             raise ModelError(
-                f"model {text!r} is a PEFT adapter; expected a whole model; give the adapter's base model instead"
+                f"model {text!r} is a PEFT adapter; expected a whole model; give its base model instead"
             )
         files = sorted(path.glob("*.gguf"))
         if len(files) == 1:
@@ -305,17 +305,13 @@ def _locate(name_or_path: str | Path) -> tuple[str, str | None]:
         what = f"{len(files)} .gguf files ({', '.join(f.name for f in files)})" if files else "no config.json"
         raise ModelError(f"model folder {text!r} has {what}; expected a saved model or name one .gguf file")
     if text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text or path.suffix == ".gguf":
-        raise ModelError(
-            f"model path {text!r} does not exist; expected a folder or a .gguf file; check the path"
-        )
+        raise ModelError(f"model path {text!r} does not exist; expected a folder or a .gguf file")
     return text, None
 
 
 def _with_gguf(path: Path) -> tuple[str, str]:
     if importlib.util.find_spec("gguf") is None:
-        raise ModelError(
-            f"reading {str(path)!r} needs the gguf package; install it with: pip install 'opmix[gguf]'"
-        )
+        raise ModelError(f"reading {str(path)!r} needs the gguf package: pip install 'opmix[gguf]'")
     return str(path.parent), path.name
 
 
@@ -339,8 +335,8 @@ def _check_loaded(source: str, model: PreTrainedModel, missing: Any) -> None:
     if missing:
         names = sorted(missing)
         raise ModelError(
-            f"model {source!r}: {len(names)} weights are not in the checkpoint, among them {names[0]!r}; expected a "
-            "complete causal language model; they would start at random"
+            f"model {source!r}: {len(names)} weights are not in the checkpoint, among them {names[0]!r}; "
+            "expected a complete causal language model (the missing ones would start at random)"
         )
 
 
@@ -348,15 +344,13 @@ def _explain(source: str, error: Exception, what: str) -> ModelError:
     """Say in our words why `from_pretrained` failed."""
     local = Path(source).is_dir()
     if "Unrecognized configuration class" in str(error):
-        return ModelError(
-            f"model {source!r} is not a causal language model; expected one of the *ForCausalLM kinds"
-        )
+        return ModelError(f"model {source!r} is not a causal language model; expected a *ForCausalLM kind")
     if "trust_remote_code" in str(error):
         return ModelError(f"{what} {source!r} needs its own code to run; read it, then set trust_remote_code")
     first_line = str(error).strip().partition("\n")[0]
     if local:
         return ModelError(f"{what} folder {source!r} cannot be loaded: {first_line}")
     return ModelError(
-        f"{what} {source!r} is neither a folder here nor reachable on the model hub: {first_line}; check the name, "
-        "log in for gated models, or download it and give the folder"
+        f"{what} {source!r} is neither a folder here nor reachable on the model hub: {first_line}; "
+        "check the name, log in for gated models, or download it and give the folder"
     )

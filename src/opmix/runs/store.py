@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from opmix.errors import StoreError
-from opmix.results import plain, write_json
+from opmix.runs.files import plain, write_json
 
 
 def fingerprint(value: Any) -> str:

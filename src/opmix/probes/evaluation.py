@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own idiom)
 
 from opmix.errors import TrainingError
 from opmix.mixing.mixture import FloatArray, InterpolationWeights
-from opmix.search.interpolation import Proxies
+from opmix.probes.interpolation import Proxies
 
 _LOGIT_CHUNK = 1024  # tokens whose logits exist at once
 _ALTERED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier_scale")

@@ -22,7 +22,7 @@ from peft.tuners.lora import LoraLayer
 
 from opmix.errors import AdapterError
 from opmix.mixing.mixture import FloatArray, InterpolationWeights
-from opmix.search.adapters import DeltaSet, base_parameters
+from opmix.probes.adapters import DeltaSet, base_parameters
 
 Backend = Literal["auto", "merge", "scale"]
 
@@ -123,7 +123,7 @@ class ScaleProxies:
     """
 
     def __init__(self, model: PeftModel, names: list[str]) -> None:
-        from opmix.search.adapters import check_config
+        from opmix.probes.adapters import check_config
 
         for name in names:
             check_config(model.peft_config.get(name), name)

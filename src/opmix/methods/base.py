@@ -1,0 +1,102 @@
+"""The seam between a mixing method and everything it needs done.
+
+A method sees a stage and a context. It never meets executors, the run folder or torch, so it is tested with a fake context and
+new ways of running touch no method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from opmix.mixing.constraints import Constraints
+from opmix.mixing.decision import DecisionSettings, Verdict
+from opmix.mixing.law import LawFit
+from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
+from opmix.mixing.solver import SolveSettings
+from opmix.mixing.table import ProxyTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One decision: what the current model has learned, what is on offer, and how long the next stretch is."""
+
+    domains: tuple[str, ...]
+    old: Mixture | None
+    """Mixture the model was last trained on; None: unknown, taken as uniform."""
+    budget_tokens: int
+    available_tokens: Mapping[str, int]
+    seed: int = 0
+
+    @property
+    def current(self) -> Mixture:
+        """The old mixture over all domains of the stage; what "keep" means."""
+        return (self.old or Mixture.uniform(self.domains)).on(self.domains)
+
+    @property
+    def by_size(self) -> Mixture:
+        """Shares proportional to available tokens."""
+        return Mixture.normalised({d: float(self.available_tokens[d]) for d in self.domains})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """Held-out losses of M simulated models, paired over sequences."""
+
+    metrics: tuple[str, ...]
+    losses: FloatArray  # (M, E) nats per token
+    standard_errors: FloatArray  # (M, E)
+    nll: tuple[FloatArray, ...]  # per eval set (M, S_e), summed nats
+    tokens: tuple[FloatArray, ...]  # per eval set (S_e,)
+    baseline: FloatArray  # (E,) the current model
+    gram: FloatArray  # (P, P) inner products of the probes' delta weights
+
+    def paired_error(self, a: int, b: int) -> FloatArray:
+        """Standard error of the loss difference of two models, (E,)."""
+        errors = []
+        for nll, tokens in zip(self.nll, self.tokens, strict=True):
+            rates = (nll[a] - nll[b]) / tokens
+            errors.append(float(rates.std(ddof=1) / np.sqrt(len(tokens))) if len(tokens) > 1 else float("nan"))
+        return np.array(errors)
+
+
+class MethodContext(Protocol):
+    """What a method may ask for."""
+
+    @property
+    def stage(self) -> Stage:
+        """The decision to make."""
+
+    def simulate(self, design: ProbeDesign, points: Sequence[InterpolationWeights]) -> Simulation:
+        """Train the probes of the design and evaluate the model at each interpolation."""
+
+    def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
+        """Objective, KL and prior, given the current model's losses."""
+
+    def constraints(self, baseline: Mapping[str, float]) -> Constraints:
+        """What the mixture must obey, given the current model's losses."""
+
+    def decision(self) -> DecisionSettings:
+        """When to believe a gain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A method's answer with its evidence."""
+
+    mixture: Mixture
+    table: ProxyTable
+    fit: LawFit
+    verdict: Verdict
+    check: Mapping[str, Any]
+    baseline: Mapping[str, float]
+
+
+class MixingMethod(Protocol):
+    """Chooses the mixture of a stage."""
+
+    def propose(self, context: MethodContext) -> Proposal:
+        """One decision."""

@@ -1,0 +1,97 @@
+"""Does the loss depend on the mixture alone? Twins are points with different weights that stand for the same mixture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from opmix.mixing.design import StageDesign
+from opmix.mixing.law import LawFit
+from opmix.mixing.mixture import FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twin:
+    """One mixture simulated in two ways."""
+
+    joint: int
+    averaged: int
+    difference: FloatArray  # (E,) loss of the average minus loss of the jointly trained probe, nats
+    standard_error: FloatArray  # (E,) of the paired difference
+    explained: FloatArray  # (E,) what the law's interference term says of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterferenceCheck:
+    """What the twins of a search say."""
+
+    twins: tuple[Twin, ...]
+    corrected: bool
+    """Whether the law carried an interference term."""
+
+    @property
+    def structural(self) -> float:
+        """Mean-loss difference that is left after the correction, nats; it widens every predicted difference."""
+        if not self.twins:
+            return 0.0
+        left = [float(np.mean(t.difference - t.explained)) for t in self.twins]
+        return float(np.sqrt(np.mean(np.square(left))))
+
+    @property
+    def worst(self) -> float:
+        """Largest raw difference of any evaluation set, nats."""
+        return max((float(np.abs(t.difference).max()) for t in self.twins), default=0.0)
+
+    def verdict(self, spread: float) -> str:
+        """A plain sentence; `spread` is how much the mean loss differs between the proxies, nats."""
+        if not self.twins:
+            return "Not checked: the design has no two ways to reach one mixture (probes.joint is off)."
+        mean = float(np.mean([t.difference.mean() for t in self.twins]))
+        share = abs(mean) / spread if spread > 0 else float("inf")
+        start = f"Averaged probes are {abs(mean):.4f} nats {'worse' if mean > 0 else 'better'} than one probe trained on the same mixture, "
+        size = f"{share:.0%} of what mixtures differ by"
+        left = f"; the law corrects for it to within {self.structural:.4f} nats" if self.corrected else "; nothing corrects for it"
+        return start + size + left + "."
+
+    def json(self, design: StageDesign, metrics: tuple[str, ...], spread: float) -> dict[str, Any]:
+        """For `mixture.json`."""
+        mixtures = design.mixtures
+        return {
+            "available": bool(self.twins),
+            "twins": [
+                {
+                    "mixture": dict(zip(design.probes.domains, mixtures[t.joint], strict=True)),
+                    "a": design.names[t.joint],
+                    "b": design.names[t.averaged],
+                    "difference": dict(zip(metrics, t.difference, strict=True)),
+                    "standard_error": dict(zip(metrics, t.standard_error, strict=True)),
+                    "explained": dict(zip(metrics, t.explained, strict=True)),
+                }
+                for t in self.twins
+            ],
+            "worst": self.worst,
+            "structural": self.structural,
+            "corrected": self.corrected,
+            "verdict": self.verdict(spread),
+        }
+
+
+def check_twins(design: StageDesign, fit: LawFit, paired_errors: FloatArray) -> InterferenceCheck:
+    """Compare every pair of twins.
+
+    Args:
+        design: With its twins.
+        fit: The law, with or without an interference term.
+        paired_errors: Standard error of each twin's difference, (number of twins, E).
+    """
+    losses, v = fit.problem.losses, fit.problem.v
+    twins = tuple(
+        Twin(
+            joint=a, averaged=b, difference=losses[b] - losses[a], standard_error=error,
+            explained=np.zeros(losses.shape[1]) if v is None else fit.law.gamma * (v[b] - v[a]),
+        )
+        for (a, b), error in zip(design.twins, paired_errors, strict=True)
+    )  # fmt: skip
+    return InterferenceCheck(twins=twins, corrected=v is not None)

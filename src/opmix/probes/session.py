@@ -1,0 +1,246 @@
+"""The work of one search: train probes on the resident model, keep them, simulate, evaluate; each step once."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from opmix.compute.flops import ModelShape
+from opmix.compute.ledger import Entry, Ledger
+from opmix.data import MixtureDataset, PackedSequences, plan_mixture
+from opmix.methods.base import Simulation
+from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
+from opmix.models import lora_targets, model_fingerprint
+from opmix.probes.evaluation import Evaluation, HeldOut, evaluate, evaluate_proxies
+from opmix.probes.interpolation import Backend, make_proxies
+from opmix.progress import Progress
+from opmix.runs.store import RunStore, fingerprint
+from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, run_training, sequences_per_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings:
+    """How every probe of a search is trained."""
+
+    steps: int
+    rank: int = 16
+    alpha: float = 32
+    dropout: float = 0.0
+    rslora: bool = False
+    target_modules: tuple[str, ...] | None = None
+    modules_to_save: tuple[str, ...] = ()
+    learning_rate_multiplier: float = 2.0
+
+    def lora(self, model: PreTrainedModel) -> LoraConfig:
+        """The adapter's configuration for this architecture."""
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            use_rslora=self.rslora,
+            target_modules=list(self.target_modules) if self.target_modules else lora_targets(model),
+            modules_to_save=list(self.modules_to_save) or None,
+            task_type="CAUSAL_LM",
+        )
+
+    def arguments(self, trainer: Mapping[str, Any]) -> dict[str, Any]:
+        """The full run's trainer arguments, with a constant, higher rate and no warm-up (method.md section 3)."""
+        kept = {k: v for k, v in trainer.items() if k not in ("warmup_ratio", "lr_scheduler_kwargs")}
+        rate = float(trainer.get("learning_rate", 5e-5)) * self.learning_rate_multiplier
+        return {**kept, "learning_rate": rate, "lr_scheduler_type": "constant", "warmup_steps": 0}
+
+
+@dataclass
+class ProbeSession:
+    """Probes and proxies on one resident model, resumable through a run folder.
+
+    The model is the caller's: when `simulate` returns, its weights, training mode and `requires_grad` flags are what they were.
+    """
+
+    model: PreTrainedModel
+    shape: ModelShape
+    train: Mapping[str, PackedSequences]
+    held_out: Sequence[HeldOut]
+    settings: ProbeSettings
+    trainer: Mapping[str, Any]
+    make_trainer: TrainerFactory
+    store: RunStore
+    data_fingerprint: str
+    ledger: Ledger
+    progress: Progress
+    seed: int = 0
+    backend: Backend = "auto"
+    batch_tokens: int = 8192
+    document_mask: bool = False
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a training sequence."""
+        return next(iter(self.train.values())).sequence_length
+
+    @property
+    def probe_sequences(self) -> int:
+        """Sequences each probe is trained on: the same for all."""
+        return self.settings.steps * sequences_per_step(self.trainer)
+
+    def simulate(self, design: ProbeDesign, points: Sequence[InterpolationWeights]) -> Simulation:
+        """Train what is missing of the design's probes and evaluate every point.
+
+        Raises:
+            TrainingError: A probe diverged.
+        """
+        base = {"model": model_fingerprint(self.model), "data": self.data_fingerprint, "seed": self.seed}
+        with self._borrowed():
+            wrapped, keys = self._train_probes(design, base)
+            try:
+                evaluation, baseline, gram = self._sweep(wrapped, keys, design, points, base)
+            finally:
+                wrapped.unload()
+        return Simulation(
+            metrics=evaluation.names,
+            losses=evaluation.losses,
+            standard_errors=evaluation.standard_errors,
+            nll=evaluation.nll,
+            tokens=evaluation.tokens,
+            baseline=baseline,
+            gram=gram,
+        )
+
+    @contextmanager
+    def _borrowed(self) -> Any:
+        """Give the model back as it came."""
+        flags = {id(p): p.requires_grad for p in self.model.parameters()}
+        mode, cache = self.model.training, self.model.config.use_cache
+        try:
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                yield
+        finally:
+            self.model.config.use_cache = cache
+            self.model.train(mode)
+            for p in self.model.parameters():
+                p.requires_grad_(flags.get(id(p), p.requires_grad))
+                p.grad = None
+
+    def _train_probes(self, design: ProbeDesign, base: Mapping[str, Any]) -> tuple[PeftModel, list[str]]:
+        wrapped: PeftModel | None = None
+        keys, tokens = [], self.probe_sequences * self.sequence_length
+        arguments = self.settings.arguments(self.trainer)
+        for number, probe in enumerate(design.probes):
+            adapter, folder = f"probe_{number}", self.store.folder / "probes" / f"{number:02d}-{probe}"
+            # Every adapter starts from the same factors: averaging then interpolates paths with a common start.
+            torch.manual_seed(self.seed)
+            wrapped = self._add(wrapped, adapter)
+            adapter_parameters = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+            inputs = {**base, "mixture": dict(design.row(probe)), "settings": vars(self.settings), "trainer": arguments,
+                      "document_mask": self.document_mask}  # fmt: skip
+            keys.append(fingerprint(inputs))
+
+            def work(probe: str = probe, adapter: str = adapter, folder: Path = folder, model: PeftModel = wrapped) -> dict[str, Any]:
+                started = time.perf_counter()
+                loss = self._train_one(model, probe, design.row(probe), arguments, folder)
+                _save_adapter(model, adapter, folder)
+                return {"training_loss": loss, "seconds": time.perf_counter() - started}
+
+            result, found = self.store.step(f"probe-{number:02d}-{probe}", inputs, work, intact=(folder / "adapter_model.safetensors").exists)
+            if found:
+                wrapped.delete_adapter(adapter) if number else None
+                wrapped = self._reload(wrapped, adapter, folder, first=number == 0)
+            flops = tokens * self.shape.train_lora(self.sequence_length, adapter_parameters)
+            self.ledger.add(Entry(step=f"probe {probe}", purpose="probes", tokens=tokens, flops=flops, seconds=result["seconds"]))
+        assert wrapped is not None
+        return wrapped, keys
+
+    def _add(self, wrapped: PeftModel | None, adapter: str) -> PeftModel:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft remarks on tied embeddings, which are not adapted here
+            if wrapped is None:
+                return get_peft_model(self.model, self.settings.lora(self.model), adapter_name=adapter)
+            wrapped.add_adapter(adapter, self.settings.lora(self.model))
+        wrapped.set_adapter(adapter)
+        return wrapped
+
+    def _reload(self, wrapped: PeftModel, adapter: str, folder: Path, *, first: bool) -> PeftModel:
+        if first:
+            model = wrapped.unload()
+            wrapped = PeftModel.from_pretrained(model, str(folder), adapter_name=adapter)
+        else:
+            wrapped.load_adapter(str(folder), adapter_name=adapter)
+        return wrapped
+
+    def _train_one(self, model: PeftModel, probe: str, mixture: Mixture, arguments: Mapping[str, Any], folder: Path) -> float:
+        available = {d: len(p) for d, p in self.train.items()}
+        plan = plan_mixture(mixture, self.probe_sequences, available, seed=self.seed)
+        dataset = MixtureDataset(self.train, plan, document_mask=self.document_mask)
+        steps = self.settings.steps
+        with self.progress.task(f"probe {probe}", steps) as advance:
+            spec = TrainSpec(
+                model=model, dataset=dataset, output_dir=folder / "trainer", steps=steps, seed=self.seed, arguments=arguments,
+                callbacks=[StepProgress(advance)],
+            )  # fmt: skip
+            return run_training(self.make_trainer, spec)
+
+    def _sweep(
+        self, wrapped: PeftModel, keys: list[str], design: ProbeDesign, points: Sequence[InterpolationWeights], base: Mapping[str, Any]
+    ) -> tuple[Evaluation, FloatArray, FloatArray]:
+        inputs = {"probes": keys, "points": [w.weights for w in points], "backend": self.backend, **base}
+        file = self.store.folder / "tables" / "sequences.npz"
+        names = tuple(h.name for h in self.held_out)
+
+        def work() -> dict[str, Any]:
+            from opmix.probes.adapters import DeltaSet
+
+            started = time.perf_counter()
+            adapters = [f"probe_{i}" for i in range(len(keys))]
+            proxies = make_proxies(wrapped, adapters, backend=self.backend)
+            renamed = [InterpolationWeights(tuple(adapters), w.weights) for w in points]
+            with proxies.at_vector(np.zeros(len(keys))) as model:
+                baseline = evaluate(model, self.held_out, batch_tokens=self.batch_tokens)
+            with self.progress.task("proxies", len(points)) as advance:
+                swept = evaluate_proxies(proxies, renamed, self.held_out, batch_tokens=self.batch_tokens, progress=advance)
+            gram = DeltaSet.from_peft(wrapped, adapters).gram()
+            _save_arrays(file, swept, baseline, gram)
+            return {"seconds": time.perf_counter() - started}
+
+        result, _ = self.store.step("proxies", inputs, work, intact=file.exists)
+        with np.load(file) as arrays:
+            stack = [tuple(arrays[f"{kind}_{i}"] for i in range(len(names))) for kind in ("nll", "tokens", "bytes")]
+            evaluation = Evaluation(names, *stack)
+            baseline, gram = arrays["baseline"], arrays["gram"]
+        tokens = int(sum(h.input_ids.size for h in self.held_out)) * (len(points) + 1)
+        flops = tokens * self.shape.forward(self.held_out[0].input_ids.shape[1])
+        self.ledger.add(Entry(step="proxies", purpose="proxies", tokens=tokens, flops=flops, seconds=result["seconds"]))
+        return evaluation, baseline, gram
+
+
+def _save_adapter(model: PeftModel, adapter: str, folder: Path) -> None:
+    """An ordinary PEFT adapter, whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(str(temporary), selected_adapters=[adapter], save_embedding_layers=False)
+    inside = temporary / adapter
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    inside.replace(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save_arrays(file: Path, swept: Evaluation, baseline: Evaluation, gram: FloatArray) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}")
+    arrays = {"baseline": baseline.losses[0], "gram": gram}
+    for kind, columns in (("nll", swept.nll), ("tokens", swept.tokens), ("bytes", swept.num_bytes)):
+        arrays |= {f"{kind}_{i}": column for i, column in enumerate(columns)}
+    with temporary.open("wb") as stream:
+        np.savez(stream, **arrays)
+    temporary.replace(file)
