@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from opmix.compute.flops import ModelShape
 from opmix.errors import ModelError
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
@@ -108,7 +108,7 @@ def load_tokenizer(
 
 
 def base_model_of(model: nn.Module) -> nn.Module:
-    """The transformers model inside a `PeftModel`, its layers still carrying the adapters; else `model` itself."""
+    """The transformers model inside a `PeftModel`, its layers still wrapped; else `model` itself."""
     unwrap = getattr(model, "get_base_model", None)
     return unwrap() if callable(unwrap) else model
 
@@ -161,13 +161,13 @@ def lora_targets(model: nn.Module) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParameterCounts:
-    """How many parameters a model has, split the way FLOP formulas need them; `total` counts tied ones once."""
+    """How many parameters a model has, split as FLOP formulas need them; `total` counts tied ones once."""
 
     total: int
     embedding: int
     """Token and position embeddings."""
     linear: int
-    """Weights and biases of linear layers that every token passes, LM head excluded."""
+    """Weights of linear layers that every token passes, LM head excluded."""
     experts: int
     """Fused mixture-of-experts weights (three dimensions), all experts."""
     active_experts: int
@@ -188,7 +188,7 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
             seen.add(id(parameter))
             if isinstance(module, nn.Embedding):
                 embedding += _numel(parameter)
-            elif _is_linear(module) and module not in heads:
+            elif _is_linear(module) and module not in heads and parameter.ndim == 2:
                 linear += _numel(parameter)
             elif parameter.ndim == 3:
                 experts += _numel(parameter)
@@ -202,7 +202,7 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
         linear=linear,
         experts=experts,
         active_experts=round(experts * share),
-        head=sum(_numel(parameter) for head in heads for parameter in head.parameters(recurse=False)),
+        head=sum(_numel(head.weight) for head in heads),
     )
 
 
@@ -221,23 +221,32 @@ def model_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def in_dtype(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """Compute in another precision for a while; afterwards every tensor is the very one it was before.
+def model_shape(model: nn.Module) -> ModelShape:
+    """What the FLOP count needs to know; of a mixture of experts only the experts that one token passes."""
+    counts = parameter_counts(model)
+    config = base_model_of(model).config.get_text_config()
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return ModelShape(
+        matmul_parameters=counts.linear + counts.active_experts + counts.head,
+        num_layers=config.num_hidden_layers,
+        attention_width=heads * head_size,
+    )
 
-    The originals are kept beside the converted copies. None or the model's own dtype: nothing happens.
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
+    """Refuse a tokenizer whose ids the model's embedding does not have.
+
+    Raises:
+        ModelError: The tokenizer is not this model's.
     """
-    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-    try:
-        if dtype is not None:
-            for tensor in (*model.parameters(), *model.buffers()):
-                if tensor.is_floating_point() and tensor.dtype != dtype:
-                    kept.append((tensor, tensor.data))
-                    tensor.data = tensor.data.to(dtype)
-        yield
-    finally:
-        for tensor, original in kept:
-            tensor.data = original
+    rows = int(base_model_of(model).get_input_embeddings().weight.shape[0])
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= rows:
+        raise ModelError(
+            f"the tokenizer's ids go up to {highest}, the model's embedding has {rows} rows; expected the "
+            "tokenizer that the model was trained with (or resize the model's embedding first)"
+        )
 
 
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")

@@ -1,0 +1,175 @@
+"""Small real models, tokenizers, adapters and texts, made on the spot: for tests and first tries.
+
+Nothing is downloaded and nothing is a mock: two-layer models of real architectures, a BPE tokenizer trained
+here, domains of text whose statistics differ. The same arguments give the same result.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from opmix.models import lora_targets
+
+_GROUPED: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+_PLAIN = {key: value for key, value in _GROUPED.items() if key != "num_key_value_heads"}
+_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": _GROUPED,
+    "mistral": _GROUPED,
+    "qwen2": _GROUPED,
+    "qwen3": {**_GROUPED, "head_dim": 8},
+    "olmo2": _GROUPED,
+    "gemma2": {**_GROUPED, "head_dim": 8},
+    "granite": {**_GROUPED, "logits_scaling": 4.0},
+    "cohere": {**_GROUPED, "logit_scale": 0.25},
+    "gpt_neox": _PLAIN,
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    "mixtral": {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {**_GROUPED, **_EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
+}
+"""Settings of the tiny models, by transformers' model type."""
+
+_SYLLABLES = 40
+"""Syllables a toy domain is built from; up to 3 make a word."""
+
+
+def tiny_model(
+    arch: str = "llama", *, vocab_size: int = 128, seed: int = 0, **overrides: Any
+) -> PreTrainedModel:
+    """A randomly initialised causal LM with two layers, 32 wide, float32 on the CPU, in eval mode.
+
+    Args:
+        arch: One of `ARCHITECTURES`.
+        vocab_size: Entries of the token embedding.
+        seed: Of the weights; torch's global generator is left as it was.
+        overrides: Any setting of that architecture's config, such as `tie_word_embeddings=True`.
+
+    Raises:
+        ValueError: Unknown architecture.
+    """
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"arch is {arch!r}; expected one of {', '.join(ARCHITECTURES)}")
+    special = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
+    config = AutoConfig.for_model(
+        arch, **{"vocab_size": vocab_size, **special, **ARCHITECTURES[arch], **overrides}
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for name, parameter in model.named_parameters():
+            # transformers starts at 0.02: at this width the logits would hardly depend on the input.
+            if parameter.ndim >= 2 and "norm" not in name:
+                torch.nn.init.normal_(parameter, std=0.15)
+    return model.eval()
+
+
+def tiny_tokenizer(texts: Sequence[str] | None = None, *, vocab_size: int = 512) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on `texts` (None: toy text); id 0 is EOS, id 1 is PAD.
+
+    Any text survives encoding and decoding: all 256 bytes are in the vocabulary (so 258 entries at least).
+    """
+    if texts is None:
+        texts = [text for name in ("alpha", "beta", "gamma") for text in toy_documents(name, 40)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<eos>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", clean_up_tokenization_spaces=False
+    )
+
+
+def tiny_adapter(model: PreTrainedModel | PeftModel, name: str, seed: int = 0, **lora: Any) -> PeftModel:
+    """Put one more LoRA adapter on a model, with *both* factors random: its delta is not zero.
+
+    Args:
+        model: A bare model, or one that carries adapters already.
+        name: The adapter's name.
+        seed: Of the factors; torch's global generator is left as it was.
+        lora: Any setting of `LoraConfig`; by default `r` 4, `lora_alpha` 8, `lora_targets(model)`.
+
+    Returns:
+        The `PeftModel`; the new adapter is the active one.
+    """
+    convolution = any(type(module).__name__ == "Conv1D" for module in model.modules())
+    settings = {"r": 4, "lora_alpha": 8, "fan_in_fan_out": convolution, "task_type": "CAUSAL_LM", **lora}
+    settings.setdefault("target_modules", lora_targets(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's remarks on tied embeddings and Conv1D
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, LoraConfig(**settings))
+            model.set_adapter(name)
+        else:
+            model = get_peft_model(model, LoraConfig(**settings), adapter_name=name)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            if "lora_" in path and name in path.split("."):
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(0.1 * noise)
+            elif f".modules_to_save.{name}." in path:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.05 * noise.to(parameter.dtype))
+    return model.eval()
+
+
+def toy_documents(name: str, num_documents: int, *, seed: int = 0) -> Iterator[str]:
+    """Documents of one toy domain: its own syllables, words and habit of which word follows which.
+
+    Every domain is its own first-order chain over 200 words made of 40 syllables of its own, so models
+    trained on one predict another badly, and what is learned of one helps a little (spaces, sentence length).
+    """
+    rng = np.random.default_rng([zlib.crc32(name.encode()), seed])
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    syllables = ["".join(rng.choice(letters, size=rng.integers(2, 4))) for _ in range(_SYLLABLES)]
+    words = ["".join(rng.choice(syllables, size=rng.integers(1, 4))) for _ in range(200)]
+    followers = rng.integers(0, len(words), size=(len(words), 8))
+    for _ in range(num_documents):
+        sentences = []
+        for _ in range(rng.integers(2, 8)):
+            word, sentence = int(rng.integers(len(words))), []
+            for _ in range(rng.integers(4, 14)):
+                sentence.append(words[word])
+                word = int(followers[word, rng.geometric(0.5) % 8])
+            sentences.append(" ".join(sentence) + ".")
+        yield " ".join(sentences)
+
+
+def write_toy_domains(
+    folder: str | Path, names: Sequence[str] = ("alpha", "beta"), num_documents: int = 200, seed: int = 0
+) -> dict[str, Path]:
+    """Write one `<name>.jsonl` per toy domain, `{"text": ...}` a line, and say where."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name in names:
+        files[name] = folder / f"{name}.jsonl"
+        with files[name].open("w", encoding="utf-8") as stream:
+            for text in toy_documents(name, num_documents, seed=seed):
+                stream.write(json.dumps({"text": text}) + "\n")
+    return files
