@@ -25,7 +25,7 @@ from opmix.mixing.solver import SolveSettings
 from opmix.mixing.table import ProxyTable
 from opmix.progress import Progress, Silent
 from opmix.results import draws_json, verdict_json
-from opmix.runs.files import environment, write_json
+from opmix.runs.files import default_cache_dir, environment, write_json
 from opmix.runs.store import RunStore, fingerprint
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
@@ -235,7 +235,8 @@ class _Search:
     # -- preparation -------------------------------------------------------------------------------------------
 
     def _load(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
-        from opmix.models import check_vocabulary, load_model, load_tokenizer
+        from opmix.data.tokenization import check_vocabulary, vocabulary_size
+        from opmix.models import load_model, load_tokenizer
 
         wanted = self.config.model
         if model is not None and tokenizer is None and wanted.tokenizer is None:
@@ -250,7 +251,7 @@ class _Search:
                 self._name(wanted.name), dtype=wanted.dtype, device=wanted.device, revision=wanted.revision,
                 trust_remote_code=wanted.trust_remote_code, attn_implementation=wanted.attn_implementation,
             )  # fmt: skip
-        check_vocabulary(tokenizer, model)
+        check_vocabulary(vocabulary_size(tokenizer), model.get_input_embeddings().weight.shape[0])
         return model, tokenizer
 
     def _name(self, name: str) -> str:
@@ -259,7 +260,7 @@ class _Search:
         return str(local) if local.exists() else name
 
     def _prepare(self, tokenizer: Any) -> dict[str, TokenizedDomain]:
-        from opmix.data import default_cache_dir, prepare_domain
+        from opmix.data import prepare_domain
 
         cache = Path(self.config.cache_dir) if self.config.cache_dir else default_cache_dir()
         data = {}
@@ -281,8 +282,8 @@ class _Search:
 
     def _session(self, model: Any, data: Mapping[str, TokenizedDomain]) -> ProbeSession:
         from opmix.data import PackedSequences
-        from opmix.models import model_shape
         from opmix.probes.session import ProbeSession, ProbeSettings
+        from opmix.probes.shape import model_shape
         from opmix.training.factory import default_trainer
 
         config, length = self.config, self.config.sequence_length

@@ -18,6 +18,7 @@ from peft.utils import ModulesToSaveWrapper
 
 from opmix.errors import AdapterError
 from opmix.mixing.mixture import FloatArray
+from opmix.models import base_parameters
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class DeltaSet:
         """
         for name in names:
             check_config(model.peft_config.get(name), name)
-        parameters = {id(p): n for n, p in base_parameters(model).items()}
+        parameters = {id(p): n for n, p in base_parameters(model)}
         deltas: dict[str, list[Delta | None]] = {}
         for module_name, module in model.base_model.model.named_modules():
             if isinstance(module, LoraLayer):
@@ -154,19 +155,6 @@ def np_eye(num: int) -> FloatArray:
     import numpy as np
 
     return np.eye(num)
-
-
-def base_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Parameters of the base model by name, without those of adapters.
-
-    Inside a `PeftModel` names are as PEFT sees them; tied parameters appear once.
-    """
-    inner = model.base_model.model if isinstance(model, PeftModel) else model
-    return {
-        n.replace(".base_layer.", ".").replace(".original_module.", "."): p
-        for n, p in inner.named_parameters()
-        if ".lora_" not in n and ".modules_to_save." not in n
-    }
 
 
 def check_config(config: Any, name: str) -> None:

@@ -22,7 +22,8 @@ from peft.tuners.lora import LoraLayer
 
 from opmix.errors import AdapterError
 from opmix.mixing.mixture import FloatArray, InterpolationWeights
-from opmix.probes.adapters import DeltaSet, base_parameters
+from opmix.models import base_parameters
+from opmix.probes.adapters import DeltaSet
 
 Backend = Literal["auto", "merge", "scale"]
 
@@ -41,7 +42,7 @@ class Proxies(Protocol):
 
 def make_proxies(model: PeftModel, names: list[str], *, backend: Backend = "auto") -> Proxies:
     """Proxies over adapters loaded in a `PeftModel`; `auto`: merge into plain floating-point weights, else scale."""
-    plain = all(p.is_floating_point() and type(p.data) is torch.Tensor for p in base_parameters(model).values())
+    plain = all(p.is_floating_point() and type(p.data) is torch.Tensor for _, p in base_parameters(model))
     quantised = getattr(model.base_model.model, "is_quantized", False)
     if backend == "scale" or (backend == "auto" and (quantised or not plain)):
         return ScaleProxies(model, names)
@@ -70,7 +71,7 @@ class MergeProxies:
         self.probes = deltas.probes
         self._model = model
         self._deltas = deltas
-        parameters = base_parameters(model)
+        parameters = dict(base_parameters(model))
         missing = [name for name in deltas.deltas if name not in parameters]
         if missing:
             raise AdapterError(f"the model has no parameter {missing[0]!r}; the adapters belong to another architecture")

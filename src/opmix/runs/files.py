@@ -69,3 +69,8 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[name] = None
     return {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count(), "versions": versions}
+
+
+def default_cache_dir() -> Path:
+    """Where tokenised data are kept unless a configuration says otherwise: `$XDG_CACHE_HOME/opmix` or `~/.cache/opmix`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opmix"

@@ -1,0 +1,48 @@
+# Everything runs in .venv with pinned versions; the first target to need it builds it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test unit slow check format lint types fix clean
+
+help: ## This list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed ## Build .venv with pinned versions
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[demo,dev,gguf]' -c constraints.txt
+	@touch $@
+
+demo: install ## The main job on real text, with a report to look at (DEMO="--out DIR --seed N")
+	OMP_NUM_THREADS=2 $(BIN)/opmix demo $(DEMO)
+
+test: check slow ## Everything: format, lint, types, layers, unit, contract, doctests, slow tests
+
+check: install format lint types unit ## What a commit must pass
+
+format:
+	$(BIN)/ruff format --check .
+
+lint:
+	$(BIN)/ruff check .
+
+types:
+	$(BIN)/mypy
+
+unit: install ## Fast tests and doctests
+	$(PYTEST) -m "not slow" tests src --doctest-modules
+
+slow: install ## Tests that train for more than a few seconds
+	$(PYTEST) -m slow tests
+
+fix: install ## Format and repair what can be repaired
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove caches, not .venv
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,97 @@
+"""One function a verb."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from opmix.errors import ConfigError
+
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder; running again with the same inputs resumes.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")]
+
+
+def search(
+    config: Annotated[Path, typer.Argument(help="search.yaml: model, domains, budget, ...")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated.")] = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the mixture for the next stretch: checkpoint + domains -> shares with intervals."""
+    from opmix.config import load_config
+
+    settings = load_config(config, set_ or [])
+
+    from opmix.api import run_search
+    from opmix.cli.console import Display, quiet_libraries, show_search
+
+    quiet_libraries()
+    folder = out or Path("runs") / config.stem
+    with Display(silent=as_json) as display:
+        result = run_search(settings, base=config.parent.resolve(), out=folder, progress=display)
+    if as_json:
+        _print_json(result.json())
+    else:
+        show_search(result, folder)
+
+
+def fit(
+    ratios: Annotated[Path, typer.Argument(help="Ratios by run, or one table with ratio_* and loss_* columns.")],
+    metrics: Annotated[Path | None, typer.Argument(help="Losses by run, joined by run id.")] = None,
+    prior: Annotated[str, typer.Option("--prior", help="`uniform`, or a JSON file: domain to share.")] = "uniform",
+    kl: Annotated[float, typer.Option("--kl", help="Weight of KL(p || prior).")] = 0.05,
+    predict: Annotated[Path | None, typer.Option("--predict", help="Ratios to predict losses for (predictions.csv).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for mixture.json, tables, predictions and the report.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Law, mixture and decision from anybody's finished runs; no model needed."""
+    from opmix.fit import fit_runs, predictions_csv
+
+    if not kl >= 0:
+        raise ConfigError(f"--kl: {kl}; expected a number >= 0")
+    result = fit_runs(ratios, metrics, prior=None if prior == "uniform" else Path(prior), kl=kl, predict=predict)
+    if out is not None:
+        result.write(out, inputs={"ratios": ratios, "metrics": metrics, "prior": prior, "kl": kl, "predict": predict})
+    if as_json:
+        _print_json(result.json())
+        return
+    from opmix.cli.console import show_fit
+
+    show_fit(result, out)
+    if result.predictions is not None and out is None:
+        sys.stdout.write(predictions_csv(*result.predictions, result.fit.law.metrics))
+
+
+def report(run: Annotated[Path, typer.Argument(help="Run folder with mixture.json.")]) -> None:
+    """Write the run's report.html again."""
+    from opmix.report import write_report
+
+    typer.echo(str(write_report(run)))
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("demo-run"),
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """The whole path in minutes on a CPU: real text, a small model, the proposal against uniform, and a report."""
+    from opmix.cli.console import Display, quiet_libraries, show_demo
+
+    quiet_libraries()
+    with Display(silent=as_json) as display:
+        display.note("loading torch and transformers")
+        from opmix.demo import run_demo
+
+        result = run_demo(out, seed=seed, progress=display)
+    if as_json:
+        _print_json({**result.search.json(), "comparison": result.comparison})
+    else:
+        show_demo(result, out)
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,38 @@
+"""The `opmix` app. Every verb imports its work inside its function, so `--help` is instant."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from opmix.cli import commands
+from opmix.errors import OpMixError
+
+app = typer.Typer(
+    name="opmix",
+    help="In what proportions should you mix your data for the next stretch of training?",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("demo")(commands.demo)
+app.command("search")(commands.search)
+app.command("fit")(commands.fit)
+app.command("report")(commands.report)
+
+
+def main() -> None:
+    """Entry point: errors that opmix raises on purpose become one message and exit code 1."""
+    try:
+        app()
+    except OpMixError as error:
+        from rich.console import Console
+
+        Console(stderr=True).print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""`opmix demo`: pretrain a small Llama on real text for a prefix, search, train on, and compare with uniform."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from opmix.api import SearchResult, held_out, run_search
+from opmix.config import SearchConfig, parse_config
+from opmix.data import PackedSequences, TokenizedDomain, iter_documents, prepare_domain
+from opmix.demo.texts import write_domains
+from opmix.domain import Source
+from opmix.mixing.mixture import Mixture
+from opmix.probes.evaluation import evaluate
+from opmix.progress import Progress, Silent
+from opmix.runs.files import write_json
+from opmix.training.full import train_on_mixture
+
+VOCABULARY = 2048
+LENGTH = 128
+PREFIX_STEPS = 450
+STAGE_STEPS = 300
+STEP_SEQUENCES = 8
+
+PREFIX_TRAINER: dict[str, Any] = {
+    "per_device_train_batch_size": STEP_SEQUENCES,
+    "learning_rate": 3e-3,
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_steps": 30,
+    "weight_decay": 0.1,
+}
+STAGE_TRAINER: dict[str, Any] = {**PREFIX_TRAINER, "learning_rate": 2e-3, "lr_scheduler_type": "linear", "warmup_steps": 20}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """The search, and what training on its answer gave."""
+
+    search: SearchResult
+    comparison: Mapping[str, Any]
+
+
+def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> DemoResult:
+    """Run the demo; see `opmix.demo.texts` for the text.
+
+    Raises:
+        DataError: Too little text on this machine.
+    """
+    progress = progress or Silent()
+    torch.manual_seed(seed)
+    files = write_domains(out / "data")
+    tokenizer = train_tokenizer(files)
+    config = search_config(files, out, seed)
+    data = {
+        name: prepare_domain(domain.domain(name, Path()), tokenizer, cache_dir=out / "cache") for name, domain in config.domains.items()
+    }
+    train = {name: PackedSequences(d.train, LENGTH) for name, d in data.items()}
+    model = new_model(len(tokenizer), seed)
+    uniform = Mixture.uniform(tuple(files))
+    parameters = sum(p.numel() for p in model.parameters())
+    progress.note(f"{len(files)} domains, {sum(d.train.num_tokens for d in data.values()):,} training tokens; a Llama of {parameters:,} parameters")
+    train_on_mixture(
+        model, train, uniform, tokens=PREFIX_STEPS * STEP_SEQUENCES * LENGTH, arguments=PREFIX_TRAINER, seed=seed,
+        output_dir=out / "trainer", progress=progress, name="prefix on the uniform mixture",
+    )  # fmt: skip
+    result = run_search(config, model=model, tokenizer=tokenizer, out=out, progress=progress)
+    arms = {"proposal": result.verdict.optimum.mixture, "uniform": uniform}
+    measured = {name: _train_arm(model, train, mixture, data, name, out, seed, progress) for name, mixture in arms.items()}
+    comparison = compare(result, arms, measured)
+    write_json(out / "comparison.json", comparison)
+    from opmix.report import write_report
+
+    write_report(out)
+    return DemoResult(search=result, comparison=comparison)
+
+
+def train_tokenizer(files: Mapping[str, Path]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 2,048 tokens, trained on the start of every domain."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    texts = (text for path in files.values() for text, _ in zip(iter_documents(Source(paths=(str(path),))), range(80), strict=False))
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
+
+
+def new_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
+    """A Llama of about a million parameters from scratch."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+            num_key_value_heads=4, max_position_embeddings=LENGTH, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
+        )
+    )  # fmt: skip
+
+
+def search_config(files: Mapping[str, Path], out: Path, seed: int) -> SearchConfig:
+    """The demo's `search.yaml`."""
+    return parse_config(
+        {
+            "model": "<model object>",
+            "domains": {name: {"train": str(path.resolve()), "holdout": 0.06} for name, path in files.items()},
+            "budget": {"tokens": STAGE_STEPS * STEP_SEQUENCES * LENGTH},
+            "sequence_length": LENGTH,
+            "trainer": STAGE_TRAINER,
+            "probes": {"steps": 60},
+            "proxies": {"eval_sequences": 48},
+            "cache_dir": str(out / "cache"),
+            "seed": seed,
+        }
+    )
+
+
+def _train_arm(
+    base: LlamaForCausalLM,
+    train: Mapping[str, PackedSequences],
+    mixture: Mixture,
+    data: Mapping[str, TokenizedDomain],
+    name: str,
+    out: Path,
+    seed: int,
+    progress: Progress,
+) -> dict[str, tuple[float, float]]:
+    """Test loss and its standard error per domain after training a copy on the mixture."""
+    model = copy.deepcopy(base)
+    train_on_mixture(
+        model, train, mixture, tokens=STAGE_STEPS * STEP_SEQUENCES * LENGTH, arguments=STAGE_TRAINER, seed=seed + 1,
+        output_dir=out / "trainer", progress=progress, name=f"training on the {name} mixture",
+    )  # fmt: skip
+    config = search_config({n: Path(n) for n in data}, out, seed).model_copy(update={"proxies": _all_sequences()})
+    measured = evaluate(model, [held_out(n, PackedSequences(d.test, LENGTH), config) for n, d in data.items()])
+    return {
+        n: (float(loss), float(error)) for n, loss, error in zip(measured.names, measured.losses[0], measured.standard_errors[0], strict=True)
+    }
+
+
+def _all_sequences() -> Any:
+    from opmix.config import ProxiesConfig
+
+    return ProxiesConfig(eval_sequences=128)
+
+
+def compare(
+    result: SearchResult, arms: Mapping[str, Mixture], measured: Mapping[str, Mapping[str, tuple[float, float]]]
+) -> dict[str, Any]:
+    """Prediction beside measurement, whichever arm wins."""
+    predicted = {
+        name: dict(zip(result.law.metrics, map(float, result.law.predict(mixture.weights)[0]), strict=True)) for name, mixture in arms.items()
+    }
+    means = {name: float(np.mean([loss for loss, _ in losses.values()])) for name, losses in measured.items()}
+    gain = means["uniform"] - means["proposal"]
+    forecast = float(np.mean(list(predicted["uniform"].values())) - np.mean(list(predicted["proposal"].values())))
+    winner = "proposal" if gain > 0 else "uniform"
+    return {
+        "tokens": STAGE_STEPS * STEP_SEQUENCES * LENGTH,
+        "arms": {
+            name: {
+                "mixture": dict(mixture),
+                "measured": {m: loss for m, (loss, _) in measured[name].items()},
+                "standard_error": {m: error for m, (_, error) in measured[name].items()},
+                "predicted": predicted[name],
+            }
+            for name, mixture in arms.items()
+        },
+        "winner": winner,
+        "measured_gain": gain,
+        "predicted_gain": forecast,
+        "sentence": (
+            f"After {STAGE_STEPS * STEP_SEQUENCES * LENGTH:,} equal tokens the {winner} mixture has the lower mean test loss: optimum "
+            f"{means['proposal']:.4f}, uniform {means['uniform']:.4f} nats (measured gain {gain:+.4f}, predicted {forecast:+.4f}; one seed). "
+            f"The search's advice was to {result.verdict.decision.action} "
+            f"{'to the optimum' if result.verdict.decision.action == 'move' else 'the uniform mixture'}."
+        ),
+    }
