@@ -1,0 +1,269 @@
+"""One reader per file format: each yields documents one at a time and says file and place when it cannot."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+from opmix.domain import Source
+from opmix.errors import DataError
+
+BLOCK = 1 << 20
+"""Bytes (or tokens) looked at in one go."""
+
+_BAD_STREAM = (OSError, EOFError, zlib.error, zstandard.ZstdError)
+
+
+class _ZstdRaw(io.RawIOBase):
+    """Decompressed bytes of one or more zstd frames.
+
+    The library's own stream reader ends quietly on a truncated file; half a corpus must not pass for one.
+    """
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+        self._frame: Any = None
+        self._rest = b""
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            data = self._rest or self._raw.read(BLOCK)
+            self._rest = b""
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the file ends inside a zstd frame")
+                return 0
+            if self._frame is None:
+                self._frame = self._decompressor.decompressobj()
+            self._ready = self._frame.decompress(data)
+            if self._frame.eof:
+                self._rest, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+
+def _open(path: Path) -> IO[bytes]:
+    """Open a file for reading bytes, decompressed by its suffix."""
+    if path.suffix == ".gz":
+        return cast("IO[bytes]", gzip.open(path, "rb"))
+    if path.suffix == ".zst":
+        return io.BufferedReader(_ZstdRaw(path.open("rb")), BLOCK)
+    return path.open("rb")
+
+
+def _unreadable(where: str, error: BaseException) -> DataError:
+    return DataError(
+        f"{where}: cannot be read ({type(error).__name__}: {error}); expected a whole, readable file"
+    )
+
+
+def _text_of(row: Any, field: str, where: str, what: str = "key") -> str:
+    """The document's text in one JSON object or table row.
+
+    Raises:
+        DataError: No such field, or its value is no text that UTF-8 can hold.
+    """
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{where}: a JSON {type(row).__name__}; expected one object a line, like {{{field!r}: ...}}"
+        )
+    if field not in row:
+        have = ", ".join(map(repr, list(row)[:8])) or "none"
+        raise DataError(f"{where}: no {what} {field!r} (it has {have}); set the source's `field`")
+    text = row[field]
+    if not isinstance(text, str):
+        kind = "null" if text is None else type(text).__name__
+        raise DataError(
+            f"{where}: {what} {field!r} is {kind}; expected text; drop the row or set another `field`"
+        )
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{where}: {what} {field!r} holds half a surrogate pair ({error.reason}); "
+                "expected text that UTF-8 can hold; repair or drop the row"
+            ) from error
+    return text
+
+
+def read_jsonl(path: Path, field: str, where: str) -> Iterator[str]:
+    """Documents of a JSON Lines file, plain or compressed; blank lines are passed over.
+
+    Args:
+        path: The file.
+        field: Key of the text.
+        where: Who and where in words, the start of every message.
+
+    Yields:
+        One text per line.
+
+    Raises:
+        DataError: The file is damaged, a line is no JSON object, no UTF-8, or lacks the field.
+    """
+    number = 0
+    try:
+        with _open(path) as stream:
+            for number, line in enumerate(stream, 1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.isspace():
+                    continue
+                yield _text_of(_json(line, f"{where}:{number}"), field, f"{where}:{number}")
+    except _BAD_STREAM as error:
+        raise _unreadable(f"{where}:{number + 1}", error) from error
+
+
+def _json(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: not UTF-8 (byte {error.start} of it); expected UTF-8; convert it, say with iconv"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        array = line.lstrip().startswith(b"[")
+        remedy = "a JSON array; write one object a line (jq -c '.[]')" if array else "repair or drop the line"
+        raise DataError(f"{where}: not JSON ({error}); expected one JSON object a line; {remedy}") from error
+
+
+def read_text(path: Path, where: str) -> Iterator[str]:
+    """The one document a text file is.
+
+    Raises:
+        DataError: The file is damaged or not UTF-8.
+    """
+    try:
+        with _open(path) as stream:
+            yield stream.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: not UTF-8 (byte {error.start}); expected UTF-8; convert it, e.g. with iconv"
+        ) from error
+    except _BAD_STREAM as error:
+        raise _unreadable(where, error) from error
+
+
+def read_parquet(path: Path, field: str, where: str) -> Iterator[str]:
+    """Documents of a Parquet file, read in batches of rows.
+
+    Raises:
+        DataError: The file is damaged, or the column is missing or holds something else than text.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            if field not in columns:
+                _text_of(dict.fromkeys(columns), field, where, "column")
+            row = 0
+            for batch in file.iter_batches(batch_size=1024, columns=[field]):
+                for text in batch.column(0).to_pylist():
+                    row += 1
+                    yield _text_of({field: text}, field, f"{where}: row {row}", "column")
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(where, error) from error
+
+
+def read_arrow(folder: Path, source: Source, where: str) -> Iterator[str]:
+    """Documents of a folder written by `datasets`' `save_to_disk`.
+
+    Raises:
+        DataError: No such folder, split or column, or the column holds something else than text.
+    """
+    try:
+        found = datasets.load_from_disk(str(folder))
+    except Exception as error:  # the library raises its own kinds, Arrow's and the system's
+        raise _unreadable(where, error) from error
+    if isinstance(found, datasets.DatasetDict):
+        names = list(found)
+        name = source.split or (names[0] if len(names) == 1 else None)
+        if name not in names:
+            raise DataError(
+                f"{where}: split {source.split!r}; expected one of {names}; set the source's `split`"
+            )
+        found = found[name]
+    yield from _rows(found, source.field, where)
+
+
+def read_hub(name: str, source: Source, where: str) -> Iterator[str]:
+    """Documents of a Hugging Face dataset, streamed; `name@revision` pins the revision.
+
+    Raises:
+        DataError: The dataset cannot be reached or opened, or has no such column.
+    """
+    repository, _, revision = name.partition("@")
+    try:
+        stream = datasets.load_dataset(
+            repository,
+            source.config_name,
+            split=source.split or "train",
+            streaming=True,
+            revision=revision or None,
+        )
+        yield from _rows(stream, source.field, where)
+    except DataError:
+        raise
+    except Exception as error:  # network, unknown name, unknown configuration: each raises another kind
+        raise DataError(
+            f"{where}: the dataset cannot be opened ({type(error).__name__}: {error}); expected a hub name "
+            "such as 'org/name' or a local folder; check the name, `config_name`, `split` and the network"
+        ) from error
+
+
+def _rows(rows: Any, field: str, where: str) -> Iterator[str]:
+    names = rows.column_names
+    if names is not None and field not in names:
+        _text_of(dict.fromkeys(names), field, where, "column")
+    if names is not None:
+        rows = rows.select_columns([field])
+    for number, row in enumerate(rows, 1):
+        yield _text_of(row, field, f"{where}: row {number}", "column")
+
+
+def read_tokens(path: Path, dtype: str | None, where: str) -> npt.NDArray[np.integer[Any]]:
+    """The token ids of a `.npy` file (`dtype` None) or a raw file of `dtype`: mapped, flattened to (n,).
+
+    Raises:
+        DataError: The file is damaged, empty or holds no integers.
+    """
+    try:
+        if dtype is None:
+            tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            kind = np.dtype(dtype)
+            size = path.stat().st_size
+            if size % kind.itemsize:
+                raise ValueError(f"{size} bytes are no whole number of {dtype}")
+            tokens = np.memmap(path, dtype=kind, mode="r") if size else np.zeros(0, kind)
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise DataError(
+            f"{where}: token ids cannot be read ({error}); expected integers; check the file and `dtype`"
+        ) from error
+    if not isinstance(tokens, np.ndarray) or tokens.dtype.kind not in "ui":
+        raise DataError(
+            f"{where}: holds {getattr(tokens, 'dtype', 'several arrays')}; expected integer token ids"
+        )
+    return tokens.reshape(-1)

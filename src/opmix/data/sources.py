@@ -1,0 +1,261 @@
+"""From a `Source` to documents: which files it means, what is in them, and a fingerprint of their bytes."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from opmix.data import readers
+from opmix.domain import Source, SourceFormat
+from opmix.errors import DataError
+
+SUFFIXES: dict[str, SourceFormat] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".parquet": "parquet",
+    ".npy": "npy",
+    ".bin": "bin",
+}
+COMPRESSED = (".gz", ".zst")
+TOKEN_FORMATS: tuple[SourceFormat, ...] = ("npy", "bin")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceFile:
+    """One file, Arrow folder or hub name that a source stands for."""
+
+    path: str
+    format: SourceFormat
+
+
+def format_of(path: Path) -> SourceFormat | None:
+    """The format that a file's name or a folder's contents tell; None when neither does."""
+    if path.is_dir():
+        marks = ("dataset_info.json", "dataset_dict.json")
+        return "arrow" if any((path / mark).is_file() for mark in marks) else None
+    if path.suffix in COMPRESSED:
+        inner = SUFFIXES.get(Path(path.stem).suffix)
+        return inner if inner in ("jsonl", "text") else None
+    return SUFFIXES.get(path.suffix)
+
+
+def _where(domain: str | None, path: str) -> str:
+    return f"domain {domain!r}: {path}" if domain else path
+
+
+def _expand(pattern: str, source: Source, where: str) -> list[Path]:
+    """Files (and Arrow folders) behind one entry of `source.paths`, sorted.
+
+    Raises:
+        DataError: Nothing there, or a folder without any file of a known format.
+    """
+    path = Path(pattern).expanduser()
+    if not path.exists() and glob.has_magic(pattern):
+        found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        matches = [match for match in map(Path, found) if match.is_file() or format_of(match)]
+        if not matches:
+            raise DataError(
+                f"{where}: the pattern matches no file; expected at least one; check it and the folder"
+            )
+        return matches
+    if not path.exists():
+        raise DataError(f"{where}: no such file or folder; expected a file, glob or folder; check the path")
+    if not path.is_dir() or format_of(path) == "arrow" or source.format == "arrow":
+        return [path]
+    inside = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file, path))
+    kinds = [(file, format_of(file)) for file in inside]
+    known = [file for file, kind in kinds if kind and source.format in (None, kind)]
+    if not known:
+        wanted = source.format or ", ".join(SUFFIXES)
+        raise DataError(
+            f"{where}: none of the folder's {len(inside)} files is of a known kind ({wanted}); "
+            "give a glob such as 'folder/**/*.py' and the source's `format`"
+        )
+    return known
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def resolve(source: Source, *, domain: str | None = None) -> tuple[SourceFile, ...]:
+    """Which files a source stands for, in reading order.
+
+    Globs and folders are expanded and sorted, a file named twice is read once, names tell the formats.
+
+    Args:
+        source: The source.
+        domain: Whose source it is, for messages.
+
+    Returns:
+        At least one file, each with its format.
+
+    Raises:
+        DataError: A missing file, an empty glob, an unknown suffix, or text and token ids in one source.
+    """
+    if source.format == "hub":
+        return tuple(SourceFile(path=name, format="hub") for name in source.paths)
+    files: dict[str, SourceFormat] = {}
+    for pattern in source.paths:
+        for path in _expand(pattern, source, _where(domain, pattern)):
+            kind = source.format or format_of(path)
+            if kind is None:
+                raise DataError(
+                    f"{_where(domain, str(path))}: unknown kind of file; expected {', '.join(SUFFIXES)} "
+                    f"(text and JSON also with {' or '.join(COMPRESSED)}); set the source's `format`"
+                )
+            files[str(path)] = kind
+    if len({kind in TOKEN_FORMATS for kind in files.values()}) > 1:
+        raise DataError(
+            f"{_where(domain, source.paths[0])}: text and token ids in one source; expected one of the two; "
+            "make them two domains, or keep one kind of file"
+        )
+    return tuple(SourceFile(path=path, format=kind) for path, kind in files.items())
+
+
+def holds_tokens(source: Source, *, domain: str | None = None) -> bool:
+    """Whether the source is already tokenised (`.npy`, `.bin`).
+
+    Raises:
+        DataError: See `resolve`.
+    """
+    return resolve(source, domain=domain)[0].format in TOKEN_FORMATS
+
+
+def iter_documents(source: Source, *, domain: str | None = None) -> Iterator[str]:
+    """The documents of a source, streamed in a fixed order; empty ones are passed over.
+
+    At most one document (for Parquet one batch of rows) is in memory at a time.
+
+    Args:
+        source: The source.
+        domain: Whose source it is, for messages.
+
+    Yields:
+        A document's text.
+
+    Raises:
+        DataError: A file is missing, damaged, lacks the field, is not UTF-8, or holds token ids.
+    """
+    for file in resolve(source, domain=domain):
+        where = _where(domain, file.path)
+        if file.format in TOKEN_FORMATS:
+            raise DataError(
+                f"{where}: holds token ids, not text; expected text; read it with iter_token_documents"
+            )
+        for text in _read(file, source, where):
+            if text:
+                yield text
+
+
+def _read(file: SourceFile, source: Source, where: str) -> Iterator[str]:
+    path = Path(file.path)
+    match file.format:
+        case "jsonl":
+            return readers.read_jsonl(path, source.field, where)
+        case "parquet":
+            return readers.read_parquet(path, source.field, where)
+        case "arrow":
+            return readers.read_arrow(path, source, where)
+        case "hub":
+            return readers.read_hub(file.path, source, where)
+        case _:
+            return readers.read_text(path, where)
+
+
+def iter_token_documents(
+    source: Source, eos_id: int, *, domain: str | None = None
+) -> Iterator[npt.NDArray[np.integer[Any]]]:
+    """The documents of a source of token ids, split at the end-of-sequence id, which is left out.
+
+    Args:
+        source: A source of `.npy` or `.bin` files; `source.dtype` is the integer type of the latter.
+        eos_id: The id that ends a document.
+        domain: Whose source it is, for messages.
+
+    Yields:
+        One document's ids, shape (n,), n >= 1; what follows a file's last end is a document, too.
+
+    Raises:
+        DataError: A file is missing, damaged, or holds something else than integers.
+    """
+    for file in resolve(source, domain=domain):
+        where = _where(domain, file.path)
+        if file.format not in TOKEN_FORMATS:
+            raise DataError(
+                f"{where}: holds text, not token ids; expected .npy or .bin; read it with iter_documents"
+            )
+        tokens = readers.read_tokens(Path(file.path), source.dtype if file.format == "bin" else None, where)
+        start = 0
+        for block in range(0, len(tokens), readers.BLOCK):
+            ends = np.flatnonzero(tokens[block : block + readers.BLOCK] == eos_id) + block
+            for end in ends.tolist():
+                if end > start:
+                    yield np.array(tokens[start:end])
+                start = end + 1
+        if start < len(tokens):
+            yield np.array(tokens[start:])
+
+
+def source_fingerprint(source: Source, *, domain: str | None = None) -> str:
+    """A hash of what a source's documents are read from.
+
+    Files count by their bytes and order, not by their names; a hub dataset by name, configuration, split and
+    revision (an unpinned one is taken not to change: pin it with `name@revision`).
+
+    Returns:
+        32 hexadecimal digits.
+
+    Raises:
+        DataError: A file is missing or cannot be read.
+    """
+    total = hashlib.blake2b(digest_size=16)
+    files = resolve(source, domain=domain)
+    contents = [content for file in files for content in _contents(file)]
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        digests = list(pool.map(lambda item: _digest(item[0], item[1], domain), contents))
+    kinds = {file.format for file in files}
+    options = (source.split, source.config_name) if kinds & {"arrow", "hub"} else ()
+    dtype = source.dtype if "bin" in kinds else ""
+    total.update(repr(("source-1", digests, options, dtype)).encode())
+    return total.hexdigest()
+
+
+def _contents(file: SourceFile) -> list[tuple[str, str | Path]]:
+    """What to hash for one file: pairs of a label and a path to read (or a bare name)."""
+    path = Path(file.path)
+    if file.format == "hub" and not path.is_dir():
+        return [("hub", file.path)]
+    if path.is_dir():
+        inside = sorted(inner for inner in path.rglob("*") if inner.is_file())
+        return [(f"{file.format}/{inner.relative_to(path).as_posix()}", inner) for inner in inside]
+    label = path.suffix if path.suffix in COMPRESSED else ""
+    return [(f"{file.format}{label}", path)]
+
+
+def _digest(label: str, content: str | Path, domain: str | None) -> str:
+    digest = hashlib.blake2b(label.encode(), digest_size=16)
+    if isinstance(content, str):
+        digest.update(b"\0" + content.encode())
+        return digest.hexdigest()
+    try:
+        with content.open("rb") as stream:
+            while block := stream.read(readers.BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(
+            f"{_where(domain, str(content))}: cannot be read ({error.strerror}); expected a readable file"
+        ) from error
+    return digest.hexdigest()
