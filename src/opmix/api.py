@@ -95,7 +95,11 @@ class SearchResult:
 
         write_json(folder / "mixture.json", self.json())
         write_json(folder / "law_draws.json", draws_json(self.verdict))
-        manifest = {"command": "search", "config": self.config.model_dump(mode="json"), "ledger": self.ledger.json()}
+        manifest = {
+            "command": "search",
+            "config": self.config.model_dump(mode="json"),
+            "ledger": self.ledger.json(),
+        }
         write_json(folder / "manifest.json", {**manifest, **environment()})
         self.table.write(folder / "tables" / "proxies.csv")
         write_report(folder)
@@ -135,7 +139,13 @@ def search(
         OpMixError: Whatever else stops the search; see `opmix.errors`.
     """
     named = model if isinstance(model, str | Path) else IN_MEMORY
-    content = {"model": str(named), "domains": dict(domains or {}), "budget": {"tokens": budget}, "old_mixture": old_mixture, **settings}
+    content = {
+        "model": str(named),
+        "domains": dict(domains or {}),
+        "budget": {"tokens": budget},
+        "old_mixture": old_mixture,
+        **settings,
+    }
     return run_search(
         parse_config(content), model=None if named is model else model, tokenizer=tokenizer, out=None if out is None else Path(out),
         make_trainer=make_trainer, progress=progress,
@@ -156,7 +166,13 @@ def run_search(
     if out is None:
         with tempfile.TemporaryDirectory(prefix="opmix-") as folder:
             return run_search(
-                config, base=base, model=model, tokenizer=tokenizer, out=Path(folder), make_trainer=make_trainer, progress=progress
+                config,
+                base=base,
+                model=model,
+                tokenizer=tokenizer,
+                out=Path(folder),
+                make_trainer=make_trainer,
+                progress=progress,
             )
     with RunStore(out) as store:
         work = _Search(config, base or Path.cwd(), store, progress or Silent(), make_trainer)
@@ -167,18 +183,32 @@ class _Search:
     """One search in progress: the `MethodContext` of OP-Mix."""
 
     def __init__(
-        self, config: SearchConfig, base: Path, store: RunStore, progress: Progress, make_trainer: TrainerFactory | None
+        self,
+        config: SearchConfig,
+        base: Path,
+        store: RunStore,
+        progress: Progress,
+        make_trainer: TrainerFactory | None,
     ) -> None:
         from opmix.training.factory import check_arguments
 
         check_arguments(config.trainer)
-        self.config, self.base, self.store, self.progress, self.make_trainer = config, base, store, progress, make_trainer
+        self.config, self.base, self.store, self.progress, self.make_trainer = (
+            config,
+            base,
+            store,
+            progress,
+            make_trainer,
+        )
         self.ledger = Ledger()
         self.names = tuple(config.domains)
         self.old = None if config.old_mixture is None else Mixture.of(config.old_mixture)
         # A design that cannot be, and constraints that contradict each other, are found before data are read.
         self.method = OpMix(
-            share=config.probes.share, joint=config.probes.joint, num_points=config.proxies.count, huber_delta=config.huber_delta
+            share=config.probes.share,
+            joint=config.probes.joint,
+            num_points=config.proxies.count,
+            huber_delta=config.huber_delta,
         )
 
     def run(self, model: Any, tokenizer: Any) -> SearchResult:
@@ -213,7 +243,9 @@ class _Search:
     def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
         solve = self.config.solve
         omega = np.array([solve.weights.get(m, 0.0) for m in metrics]) if solve.objective == "weighted" else None
-        return SolveSettings(objective=solve.objective, omega=omega, reference=baseline, kl=solve.kl, prior=self._prior())
+        return SolveSettings(
+            objective=solve.objective, omega=omega, reference=baseline, kl=solve.kl, prior=self._prior()
+        )
 
     def constraints(self, baseline: Mapping[str, float]) -> Constraints:
         return self.config.constraints(available=self.stage.available_tokens, baseline=baseline)
@@ -235,15 +267,16 @@ class _Search:
     # -- preparation -------------------------------------------------------------------------------------------
 
     def _load(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
-        from opmix.data.tokenization import check_vocabulary, vocabulary_size
-        from opmix.models import load_model, load_tokenizer
+        from opmix.models import check_vocabulary, load_model, load_tokenizer
 
         wanted = self.config.model
         if model is not None and tokenizer is None and wanted.tokenizer is None:
             raise ConfigError("tokenizer: missing; a model object needs the tokenizer it was trained with")
         if tokenizer is None:
             tokenizer = load_tokenizer(
-                wanted.tokenizer or self._name(wanted.name), revision=wanted.revision, trust_remote_code=wanted.trust_remote_code
+                wanted.tokenizer or self._name(wanted.name),
+                revision=wanted.revision,
+                trust_remote_code=wanted.trust_remote_code,
             )
         if model is None:
             self.progress.note(f"loading {wanted.name}")
@@ -251,7 +284,7 @@ class _Search:
                 self._name(wanted.name), dtype=wanted.dtype, device=wanted.device, revision=wanted.revision,
                 trust_remote_code=wanted.trust_remote_code, attn_implementation=wanted.attn_implementation,
             )  # fmt: skip
-        check_vocabulary(vocabulary_size(tokenizer), model.get_input_embeddings().weight.shape[0])
+        check_vocabulary(tokenizer, model)
         return model, tokenizer
 
     def _name(self, name: str) -> str:
@@ -276,14 +309,26 @@ class _Search:
         """Solve a flat problem: contradictory constraints are named before anything is trained."""
         from opmix.mixing.solver import solve
 
-        flat = LogLinearLaw(self.names, self.names, np.zeros(len(self.names)), np.zeros((len(self.names),) * 2), np.zeros(len(self.names)), 1)
+        flat = LogLinearLaw(
+            self.names,
+            self.names,
+            np.zeros(len(self.names)),
+            np.zeros((len(self.names),) * 2),
+            np.zeros(len(self.names)),
+            1,
+        )
         linear = self.config.constraints(available=self.stage.available_tokens)
-        solve(flat, coordinates=coordinates_of(self.names, self.old), settings=SolveSettings(kl=self.config.solve.kl, prior=self._prior()), constraints=linear)
+        solve(
+            flat,
+            coordinates=coordinates_of(self.names, self.old),
+            settings=SolveSettings(kl=self.config.solve.kl, prior=self._prior()),
+            constraints=linear,
+        )
 
     def _session(self, model: Any, data: Mapping[str, TokenizedDomain]) -> ProbeSession:
         from opmix.data import PackedSequences
+        from opmix.models import model_shape
         from opmix.probes.session import ProbeSession, ProbeSettings
-        from opmix.probes.shape import model_shape
         from opmix.training.factory import default_trainer
 
         config, length = self.config, self.config.sequence_length
@@ -322,11 +367,19 @@ class _Search:
         design = self.method.design(self.stage).probes
         drawn = self.session.probe_sequences * self.config.sequence_length
         for name, domain in data.items():
-            seen = float(max(row[i] for row in design.R for i in [design.domains.index(name)])) * drawn / domain.train.num_tokens
+            seen = (
+                float(max(row[i] for row in design.R for i in [design.domains.index(name)]))
+                * drawn
+                / domain.train.num_tokens
+            )
             if seen > 1.5:
-                notes.append(f"a probe repeats {name} {seen:.1f} times; its gain is then over-estimated unless the stage repeats it as often")
+                notes.append(
+                    f"a probe repeats {name} {seen:.1f} times; its gain is then over-estimated unless the stage repeats it as often"
+                )
         if "learning_rate" not in self.config.trainer:
-            notes.append("trainer.learning_rate is not set: probes used twice the Trainer's default of 5e-05; set the rate of your full run")
+            notes.append(
+                "trainer.learning_rate is not set: probes used twice the Trainer's default of 5e-05; set the rate of your full run"
+            )
         return notes
 
 

@@ -61,7 +61,14 @@ class SourceConfig(_Strict):
     def source(self, base: Path) -> Source:
         """With relative paths resolved against the configuration's folder."""
         paths = self.paths if self.format == "hub" else tuple(str(base / Path(p).expanduser()) for p in self.paths)
-        return Source(paths=paths, format=self.format, field=self.field, split=self.split, config_name=self.config_name, dtype=self.dtype)
+        return Source(
+            paths=paths,
+            format=self.format,
+            field=self.field,
+            split=self.split,
+            config_name=self.config_name,
+            dtype=self.dtype,
+        )
 
 
 class DomainConfig(_Strict):
@@ -81,7 +88,9 @@ class DomainConfig(_Strict):
     def domain(self, name: str, base: Path) -> Domain:
         """As the library's value."""
         held = {split: None if (s := getattr(self, split)) is None else s.source(base) for split in ("valid", "test")}
-        return Domain(name=name, train=self.train.source(base), max_epochs=self.max_epochs, holdout=self.holdout, **held)
+        return Domain(
+            name=name, train=self.train.source(base), max_epochs=self.max_epochs, holdout=self.holdout, **held
+        )
 
 
 class ModelConfig(_Strict):
@@ -175,7 +184,11 @@ class DecisionConfig(_Strict):
     def settings(self, seed: int) -> DecisionSettings:
         """As the library's value."""
         return DecisionSettings(
-            confidence=self.confidence, min_gain=self.min_gain, interval_level=self.interval_level, num_draws=self.draws, seed=seed
+            confidence=self.confidence,
+            min_gain=self.min_gain,
+            interval_level=self.interval_level,
+            num_draws=self.draws,
+            seed=seed,
         )
 
 
@@ -220,7 +233,9 @@ class SearchConfig(_Strict):
     def _unknown_names(self) -> Iterator[str]:
         named: list[tuple[str, Sequence[str]]] = [("old_mixture", list(self.old_mixture or ()))]
         solve = self.solve
-        named += [(f"solve.{k}", list(getattr(solve, k))) for k in ("weights", "floors", "ceilings", "fixed", "loss_limits")]
+        named += [
+            (f"solve.{k}", list(getattr(solve, k))) for k in ("weights", "floors", "ceilings", "fixed", "loss_limits")
+        ]
         named += [(f"solve.groups.{g}", group.domains) for g, group in solve.groups.items()]
         named.append(("solve.prior", list(solve.prior) if isinstance(solve.prior, Mapping) else []))
         for path, names in named:
@@ -228,7 +243,9 @@ class SearchConfig(_Strict):
                 if name not in self.domains:
                     yield f"{path}.{name}: unknown domain{_nearest(name, list(self.domains))}"
 
-    def constraints(self, *, available: Mapping[str, int] | None = None, baseline: Mapping[str, float] | None = None) -> Constraints:
+    def constraints(
+        self, *, available: Mapping[str, int] | None = None, baseline: Mapping[str, float] | None = None
+    ) -> Constraints:
         """As the library's value; token caps need `available`, loss limits `baseline` (losses of the current model)."""
         solve = self.solve
         limits = {d: baseline[d] * (1 + y / 100) for d, y in solve.loss_limits.items()} if baseline else {}
@@ -243,7 +260,8 @@ class SearchConfig(_Strict):
             budget=self.budget.tokens,
             max_loss=limits,
             max_loss_labels={
-                d: f"loss limit: {d} at most {solve.loss_limits[d]:g} % above the current {baseline[d]:.4f} nats" for d in limits
+                d: f"loss limit: {d} at most {solve.loss_limits[d]:g} % above the current {baseline[d]:.4f} nats"
+                for d in limits
             }
             if baseline
             else {},
@@ -263,7 +281,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
     except yaml.YAMLError as error:
         raise ConfigError(f"is not valid YAML: {error}", where=str(path)) from error
     if not isinstance(content, dict):
-        raise ConfigError(f"holds {type(content).__name__}; expected a mapping with model, domains and budget", where=str(path))
+        raise ConfigError(
+            f"holds {type(content).__name__}; expected a mapping with model, domains and budget",
+            where=str(path),
+        )
     for override in overrides:
         apply_override(content, override)
     return parse_config(content, where=str(path))

@@ -17,7 +17,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard out
 
 def search(
     config: Annotated[Path, typer.Argument(help="search.yaml: model, domains, budget, ...")],
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated.")
+    ] = None,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
@@ -44,8 +46,13 @@ def fit(
     metrics: Annotated[Path | None, typer.Argument(help="Losses by run, joined by run id.")] = None,
     prior: Annotated[str, typer.Option("--prior", help="`uniform`, or a JSON file: domain to share.")] = "uniform",
     kl: Annotated[float, typer.Option("--kl", help="Weight of KL(p || prior).")] = 0.05,
-    predict: Annotated[Path | None, typer.Option("--predict", help="Ratios to predict losses for (predictions.csv).")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for mixture.json, tables, predictions and the report.")] = None,
+    predict: Annotated[
+        Path | None, typer.Option("--predict", help="Ratios to predict losses for (predictions.csv).")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for mixture.json, tables, predictions and the report."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Law, mixture and decision from anybody's finished runs; no model needed."""

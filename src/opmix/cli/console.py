@@ -12,7 +12,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from opmix.progress import Advance
@@ -42,7 +49,9 @@ class Display:
             self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live:
             self._bars.stop()
 
@@ -84,7 +93,12 @@ def show_fit(result: FitResult, folder: Path | None) -> None:
     console = Console()
     for note in result.notes:
         console.print(f"note: {note}", highlight=False)
-    laws = Table("eval set", "LOO error", "Spearman", title=f"{len(result.fit.law.metrics)} laws from {len(result.table.points)} runs")
+    laws = Table(
+        "eval set",
+        "LOO error",
+        "Spearman",
+        title=f"{len(result.fit.law.metrics)} laws from {len(result.table.points)} runs",
+    )
     for metric, quality in zip(result.fit.law.metrics, result.fit.quality, strict=True):
         laws.add_row(metric, f"{quality.loo_rmse:.4f}", f"{quality.loo_spearman:.3f}")
     console.print(laws)
@@ -109,7 +123,11 @@ def show_demo(result: DemoResult, folder: Path) -> None:
     console = Console()
     _show_verdict(console, result.search.verdict, "current")
     arms: Mapping[str, Any] = result.comparison["arms"]
-    table = Table("eval set", *(f"{arm} {kind}" for arm in arms for kind in ("predicted", "measured")), title="Held-out loss, nats per token")
+    table = Table(
+        "eval set",
+        *(f"{arm} {kind}" for arm in arms for kind in ("predicted", "measured")),
+        title="Held-out loss, nats per token",
+    )
     for metric in result.search.law.metrics:
         cells = [f"{arms[a][k][metric]:.4f}" for a in arms for k in ("predicted", "measured")]
         table.add_row(metric, *cells)
@@ -124,7 +142,13 @@ def _show_verdict(console: Console, verdict: Verdict, reference: str) -> None:
     table = Table("domain", "mixture", "optimum", level, reference, title="Token shares")
     for domain, share in verdict.mixture.items():
         low, high = verdict.interval[domain]
-        table.add_row(domain, f"{share:.3f}", f"{verdict.optimum.mixture[domain]:.3f}", f"{low:.3f} - {high:.3f}", f"{kept[domain]:.3f}")
+        table.add_row(
+            domain,
+            f"{share:.3f}",
+            f"{verdict.optimum.mixture[domain]:.3f}",
+            f"{low:.3f} - {high:.3f}",
+            f"{kept[domain]:.3f}",
+        )
     console.print(table)
     console.print(verdict.decision.reason, style="bold", highlight=False)
 

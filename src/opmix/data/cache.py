@@ -94,9 +94,7 @@ class TokenizedDomain:
         return {"train": self.train, "valid": self.valid, "test": self.test}[split]
 
 
-def _rebuild(
-    domain: str, split: Split, fingerprint: str, tokens: Any, offsets: Any, counts: Any
-) -> TokenSplit:
+def _rebuild(domain: str, split: Split, fingerprint: str, tokens: Any, offsets: Any, counts: Any) -> TokenSplit:
     return TokenSplit(
         domain=domain,
         split=split,

@@ -66,9 +66,7 @@ def prepare_domain(
     for split, source in given:
         if source is not None:
             splits.update(job.source(source, whole, (split,)))
-    return TokenizedDomain(
-        name=domain.name, train=splits["train"], valid=splits["valid"], test=splits["test"]
-    )
+    return TokenizedDomain(name=domain.name, train=splits["train"], valid=splits["valid"], test=splits["test"])
 
 
 class _Preparation:
@@ -88,9 +86,7 @@ class _Preparation:
         self.size = vocabulary_size(tokenizer)
         self.tokenizer_fingerprint = tokenizer_fingerprint(tokenizer)
 
-    def source(
-        self, source: Source, rule: SplitRule, splits: tuple[Split, ...]
-    ) -> Mapping[Split, TokenSplit]:
+    def source(self, source: Source, rule: SplitRule, splits: tuple[Split, ...]) -> Mapping[Split, TokenSplit]:
         """The splits that come from one source: those in the cache from there, the others in one pass."""
         origin = source_fingerprint(source, domain=self.domain.name)
         keys = {split: self._key(origin, source, rule, split) for split in splits}
@@ -115,8 +111,7 @@ class _Preparation:
 
     def _load(self, keys: Mapping[Split, str]) -> dict[Split, TokenSplit]:
         loaded = {
-            split: load_split(self.cache_dir, key, domain=self.domain.name, split=split)
-            for split, key in keys.items()
+            split: load_split(self.cache_dir, key, domain=self.domain.name, split=split) for split, key in keys.items()
         }
         return {split: found for split, found in loaded.items() if found is not None}
 
@@ -138,9 +133,7 @@ class _Preparation:
             return split in missing
 
         with ExitStack() as stack:
-            writers = {
-                s: stack.enter_context(SplitWriter(self.cache_dir, key, dtype)) for s, key in missing.items()
-            }
+            writers = {s: stack.enter_context(SplitWriter(self.cache_dir, key, dtype)) for s, key in missing.items()}
             batches = batched(self._documents(source), keep=wanted)
             done = 0
             for encoded in encode_batches(self.tokenizer, batches, num_proc=self.num_proc):
@@ -162,9 +155,7 @@ class _Preparation:
 
     def _documents(self, source: Source) -> Iterator[Document]:
         if holds_tokens(source, domain=self.domain.name):
-            yield from map(
-                self._check_document, iter_token_documents(source, self.eos, domain=self.domain.name)
-            )
+            yield from map(self._check_document, iter_token_documents(source, self.eos, domain=self.domain.name))
         else:
             yield from iter_documents(source, domain=self.domain.name)
 

@@ -75,9 +75,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _unreadable(where: str, error: BaseException) -> DataError:
-    return DataError(
-        f"{where}: cannot be read ({type(error).__name__}: {error}); expected a whole, readable file"
-    )
+    return DataError(f"{where}: cannot be read ({type(error).__name__}: {error}); expected a whole, readable file")
 
 
 def _text_of(row: Any, field: str, where: str, what: str = "key") -> str:
@@ -87,18 +85,14 @@ def _text_of(row: Any, field: str, where: str, what: str = "key") -> str:
         DataError: No such field, or its value is no text that UTF-8 can hold.
     """
     if not isinstance(row, dict):
-        raise DataError(
-            f"{where}: a JSON {type(row).__name__}; expected one object a line, like {{{field!r}: ...}}"
-        )
+        raise DataError(f"{where}: a JSON {type(row).__name__}; expected one object a line, like {{{field!r}: ...}}")
     if field not in row:
         have = ", ".join(map(repr, list(row)[:8])) or "none"
         raise DataError(f"{where}: no {what} {field!r} (it has {have}); set the source's `field`")
     text = row[field]
     if not isinstance(text, str):
         kind = "null" if text is None else type(text).__name__
-        raise DataError(
-            f"{where}: {what} {field!r} is {kind}; expected text; drop the row or set another `field`"
-        )
+        raise DataError(f"{where}: {what} {field!r} is {kind}; expected text; drop the row or set another `field`")
     if not text.isascii():
         try:
             text.encode()
@@ -201,9 +195,7 @@ def read_arrow(folder: Path, source: Source, where: str) -> Iterator[str]:
         names = list(found)
         name = source.split or (names[0] if len(names) == 1 else None)
         if name not in names:
-            raise DataError(
-                f"{where}: split {source.split!r}; expected one of {names}; set the source's `split`"
-            )
+            raise DataError(f"{where}: split {source.split!r}; expected one of {names}; set the source's `split`")
         found = found[name]
     yield from _rows(found, source.field, where)
 
@@ -263,7 +255,5 @@ def read_tokens(path: Path, dtype: str | None, where: str) -> npt.NDArray[np.int
             f"{where}: token ids cannot be read ({error}); expected integers; check the file and `dtype`"
         ) from error
     if not isinstance(tokens, np.ndarray) or tokens.dtype.kind not in "ui":
-        raise DataError(
-            f"{where}: holds {getattr(tokens, 'dtype', 'several arrays')}; expected integer token ids"
-        )
+        raise DataError(f"{where}: holds {getattr(tokens, 'dtype', 'several arrays')}; expected integer token ids")
     return tokens.reshape(-1)

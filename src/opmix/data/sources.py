@@ -66,9 +66,7 @@ def _expand(pattern: str, source: Source, where: str) -> list[Path]:
         found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
         matches = [match for match in map(Path, found) if match.is_file() or format_of(match)]
         if not matches:
-            raise DataError(
-                f"{where}: the pattern matches no file; expected at least one; check it and the folder"
-            )
+            raise DataError(f"{where}: the pattern matches no file; expected at least one; check it and the folder")
         return matches
     if not path.exists():
         raise DataError(f"{where}: no such file or folder; expected a file, glob or folder; check the path")
@@ -152,9 +150,7 @@ def iter_documents(source: Source, *, domain: str | None = None) -> Iterator[str
     for file in resolve(source, domain=domain):
         where = _where(domain, file.path)
         if file.format in TOKEN_FORMATS:
-            raise DataError(
-                f"{where}: holds token ids, not text; expected text; read it with iter_token_documents"
-            )
+            raise DataError(f"{where}: holds token ids, not text; expected text; read it with iter_token_documents")
         for text in _read(file, source, where):
             if text:
                 yield text
@@ -194,9 +190,7 @@ def iter_token_documents(
     for file in resolve(source, domain=domain):
         where = _where(domain, file.path)
         if file.format not in TOKEN_FORMATS:
-            raise DataError(
-                f"{where}: holds text, not token ids; expected .npy or .bin; read it with iter_documents"
-            )
+            raise DataError(f"{where}: holds text, not token ids; expected .npy or .bin; read it with iter_documents")
         tokens = readers.read_tokens(Path(file.path), source.dtype if file.format == "bin" else None, where)
         start = 0
         for block in range(0, len(tokens), readers.BLOCK):

@@ -93,9 +93,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         state = json.loads(backend.to_str())
-        parts["backend"] = {
-            name: part for name, part in state.items() if name not in ("truncation", "padding")
-        }
+        parts["backend"] = {name: part for name, part in state.items() if name not in ("truncation", "padding")}
     else:
         parts["class"] = type(tokenizer).__qualname__
         parts["vocabulary"] = tokenizer.get_vocab()
@@ -161,23 +159,15 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> En
             last = owner
         parts.append(np.fromiter(chain.from_iterable(ids), dtype=np.uint32))
     parts.append(np.array([end] if texts else [], dtype=np.uint32))
-    byte_counts = np.array(
-        [len(text) if text.isascii() else len(text.encode()) for text in texts], dtype=np.int64
-    )
+    byte_counts = np.array([len(text) if text.isascii() else len(text.encode()) for text in texts], dtype=np.int64)
     return Encoded(ids=np.concatenate(parts), lengths=lengths + 1, byte_counts=byte_counts)
 
 
-def encode_tokens(
-    tokenizer: PreTrainedTokenizerBase, documents: Sequence[npt.NDArray[np.integer[Any]]]
-) -> Encoded:
+def encode_tokens(tokenizer: PreTrainedTokenizerBase, documents: Sequence[npt.NDArray[np.integer[Any]]]) -> Encoded:
     """Add EOS to n documents of ids that are tokenised already, and count the bytes of their text."""
     end = eos_id(tokenizer)
     texts = tokenizer.batch_decode([document.tolist() for document in documents], skip_special_tokens=True)
-    flat = [
-        part
-        for document in documents
-        for part in (document.astype(np.uint32), np.array([end], dtype=np.uint32))
-    ]
+    flat = [part for document in documents for part in (document.astype(np.uint32), np.array([end], dtype=np.uint32))]
     return Encoded(
         ids=np.concatenate(flat) if flat else np.zeros(0, dtype=np.uint32),
         lengths=np.array([len(document) + 1 for document in documents], dtype=np.int64),
@@ -243,9 +233,7 @@ def encode_batches(
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with (
         _one_thread_per_process(),
-        ProcessPoolExecutor(
-            num_proc, mp_context=context, initializer=_start_worker, initargs=(tokenizer,)
-        ) as pool,
+        ProcessPoolExecutor(num_proc, mp_context=context, initializer=_start_worker, initargs=(tokenizer,)) as pool,
     ):
         pending: deque[Future[Encoded]] = deque()
         try:

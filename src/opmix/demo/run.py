@@ -37,7 +37,12 @@ PREFIX_TRAINER: dict[str, Any] = {
     "warmup_steps": 30,
     "weight_decay": 0.1,
 }
-STAGE_TRAINER: dict[str, Any] = {**PREFIX_TRAINER, "learning_rate": 2e-3, "lr_scheduler_type": "linear", "warmup_steps": 20}
+STAGE_TRAINER: dict[str, Any] = {
+    **PREFIX_TRAINER,
+    "learning_rate": 2e-3,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 20,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,20 +65,25 @@ def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> D
     tokenizer = train_tokenizer(files)
     config = search_config(files, out, seed)
     data = {
-        name: prepare_domain(domain.domain(name, Path()), tokenizer, cache_dir=out / "cache") for name, domain in config.domains.items()
+        name: prepare_domain(domain.domain(name, Path()), tokenizer, cache_dir=out / "cache")
+        for name, domain in config.domains.items()
     }
     train = {name: PackedSequences(d.train, LENGTH) for name, d in data.items()}
     model = new_model(len(tokenizer), seed)
     uniform = Mixture.uniform(tuple(files))
     parameters = sum(p.numel() for p in model.parameters())
-    progress.note(f"{len(files)} domains, {sum(d.train.num_tokens for d in data.values()):,} training tokens; a Llama of {parameters:,} parameters")
+    progress.note(
+        f"{len(files)} domains, {sum(d.train.num_tokens for d in data.values()):,} training tokens; a Llama of {parameters:,} parameters"
+    )
     train_on_mixture(
         model, train, uniform, tokens=PREFIX_STEPS * STEP_SEQUENCES * LENGTH, arguments=PREFIX_TRAINER, seed=seed,
         output_dir=out / "trainer", progress=progress, name="prefix on the uniform mixture",
     )  # fmt: skip
     result = run_search(config, model=model, tokenizer=tokenizer, out=out, progress=progress)
     arms = {"proposal": result.verdict.optimum.mixture, "uniform": uniform}
-    measured = {name: _train_arm(model, train, mixture, data, name, out, seed, progress) for name, mixture in arms.items()}
+    measured = {
+        name: _train_arm(model, train, mixture, data, name, out, seed, progress) for name, mixture in arms.items()
+    }
     comparison = compare(result, arms, measured)
     write_json(out / "comparison.json", comparison)
     from opmix.report import write_report
@@ -88,9 +98,16 @@ def train_tokenizer(files: Mapping[str, Path]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=["<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
-    texts = (text for path in files.values() for text, _ in zip(iter_documents(Source(paths=(str(path),))), range(80), strict=False))
+    texts = (
+        text
+        for path in files.values()
+        for text, _ in zip(iter_documents(Source(paths=(str(path),))), range(80), strict=False)
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
 
@@ -142,7 +159,8 @@ def _train_arm(
     config = search_config({n: Path(n) for n in data}, out, seed).model_copy(update={"proxies": _all_sequences()})
     measured = evaluate(model, [held_out(n, PackedSequences(d.test, LENGTH), config) for n, d in data.items()])
     return {
-        n: (float(loss), float(error)) for n, loss, error in zip(measured.names, measured.losses[0], measured.standard_errors[0], strict=True)
+        n: (float(loss), float(error))
+        for n, loss, error in zip(measured.names, measured.losses[0], measured.standard_errors[0], strict=True)
     }
 
 
@@ -153,11 +171,14 @@ def _all_sequences() -> Any:
 
 
 def compare(
-    result: SearchResult, arms: Mapping[str, Mixture], measured: Mapping[str, Mapping[str, tuple[float, float]]]
+    result: SearchResult,
+    arms: Mapping[str, Mixture],
+    measured: Mapping[str, Mapping[str, tuple[float, float]]],
 ) -> dict[str, Any]:
     """Prediction beside measurement, whichever arm wins."""
     predicted = {
-        name: dict(zip(result.law.metrics, map(float, result.law.predict(mixture.weights)[0]), strict=True)) for name, mixture in arms.items()
+        name: dict(zip(result.law.metrics, map(float, result.law.predict(mixture.weights)[0]), strict=True))
+        for name, mixture in arms.items()
     }
     means = {name: float(np.mean([loss for loss, _ in losses.values()])) for name, losses in measured.items()}
     gain = means["uniform"] - means["proposal"]

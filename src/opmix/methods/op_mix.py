@@ -14,7 +14,7 @@ import numpy as np
 from opmix.methods.base import MethodContext, Proposal, Simulation, Stage
 from opmix.mixing.decision import decide
 from opmix.mixing.design import StageDesign, design_stage, interference
-from opmix.mixing.law import fit_law
+from opmix.mixing.law import LawFit, fit_law
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.posterior import resampling_noise
 from opmix.mixing.table import ProxyTable
@@ -33,7 +33,12 @@ class OpMix:
     def design(self, stage: Stage) -> StageDesign:
         """Probes and points of a stage."""
         return design_stage(
-            stage.domains, stage.old, share=self.share, joint=self.joint, num_points=self.num_points, seed=stage.seed
+            stage.domains,
+            stage.old,
+            share=self.share,
+            joint=self.joint,
+            num_points=self.num_points,
+            seed=stage.seed,
         )
 
     def propose(self, context: MethodContext) -> Proposal:
@@ -42,14 +47,12 @@ class OpMix:
         design = self.design(stage)
         simulated = context.simulate(design.probes, design.points)
         table = proxy_table(design, simulated)
-        fit = fit_law(
-            table.mixtures, table.losses, domains=table.domains, metrics=table.metrics,
-            interference=table.interference if design.twins else None, delta=self.huber_delta,
-        )  # fmt: skip
+        fit = self.fit(table, with_interference=bool(design.twins))
         errors = np.array([simulated.paired_error(a, b) for a, b in design.twins])
-        check = check_twins(design, fit, errors)
+        check = check_twins(design, table, fit.law, errors, corrected=fit.problem.v is not None)
         baseline = dict(zip(table.metrics, map(float, simulated.baseline), strict=True))
         rule = context.decision()
+        kept = table.fitted_rows
         settings = context.solve_settings(simulated.baseline, table.metrics)
         verdict = decide(
             fit,
@@ -59,7 +62,12 @@ class OpMix:
             settings=settings,
             constraints=context.constraints(baseline),
             decision=rule,
-            noise=resampling_noise(simulated.nll, simulated.tokens, num_draws=rule.num_draws, seed=rule.seed + 1),
+            noise=resampling_noise(
+                [n[kept] for n in simulated.nll],
+                simulated.tokens,
+                num_draws=rule.num_draws,
+                seed=rule.seed + 1,
+            ),
             structural=check.structural,
             measured=_measured(design, table, candidates(stage, settings.prior)),
         )
@@ -68,6 +76,29 @@ class OpMix:
             mixture=verdict.mixture, table=table, fit=fit, verdict=verdict, baseline=baseline,
             check=check.json(design, table.metrics, spread),
         )  # fmt: skip
+
+    def fit(self, table: ProxyTable, *, with_interference: bool) -> LawFit:
+        """The law; with a term for interference where that predicts left-out points better."""
+        kept = table.fitted_rows
+        plain = fit_law(
+            table.mixtures[kept],
+            table.losses[kept],
+            domains=table.domains,
+            metrics=table.metrics,
+            delta=self.huber_delta,
+        )
+        if not with_interference or table.interference is None or len(kept) < plain.law.rank + 4:
+            return plain
+        term = fit_law(
+            table.mixtures[kept], table.losses[kept], domains=table.domains, metrics=table.metrics,
+            interference=table.interference[kept], delta=self.huber_delta,
+        )  # fmt: skip
+        return term if left_out_error(term) < left_out_error(plain) else plain
+
+
+def left_out_error(fit: LawFit) -> float:
+    """Root mean square of the mean loss's left-one-out residual, nats."""
+    return float(np.sqrt(np.mean(fit.residuals.mean(axis=1) ** 2)))
 
 
 def candidates(stage: Stage, prior: Mixture | None) -> dict[str, Mixture]:
@@ -92,12 +123,11 @@ def proxy_table(design: StageDesign, simulated: Simulation) -> ProxyTable:
         probes=design.probes.probes,
         weights=weights,
         interference=interference(weights, simulated.gram),
+        fitted=design.fitted,
     )
 
 
-def _measured(
-    design: StageDesign, table: ProxyTable, named: dict[str, Mixture]
-) -> dict[str, dict[str, float]]:
+def _measured(design: StageDesign, table: ProxyTable, named: dict[str, Mixture]) -> dict[str, dict[str, float]]:
     """Losses of probes that were really trained on a candidate."""
     found = {}
     for name, mixture in named.items():

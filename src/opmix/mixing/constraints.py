@@ -60,18 +60,28 @@ class Constraints:
         """
         problems = []
         for kind, shares in (("floors", self.floors), ("ceilings", self.ceilings), ("fixed", self.fixed)):
-            problems += [f"{kind}.{d}: unknown domain; expected one of {list(domains)}" for d in shares if d not in domains]
+            problems += [
+                f"{kind}.{d}: unknown domain; expected one of {list(domains)}" for d in shares if d not in domains
+            ]
             problems += [f"{kind}.{d}: {s}; expected a share in [0, 1]" for d, s in shares.items() if not 0 <= s <= 1]
         for name, group in self.groups.items():
             problems += [
-                f"groups.{name}: unknown domain {d!r}; expected some of {list(domains)}" for d in group.domains if d not in domains
+                f"groups.{name}: unknown domain {d!r}; expected some of {list(domains)}"
+                for d in group.domains
+                if d not in domains
             ]
             if group.floor is None and group.ceiling is None:
                 problems.append(f"groups.{name}: neither floor nor ceiling given; expected at least one")
             problems += [
-                f"groups.{name}: {s}; expected a share in [0, 1]" for s in (group.floor, group.ceiling) if s is not None and not 0 <= s <= 1
+                f"groups.{name}: {s}; expected a share in [0, 1]"
+                for s in (group.floor, group.ceiling)
+                if s is not None and not 0 <= s <= 1
             ]
-        problems += [f"max_loss.{m}: unknown eval set; expected one of {list(metrics)}" for m in self.max_loss if m not in metrics]
+        problems += [
+            f"max_loss.{m}: unknown eval set; expected one of {list(metrics)}"
+            for m in self.max_loss
+            if m not in metrics
+        ]
         if problems:
             raise ConfigError(problems, where="constraints")
 
@@ -86,9 +96,13 @@ class Constraints:
         for name, group in self.groups.items():
             inside = " + ".join(group.domains)
             if group.floor is not None:
-                rows.append(LinearRow(row(group.domains, -1), -group.floor, f"group {name}: {inside} >= {group.floor:g}"))
+                rows.append(
+                    LinearRow(row(group.domains, -1), -group.floor, f"group {name}: {inside} >= {group.floor:g}")
+                )
             if group.ceiling is not None:
-                rows.append(LinearRow(row(group.domains, 1), group.ceiling, f"group {name}: {inside} <= {group.ceiling:g}"))
+                rows.append(
+                    LinearRow(row(group.domains, 1), group.ceiling, f"group {name}: {inside} <= {group.ceiling:g}")
+                )
         for d, s in self.fixed.items():
             rows.append(LinearRow(row([d], 1), s, f"fixed: {d} = {s:g}"))
             rows.append(LinearRow(row([d], -1), -s, f"fixed: {d} = {s:g}"))

@@ -63,7 +63,7 @@ class LogLinearLaw:
         return losses if interference is None else losses + interference[:, None] * self.gamma
 
     def gradient(self, mixture: FloatArray) -> FloatArray:
-        """d loss_e / d p_d, (E, D), at one mixture (D,)."""
+        """Slope of each loss by each share, (E, D), at one mixture (D,)."""
         return np.exp(self.t @ mixture)[:, None] * self.t
 
 
@@ -261,10 +261,15 @@ def _leave_one_out(problem: LawProblem, params: Parameters) -> FloatArray:
     weights = 1.0 - np.eye(points)
     for e in range(num_metrics):
         start = Parameters(
-            np.repeat(params.c[e], points), np.repeat(params.z[e : e + 1], points, axis=0), np.repeat(params.gamma[e], points)
+            np.repeat(params.c[e], points),
+            np.repeat(params.z[e : e + 1], points, axis=0),
+            np.repeat(params.gamma[e], points),
         )
         refits, _ = problem.solve(
-            np.tile(problem.losses[:, e], (points, 1)), start, weights=weights, max_iterations=4 if points > 100 else 40
+            np.tile(problem.losses[:, e], (points, 1)),
+            start,
+            weights=weights,
+            max_iterations=4 if points > 100 else 40,
         )
         loo[:, e] = np.diagonal(evaluate(problem.Z, problem.v, refits)[0])
     return loo

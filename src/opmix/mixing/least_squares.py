@@ -135,7 +135,11 @@ def _levenberg_marquardt(
         converged = better & (gain <= tolerance * (objective[active] + 1e-16))
         took = active[better]
         c[took], z[took], gamma[took] = trial.c[better], trial.z[better], trial.gamma[better]
-        predicted[took], growth[took], objective[took] = trial_predicted[better], trial_growth[better], value[better]
+        predicted[took], growth[took], objective[took] = (
+            trial_predicted[better],
+            trial_growth[better],
+            value[better],
+        )
         damping[active] = np.where(better, np.maximum(damping[active] / 5, 1e-12), damping[active] * 6)
         active = active[~converged & (damping[active] < MAX_DAMPING)]
         if not active.size:
@@ -157,7 +161,7 @@ def _step(
     high: FloatArray,
 ) -> FloatArray:
     """One damped Gauss-Newton step, (B, 2 + K): c, gamma, z."""
-    batch, (points, rank) = len(residual), Z.shape
+    batch, rank = len(residual), Z.shape[1]
     robust = W * np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
     normal = np.zeros((batch, rank + 2, rank + 2))
     right = np.zeros((batch, rank + 2))

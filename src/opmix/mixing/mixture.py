@@ -83,7 +83,7 @@ class _Simplex(Mapping[str, float]):
         return len(self.names)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and dict(self) == dict(other)  # type: ignore[call-overload]
+        return type(self) is type(other) and dict(self) == dict(other)
 
     def __hash__(self) -> int:
         return hash((type(self).__name__, frozenset(self.items())))

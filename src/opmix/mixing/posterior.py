@@ -62,7 +62,9 @@ def draw_laws(fit: LawFit, *, num_draws: int = 200, seed: int = 0, noise: FloatA
     if noise is not None:
         losses = losses + noise
     Y = losses.transpose(0, 2, 1).reshape(num_draws * num_metrics, points)
-    start = Parameters(*(np.tile(a, (num_draws,) + (1,) * (a.ndim - 1)) for a in (fit.params.c, fit.params.z, fit.params.gamma)))
+    start = Parameters(
+        *(np.tile(a, (num_draws,) + (1,) * (a.ndim - 1)) for a in (fit.params.c, fit.params.z, fit.params.gamma))
+    )
     params, _ = fit.problem.solve(Y, start, max_iterations=10 if points > 100 else 40)
     t = (params.z @ fit.problem.basis.T).reshape(num_draws, num_metrics, -1)
     return LawDraws(
@@ -94,7 +96,11 @@ def solve_draws(
     for index in range(len(draws)):
         try:
             answer = solve(
-                draws.law(index), coordinates=coordinates, settings=settings, constraints=constraints, certify=False
+                draws.law(index),
+                coordinates=coordinates,
+                settings=settings,
+                constraints=constraints,
+                certify=False,
             )
         except (InfeasibleError, SolverError):
             infeasible += 1
@@ -115,7 +121,9 @@ def percentiles(values: FloatArray, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def resampling_noise(nll: Sequence[FloatArray], tokens: Sequence[FloatArray], *, num_draws: int, seed: int) -> FloatArray:
+def resampling_noise(
+    nll: Sequence[FloatArray], tokens: Sequence[FloatArray], *, num_draws: int, seed: int
+) -> FloatArray:
     """Losses on resampled held-out sequences minus losses, (B, M, E).
 
     Args:

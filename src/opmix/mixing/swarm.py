@@ -122,15 +122,21 @@ def read_columns(path: Path, *, id_column: str | None = None) -> Columns:
         raise DataError(f"{path}: no column {id_column!r} to join on; the ratios table identifies runs by it")
     key = id_column or next((lowered[name] for name in ID_COLUMNS if name in lowered), None)
     if key is None:
-        raise DataError(f"{path}: no run id among {header[:6]}...; expected a column {' or '.join(map(repr, ID_COLUMNS[:2]))}")
+        raise DataError(
+            f"{path}: no run id among {header[:6]}...; expected a column {' or '.join(map(repr, ID_COLUMNS[:2]))}"
+        )
     ids = tuple(_normal_id(row[key]) for row in rows)
     seen: set[str] = set()
     for number, run in enumerate(ids, start=2):
         if run in seen or not run:
-            raise DataError(f"{path}:{number}: run {run!r} {'appears twice' if run else 'is empty'}; expected one row a run")
+            raise DataError(
+                f"{path}:{number}: run {run!r} {'appears twice' if run else 'is empty'}; expected one row a run"
+            )
         seen.add(run)
     names = [name for name in header if name.lower() not in ID_COLUMNS]
-    values = np.array([[_number(path, number, name, row[name]) for name in names] for number, row in enumerate(rows, start=2)])
+    values = np.array(
+        [[_number(path, number, name, row[name]) for name in names] for number, row in enumerate(rows, start=2)]
+    )
     return Columns(path, ids, key, tuple(names), values)
 
 
@@ -166,9 +172,15 @@ def _select(table: Columns, names: Sequence[str], ids: Sequence[str]) -> FloatAr
 def _same_runs(ratios: Columns, metrics: Columns) -> None:
     left, right = set(ratios.ids), set(metrics.ids)
     only = [(ratios.path, sorted(left - right)), (metrics.path, sorted(right - left))]
-    problems = [f"{path} alone has {len(runs)} run(s): {', '.join(runs[:5])}{'...' if len(runs) > 5 else ''}" for path, runs in only if runs]
+    problems = [
+        f"{path} alone has {len(runs)} run(s): {', '.join(runs[:5])}{'...' if len(runs) > 5 else ''}"
+        for path, runs in only
+        if runs
+    ]
     if problems:
-        raise DataError(f"runs do not match on {ratios.id_column!r}: {'; '.join(problems)}; expected the same runs in both tables")
+        raise DataError(
+            f"runs do not match on {ratios.id_column!r}: {'; '.join(problems)}; expected the same runs in both tables"
+        )
 
 
 def _shares(table: Columns, names: Sequence[str]) -> tuple[FloatArray, tuple[str, ...]]:
@@ -176,7 +188,9 @@ def _shares(table: Columns, names: Sequence[str]) -> tuple[FloatArray, tuple[str
     _finite(values, table.ids, names, table.path)
     if values.min() < 0:
         row, column = np.argwhere(values < 0)[0]
-        raise DataError(f"{table.path}: run {table.ids[row]!r}: {names[column]} is {values[row, column]:g}; expected shares >= 0")
+        raise DataError(
+            f"{table.path}: run {table.ids[row]!r}: {names[column]} is {values[row, column]:g}; expected shares >= 0"
+        )
     sums = values.sum(axis=1)
     off = np.abs(sums - 1)
     if off.max() > ROUNDING:
@@ -184,9 +198,11 @@ def _shares(table: Columns, names: Sequence[str]) -> tuple[FloatArray, tuple[str
         raise DataError(
             f"{table.path}: run {table.ids[worst]!r}: ratios add up to {sums[worst]:.4g}; expected 1 (within {ROUNDING:g} for rounding)"
         )
-    notes = ()
+    notes: tuple[str, ...] = ()
     if off.max() > 1e-9:
-        notes = (f"{table.path.name}: ratios of {int((off > 1e-9).sum())} of {len(sums)} runs add up to {sums.min():.4g}-{sums.max():.4g}; renormalised",)
+        notes = (
+            f"{table.path.name}: ratios of {int((off > 1e-9).sum())} of {len(sums)} runs add up to {sums.min():.4g}-{sums.max():.4g}; renormalised",
+        )
     return values / sums[:, None], notes
 
 
@@ -194,4 +210,6 @@ def _finite(values: FloatArray, ids: Sequence[str], names: Sequence[str], path: 
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         row, column = bad[0]
-        raise DataError(f"{path}: run {ids[row]!r}: {names[column]} is {values[row, column]}; expected a finite number (drop diverged runs)")
+        raise DataError(
+            f"{path}: run {ids[row]!r}: {names[column]} is {values[row, column]}; expected a finite number (drop diverged runs)"
+        )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from opmix.mixing.mixture import FloatArray
 
@@ -25,7 +26,13 @@ class ProxyTable:
     standard_errors: FloatArray | None = None  # (M, E), over held-out sequences
     probes: tuple[str, ...] = ()
     weights: FloatArray | None = None  # (M, P) interpolation weights
-    interference: FloatArray | None = None  # (M,) spread of the mixed delta weights, see search.design
+    interference: FloatArray | None = None  # (M,) spread of the mixed delta weights, see mixing.design
+    fitted: tuple[bool, ...] | None = None  # which points the law was fitted to; None: all
+
+    @property
+    def fitted_rows(self) -> npt.NDArray[np.intp]:
+        """Indices of the points the law was fitted to."""
+        return np.arange(len(self.points)) if self.fitted is None else np.flatnonzero(self.fitted)
 
     def write(self, path: Path) -> None:
         """Write as CSV: `proxy,kind,w_*,ratio_*,loss_*,se_*,interference`."""
@@ -40,6 +47,9 @@ class ProxyTable:
         if self.interference is not None:
             header.append("interference")
             blocks.append(self.interference[:, None])
+        if self.fitted is not None:
+            header.append("fitted")
+            blocks.append(np.array(self.fitted, dtype=np.float64)[:, None])
         numbers = np.concatenate(blocks, axis=1)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:

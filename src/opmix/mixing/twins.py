@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from opmix.mixing.design import StageDesign
-from opmix.mixing.law import LawFit
+from opmix.mixing.law import LogLinearLaw
 from opmix.mixing.mixture import FloatArray
+from opmix.mixing.table import ProxyTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +31,23 @@ class InterferenceCheck:
     twins: tuple[Twin, ...]
     corrected: bool
     """Whether the law carried an interference term."""
+    variation: float
+    """How much interference varies between the points that the law compares, as a share of the twins' own."""
+
+    @property
+    def left(self) -> float:
+        """Mean-loss difference of the twins that nothing explains, nats."""
+        if not self.twins:
+            return 0.0
+        return float(np.sqrt(np.mean([np.mean(t.difference - t.explained) ** 2 for t in self.twins])))
 
     @property
     def structural(self) -> float:
-        """Mean-loss difference that is left after the correction, nats; it widens every predicted difference."""
-        if not self.twins:
-            return 0.0
-        left = [float(np.mean(t.difference - t.explained)) for t in self.twins]
-        return float(np.sqrt(np.mean(np.square(left))))
+        """Standard deviation that unexplained interference adds to a predicted difference, nats.
+
+        What all points share cancels in a difference; what varies between them does not.
+        """
+        return self.left * self.variation
 
     @property
     def worst(self) -> float:
@@ -52,8 +62,12 @@ class InterferenceCheck:
         share = abs(mean) / spread if spread > 0 else float("inf")
         start = f"Averaged probes are {abs(mean):.4f} nats {'worse' if mean > 0 else 'better'} than one probe trained on the same mixture, "
         size = f"{share:.0%} of what mixtures differ by"
-        left = f"; the law corrects for it to within {self.structural:.4f} nats" if self.corrected else "; nothing corrects for it"
-        return start + size + left + "."
+        corrected = (
+            f"the law corrects for all but {self.left:.4f} nats"
+            if self.corrected
+            else "a term for it did not improve the law"
+        )
+        return f"{start}{size}; {corrected}, and {self.structural:.4f} nats are added to the noise of every predicted difference."
 
     def json(self, design: StageDesign, metrics: tuple[str, ...], spread: float) -> dict[str, Any]:
         """For `mixture.json`."""
@@ -72,26 +86,35 @@ class InterferenceCheck:
                 for t in self.twins
             ],
             "worst": self.worst,
+            "left": self.left,
             "structural": self.structural,
             "corrected": self.corrected,
             "verdict": self.verdict(spread),
         }
 
 
-def check_twins(design: StageDesign, fit: LawFit, paired_errors: FloatArray) -> InterferenceCheck:
+def check_twins(
+    design: StageDesign, table: ProxyTable, law: LogLinearLaw, paired_errors: FloatArray, *, corrected: bool
+) -> InterferenceCheck:
     """Compare every pair of twins.
 
     Args:
         design: With its twins.
-        fit: The law, with or without an interference term.
+        table: Losses and interference of all points.
+        law: Fitted with or without an interference term.
         paired_errors: Standard error of each twin's difference, (number of twins, E).
+        corrected: Whether the law has the term.
     """
-    losses, v = fit.problem.losses, fit.problem.v
+    losses, v = table.losses, table.interference
     twins = tuple(
         Twin(
             joint=a, averaged=b, difference=losses[b] - losses[a], standard_error=error,
-            explained=np.zeros(losses.shape[1]) if v is None else fit.law.gamma * (v[b] - v[a]),
+            explained=law.gamma * (v[b] - v[a]) if corrected and v is not None else np.zeros(losses.shape[1]),
         )
         for (a, b), error in zip(design.twins, paired_errors, strict=True)
     )  # fmt: skip
-    return InterferenceCheck(twins=twins, corrected=v is not None)
+    variation = 0.0
+    if v is not None and twins:
+        scale = float(np.mean([abs(v[t.averaged] - v[t.joint]) for t in twins]))
+        variation = float(v[table.fitted_rows].std() / scale) if scale > 0 else 0.0
+    return InterferenceCheck(twins=twins, corrected=corrected, variation=variation)

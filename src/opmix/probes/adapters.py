@@ -105,7 +105,11 @@ class DeltaSet:
     def delta(self, parameter: str, weights: FloatArray) -> torch.Tensor:
         """`sum_k w_k dW_k` of one parameter, float32, on the adapters' device."""
         total: torch.Tensor | None = None
-        low = [(d, float(w)) for d, w in zip(self.deltas[parameter], weights, strict=True) if isinstance(d, LowRank) and w != 0]
+        low = [
+            (d, float(w))
+            for d, w in zip(self.deltas[parameter], weights, strict=True)
+            if isinstance(d, LowRank) and w != 0
+        ]
         if low:
             down = torch.cat([d.down for d, _ in low])
             up = torch.cat([d.up * (d.scale * w) for d, w in low], dim=1)
@@ -122,7 +126,7 @@ class DeltaSet:
     def shape(delta: Delta) -> tuple[int, int]:
         """Shape of the parameter that a delta belongs to."""
         if isinstance(delta, FullRank):
-            return tuple(delta.delta.shape)  # type: ignore[return-value]
+            return tuple(delta.delta.shape)
         out, inner = delta.up.shape[0], delta.down.shape[1]
         return (inner, out) if delta.transposed else (out, inner)
 
@@ -166,7 +170,9 @@ def check_config(config: Any, name: str) -> None:
     if config is None:
         raise AdapterError(f"adapter {name!r} is not loaded in this model")
     if not isinstance(config, LoraConfig):
-        raise AdapterError(f"adapter {name!r} is {type(config).__name__}; expected LoRA, whose delta is linear in its weight")
+        raise AdapterError(
+            f"adapter {name!r} is {type(config).__name__}; expected LoRA, whose delta is linear in its weight"
+        )
     reasons = {
         "use_dora (DoRA rescales columns by a norm of base plus delta)": config.use_dora,
         "lora_bias (a bias per adapter)": config.lora_bias,
@@ -175,7 +181,9 @@ def check_config(config: Any, name: str) -> None:
     }
     refused = [reason for reason, present in reasons.items() if present]
     if refused:
-        raise AdapterError(f"adapter {name!r} uses {', '.join(refused)}: it cannot be interpolated exactly; train probes without")
+        raise AdapterError(
+            f"adapter {name!r} uses {', '.join(refused)}: it cannot be interpolated exactly; train probes without"
+        )
 
 
 def _lora_delta(module: LoraLayer, name: str, where: str) -> Delta | None:
@@ -189,12 +197,17 @@ def _lora_delta(module: LoraLayer, name: str, where: str) -> Delta | None:
     delta = LowRank(down.detach().float().clone(), up.detach().float().clone(), float(module.scaling[name]), transposed)
     base = tuple(module.get_base_layer().weight.shape)
     if DeltaSet.shape(delta) != base:
-        raise AdapterError(f"adapter {name!r}: layer {where} has a delta of {DeltaSet.shape(delta)}, the base model's weight is {base}")
+        raise AdapterError(
+            f"adapter {name!r}: layer {where} has a delta of {DeltaSet.shape(delta)}, the base model's weight is {base}"
+        )
     return delta
 
 
 def _full_deltas(
-    module: ModulesToSaveWrapper, names: Sequence[str], parameters: Mapping[int, str], deltas: dict[str, list[Delta | None]]
+    module: ModulesToSaveWrapper,
+    names: Sequence[str],
+    parameters: Mapping[int, str],
+    deltas: dict[str, list[Delta | None]],
 ) -> None:
     originals = dict(module.original_module.named_parameters())
     for parameter, original in originals.items():
@@ -202,12 +215,14 @@ def _full_deltas(
         for name in names:
             copy = module.modules_to_save[name] if name in module.modules_to_save else None
             trained = dict(copy.named_parameters())[parameter] if copy is not None else None
-            found.append(None if trained is None else FullRank((trained.detach().float() - original.detach().float())))
+            found.append(None if trained is None else FullRank(trained.detach().float() - original.detach().float()))
         if any(d is not None for d in found):
             _add(deltas, parameters[id(original)], found, parameter)
 
 
 def _add(deltas: dict[str, list[Delta | None]], parameter: str, found: list[Delta | None], where: str) -> None:
     if parameter in deltas:
-        raise AdapterError(f"two adapted modules share the weight {parameter!r} (at {where}); adapt only one of tied modules")
+        raise AdapterError(
+            f"two adapted modules share the weight {parameter!r} (at {where}); adapt only one of tied modules"
+        )
     deltas[parameter] = found

@@ -14,7 +14,13 @@ from opmix.mixing.mixture import FloatArray, InterpolationWeights
 from opmix.probes.interpolation import Proxies
 
 _LOGIT_CHUNK = 1024  # tokens whose logits exist at once
-_ALTERED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier_scale")
+_ALTERED_LOGITS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier_scale",
+)
 
 
 @dataclass(frozen=True)
@@ -70,13 +76,18 @@ class Evaluation:
         columns = []
         for nll, tokens in zip(self.nll, self.tokens, strict=True):
             rates = nll / tokens
-            columns.append(rates.std(axis=1, ddof=1) / np.sqrt(len(tokens)) if len(tokens) > 1 else np.full(len(nll), np.nan))
+            columns.append(
+                rates.std(axis=1, ddof=1) / np.sqrt(len(tokens)) if len(tokens) > 1 else np.full(len(nll), np.nan)
+            )
         return np.stack(columns, axis=1)
 
     @property
     def bits_per_byte(self) -> FloatArray:
         """(M, E)."""
-        return np.stack([n.sum(axis=1) / b.sum() / np.log(2) for n, b in zip(self.nll, self.num_bytes, strict=True)], axis=1)
+        return np.stack(
+            [n.sum(axis=1) / b.sum() / np.log(2) for n, b in zip(self.nll, self.num_bytes, strict=True)],
+            axis=1,
+        )
 
     def difference_error(self, a: int, b: int) -> FloatArray:
         """Standard error of the paired difference between models a and b, (E,)."""
@@ -94,7 +105,15 @@ def evaluate(model: torch.nn.Module, held_out: Sequence[HeldOut], *, batch_token
         TrainingError: A loss is NaN or infinite; names the evaluation set.
     """
     nll = tuple(_sequence_nll(model, h, batch_tokens)[None] for h in held_out)
-    return _checked(Evaluation(tuple(h.name for h in held_out), nll, tuple(h.tokens for h in held_out), tuple(h.num_bytes for h in held_out)), ["model"])
+    return _checked(
+        Evaluation(
+            tuple(h.name for h in held_out),
+            nll,
+            tuple(h.tokens for h in held_out),
+            tuple(h.num_bytes for h in held_out),
+        ),
+        ["model"],
+    )
 
 
 def evaluate_proxies(
@@ -118,7 +137,10 @@ def evaluate_proxies(
         if progress is not None:
             progress(done + 1, len(points))
     result = Evaluation(
-        tuple(h.name for h in held_out), tuple(np.stack(c) for c in rows), tuple(h.tokens for h in held_out), tuple(h.num_bytes for h in held_out)
+        tuple(h.name for h in held_out),
+        tuple(np.stack(c) for c in rows),
+        tuple(h.tokens for h in held_out),
+        tuple(h.num_bytes for h in held_out),
     )
     return _checked(result, [repr(w) for w in points])
 
@@ -134,7 +156,7 @@ def _checked(result: Evaluation, labels: Sequence[str]) -> Evaluation:
     return result
 
 
-@torch.inference_mode()
+@torch.inference_mode()  # type: ignore[untyped-decorator, unused-ignore]
 def _sequence_nll(model: torch.nn.Module, held_out: HeldOut, batch_tokens: int) -> FloatArray:
     """Summed nats of each sequence, (S,), float64."""
     device = next(model.parameters()).device
@@ -147,14 +169,20 @@ def _sequence_nll(model: torch.nn.Module, held_out: HeldOut, batch_tokens: int) 
             part = slice(first, first + rows)
             ids = torch.as_tensor(held_out.input_ids[part], device=device)
             labels = ids if held_out.labels is None else torch.as_tensor(held_out.labels[part], device=device)
-            extra = {} if held_out.position_ids is None else {"position_ids": torch.as_tensor(held_out.position_ids[part], device=device)}
+            extra = (
+                {}
+                if held_out.position_ids is None
+                else {"position_ids": torch.as_tensor(held_out.position_ids[part], device=device)}
+            )
             sums.append(_batch_nll(model, ids, labels, extra))
     finally:
         model.train(was_training)
     return torch.cat(sums).double().cpu().numpy()
 
 
-def _batch_nll(model: torch.nn.Module, ids: torch.Tensor, labels: torch.Tensor, extra: dict[str, torch.Tensor]) -> torch.Tensor:
+def _batch_nll(
+    model: torch.nn.Module, ids: torch.Tensor, labels: torch.Tensor, extra: dict[str, torch.Tensor]
+) -> torch.Tensor:
     targets = labels[:, 1:]
     head = output_head(model)
     if head is None:
@@ -163,7 +191,9 @@ def _batch_nll(model: torch.nn.Module, ids: torch.Tensor, labels: torch.Tensor, 
     inner = causal_lm(model)
     hidden = inner.base_model(input_ids=ids, use_cache=False, **extra).last_hidden_state[:, :-1]
     flat, wanted = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    chunks = [_nll(head(flat[i : i + _LOGIT_CHUNK]), wanted[i : i + _LOGIT_CHUNK]) for i in range(0, len(flat), _LOGIT_CHUNK)]
+    chunks = [
+        _nll(head(flat[i : i + _LOGIT_CHUNK]), wanted[i : i + _LOGIT_CHUNK]) for i in range(0, len(flat), _LOGIT_CHUNK)
+    ]
     return torch.cat(chunks).view_as(targets).sum(dim=1)
 
 
@@ -173,17 +203,17 @@ def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 def causal_lm(model: torch.nn.Module) -> torch.nn.Module:
     """The transformers model inside a `PeftModel`, or the model itself."""
-    inner: torch.nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    inner: torch.nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
     return inner
 
 
 def output_head(model: torch.nn.Module) -> torch.nn.Module | None:
     """The output embedding, where hidden state times head is all there is to the logits; None: use the model's own logits."""
     inner = causal_lm(model)
-    config = inner.config.get_text_config()  # type: ignore[union-attr, operator]
+    config = inner.config.get_text_config()
     altered = any(getattr(config, name, None) not in (None, 1, 1.0) for name in _ALTERED_LOGITS)
-    head = inner.get_output_embeddings()  # type: ignore[operator]
+    head = inner.get_output_embeddings()
     # XGLM, BART and others compute more between backbone and head than these know of: they have no separate backbone.
     if altered or head is None or inner.base_model is inner:
         return None
-    return head  # type: ignore[no-any-return]
+    return head

@@ -74,12 +74,16 @@ class MergeProxies:
         parameters = dict(base_parameters(model))
         missing = [name for name in deltas.deltas if name not in parameters]
         if missing:
-            raise AdapterError(f"the model has no parameter {missing[0]!r}; the adapters belong to another architecture")
+            raise AdapterError(
+                f"the model has no parameter {missing[0]!r}; the adapters belong to another architecture"
+            )
         self._targets = {name: parameters[name] for name in deltas.deltas}
         for name, target in self._targets.items():
             shape = DeltaSet.shape(next(d for d in deltas.deltas[name] if d is not None))
             if tuple(target.shape) != shape:
-                raise AdapterError(f"parameter {name!r} is {tuple(target.shape)}, its delta {shape}; the adapters belong to another model")
+                raise AdapterError(
+                    f"parameter {name!r} is {tuple(target.shape)}, its delta {shape}; the adapters belong to another model"
+                )
         self._entered = False
 
     def at(self, weights: InterpolationWeights) -> AbstractContextManager[torch.nn.Module]:
@@ -129,7 +133,9 @@ class ScaleProxies:
         for name in names:
             check_config(model.peft_config.get(name), name)
             if model.peft_config[name].modules_to_save:
-                raise AdapterError(f"adapter {name!r} trains {model.peft_config[name].modules_to_save} in full; use proxies.backend=merge")
+                raise AdapterError(
+                    f"adapter {name!r} trains {model.peft_config[name].modules_to_save} in full; use proxies.backend=merge"
+                )
         self.probes = tuple(names)
         self._model = model
         self._layers = [m for m in model.modules() if isinstance(m, LoraLayer)]

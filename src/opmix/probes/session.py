@@ -146,18 +146,33 @@ class ProbeSession:
                       "document_mask": self.document_mask}  # fmt: skip
             keys.append(fingerprint(inputs))
 
-            def work(probe: str = probe, adapter: str = adapter, folder: Path = folder, model: PeftModel = wrapped) -> dict[str, Any]:
+            def work(
+                probe: str = probe, adapter: str = adapter, folder: Path = folder, model: PeftModel = wrapped
+            ) -> dict[str, Any]:
                 started = time.perf_counter()
                 loss = self._train_one(model, probe, design.row(probe), arguments, folder)
                 _save_adapter(model, adapter, folder)
                 return {"training_loss": loss, "seconds": time.perf_counter() - started}
 
-            result, found = self.store.step(f"probe-{number:02d}-{probe}", inputs, work, intact=(folder / "adapter_model.safetensors").exists)
+            result, found = self.store.step(
+                f"probe-{number:02d}-{probe}",
+                inputs,
+                work,
+                intact=(folder / "adapter_model.safetensors").exists,
+            )
             if found:
                 wrapped.delete_adapter(adapter) if number else None
                 wrapped = self._reload(wrapped, adapter, folder, first=number == 0)
             flops = tokens * self.shape.train_lora(self.sequence_length, adapter_parameters)
-            self.ledger.add(Entry(step=f"probe {probe}", purpose="probes", tokens=tokens, flops=flops, seconds=result["seconds"]))
+            self.ledger.add(
+                Entry(
+                    step=f"probe {probe}",
+                    purpose="probes",
+                    tokens=tokens,
+                    flops=flops,
+                    seconds=result["seconds"],
+                )
+            )
         assert wrapped is not None
         return wrapped, keys
 
@@ -178,7 +193,9 @@ class ProbeSession:
             wrapped.load_adapter(str(folder), adapter_name=adapter)
         return wrapped
 
-    def _train_one(self, model: PeftModel, probe: str, mixture: Mixture, arguments: Mapping[str, Any], folder: Path) -> float:
+    def _train_one(
+        self, model: PeftModel, probe: str, mixture: Mixture, arguments: Mapping[str, Any], folder: Path
+    ) -> float:
         available = {d: len(p) for d, p in self.train.items()}
         plan = plan_mixture(mixture, self.probe_sequences, available, seed=self.seed)
         dataset = MixtureDataset(self.train, plan, document_mask=self.document_mask)
@@ -191,7 +208,12 @@ class ProbeSession:
             return run_training(self.make_trainer, spec)
 
     def _sweep(
-        self, wrapped: PeftModel, keys: list[str], design: ProbeDesign, points: Sequence[InterpolationWeights], base: Mapping[str, Any]
+        self,
+        wrapped: PeftModel,
+        keys: list[str],
+        design: ProbeDesign,
+        points: Sequence[InterpolationWeights],
+        base: Mapping[str, Any],
     ) -> tuple[Evaluation, FloatArray, FloatArray]:
         inputs = {"probes": keys, "points": [w.weights for w in points], "backend": self.backend, **base}
         file = self.store.folder / "tables" / "sequences.npz"
@@ -207,7 +229,9 @@ class ProbeSession:
             with proxies.at_vector(np.zeros(len(keys))) as model:
                 baseline = evaluate(model, self.held_out, batch_tokens=self.batch_tokens)
             with self.progress.task("proxies", len(points)) as advance:
-                swept = evaluate_proxies(proxies, renamed, self.held_out, batch_tokens=self.batch_tokens, progress=advance)
+                swept = evaluate_proxies(
+                    proxies, renamed, self.held_out, batch_tokens=self.batch_tokens, progress=advance
+                )
             gram = DeltaSet.from_peft(wrapped, adapters).gram()
             _save_arrays(file, swept, baseline, gram)
             return {"seconds": time.perf_counter() - started}

@@ -36,7 +36,9 @@ def write_text(path: Path, text: str) -> Path:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise StoreError(f"{path}: cannot be written ({error.strerror or error}); free space or choose another --out") from error
+        raise StoreError(
+            f"{path}: cannot be written ({error.strerror or error}); free space or choose another --out"
+        ) from error
     return path
 
 
@@ -62,13 +64,28 @@ def plain(value: Any) -> Any:
 
 def environment() -> dict[str, Any]:
     """Versions and machine, for the manifest."""
-    versions = {}
-    for name in ("opmix", "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "scipy", "clarabel"):
+    versions: dict[str, str | None] = {}
+    for name in (
+        "opmix",
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "tokenizers",
+        "numpy",
+        "scipy",
+        "clarabel",
+    ):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
-    return {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count(), "versions": versions}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "versions": versions,
+    }
 
 
 def default_cache_dir() -> Path:

@@ -44,11 +44,15 @@ class RunStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"{self.folder}: cannot be created ({error.strerror or error}); choose another --out") from error
+            raise StoreError(
+                f"{self.folder}: cannot be created ({error.strerror or error}); choose another --out"
+            ) from error
         self._acquire()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._held:
             self._lock.unlink(missing_ok=True)
             self._held = False
@@ -66,7 +70,9 @@ class RunStore:
                 self._break_stale_lock(holder["host"])
                 continue
             except OSError as error:
-                raise StoreError(f"{self.folder}: cannot be written ({error.strerror or error}); choose another --out") from error
+                raise StoreError(
+                    f"{self.folder}: cannot be written ({error.strerror or error}); choose another --out"
+                ) from error
             with os.fdopen(descriptor, "w") as file:
                 json.dump(holder, file)
             self._held = True

@@ -63,7 +63,9 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     for name in arguments:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            problems.append(f"trainer.{name}: no such TrainingArguments field" + (f"; did you mean {close[0]!r}?" if close else ""))
+            problems.append(
+                f"trainer.{name}: no such TrainingArguments field" + (f"; did you mean {close[0]!r}?" if close else "")
+            )
     if problems:
         raise ConfigError(problems)
 
@@ -94,7 +96,11 @@ def default_trainer(spec: TrainSpec) -> Trainer:
         **{**defaults, **spec.arguments},
     )
     trainer = Trainer(
-        model=spec.model, args=arguments, train_dataset=spec.dataset, callbacks=[LossGuard(), *spec.callbacks], data_collator=stack_rows
+        model=spec.model,
+        args=arguments,
+        train_dataset=spec.dataset,
+        callbacks=[LossGuard(), *spec.callbacks],
+        data_collator=stack_rows,
     )
     trainer.remove_callback(_printer())
     return trainer

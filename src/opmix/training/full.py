@@ -9,7 +9,14 @@ from typing import Any
 from opmix.data import MixtureDataset, PackedSequences, plan_mixture
 from opmix.mixing.mixture import Mixture
 from opmix.progress import Progress
-from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, default_trainer, run_training, sequences_per_step
+from opmix.training.factory import (
+    StepProgress,
+    TrainerFactory,
+    TrainSpec,
+    default_trainer,
+    run_training,
+    sequences_per_step,
+)
 
 
 def train_on_mixture(
@@ -35,11 +42,19 @@ def train_on_mixture(
     length = next(iter(train.values())).sequence_length
     per_step = sequences_per_step(arguments)
     steps = max(1, round(tokens / (per_step * length)))
-    plan = plan_mixture(mixture, steps * per_step, {n: len(p) for n, p in train.items()}, seed=seed, max_epochs=max_epochs)
+    plan = plan_mixture(
+        mixture, steps * per_step, {n: len(p) for n, p in train.items()}, seed=seed, max_epochs=max_epochs
+    )
     dataset = MixtureDataset(train, plan)
     with progress.task(name, steps) as advance:
         spec = TrainSpec(
-            model=model, dataset=dataset, output_dir=output_dir, steps=steps, seed=seed, arguments=arguments, callbacks=[StepProgress(advance)]
+            model=model,
+            dataset=dataset,
+            output_dir=output_dir,
+            steps=steps,
+            seed=seed,
+            arguments=arguments,
+            callbacks=[StepProgress(advance)],
         )
         run_training(make_trainer, spec)
     return steps * per_step * length

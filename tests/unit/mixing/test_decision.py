@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+
+from opmix.mixing.constraints import Constraints
+from opmix.mixing.decision import DecisionSettings, decide
+from opmix.mixing.law import fit_law
+from opmix.mixing.mixture import Mixture
+from opmix.mixing.posterior import draw_laws, resampling_noise, solve_draws
+from opmix.mixing.solver import Coordinates, SolveSettings, solve
+
+DOMAINS = ("a", "b", "c")
+
+
+def swarm(seed, noise, slope=0.3, num_points=20):
+    rng = np.random.default_rng(seed)
+    mixtures = rng.dirichlet(np.ones(3), num_points)
+    t = slope * np.array([[-2.0, 0.5, 0.5], [0.2, -0.5, 0.8], [0.1, 0.5, -0.4]])
+    losses = 2.0 + np.exp(mixtures @ t.T) + noise * rng.standard_normal((num_points, 3))
+    return fit_law(mixtures, losses, domains=DOMAINS, metrics=DOMAINS), t
+
+
+def judge(fit, **kwargs):
+    uniform = Mixture.uniform(DOMAINS)
+    return decide(fit, candidates={"current": uniform, "uniform": uniform}, reference="current", **kwargs)
+
+
+def test_a_gain_inside_the_noise_keeps_the_current_mixture():
+    verdict = judge(swarm(0, noise=0.05, slope=0.02)[0])
+    assert verdict.decision.action == "keep"
+    assert verdict.mixture == Mixture.uniform(DOMAINS)
+    assert verdict.decision.reason.startswith("keep the current mixture")
+
+
+def test_a_clear_gain_moves():
+    verdict = judge(swarm(0, noise=0.001, slope=1.0)[0], settings=SolveSettings(kl=0.01))
+    assert verdict.decision.action == "move"
+    assert verdict.mixture == verdict.optimum.mixture
+    assert verdict.decision.probability > 0.99
+
+
+def test_structural_error_can_stop_a_move():
+    fit, _ = swarm(0, noise=0.001, slope=1.0)
+    assert judge(fit, structural=5.0).decision.action == "keep"
+
+
+def test_false_moves_are_rare_where_nothing_can_be_gained():
+    moves = [
+        judge(swarm(seed, noise=0.01, slope=0.0)[0], decision=DecisionSettings(num_draws=60)).decision.action
+        for seed in range(20)
+    ]
+    assert moves.count("move") <= 2
+
+
+def test_an_infeasible_current_mixture_is_not_kept():
+    verdict = judge(swarm(0, noise=0.05, slope=0.02)[0], constraints=Constraints(ceilings={"a": 0.1}))
+    assert verdict.decision.action == "move"
+    assert verdict.mixture["a"] <= 0.1 + 1e-6
+
+
+def test_alternatives_are_scored_and_the_same_seed_gives_the_same_answer():
+    fit, _ = swarm(1, noise=0.01)
+    first, second = judge(fit), judge(fit)
+    assert [a.name for a in first.alternatives] == ["proposal", "current", "uniform"]
+    assert first.interval == second.interval
+    assert first.alternatives[1].gain == 0.0
+
+
+@pytest.mark.slow
+def test_intervals_cover_the_true_optimum():
+    """90 % intervals over repeated noisy swarms; the law is right, so they must cover about as often as they say."""
+    hits, trials = 0, 0
+    for seed in range(30):
+        fit, t = swarm(seed, noise=0.01)
+        truth = type(fit.law)(DOMAINS, DOMAINS, np.full(3, 2.0), t, np.zeros(3), 3)
+        best = solve(truth).mixture
+        draws = draw_laws(fit, num_draws=100, seed=seed)
+        interval = solve_draws(draws, Coordinates.identity(DOMAINS), SolveSettings(), Constraints()).interval(0.9)
+        for d in DOMAINS:
+            trials += 1
+            hits += interval[d][0] <= best[d] <= interval[d][1]
+    assert 0.75 <= hits / trials <= 1.0
+
+
+def test_resampling_noise_is_shared_by_paired_points():
+    rng = np.random.default_rng(0)
+    common = rng.normal(100, 20, (1, 50))
+    nll = [np.repeat(common, 4, axis=0) + np.arange(4)[:, None]]
+    noise = resampling_noise(nll, [np.full(50, 10.0)], num_draws=200, seed=0)
+    assert noise.shape == (200, 4, 1)
+    assert np.abs(noise - noise[:, :1]).max() < 1e-9
+    assert noise.std() == pytest.approx(20 / 10 / np.sqrt(50), rel=0.3)
