@@ -24,9 +24,9 @@ from common import (
 )
 
 from opmix import search
-from opmix.api import held_out
 from opmix.cli.console import Display, quiet_libraries
 from opmix.config import ProxiesConfig
+from opmix.lifecycle.context import held_out
 from opmix.mixing.mixture import Mixture
 from opmix.probes.evaluation import evaluate
 from opmix.training.full import train_on_mixture

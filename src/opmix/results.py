@@ -5,6 +5,7 @@ One schema for `search` and `fit`; the report, the exporters and other people's 
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +18,11 @@ from opmix.runs.files import plain
 
 SCHEMA = 1
 _REPORT_DRAWS = 64
+
+
+def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
+    """Loss independent of the tokenizer: nats per token over ln 2 and UTF-8 bytes per token."""
+    return nats_per_token / math.log(2) / bytes_per_token
 
 
 def laws_json(fit: LawFit) -> dict[str, Any]:
@@ -76,7 +82,9 @@ def verdict_json(kind: str, fit: LawFit, verdict: Verdict, **extra: Any) -> dict
         },
         "coordinates": {
             "names": list(coordinates.names),
-            "mixtures": {n: dict(zip(domains, row, strict=True)) for n, row in zip(coordinates.names, coordinates.E, strict=True)},
+            "mixtures": {
+                n: dict(zip(domains, row, strict=True)) for n, row in zip(coordinates.names, coordinates.E, strict=True)
+            },
         }
         if collapsed
         else None,
@@ -87,7 +95,12 @@ def verdict_json(kind: str, fit: LawFit, verdict: Verdict, **extra: Any) -> dict
 
 
 def _alternative(a: Alternative) -> dict[str, Any]:
-    return {**vars(a), "mixture": dict(a.mixture), "predicted": dict(a.predicted), "measured": None if a.measured is None else dict(a.measured)}
+    return {
+        **vars(a),
+        "mixture": dict(a.mixture),
+        "predicted": dict(a.predicted),
+        "measured": None if a.measured is None else dict(a.measured),
+    }
 
 
 def draws_json(verdict: Verdict) -> dict[str, Any]:

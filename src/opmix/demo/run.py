@@ -13,11 +13,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from opmix.api import SearchResult, held_out, run_search
+from opmix.api import SearchResult, run_search
 from opmix.config import SearchConfig, parse_config
 from opmix.data import PackedSequences, TokenizedDomain, iter_documents, prepare_domain
 from opmix.demo.texts import write_domains
 from opmix.domain import Source
+from opmix.lifecycle.context import held_out
 from opmix.mixing.mixture import Mixture
 from opmix.probes.evaluation import evaluate
 from opmix.progress import Progress, Silent

@@ -7,13 +7,14 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from opmix.compute.flops import ModelShape
@@ -83,6 +84,7 @@ class ProbeSession:
     backend: Backend = "auto"
     batch_tokens: int = 8192
     document_mask: bool = False
+    _wrapped: PeftModel | None = field(default=None, init=False, repr=False)
 
     @property
     def sequence_length(self) -> int:
@@ -102,11 +104,13 @@ class ProbeSession:
         """
         base = {"model": model_fingerprint(self.model), "data": self.data_fingerprint, "seed": self.seed}
         with self._borrowed():
-            wrapped, keys = self._train_probes(design, base)
             try:
+                wrapped, keys = self._train_probes(design, base)
                 evaluation, baseline, gram = self._sweep(wrapped, keys, design, points, base)
             finally:
-                wrapped.unload()
+                if self._wrapped is not None:
+                    self._wrapped.unload()
+                    self._wrapped = None
         return Simulation(
             metrics=evaluation.names,
             losses=evaluation.losses,
@@ -133,14 +137,13 @@ class ProbeSession:
                 p.grad = None
 
     def _train_probes(self, design: ProbeDesign, base: Mapping[str, Any]) -> tuple[PeftModel, list[str]]:
-        wrapped: PeftModel | None = None
         keys, tokens = [], self.probe_sequences * self.sequence_length
         arguments = self.settings.arguments(self.trainer)
         for number, probe in enumerate(design.probes):
             adapter, folder = f"probe_{number}", self.store.folder / "probes" / f"{number:02d}-{probe}"
             # Every adapter starts from the same factors: averaging then interpolates paths with a common start.
             torch.manual_seed(self.seed)
-            wrapped = self._add(wrapped, adapter)
+            wrapped = self._wrapped = self._add(adapter)
             adapter_parameters = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
             inputs = {**base, "mixture": dict(design.row(probe)), "settings": vars(self.settings), "trainer": arguments,
                       "document_mask": self.document_mask}  # fmt: skip
@@ -161,8 +164,9 @@ class ProbeSession:
                 intact=(folder / "adapter_model.safetensors").exists,
             )
             if found:
-                wrapped.delete_adapter(adapter) if number else None
-                wrapped = self._reload(wrapped, adapter, folder, first=number == 0)
+                set_peft_model_state_dict(
+                    wrapped, load_file(folder / "adapter_model.safetensors"), adapter_name=adapter
+                )
             flops = tokens * self.shape.train_lora(self.sequence_length, adapter_parameters)
             self.ledger.add(
                 Entry(
@@ -173,24 +177,16 @@ class ProbeSession:
                     seconds=result["seconds"],
                 )
             )
-        assert wrapped is not None
         return wrapped, keys
 
-    def _add(self, wrapped: PeftModel | None, adapter: str) -> PeftModel:
+    def _add(self, adapter: str) -> PeftModel:
+        wrapped = self._wrapped
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft remarks on tied embeddings, which are not adapted here
             if wrapped is None:
                 return get_peft_model(self.model, self.settings.lora(self.model), adapter_name=adapter)
             wrapped.add_adapter(adapter, self.settings.lora(self.model))
         wrapped.set_adapter(adapter)
-        return wrapped
-
-    def _reload(self, wrapped: PeftModel, adapter: str, folder: Path, *, first: bool) -> PeftModel:
-        if first:
-            model = wrapped.unload()
-            wrapped = PeftModel.from_pretrained(model, str(folder), adapter_name=adapter)
-        else:
-            wrapped.load_adapter(str(folder), adapter_name=adapter)
         return wrapped
 
     def _train_one(

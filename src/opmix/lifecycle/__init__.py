@@ -1,0 +1,1 @@
+"""Where configuration, data, models and the run folder meet a method."""

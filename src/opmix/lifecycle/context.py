@@ -1,0 +1,275 @@
+"""The context of one search: configuration, data, model and run folder brought together for a method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from opmix.compute.ledger import Ledger
+from opmix.config import SearchConfig
+from opmix.domain import SPLITS
+from opmix.errors import ConfigError, DataError
+from opmix.methods.base import Simulation, Stage
+from opmix.methods.op_mix import OpMix
+from opmix.mixing.constraints import Constraints
+from opmix.mixing.decision import DecisionSettings
+from opmix.mixing.design import coordinates_of
+from opmix.mixing.law import LogLinearLaw
+from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
+from opmix.mixing.solver import SolveSettings
+from opmix.progress import Progress
+from opmix.runs.files import default_cache_dir
+from opmix.runs.store import RunStore, fingerprint
+
+if TYPE_CHECKING:  # torch and transformers are imported where they are used
+    from opmix.data import PackedSequences, TokenizedDomain
+    from opmix.probes.evaluation import HeldOut
+    from opmix.probes.session import ProbeSession
+    from opmix.training.factory import TrainerFactory
+
+
+class SearchContext:
+    """One search in progress: the `MethodContext` of OP-Mix."""
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        base: Path,
+        store: RunStore,
+        progress: Progress,
+        make_trainer: TrainerFactory | None,
+    ) -> None:
+        from opmix.training.factory import check_arguments
+
+        check_arguments(config.trainer)
+        self.config, self.base, self.store, self.progress, self.make_trainer = (
+            config,
+            base,
+            store,
+            progress,
+            make_trainer,
+        )
+        self.ledger = Ledger()
+        self.names = tuple(config.domains)
+        self.old = None if config.old_mixture is None else Mixture.of(config.old_mixture)
+        # A design that cannot be, and constraints that contradict each other, are found before data are read.
+        self.method = OpMix(
+            share=config.probes.share,
+            joint=config.probes.joint,
+            num_points=config.proxies.count,
+            huber_delta=config.huber_delta,
+        )
+
+    def prepare(self, model: Any, tokenizer: Any) -> None:
+        """Load, tokenise, check and estimate: everything that can fail cheaply, before anything is trained.
+
+        Raises:
+            OpMixError: Whatever is wrong with model, tokenizer, domains or constraints.
+        """
+        model, tokenizer = self._load(model, tokenizer)
+        self.data = self._prepare(tokenizer)
+        self.stage = Stage(
+            domains=self.names, old=self.old, budget_tokens=self.config.budget.tokens,
+            available_tokens={n: d.train.num_tokens for n, d in self.data.items()}, seed=self.config.seed,
+        )  # fmt: skip
+        self._check_constraints()
+        self.session = self._session(model, self.data)
+        self._estimate()
+
+    @property
+    def training_flops(self) -> float:
+        """Of the stage that the mixture is for."""
+        return self.config.budget.tokens * self.session.shape.train(self.config.sequence_length)
+
+    def counts(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Tokens, bytes and documents by domain and split."""
+        return {
+            n: {
+                s: {"tokens": d[s].num_tokens, "bytes": d[s].num_bytes, "documents": d[s].num_documents} for s in SPLITS
+            }
+            for n, d in self.data.items()
+        }
+
+    # -- what a method may ask for -----------------------------------------------------------------------------
+
+    def simulate(self, design: ProbeDesign, points: Sequence[InterpolationWeights]) -> Simulation:
+        """See `MethodContext`."""
+        return self.session.simulate(design, points)
+
+    def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
+        """See `MethodContext`."""
+        solve = self.config.solve
+        omega = np.array([solve.weights.get(m, 0.0) for m in metrics]) if solve.objective == "weighted" else None
+        return SolveSettings(
+            objective=solve.objective, omega=omega, reference=baseline, kl=solve.kl, prior=self._prior()
+        )
+
+    def constraints(self, baseline: Mapping[str, float]) -> Constraints:
+        """See `MethodContext`."""
+        return self.config.constraints(available=self.stage.available_tokens, baseline=baseline)
+
+    def decision(self) -> DecisionSettings:
+        """See `MethodContext`."""
+        return self.config.decision.settings(self.config.seed)
+
+    def _prior(self) -> Mixture:
+        chosen = self.config.solve.prior
+        if isinstance(chosen, Mapping):
+            return Mixture.normalised({n: chosen.get(n, 0.0) for n in self.names})
+        if chosen == "current":
+            return self.stage.current
+        if chosen == "size":
+            return self.stage.by_size
+        coordinates = coordinates_of(self.names, self.old)
+        return coordinates.mixture(np.full(len(coordinates.names), 1 / len(coordinates.names)))
+
+    # -- preparation -------------------------------------------------------------------------------------------
+
+    def _load(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
+        from opmix.models import check_vocabulary, load_model, load_tokenizer
+
+        wanted = self.config.model
+        if model is not None and tokenizer is None and wanted.tokenizer is None:
+            raise ConfigError("tokenizer: missing; a model object needs the tokenizer it was trained with")
+        if tokenizer is None:
+            tokenizer = load_tokenizer(
+                wanted.tokenizer or self._name(wanted.name),
+                revision=wanted.revision,
+                trust_remote_code=wanted.trust_remote_code,
+            )
+        if model is None:
+            self.progress.note(f"loading {wanted.name}")
+            model = load_model(
+                self._name(wanted.name), dtype=wanted.dtype, device=wanted.device, revision=wanted.revision,
+                trust_remote_code=wanted.trust_remote_code, attn_implementation=wanted.attn_implementation,
+            )  # fmt: skip
+        check_vocabulary(tokenizer, model)
+        return model, tokenizer
+
+    def _name(self, name: str) -> str:
+        """A checkpoint beside the configuration, or a hub name."""
+        local = self.base / Path(name).expanduser()
+        return str(local) if local.exists() else name
+
+    def _prepare(self, tokenizer: Any) -> dict[str, TokenizedDomain]:
+        from opmix.data import prepare_domain
+
+        cache = Path(self.config.cache_dir) if self.config.cache_dir else default_cache_dir()
+        data = {}
+        with self.progress.task("tokenise", len(self.names)) as advance:
+            for done, (name, wanted) in enumerate(self.config.domains.items()):
+                data[name] = prepare_domain(
+                    wanted.domain(name, self.base), tokenizer, cache_dir=cache, num_proc=self.config.num_proc
+                )
+                advance(done + 1, len(self.names))
+        return data
+
+    def _check_constraints(self) -> None:
+        """Solve a flat problem: contradictory constraints are named before anything is trained."""
+        from opmix.mixing.solver import solve
+
+        flat = LogLinearLaw(
+            self.names,
+            self.names,
+            np.zeros(len(self.names)),
+            np.zeros((len(self.names),) * 2),
+            np.zeros(len(self.names)),
+            1,
+        )
+        linear = self.config.constraints(available=self.stage.available_tokens)
+        solve(
+            flat,
+            coordinates=coordinates_of(self.names, self.old),
+            settings=SolveSettings(kl=self.config.solve.kl, prior=self._prior()),
+            constraints=linear,
+        )
+
+    def _session(self, model: Any, data: Mapping[str, TokenizedDomain]) -> ProbeSession:
+        from opmix.data import PackedSequences
+        from opmix.models import model_shape
+        from opmix.probes.session import ProbeSession, ProbeSettings
+        from opmix.training.factory import default_trainer
+
+        config, length = self.config, self.config.sequence_length
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and length > limit:
+            raise ConfigError(f"sequence_length: {length}; the model takes at most {limit} tokens")
+        chosen = config.probes.model_dump(exclude={"share", "joint"})
+        return ProbeSession(
+            model=model, shape=model_shape(model), train={n: PackedSequences(d.train, length) for n, d in data.items()},
+            held_out=[held_out(n, PackedSequences(d.valid, length), config) for n, d in data.items()],
+            settings=ProbeSettings(**chosen), trainer=config.trainer, make_trainer=self.make_trainer or default_trainer,
+            store=self.store, data_fingerprint=fingerprint([[d.fingerprint for d in data.values()], length, config.proxies.eval_sequences]),
+            ledger=self.ledger, progress=self.progress, seed=config.seed, backend=config.proxies.backend,
+            batch_tokens=config.proxies.batch_tokens, document_mask=config.document_mask,
+        )  # fmt: skip
+
+    def _estimate(self) -> None:
+        """What the search will cost, before it does."""
+        design, session = self.method.design(self.stage), self.session
+        length, shape = self.config.sequence_length, session.shape
+        num_probes = len(design.probes.probes)
+        probe_tokens = num_probes * session.probe_sequences * length
+        eval_tokens = (len(design.points) + 1) * sum(h.input_ids.size for h in session.held_out)
+        flops = probe_tokens * shape.train_lora(length, 0) + eval_tokens * shape.forward(length)
+        share = flops / (self.config.budget.tokens * shape.train(length))
+        per_probe = _adapter_bytes(session)
+        self.progress.note(
+            f"{num_probes} probes x {session.settings.steps} steps ({probe_tokens:,} tokens), {len(design.points)} proxies "
+            f"({eval_tokens:,} tokens): about {flops:.2g} FLOPs, {share:.1%} of the {self.config.budget.tokens:,}-token stage; "
+            f"{num_probes * per_probe / 1e6:.1f} MB of adapters"
+        )
+
+    def notes(self) -> list[str]:
+        """What a careful reader would want to be told."""
+        notes = []
+        design = self.method.design(self.stage).probes
+        drawn = self.session.probe_sequences * self.config.sequence_length
+        for name, domain in self.data.items():
+            seen = (
+                float(max(row[i] for row in design.R for i in [design.domains.index(name)]))
+                * drawn
+                / domain.train.num_tokens
+            )
+            if seen > 1.5:
+                notes.append(
+                    f"a probe repeats {name} {seen:.1f} times; its gain is then over-estimated unless the stage repeats it as often"
+                )
+        if "learning_rate" not in self.config.trainer:
+            notes.append(
+                "trainer.learning_rate is not set: probes used twice the Trainer's default of 5e-05; set the rate of your full run"
+            )
+        return notes
+
+
+def _adapter_bytes(session: ProbeSession) -> float:
+    from opmix.models import lora_targets
+
+    wanted = session.settings.target_modules or lora_targets(session.model)
+    total = 0
+    for name, module in session.model.named_modules():
+        if any(name == w or name.endswith("." + w) for w in wanted) and hasattr(module, "weight"):
+            total += session.settings.rank * sum(module.weight.shape)
+    return 4.0 * total
+
+
+def held_out(name: str, packed: PackedSequences, config: SearchConfig) -> HeldOut:
+    """The held-out sequences that every proxy is evaluated on.
+
+    Raises:
+        DataError: Fewer than two sequences: no noise can be estimated.
+    """
+    from opmix.data import held_out_batch
+    from opmix.probes.evaluation import HeldOut
+
+    if len(packed) < 2:
+        raise DataError(
+            f"domain {name!r}: {len(packed)} held-out sequence(s) of {packed.sequence_length} tokens; expected at least 2: give it a larger "
+            "valid set, a larger holdout or a shorter sequence_length"
+        )
+    rows = held_out_batch(packed, min(config.proxies.eval_sequences, len(packed)), config.seed)
+    positions = np.stack([packed.position_ids(int(i)) for i in rows]) if config.document_mask else None
+    return HeldOut(name, packed.batch(rows), np.array([packed.num_bytes(int(i)) for i in rows]), position_ids=positions)

@@ -1,0 +1,113 @@
+"""The house rules that a test can hold: imports point down, sizes stay small, the public surface is what it says."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import opmix
+
+ROOT = Path(opmix.__file__).parent
+
+# Floors, lowest first; a module may import from its own floor and those below.
+FLOORS = [
+    {"errors", "domain", "progress"},
+    {"runs", "compute", "mixing"},
+    {"results", "config"},
+    {"report"},
+    {"data", "models", "methods"},
+    {"training", "testing"},
+    {"probes"},
+    {"lifecycle"},
+    {"api", "fit"},
+    {"demo"},
+    {"cli"},
+]
+FLOOR_OF = {name: level for level, names in enumerate(FLOORS) for name in names}
+
+
+def modules():
+    found = sorted(p for p in ROOT.rglob("*.py"))
+    assert len(found) > 40
+    return found
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports_of(tree: ast.AST):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "opmix":
+            parts = node.module.split(".")
+            yield from ([parts[1]] if len(parts) > 1 else [alias.name for alias in node.names])
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("opmix."))
+
+
+def test_imports_point_down():
+    wrong, seen = [], 0
+    for path in modules():
+        if path.parent == ROOT and path.name == "__init__.py":
+            continue
+        here = room(path)
+        for target in imports_of(ast.parse(path.read_text())):
+            seen += 1
+            if FLOOR_OF[target] > FLOOR_OF[here] or (
+                FLOOR_OF[target] == FLOOR_OF[here] and target != here and {target, here} - PEERS
+            ):
+                wrong.append(f"{path.relative_to(ROOT)} imports {target}")
+    assert seen > 100
+    assert wrong == []
+
+
+PEERS = {
+    "errors",
+    "domain",
+    "progress",
+    "runs",
+    "compute",
+    "mixing",
+    "training",
+    "testing",
+    "data",
+    "models",
+    "methods",
+}
+
+
+def test_modules_and_functions_stay_small():
+    long = []
+    for path in modules():
+        text = path.read_text()
+        if len(text.splitlines()) > 400:
+            long.append(f"{path.relative_to(ROOT)}: {len(text.splitlines())} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+                length = (node.end_lineno or 0) - first.lineno + 1
+                if length > 80:
+                    long.append(f"{path.relative_to(ROOT)}: {node.name} {length} lines")
+    assert long == []
+
+
+def test_the_public_surface_is_complete_sorted_and_documented():
+    assert opmix.__all__ == sorted(opmix.__all__)
+    for name in opmix.__all__:
+        assert getattr(opmix, name).__doc__, name
+    for package in ("opmix.data", "opmix.demo", "opmix.report"):
+        module = importlib.import_module(package)
+        assert module.__all__ == sorted(module.__all__, key=lambda n: (n.lower(), n)) or module.__all__ == sorted(
+            module.__all__
+        )
+        assert all(getattr(module, name).__doc__ for name in module.__all__)
+    assert set(opmix.__all__) <= set(dir(opmix))
+
+
+def test_the_library_never_prints():
+    for path in modules():
+        calls = [
+            n
+            for n in ast.walk(ast.parse(path.read_text()))
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "print"
+        ]
+        assert not calls, path

@@ -1,0 +1,49 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from opmix.compute.ledger import Entry, Ledger
+from opmix.models import model_shape
+from opmix.testing import tiny_adapter, tiny_model
+
+ARCHITECTURES = ["llama", "gpt2", "qwen2"]
+
+
+def counted(model, ids, *, backward):
+    with FlopCounterMode(display=False) as counter:
+        loss = model(input_ids=ids, labels=ids).loss
+        if backward:
+            loss.backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_forward_and_training_agree_with_torch(arch):
+    model = tiny_model(arch, vocab_size=256)
+    model.config._attn_implementation = "eager"  # the counter sees matrix products, not fused kernels on the CPU
+    ids = torch.randint(2, 250, (2, 32), generator=torch.Generator().manual_seed(0))
+    shape, tokens = model_shape(model), ids.numel()
+    assert counted(model, ids, backward=False) == pytest.approx(tokens * shape.forward(32), rel=0.03)
+    assert counted(model.train(), ids, backward=True) == pytest.approx(tokens * shape.train(32), rel=0.06)
+
+
+def test_lora_training_agrees_with_torch():
+    model = tiny_model("llama", vocab_size=256, num_hidden_layers=4, hidden_size=64)
+    shape = model_shape(model)
+    model.config._attn_implementation = "eager"
+    wrapped = tiny_adapter(model, "a", r=4)
+    ids = torch.randint(2, 250, (2, 32), generator=torch.Generator().manual_seed(0))
+    adapter = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+    expected = ids.numel() * shape.train_lora(32, adapter)
+    assert counted(wrapped.train(), ids, backward=True) == pytest.approx(expected, rel=0.1)
+
+
+def test_the_ledger_adds_up():
+    ledger = Ledger()
+    for step, purpose in (("a", "probes"), ("b", "probes"), ("c", "proxies")):
+        ledger.add(Entry(step=step, purpose=purpose, tokens=10, flops=2.0, seconds=0.5))
+    assert ledger.by_purpose() == {
+        "tokens": {"probes": 20.0, "proxies": 10.0}, "flops": {"probes": 4.0, "proxies": 2.0}, "seconds": {"probes": 1.0, "proxies": 0.5},
+    }  # fmt: skip
+    assert ledger.total("flops") == 6.0
+    assert [e["step"] for e in ledger.json()] == ["a", "b", "c"]

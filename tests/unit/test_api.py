@@ -1,0 +1,218 @@
+"""The whole path on a two-layer model: search, resume, give the model back, refuse bad input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import opmix
+from opmix.config import load_config
+from opmix.errors import ConfigError, DataError, InfeasibleError, ModelError, StoreError, TrainingError
+from opmix.models import model_fingerprint
+from opmix.runs.store import RunStore
+from opmix.testing import tiny_model, tiny_tokenizer, write_toy_domains
+
+NAMES = ["web", "code", "math"]
+TRAINER = {"learning_rate": 1e-2, "per_device_train_batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toys")
+    paths = write_toy_domains(folder, NAMES, num_documents=120, seed=0)
+    tokenizer = tiny_tokenizer()
+    return folder, {name: str(path) for name, path in dict(paths).items()}, tokenizer
+
+
+def settings(toys, **changes):
+    folder, paths, tokenizer = toys
+    model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=64)
+    base = {
+        "domains": paths, "budget": 20_000, "old_mixture": {"web": 0.6, "code": 0.4}, "sequence_length": 32, "trainer": TRAINER,
+        "probes": {"steps": 6, "rank": 4}, "proxies": {"eval_sequences": 8}, "decision": {"draws": 30}, "cache_dir": str(folder / "cache"),
+    }  # fmt: skip
+    return {"model": model, "tokenizer": tokenizer, **base, **changes}
+
+
+def test_search_gives_a_mixture_and_the_model_back(toys, tmp_path):
+    chosen = settings(toys)
+    model = chosen["model"].train()
+    model.model.embed_tokens.weight.requires_grad_(False)
+    before, flags = model_fingerprint(model), [p.requires_grad for p in model.parameters()]
+    rng = torch.random.get_rng_state()
+    result = opmix.search(**chosen, out=tmp_path / "run")
+    assert sum(result.mixture.values()) == pytest.approx(1)
+    assert set(result.mixture) == set(NAMES)
+    if result.verdict.decision.action == "move":
+        assert result.mixture["web"] / result.mixture["code"] == pytest.approx(1.5, rel=1e-4)
+    assert all(0 <= low <= high <= 1 for low, high in result.interval.values())
+    assert model_fingerprint(model) == before
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert model.training
+    assert torch.equal(torch.random.get_rng_state(), rng)
+    content = json.loads((tmp_path / "run" / "mixture.json").read_text())
+    assert content["mixture"] == pytest.approx(dict(result.mixture))
+    assert content["check"]["available"]
+    assert content["cost"]["tokens"]["probes"] == 3 * 6 * 4 * 32
+    assert {"proposal", "current", "uniform", "size", "prior"} == {a["name"] for a in content["alternatives"]}
+    assert (tmp_path / "run" / "report.html").stat().st_size > 1000
+    assert not (tmp_path / "run" / "lock").exists()
+
+
+def test_resuming_repeats_nothing_and_gives_the_same_answer(toys, tmp_path, monkeypatch):
+    first = opmix.search(**settings(toys), out=tmp_path)
+    from opmix.probes import session
+
+    trained = []
+    real = session.run_training
+    monkeypatch.setattr(session, "run_training", lambda *a: trained.append(1) or real(*a))
+    again = opmix.search(**settings(toys), out=tmp_path)
+    assert trained == []
+    assert again.json()["optimum"] == first.json()["optimum"]
+    # A probe that went missing is trained again, bit for bit; a changed input makes all of them stale.
+    adapter = next((tmp_path / "probes").glob("01-*")) / "adapter_model.safetensors"
+    old = adapter.read_bytes()
+    adapter.unlink()
+    opmix.search(**settings(toys), out=tmp_path)
+    assert trained == [1]
+    assert adapter.read_bytes() == old
+    opmix.search(**settings(toys, probes={"steps": 7, "rank": 4}), out=tmp_path)
+    assert len(trained) == 4
+
+
+def test_an_interrupted_search_keeps_its_finished_probes(toys, tmp_path, monkeypatch):
+    from opmix.probes import session
+
+    real, calls = session.run_training, []
+
+    def interrupt(*a):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*a)
+
+    monkeypatch.setattr(session, "run_training", interrupt)
+    chosen = settings(toys)
+    before = model_fingerprint(chosen["model"])
+    with pytest.raises(KeyboardInterrupt):
+        opmix.search(**chosen, out=tmp_path / "a")
+    assert model_fingerprint(chosen["model"]) == before
+    resumed = opmix.search(**chosen, out=tmp_path / "a")
+    assert len(calls) == 4  # one done, one cut off, two more
+    monkeypatch.setattr(session, "run_training", real)
+    assert resumed.json()["optimum"] == opmix.search(**settings(toys), out=tmp_path / "b").json()["optimum"]
+
+
+def test_adapters_are_ordinary_peft_adapters(toys, tmp_path):
+    from peft import PeftModel
+
+    result = opmix.search(**settings(toys), out=tmp_path)
+    base = settings(toys)["model"]
+    folder = next((tmp_path / "probes").glob("00-*"))
+    loaded = PeftModel.from_pretrained(base, str(folder))
+    ids = torch.randint(2, 100, (2, 16), generator=torch.Generator().manual_seed(0))
+    with loaded.disable_adapter(), torch.no_grad():
+        plain = loaded(input_ids=ids).logits
+    with torch.no_grad():
+        assert not torch.allclose(loaded(input_ids=ids).logits, plain)
+    assert result.table.kinds.count("probe") == 3
+
+
+def test_rebalancing_and_constraints(toys):
+    result = opmix.search(
+        **settings(
+            toys,
+            old_mixture=None,
+            solve={"ceilings": {"web": 0.2}, "kl": 0.01},
+            proxies={"eval_sequences": 4, "count": 10},
+        )
+    )
+    assert result.mixture["web"] <= 0.2 + 1e-6
+    assert result.table.weights.shape == (4 + 1 + 10, 4)
+
+
+def test_modules_trained_in_full_are_interpolated_too(toys):
+    result = opmix.search(**settings(toys, probes={"steps": 3, "rank": 2, "modules_to_save": ["embed_tokens"]}))
+    assert np.isfinite(result.table.losses).all()
+
+
+def test_the_trainer_can_be_replaced(toys):
+    from opmix.training.factory import default_trainer
+
+    seen = []
+
+    def factory(spec):
+        seen.append(spec.steps)
+        return default_trainer(spec)
+
+    opmix.search(**settings(toys), make_trainer=factory)
+    assert seen == [6, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"budgt": 3}, ConfigError, "did you mean 'budget'"),
+        ({"trainer": {"learning_rat": 1}}, ConfigError, "did you mean 'learning_rate'"),
+        ({"trainer": {"max_steps": 5}}, ConfigError, "the token budget decides"),
+        ({"sequence_length": 128}, ConfigError, "at most 64"),
+        ({"solve": {"ceilings": dict.fromkeys(NAMES, 0.2)}}, InfeasibleError, "ceiling: code <= 0.2"),
+        ({"solve": {"max_epochs": 0.01}, "budget": 10**7}, InfeasibleError, "tokens: math has"),
+        ({"domains": {"web": "nowhere.jsonl", "code": "x.jsonl"}, "old_mixture": None}, DataError, "nowhere.jsonl"),
+        ({"old_mixture": {"web": 0.6, "cod": 0.4}}, ConfigError, "did you mean 'code'"),
+        ({"tokenizer": None}, ConfigError, "tokenizer: missing"),
+        ({"model": "./no/such/checkpoint", "tokenizer": None}, ModelError, "no/such/checkpoint"),
+    ],
+)
+def test_bad_input_is_refused_before_any_training(toys, monkeypatch, changes, error, message):
+    from opmix.probes import session
+
+    monkeypatch.setattr(session, "run_training", lambda *a: pytest.fail("trained before checking"))
+    with pytest.raises(error, match=message):
+        opmix.search(**settings(toys, **changes))
+
+
+def test_an_empty_domain_is_named(toys, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    _, paths, _ = toys
+    with pytest.raises(DataError, match="'math'"):
+        opmix.search(**settings(toys, domains={**paths, "math": str(tmp_path / "empty.jsonl")}))
+
+
+def test_a_tokenizer_that_is_too_large_for_the_model_is_refused(toys):
+    _, _, tokenizer = toys
+    small = tiny_model(vocab_size=len(tokenizer) - 5, max_position_embeddings=64)
+    with pytest.raises(ModelError, match="tokenizer"):
+        opmix.search(**settings(toys, model=small))
+
+
+def test_a_diverging_probe_stops_the_search(toys):
+    with pytest.raises(TrainingError, match=r"learning.rate"):
+        opmix.search(
+            **settings(toys, trainer={"learning_rate": 1e30, "per_device_train_batch_size": 4, "max_grad_norm": 0.0})
+        )
+
+
+def test_a_run_folder_is_held_by_one_process(toys, tmp_path):
+    with RunStore(tmp_path), pytest.raises(StoreError, match="held by process 1 "):
+        (tmp_path / "lock").write_text(json.dumps({"pid": 1, "host": __import__("socket").gethostname()}))
+        opmix.search(**settings(toys), out=tmp_path)
+
+
+def test_yaml_and_overrides(toys, tmp_path):
+    _, paths, _ = toys
+    file = tmp_path / "search.yaml"
+    file.write_text(yaml.safe_dump({"model": "m", "domains": paths, "budget": {"tokens": "2e6"}}))
+    config = load_config(file, ["probes.steps=7", "model.dtype=bfloat16", "solve.kl=0.1"])
+    assert (config.probes.steps, config.model.dtype, config.solve.kl, config.budget.tokens) == (
+        7,
+        "bfloat16",
+        0.1,
+        2_000_000,
+    )
+    with pytest.raises(ConfigError, match="did you mean 'steps'"):
+        load_config(file, ["probes.stepz=7"])
+    with pytest.raises(ConfigError, match=r"key\.path=value"):
+        load_config(file, ["probes"])

@@ -1,0 +1,110 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from opmix.cli.main import app
+from opmix.errors import ConfigError, DataError
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def swarm(tmp_path):
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(3), 20)
+    y = 2 + np.exp(p @ np.array([[-2.0, 0.3], [0.5, -1.0], [0.1, 0.4]])) + 1e-3 * rng.standard_normal((20, 2))
+    ratios = ["run,a,b,c", *(f"r{i},{','.join(map(repr, map(float, row)))}" for i, row in enumerate(p))]
+    metrics = ["run,x,y", *(f"r{i},{','.join(map(repr, map(float, row)))}" for i, row in enumerate(y))][::1]
+    (tmp_path / "ratios.csv").write_text("\n".join(ratios))
+    (tmp_path / "metrics.csv").write_text("\n".join([metrics[0], *reversed(metrics[1:])]))
+    return tmp_path, p, y
+
+
+def test_fit_prints_json_and_writes_a_folder(swarm):
+    folder, p, y = swarm
+    out = folder / "out"
+    arguments = [
+        "fit",
+        str(folder / "ratios.csv"),
+        str(folder / "metrics.csv"),
+        "--predict",
+        str(folder / "ratios.csv"),
+        "--out",
+        str(out),
+        "--json",
+    ]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    assert set(content["laws"]) == {"x", "y"}
+    assert set(content["laws"]["x"]["t"]) == {"a", "b", "c"}
+    assert {"optimum", "mixture", "decision", "interval", "laws", "alternatives", "solver", "seconds"} <= set(content)
+    lines = (out / "predictions.csv").read_text().splitlines()
+    assert lines[0] == "run,x,y"
+    assert np.abs(np.array([[float(v) for v in line.split(",")[1:]] for line in lines[1:]]) - y).max() < 0.01
+    for name in ("mixture.json", "manifest.json", "tables/proxies.csv", "report.html"):
+        assert (out / name).exists()
+    law = content["laws"]["x"]
+    assert law["c"] + np.exp(sum(law["t"][d] * p[0, i] for i, d in enumerate("abc"))) == pytest.approx(
+        y[0, 0], abs=0.01
+    )
+
+
+def test_fit_prints_tables_for_people(swarm):
+    folder, *_ = swarm
+    (folder / "prior.json").write_text('{"a": 0.2, "b": 0.4, "c": 0.4}')
+    result = runner.invoke(
+        app, ["fit", str(folder / "ratios.csv"), str(folder / "metrics.csv"), "--prior", str(folder / "prior.json")]
+    )
+    assert result.exit_code == 0, result.output
+    assert "Token shares" in result.output
+    assert "probability of a gain" in result.output
+
+
+def test_bad_input_raises_our_errors(swarm):
+    folder, *_ = swarm
+    assert isinstance(runner.invoke(app, ["fit", str(folder / "none.csv")]).exception, DataError)
+    assert isinstance(
+        runner.invoke(app, ["fit", str(folder / "ratios.csv"), str(folder / "metrics.csv"), "--kl", "-1"]).exception,
+        ConfigError,
+    )
+    (folder / "s.yaml").write_text("model: m\nbudgt: 3\n")
+    assert isinstance(runner.invoke(app, ["search", str(folder / "s.yaml")]).exception, ConfigError)
+
+
+def test_errors_are_one_message_without_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "opmix.cli.main", "fit", str(tmp_path / "none.csv")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "none.csv" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import opmix", "import opmix.mixing, opmix.config, opmix.fit, opmix.report, opmix.results",
+        "import sys; sys.argv = ['opmix', '--help']\nfrom opmix.cli.main import app\ntry: app()\nexcept SystemExit: pass",
+    ],
+)  # fmt: skip
+def test_light_paths_load_no_torch(statement):
+    code = f"{statement}\nimport sys; assert 'torch' not in sys.modules and 'transformers' not in sys.modules and 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_fit_and_report_load_no_torch(swarm):
+    folder, *_ = swarm
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom opmix.cli.main import app\n"
+        f"r = CliRunner().invoke(app, ['fit', {str(folder / 'ratios.csv')!r}, {str(folder / 'metrics.csv')!r}, '--out', {str(folder / 'o')!r}])\n"
+        "assert r.exit_code == 0, r.output\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
