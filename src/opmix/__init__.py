@@ -27,7 +27,12 @@ if TYPE_CHECKING:
     from opmix.api import SearchResult, search
     from opmix.fit import FitResult, fit_runs
 
-_LAZY = {"search": "opmix.api", "SearchResult": "opmix.api", "fit_runs": "opmix.fit", "FitResult": "opmix.fit"}
+_LAZY = {
+    "search": "opmix.api",
+    "SearchResult": "opmix.api",
+    "fit_runs": "opmix.fit",
+    "FitResult": "opmix.fit",
+}
 
 __version__ = "0.1.0"
 

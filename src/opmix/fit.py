@@ -98,7 +98,9 @@ def fit_runs(
         settings=SolveSettings(kl=kl, prior=chosen),
         constraints=constraints,
         decision=decision,
-        notes={"best run": f"run {table.points[int(table.losses.mean(axis=1).argmin())]!r}, lowest mean loss of the swarm"},
+        notes={
+            "best run": f"run {table.points[int(table.losses.mean(axis=1).argmin())]!r}, lowest mean loss of the swarm"
+        },
     )
     clock.append(time.perf_counter())
     seconds = dict(zip(("read", "fit", "solve_and_decide"), np.diff(clock), strict=True))

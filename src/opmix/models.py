@@ -152,9 +152,7 @@ def lora_targets(model: nn.Module) -> list[str]:
             "torch.nn.Linear or transformers' Conv1D layers; give target_modules yourself"
         )
     short = {name.rpartition(".")[2] for name in targets}
-    ambiguous = {
-        last for last in short if any(n.rpartition(".")[2] == last and n not in targets for n in modules)
-    }
+    ambiguous = {last for last in short if any(n.rpartition(".")[2] == last and n not in targets for n in modules)}
     full = {name for name in targets if name.rpartition(".")[2] in ambiguous}
     return sorted((short - ambiguous) | full)
 
@@ -305,9 +303,7 @@ def _locate(name_or_path: str | Path) -> tuple[str, str | None]:
         if (path / "config.json").exists():
             return str(path), None
         if (path / "adapter_config.json").exists():
-            raise ModelError(
-                f"model {text!r} is a PEFT adapter; expected a whole model; give its base model instead"
-            )
+            raise ModelError(f"model {text!r} is a PEFT adapter; expected a whole model; give its base model instead")
         files = sorted(path.glob("*.gguf"))
         if len(files) == 1:
             return _with_gguf(files[0])

@@ -52,9 +52,7 @@ _SYLLABLES = 40
 """Syllables a toy domain is built from; up to 3 make a word."""
 
 
-def tiny_model(
-    arch: str = "llama", *, vocab_size: int = 128, seed: int = 0, **overrides: Any
-) -> PreTrainedModel:
+def tiny_model(arch: str = "llama", *, vocab_size: int = 128, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A randomly initialised causal LM with two layers, 32 wide, float32 on the CPU, in eval mode.
 
     Args:
@@ -69,9 +67,7 @@ def tiny_model(
     if arch not in ARCHITECTURES:
         raise ValueError(f"arch is {arch!r}; expected one of {', '.join(ARCHITECTURES)}")
     special = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
-    config = AutoConfig.for_model(
-        arch, **{"vocab_size": vocab_size, **special, **ARCHITECTURES[arch], **overrides}
-    )
+    config = AutoConfig.for_model(arch, **{"vocab_size": vocab_size, **special, **ARCHITECTURES[arch], **overrides})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -14,14 +14,10 @@ from transformers import PreTrainedTokenizerFast
 from opmix.data.cache import TokenSplit
 from opmix.domain import Domain, Source
 
-TEXTS = [
-    f"document {i}: the quick brown fox {i * 7} jumps over {'lazy ' * (i % 5)}dogs, é你好" for i in range(200)
-]
+TEXTS = [f"document {i}: the quick brown fox {i * 7} jumps over {'lazy ' * (i % 5)}dogs, é你好" for i in range(200)]
 
 
-def train_tokenizer(
-    texts: Iterable[str], vocab_size: int = 400, eos: str | None = "<eos>"
-) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 400, eos: str | None = "<eos>") -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -56,9 +52,7 @@ def domain(write_jsonl: Callable[..., Path]) -> Domain:
     return Domain(name="web", train=Source(paths=(str(write_jsonl(TEXTS)),)), holdout=0.1)
 
 
-def token_split(
-    lengths: Sequence[int], name: str = "x", byte_counts: Sequence[int] | None = None
-) -> TokenSplit:
+def token_split(lengths: Sequence[int], name: str = "x", byte_counts: Sequence[int] | None = None) -> TokenSplit:
     """A split in memory whose token at position t is t modulo 97."""
     total = sum(lengths)
     return TokenSplit(
@@ -67,9 +61,7 @@ def token_split(
         fingerprint="0" * 32,
         tokens=(np.arange(total) % 97).astype(np.uint16),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        byte_counts=np.array(
-            byte_counts if byte_counts is not None else [4 * n for n in lengths], dtype=np.int64
-        ),
+        byte_counts=np.array(byte_counts if byte_counts is not None else [4 * n for n in lengths], dtype=np.int64),
     )
 
 

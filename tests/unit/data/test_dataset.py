@@ -38,9 +38,7 @@ def packed(domain: Domain, tokenizer: Any, tmp_path: Path) -> dict[str, PackedSe
 def stream(
     packed: dict[str, PackedSequences], n: int, kind: type[MixtureDataset] = MixtureDataset, **options: Any
 ) -> Any:
-    plan = plan_mixture(
-        Mixture.of({"web": 0.7, "small": 0.3}), n, {k: len(v) for k, v in packed.items()}, seed=1
-    )
+    plan = plan_mixture(Mixture.of({"web": 0.7, "small": 0.3}), n, {k: len(v) for k, v in packed.items()}, seed=1)
     return kind(packed, plan, **options), plan
 
 
@@ -79,13 +77,9 @@ def test_pickle_holds_no_tokens(packed: dict[str, PackedSequences]) -> None:
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_document_mask_keeps_attention_inside_documents(
-    packed: dict[str, PackedSequences], attention: str
-) -> None:
+def test_document_mask_keeps_attention_inside_documents(packed: dict[str, PackedSequences], attention: str) -> None:
     dataset, _ = stream(packed, 40, document_mask=True)
-    item = next(
-        item for item in map(dataset.__getitem__, range(40)) if 2 < int(item["position_ids"][-1]) < LENGTH - 3
-    )
+    item = next(item for item in map(dataset.__getitem__, range(40)) if 2 < int(item["position_ids"][-1]) < LENGTH - 3)
     start = LENGTH - 1 - int(item["position_ids"][-1])
     model = tiny_llama().eval()
     model.set_attn_implementation(attention)

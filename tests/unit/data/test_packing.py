@@ -22,9 +22,7 @@ LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 def test_sequences_are_the_tokens_in_order(make_split: Make, lengths: list[int], length: int) -> None:
     split = make_split(lengths)
     if split.num_tokens < length:
-        with pytest.raises(
-            DataError, match=rf"'x' train has {split.num_tokens} tokens, a sequence needs {length}"
-        ):
+        with pytest.raises(DataError, match=rf"'x' train has {split.num_tokens} tokens, a sequence needs {length}"):
             PackedSequences(split, length)
         return
     packed = PackedSequences(split, length)

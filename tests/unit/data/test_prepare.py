@@ -174,9 +174,7 @@ class TestCache:
         prints = [prepare_domain(domain, tokenizer, cache_dir=tmp_path / "c").fingerprint]
         other = make_tokenizer(["abc abd"], vocab_size=300)
         prints.append(prepare_domain(domain, other, cache_dir=tmp_path / "c").fingerprint)
-        prints.append(
-            prepare_domain(replace(domain, holdout=0.2), tokenizer, cache_dir=tmp_path / "c").fingerprint
-        )
+        prints.append(prepare_domain(replace(domain, holdout=0.2), tokenizer, cache_dir=tmp_path / "c").fingerprint)
         text = path.read_text()
         path.write_text(text.replace("document 77:", "document 78:"))
         changed = prepare_domain(domain, tokenizer, cache_dir=tmp_path / "c")
@@ -213,9 +211,7 @@ class TestCache:
 
     def test_two_at_once(self, domain: Domain, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
         with ThreadPoolExecutor(4) as pool:
-            jobs = [
-                pool.submit(prepare_domain, domain, tokenizer, cache_dir=tmp_path / "c") for _ in range(4)
-            ]
+            jobs = [pool.submit(prepare_domain, domain, tokenizer, cache_dir=tmp_path / "c") for _ in range(4)]
             results = [job.result() for job in jobs]
         assert len({result.fingerprint for result in results}) == 1
         assert len(list((tmp_path / "c").iterdir())) == 3
@@ -301,9 +297,7 @@ class TestErrors:
     def test_vocabulary(self, tokenizer: Any) -> None:
         size = vocabulary_size(tokenizer)
         check_vocabulary(size, size)
-        with pytest.raises(
-            DataError, match=rf"ids up to {size - 1}, .* has {size - 1};.*resize_token_embeddings"
-        ):
+        with pytest.raises(DataError, match=rf"ids up to {size - 1}, .* has {size - 1};.*resize_token_embeddings"):
             check_vocabulary(size, size - 1)
 
     def test_worker_that_dies(self, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

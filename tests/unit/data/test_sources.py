@@ -74,9 +74,7 @@ class TestFormats:
 
     def test_parquet(self, tmp_path: Path) -> None:
         texts = [f"row {i}" for i in range(2500)]
-        pq.write_table(
-            pa.table({"body": texts, "other": range(2500)}), tmp_path / "a.parquet", row_group_size=700
-        )
+        pq.write_table(pa.table({"body": texts, "other": range(2500)}), tmp_path / "a.parquet", row_group_size=700)
         assert read(tmp_path / "a.parquet", field="body") == texts
 
     def test_arrow_folder_and_its_splits(self, tmp_path: Path) -> None:
