@@ -1,6 +1,6 @@
 """A search over six real domains with a small model trained on the spot, as a user would run it: through the command line.
 
-    python benchmarks/search_pretrain.py [--base-steps 600] [--probe-steps 60]
+python benchmarks/search_pretrain.py [--base-steps 600] [--probe-steps 60]
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ def main() -> None:
     config = {
         "model": str((folder / "base").resolve()),
         "domains": {
-            n: {"train": str((args.data / n / "train.jsonl.gz").resolve()), "valid": str((args.data / n / "valid.jsonl.gz").resolve())}
+            n: {
+                "train": str((args.data / n / "train.jsonl.gz").resolve()),
+                "valid": str((args.data / n / "valid.jsonl.gz").resolve()),
+            }
             for n in NAMES
         },
         "old_mixture": dict(Mixture.uniform(NAMES)),
@@ -44,7 +47,15 @@ def main() -> None:
         "seed": args.seed,
     }
     (folder / "search.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    command = [sys.executable, "-m", "opmix.cli.main", "search", str(folder / "search.yaml"), "--out", str(folder / "search")]
+    command = [
+        sys.executable,
+        "-m",
+        "opmix.cli.main",
+        "search",
+        str(folder / "search.yaml"),
+        "--out",
+        str(folder / "search"),
+    ]
     raise SystemExit(subprocess.run(command, check=False).returncode)
 
 

@@ -32,7 +32,10 @@ def main() -> None:
     config = {
         "model": str(next(Path(spec.origin).parent.glob("*.gguf"))),
         "domains": {
-            n: {"train": str((args.data / n / "train.jsonl.gz").resolve()), "valid": str((args.data / n / "valid.jsonl.gz").resolve())}
+            n: {
+                "train": str((args.data / n / "train.jsonl.gz").resolve()),
+                "valid": str((args.data / n / "valid.jsonl.gz").resolve()),
+            }
             for n in NAMES
         },
         "old_mixture": {"code_python": 0.5, "speeches_us": 0.5},
@@ -45,7 +48,15 @@ def main() -> None:
         "seed": args.seed,
     }
     (folder / "search.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    command = [sys.executable, "-m", "opmix.cli.main", "search", str(folder / "search.yaml"), "--out", str(folder / "search")]
+    command = [
+        sys.executable,
+        "-m",
+        "opmix.cli.main",
+        "search",
+        str(folder / "search.yaml"),
+        "--out",
+        str(folder / "search"),
+    ]
     raise SystemExit(subprocess.run(command, check=False).returncode)
 
 

@@ -80,8 +80,8 @@ class SearchResult:
         search = self.ledger.total("flops", ["probes", "proxies"])
         return verdict_json(
             "search", self.proposal.fit, self.verdict, check=self.proposal.check, baseline=dict(self.proposal.baseline),
-            bytes_per_token=dict(self.bytes_per_token), domains=self.counts,
-            baseline_bits_per_byte={m: bits_per_byte(v, self.bytes_per_token[m]) for m, v in self.proposal.baseline.items()}, notes=list(self.notes), seconds=dict(self.seconds),
+            bytes_per_token=dict(self.bytes_per_token), domains=self.counts, notes=list(self.notes), seconds=dict(self.seconds),
+            baseline_bits_per_byte={m: bits_per_byte(v, self.bytes_per_token[m]) for m, v in self.proposal.baseline.items()},
             cost={**cost, "search_share": search / self.training_flops, "stage_tokens": self.stage.budget_tokens},
             epochs=self.mixture.epochs(self.stage.budget_tokens, self.stage.available_tokens),
         )  # fmt: skip

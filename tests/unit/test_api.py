@@ -1,6 +1,7 @@
 """The whole path on a two-layer model: search, resume, give the model back, refuse bad input."""
 
 import json
+import socket
 
 import numpy as np
 import pytest
@@ -196,9 +197,10 @@ def test_a_diverging_probe_stops_the_search(toys):
 
 
 def test_a_run_folder_is_held_by_one_process(toys, tmp_path):
-    with RunStore(tmp_path), pytest.raises(StoreError, match="held by process 1 "):
-        (tmp_path / "lock").write_text(json.dumps({"pid": 1, "host": __import__("socket").gethostname()}))
-        opmix.search(**settings(toys), out=tmp_path)
+    with RunStore(tmp_path):
+        (tmp_path / "lock").write_text(json.dumps({"pid": 1, "host": socket.gethostname()}))
+        with pytest.raises(StoreError, match="held by process 1 "):
+            opmix.search(**settings(toys), out=tmp_path)
 
 
 def test_yaml_and_overrides(toys, tmp_path):

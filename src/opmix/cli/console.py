@@ -40,9 +40,14 @@ class Display:
         self._console = Console(stderr=True, quiet=silent)
         self._live = self._console.is_terminal and not silent
         self._bars = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
             console=self._console,
-        )  # fmt: skip
+        )
 
     def __enter__(self) -> Self:
         if self._live:
@@ -57,7 +62,7 @@ class Display:
 
     def note(self, text: str) -> None:
         """A sentence of its own."""
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Advance]:
@@ -86,6 +91,9 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", module=r"(transformers|peft|torch|accelerate)\..*")
     for name in ("transformers", "accelerate", "peft"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
 
 
 def show_fit(result: FitResult, folder: Path | None) -> None:

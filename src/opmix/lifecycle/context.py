@@ -267,8 +267,8 @@ def held_out(name: str, packed: PackedSequences, config: SearchConfig) -> HeldOu
 
     if len(packed) < 2:
         raise DataError(
-            f"domain {name!r}: {len(packed)} held-out sequence(s) of {packed.sequence_length} tokens; expected at least 2: give it a larger "
-            "valid set, a larger holdout or a shorter sequence_length"
+            f"domain {name!r}: {len(packed)} held-out sequence(s) of {packed.sequence_length} tokens; expected at least 2: give it a "
+            "larger valid set, a larger holdout or a shorter sequence_length"
         )
     rows = held_out_batch(packed, min(config.proxies.eval_sequences, len(packed)), config.seed)
     positions = np.stack([packed.position_ids(int(i)) for i in rows]) if config.document_mask else None

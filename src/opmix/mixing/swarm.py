@@ -200,9 +200,9 @@ def _shares(table: Columns, names: Sequence[str]) -> tuple[FloatArray, tuple[str
         )
     notes: tuple[str, ...] = ()
     if off.max() > 1e-9:
-        notes = (
-            f"{table.path.name}: ratios of {int((off > 1e-9).sum())} of {len(sums)} runs add up to {sums.min():.4g}-{sums.max():.4g}; renormalised",
-        )
+        rounded = int((off > 1e-9).sum())
+        span = f"{sums.min():.4g}-{sums.max():.4g}"
+        notes = (f"{table.path.name}: ratios of {rounded} of {len(sums)} runs add up to {span}; renormalised",)
     return values / sums[:, None], notes
 
 

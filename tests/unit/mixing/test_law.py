@@ -134,10 +134,16 @@ def test_the_optimum_agrees_with_scipy():
     mixtures, losses, *_ = planted(21, num_points=20, noise=0.01)
     fitted = fit(mixtures, losses)
     for e in range(3):
-        best = min(
-            (least_squares(lambda x, e=e: x[0] + np.exp(mixtures @ x[1:]) - losses[:, e], np.r_[c0, np.zeros(4)], loss="huber", f_scale=0.02)
-             for c0 in (0.0, 1.0, 2.0)), key=lambda r: r.cost,
-        )  # fmt: skip
+        runs = [
+            least_squares(
+                lambda x, e=e: x[0] + np.exp(mixtures @ x[1:]) - losses[:, e],
+                np.r_[c0, np.zeros(4)],
+                loss="huber",
+                f_scale=0.02,
+            )
+            for c0 in (0.0, 1.0, 2.0)
+        ]
+        best = min(runs, key=lambda r: r.cost)
         ours = huber(losses[:, e] - fitted.fitted[:, e], 0.02).sum()
         assert ours <= best.cost * (1 + 1e-4) or best.x[0] < 0
 

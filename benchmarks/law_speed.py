@@ -1,0 +1,94 @@
+"""Speed and quality of the law and the solve, in one run; ratios, not deadlines.
+
+    python benchmarks/law_speed.py [--swarms ../shared/data/swarms]
+
+Default tables (2 x 9: one new domain; 6 x 20: rebalancing) against scipy's `least_squares` from the same starts, and the
+published RegMix runs: 13 laws on 512 runs, judged on runs they never saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from opmix.fit import fit_runs
+from opmix.mixing.law import _START_OFFSETS, fit_law, rank_correlation
+from opmix.mixing.solver import solve
+from opmix.mixing.swarm import read_swarm
+
+
+def table(num_domains: int, num_points: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    if num_domains == 2:
+        share = np.linspace(0.1, 0.9, num_points)
+        mixtures = np.stack([1 - share, share], axis=1)
+    else:
+        mixtures = rng.dirichlet(np.ones(num_domains), num_points)
+    t = rng.normal(0, 0.5, (num_domains, num_domains))
+    return mixtures, 2 + np.exp(mixtures @ t.T) + 2e-3 * rng.standard_normal((num_points, num_domains))
+
+
+def ours(mixtures: np.ndarray, losses: np.ndarray) -> None:
+    names = [f"d{i}" for i in range(mixtures.shape[1])]
+    solve(fit_law(mixtures, losses, domains=names, metrics=names).law)
+
+
+def scipys(mixtures: np.ndarray, losses: np.ndarray) -> None:
+    """The same starts, and leave-one-out refits from the best, one `least_squares` call each."""
+    for y in losses.T:
+        starts = [max(y.min() - o * np.ptp(y), 0.0) for o in _START_OFFSETS]
+        first = [np.r_[c, np.linalg.lstsq(mixtures, np.log(np.maximum(y - c, 1e-6)), rcond=None)[0]] for c in starts]
+        best = min((run(mixtures, y, x) for x in first), key=lambda r: r.cost)
+        for row in range(len(y)):
+            run(np.delete(mixtures, row, 0), np.delete(y, row), best.x)
+
+
+def run(mixtures: np.ndarray, y: np.ndarray, start: np.ndarray):
+    def jacobian(x: np.ndarray) -> np.ndarray:
+        return np.column_stack([np.ones(len(y)), np.exp(mixtures @ x[1:])[:, None] * mixtures])
+
+    return least_squares(lambda x: x[0] + np.exp(mixtures @ x[1:]) - y, start, jacobian, loss="huber", f_scale=0.02)
+
+
+def median_ms(call, *args, repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call(*args)
+        times.append(1e3 * (time.perf_counter() - started))
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--swarms", type=Path, default=Path("../shared/data/swarms"))
+    args = parser.parse_args()
+    ours(*table(2, 9, 0))
+    for num_domains, num_points in ((2, 9), (6, 20)):
+        data = table(num_domains, num_points, 1)
+        mine, theirs = median_ms(ours, *data, repeats=9), median_ms(scipys, *data, repeats=1)
+        print(
+            f"{num_domains} x {num_points}: fit, leave-one-out, solve {mine:.1f} ms; scipy one by one {theirs:.0f} ms ({theirs / mine:.0f}x)"
+        )
+    regmix = args.swarms / "regmix"
+    if not regmix.exists():
+        return
+    started = time.perf_counter()
+    result = fit_runs(regmix / "train_1m.csv")
+    print(
+        f"RegMix, 13 laws x 17 domains x 512 runs with decision: {time.perf_counter() - started:.2f} s, {dict(result.verdict.seconds)}"
+    )
+    for name in ("test_1m", "test_60m", "test_1b"):
+        other = read_swarm(regmix / f"{name}.csv").table
+        predicted = result.fit.law.predict(other.mixtures)
+        rho = [rank_correlation(predicted[:, e], other.losses[:, e]) for e in range(len(other.metrics))]
+        print(f"{name}: {len(other.points)} unseen runs, Spearman mean {np.mean(rho):.4f}, lowest {min(rho):.4f}")
+
+
+if __name__ == "__main__":
+    main()
