@@ -213,7 +213,7 @@ def _full_deltas(
     for parameter, original in originals.items():
         found: list[Delta | None] = []
         for name in names:
-            copy = module.modules_to_save[name] if name in module.modules_to_save else None  # noqa: SIM401 (no .get)
+            copy = module.modules_to_save[name] if name in module.modules_to_save else None
             trained = dict(copy.named_parameters())[parameter] if copy is not None else None
             found.append(None if trained is None else FullRank(trained.detach().float() - original.detach().float()))
         if any(d is not None for d in found):
