@@ -1,31 +1,36 @@
-"""Held-out losses: per sequence, paired across proxies, without materialising the logits of a batch."""
+"""Held-out losses: per sequence, paired across proxies; and how far two models' predictions are apart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
-import torch.nn.functional as F  # noqa: N812  (torch's own idiom)
+from torch import nn
 
-from opmix.errors import TrainingError
+from opmix.errors import DataError, TrainingError
 from opmix.mixing.mixture import FloatArray, InterpolationWeights
+from opmix.models import base_model_of
 from opmix.probes.interpolation import Proxies
-
-_LOGIT_CHUNK = 1024  # tokens whose logits exist at once
-_ALTERED_LOGITS = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "logits_scaling",
-    "lm_head_multiplier",
-    "output_multiplier_scale",
+from opmix.probes.token_losses import (
+    Batch,
+    evaluating,
+    logits_in_chunks,
+    scored_states,
+    separate_head,
+    sequence_nll,
 )
+
+_WHOLE_LOGITS = 1 << 27
+"""Logits of a batch that may exist at once where they cannot be avoided."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out sequences of one domain.
+    """Held-out sequences of one domain, packed or padded on the right (padding is masked by its labels).
 
     Attributes:
         name: Evaluation set.
@@ -33,20 +38,41 @@ class HeldOut:
         num_bytes: UTF-8 bytes of each sequence, (S,); for bits per byte.
         labels: (S, T) with -100 where not scored; None: every token but the first.
         position_ids: (S, T) restarting at each document, or None.
+
+    Raises:
+        DataError: Wrong shapes, or nothing to score.
     """
 
     name: str
-    input_ids: np.ndarray
+    input_ids: npt.NDArray[np.int64]
     num_bytes: FloatArray
-    labels: np.ndarray | None = None
-    position_ids: np.ndarray | None = None
+    labels: npt.NDArray[np.int64] | None = None
+    position_ids: npt.NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        shape = self.input_ids.shape
+        if len(shape) != 2 or shape[0] < 1 or shape[1] < 2 or self.input_ids.dtype.kind not in "iu":
+            raise DataError(
+                f"held-out set {self.name!r}: input_ids is {self.input_ids.dtype} {shape}; "
+                "expected integers of shape (sequences, tokens), at least 1 x 2"
+            )
+        for field in ("labels", "position_ids"):
+            array = getattr(self, field)
+            if array is not None and array.shape != shape:
+                raise DataError(f"held-out set {self.name!r}: {field} is {array.shape}; expected {shape}")
+        if np.shape(self.num_bytes) != shape[:1]:
+            raise DataError(
+                f"held-out set {self.name!r}: num_bytes is {np.shape(self.num_bytes)}; expected {shape[:1]}"
+            )
+        if not self.tokens.sum():
+            raise DataError(f"held-out set {self.name!r}: every token is masked; expected some labels besides -100")
 
     @property
     def tokens(self) -> FloatArray:
         """Scored tokens of each sequence, (S,)."""
         if self.labels is None:
             return np.full(len(self.input_ids), self.input_ids.shape[1] - 1, dtype=np.float64)
-        return (self.labels[:, 1:] != -100).sum(axis=1).astype(np.float64)
+        return np.asarray((self.labels[:, 1:] != -100).sum(axis=1), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -72,48 +98,52 @@ class Evaluation:
 
     @property
     def standard_errors(self) -> FloatArray:
-        """Of the losses, over sequences, (M, E)."""
-        columns = []
-        for nll, tokens in zip(self.nll, self.tokens, strict=True):
-            rates = nll / tokens
-            columns.append(
-                rates.std(axis=1, ddof=1) / np.sqrt(len(tokens)) if len(tokens) > 1 else np.full(len(nll), np.nan)
-            )
+        """Of the losses, over sequences, (M, E); NaN with fewer than two scored sequences."""
+        columns = [_ratio_error(nll, tokens) for nll, tokens in zip(self.nll, self.tokens, strict=True)]
         return np.stack(columns, axis=1)
 
     @property
     def bits_per_byte(self) -> FloatArray:
         """(M, E)."""
-        return np.stack(
-            [n.sum(axis=1) / b.sum() / np.log(2) for n, b in zip(self.nll, self.num_bytes, strict=True)],
-            axis=1,
-        )
+        rows = zip(self.nll, self.num_bytes, strict=True)
+        return np.stack([nll.sum(axis=1) / num_bytes.sum() / np.log(2) for nll, num_bytes in rows], axis=1)
 
     def difference_error(self, a: int, b: int) -> FloatArray:
         """Standard error of the paired difference between models a and b, (E,)."""
-        errors = []
-        for nll, tokens in zip(self.nll, self.tokens, strict=True):
-            rates = (nll[a] - nll[b]) / tokens
-            errors.append(rates.std(ddof=1) / np.sqrt(len(tokens)) if len(tokens) > 1 else np.nan)
-        return np.array(errors)
+        rows = zip(self.nll, self.tokens, strict=True)
+        return np.array([_ratio_error(nll[[a]] - nll[[b]], tokens)[0] for nll, tokens in rows])
 
 
-def evaluate(model: torch.nn.Module, held_out: Sequence[HeldOut], *, batch_tokens: int = 8192) -> Evaluation:
+def _ratio_error(sums: FloatArray, tokens: FloatArray) -> FloatArray:
+    """Standard error of `sums.sum() / tokens.sum()` over sequences of unequal length, (M,)."""
+    used = tokens > 0
+    count = int(used.sum())
+    if count < 2:
+        return np.full(len(sums), np.nan)
+    deviations = sums[:, used] - sums.sum(axis=1, keepdims=True) / tokens.sum() * tokens[used]
+    return np.asarray(np.sqrt(count / (count - 1) * (deviations**2).sum(axis=1)) / tokens.sum())
+
+
+def evaluate(
+    model: nn.Module,
+    held_out: Sequence[HeldOut],
+    *,
+    batch_tokens: int = 8192,
+    dtype: torch.dtype | None = None,
+) -> Evaluation:
     """Losses of one model (M = 1).
+
+    Args:
+        model: A causal LM, bare or with adapters; its modes come back as they were.
+        held_out: The evaluation sets.
+        batch_tokens: Tokens per forward pass, at least one sequence.
+        dtype: bfloat16 or float16: compute under autocast; None: in the model's own precision.
 
     Raises:
         TrainingError: A loss is NaN or infinite; names the evaluation set.
     """
-    nll = tuple(_sequence_nll(model, h, batch_tokens)[None] for h in held_out)
-    return _checked(
-        Evaluation(
-            tuple(h.name for h in held_out),
-            nll,
-            tuple(h.tokens for h in held_out),
-            tuple(h.num_bytes for h in held_out),
-        ),
-        ["model"],
-    )
+    nll = _evaluate_all(model, held_out, batch_tokens, dtype)
+    return _checked(_collect(held_out, [nll]), ["the model"])
 
 
 def evaluate_proxies(
@@ -122,27 +152,122 @@ def evaluate_proxies(
     held_out: Sequence[HeldOut],
     *,
     batch_tokens: int = 8192,
+    dtype: torch.dtype | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Losses of every proxy on the same sequences.
+    """Losses of every proxy on the same sequences; stops at the first loss that is not finite.
 
     Raises:
         TrainingError: A loss is NaN or infinite; names proxy and evaluation set.
     """
-    rows: list[list[FloatArray]] = [[] for _ in held_out]
-    for done, weights in enumerate(points):
-        with proxies.at(weights) as model:
-            for column, h in zip(rows, held_out, strict=True):
-                column.append(_sequence_nll(model, h, batch_tokens))
-        if progress is not None:
-            progress(done + 1, len(points))
-    result = Evaluation(
-        tuple(h.name for h in held_out),
-        tuple(np.stack(c) for c in rows),
-        tuple(h.tokens for h in held_out),
-        tuple(h.num_bytes for h in held_out),
+    rows: list[list[FloatArray]] = []
+    with proxies.sweep(points) as models:
+        for weights, model in zip(points, models, strict=True):
+            rows.append(_evaluate_all(model, held_out, batch_tokens, dtype))
+            _checked(_collect(held_out, rows[-1:]), [repr(weights)])
+            if progress is not None:
+                progress(len(rows), len(points))
+    return _collect(held_out, rows)
+
+
+Entered = Callable[[], AbstractContextManager[nn.Module]]
+"""Makes a model exist for a while, such as `lambda: proxies.at(weights)` or `lambda: nullcontext(model)`."""
+
+
+def predictive_kl(
+    context_a: Entered, context_b: Entered, held_out: Sequence[HeldOut], *, batch_tokens: int = 2048
+) -> FloatArray:
+    """Mean `KL(p_a || p_b)` of two models' next-token distributions, (E,), nats per scored token.
+
+    The models may share the same resident weights: per batch a's logits are computed and kept, then b's.
+    Larger
+    batches mean fewer changes between the two and more memory.
+    """
+    means = []
+    for held in held_out:
+        total, rows = 0.0, None
+        first = 0
+        while first < len(held.input_ids):
+            with context_a() as model, evaluating(model):
+                if rows is None:
+                    width = int(base_model_of(model).get_output_embeddings().weight.shape[0])
+                    rows = _rows(held, min(batch_tokens, _WHOLE_LOGITS // width))
+                batch = _batch(held, first, first + rows, _device(model))
+                head = separate_head(model, batch.inputs["input_ids"])
+                states = scored_states(model, head, batch)
+                ours = [logits for _, logits in logits_in_chunks(head, states)]
+            with context_b() as model, evaluating(model):
+                head = separate_head(model, batch.inputs["input_ids"])
+                states = scored_states(model, head, batch)
+                for a, (_, b) in zip(ours, logits_in_chunks(head, states), strict=True):
+                    total += float(_kl(a, b))
+            first += rows
+        means.append(total / float(held.tokens.sum()))
+    return np.array(means)
+
+
+def _kl(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    log_a, log_b = torch.log_softmax(a, dim=-1), torch.log_softmax(b.to(a.device), dim=-1)
+    return (log_a.exp() * (log_a - log_b)).sum(dim=-1).double().sum()
+
+
+def _evaluate_all(
+    model: nn.Module, held_out: Sequence[HeldOut], batch_tokens: int, dtype: torch.dtype | None
+) -> list[FloatArray]:
+    """Summed nats of each sequence per evaluation set; results leave the device once, at the end."""
+    sums: list[torch.Tensor] = []
+    device = _device(model)
+    with evaluating(model, dtype):
+        head = separate_head(model, torch.as_tensor(held_out[0].input_ids[:1, :16], device=device))
+        limit = batch_tokens
+        if head is None:
+            vocabulary = int(base_model_of(model).get_input_embeddings().weight.shape[0])
+            limit = min(batch_tokens, _WHOLE_LOGITS // vocabulary)
+        for held in held_out:
+            sums.extend(sequence_nll(model, head, batch) for batch in _batches(held, limit, device))
+        flat = torch.cat(sums).cpu().numpy().astype(np.float64)
+    ends = np.cumsum([len(held.input_ids) for held in held_out])
+    return list(np.split(flat, ends[:-1]))
+
+
+def _rows(held: HeldOut, batch_tokens: int) -> int:
+    return max(1, batch_tokens // held.input_ids.shape[1])
+
+
+def _batches(held: HeldOut, batch_tokens: int, device: torch.device) -> Iterator[Batch]:
+    rows = _rows(held, batch_tokens)
+    for first in range(0, len(held.input_ids), rows):
+        yield _batch(held, first, first + rows, device)
+
+
+def _batch(held: HeldOut, first: int, last: int, device: torch.device) -> Batch:
+    # What is scored is found out here, on the CPU: a mask on the device would make it wait for every batch.
+    ids = np.ascontiguousarray(held.input_ids[first:last], dtype=np.int64)
+    targets = ids if held.labels is None else held.labels[first:last]
+    row, column = np.nonzero(targets[:, 1:] != -100)
+    inputs = {"input_ids": torch.as_tensor(ids, device=device)}
+    if held.position_ids is not None:
+        inputs["position_ids"] = torch.as_tensor(held.position_ids[first:last], dtype=torch.int64, device=device)
+    return Batch(
+        inputs=inputs,
+        positions=torch.as_tensor(row * ids.shape[1] + column, device=device),
+        targets=torch.as_tensor(targets[:, 1:][row, column].astype(np.int64), device=device),
     )
-    return _checked(result, [repr(w) for w in points])
+
+
+def _device(model: nn.Module) -> torch.device:
+    embedding = base_model_of(model).get_input_embeddings()
+    device: torch.device = next(embedding.parameters()).device
+    return device
+
+
+def _collect(held_out: Sequence[HeldOut], rows: Sequence[Sequence[FloatArray]]) -> Evaluation:
+    return Evaluation(
+        names=tuple(held.name for held in held_out),
+        nll=tuple(np.stack(column) for column in zip(*rows, strict=True)),
+        tokens=tuple(held.tokens for held in held_out),
+        num_bytes=tuple(np.asarray(held.num_bytes, dtype=np.float64) for held in held_out),
+    )
 
 
 def _checked(result: Evaluation, labels: Sequence[str]) -> Evaluation:
@@ -150,70 +275,8 @@ def _checked(result: Evaluation, labels: Sequence[str]) -> Evaluation:
     if len(bad):
         row, column = bad[0]
         raise TrainingError(
-            f"held-out loss of {labels[row]} on {result.names[column]!r} is {result.losses[row, column]}; expected a finite number: "
-            "the model or a probe diverged (lower the learning rate) or its weights are damaged"
+            f"held-out loss of {labels[row]} on {result.names[column]!r} is {result.losses[row, column]}; "
+            "expected a finite number: the model or a probe diverged (lower the learning rate), or its "
+            "weights are damaged"
         )
     return result
-
-
-@torch.inference_mode()  # type: ignore[untyped-decorator, unused-ignore]
-def _sequence_nll(model: torch.nn.Module, held_out: HeldOut, batch_tokens: int) -> FloatArray:
-    """Summed nats of each sequence, (S,), float64."""
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    rows = max(1, batch_tokens // held_out.input_ids.shape[1])
-    sums = []
-    try:
-        for first in range(0, len(held_out.input_ids), rows):
-            part = slice(first, first + rows)
-            ids = torch.as_tensor(held_out.input_ids[part], device=device)
-            labels = ids if held_out.labels is None else torch.as_tensor(held_out.labels[part], device=device)
-            extra = (
-                {}
-                if held_out.position_ids is None
-                else {"position_ids": torch.as_tensor(held_out.position_ids[part], device=device)}
-            )
-            sums.append(_batch_nll(model, ids, labels, extra))
-    finally:
-        model.train(was_training)
-    return torch.cat(sums).double().cpu().numpy()
-
-
-def _batch_nll(
-    model: torch.nn.Module, ids: torch.Tensor, labels: torch.Tensor, extra: dict[str, torch.Tensor]
-) -> torch.Tensor:
-    targets = labels[:, 1:]
-    head = output_head(model)
-    if head is None:
-        logits = model(input_ids=ids, use_cache=False, **extra).logits[:, :-1]
-        return _nll(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)).view_as(targets).sum(dim=1)
-    inner = causal_lm(model)
-    hidden = inner.base_model(input_ids=ids, use_cache=False, **extra).last_hidden_state[:, :-1]
-    flat, wanted = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    chunks = [
-        _nll(head(flat[i : i + _LOGIT_CHUNK]), wanted[i : i + _LOGIT_CHUNK]) for i in range(0, len(flat), _LOGIT_CHUNK)
-    ]
-    return torch.cat(chunks).view_as(targets).sum(dim=1)
-
-
-def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(logits.float(), targets, ignore_index=-100, reduction="none")
-
-
-def causal_lm(model: torch.nn.Module) -> torch.nn.Module:
-    """The transformers model inside a `PeftModel`, or the model itself."""
-    inner: torch.nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inner
-
-
-def output_head(model: torch.nn.Module) -> torch.nn.Module | None:
-    """The output embedding, where hidden state times head is all there is to the logits; None: use the model's own logits."""
-    inner = causal_lm(model)
-    config = inner.config.get_text_config()
-    altered = any(getattr(config, name, None) not in (None, 1, 1.0) for name in _ALTERED_LOGITS)
-    head = inner.get_output_embeddings()
-    # XGLM, BART and others compute more between backbone and head than these know of: they have no separate backbone.
-    if altered or head is None or inner.base_model is inner:
-        return None
-    return head

@@ -25,6 +25,7 @@ from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, Prob
 from opmix.models import lora_targets, model_fingerprint
 from opmix.probes.evaluation import Evaluation, HeldOut, evaluate, evaluate_proxies
 from opmix.probes.interpolation import Backend, make_proxies
+from opmix.probes.peft_state import take_off_adapters
 from opmix.progress import Progress
 from opmix.runs.store import RunStore, fingerprint
 from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, run_training, sequences_per_step
@@ -109,7 +110,7 @@ class ProbeSession:
                 evaluation, baseline, gram = self._sweep(wrapped, keys, design, points, base)
             finally:
                 if self._wrapped is not None:
-                    self._wrapped.unload()
+                    take_off_adapters(self._wrapped)
                     self._wrapped = None
         return Simulation(
             metrics=evaluation.names,
