@@ -1,0 +1,175 @@
+"""The fitted laws as arrays: predictions, intervals from posterior draws, positions among coordinates.
+
+Shapes as everywhere: D domains, E evaluation sets, K coordinates, M mixtures, B draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from opmix.errors import StoreError
+from opmix.mixing.mixture import FloatArray
+from opmix.report.document import DrawsDocument, MixtureDocument, ReportData
+
+ON_COORDINATES = 1e-4
+"""A mixture counts as reachable when its largest share error on the coordinates is below this."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Draws:
+    """Posterior draws of the laws in the model's own order of names."""
+
+    c: FloatArray  # (B, E)
+    t: FloatArray  # (B, E, D)
+
+    def predict(self, mixture: FloatArray) -> FloatArray:
+        """Losses (B, E) at one mixture (D,)."""
+        return self.c + np.exp(self.t @ mixture)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+    """Laws over the domains of a report."""
+
+    domains: tuple[str, ...]
+    metrics: tuple[str, ...]
+    c: FloatArray  # (E,)
+    t: FloatArray  # (E, D)
+    gamma: FloatArray  # (E,) nats per unit of interference
+    coordinates: tuple[str, ...]
+    A: FloatArray  # (K, D), rows on the simplex
+    weights: FloatArray  # (E,), add up to one
+    level: float
+    draws: Draws | None = None
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether coordinates are fewer than domains: `old` stands for several."""
+        return self.coordinates != self.domains
+
+    def vector(self, shares: Mapping[str, float]) -> FloatArray:
+        """Shares as a vector over `domains`, (D,)."""
+        return np.array([shares.get(name, 0.0) for name in self.domains], dtype=np.float64)
+
+    def predict(self, mixtures: FloatArray) -> FloatArray:
+        """Losses (M, E) at mixtures (M, D)."""
+        return self.c + np.exp(np.atleast_2d(mixtures) @ self.t.T)
+
+    def band(self, mixtures: FloatArray) -> tuple[FloatArray, FloatArray] | None:
+        """Lower and upper loss, (M, E) each, at the report's level; None without draws."""
+        if self.draws is None:
+            return None
+        # One mixture at a time: 64 draws x 64 metrics x hundreds of mixtures would be large at once.
+        bounds = np.stack([self.quantiles(self.draws.predict(p)) for p in np.atleast_2d(mixtures)])
+        return bounds[:, 0], bounds[:, 1]
+
+    def change(self, mixture: FloatArray, reference: FloatArray) -> tuple[FloatArray, FloatArray | None]:
+        """Loss at `mixture` minus loss at `reference`, (E,), and its interval (2, E), paired over draws."""
+        point = self.predict(mixture)[0] - self.predict(reference)[0]
+        if self.draws is None:
+            return point, None
+        return point, self.quantiles(self.draws.predict(mixture) - self.draws.predict(reference))
+
+    def mean_change(self, mixture: FloatArray, reference: FloatArray) -> tuple[float, tuple[float, float] | None]:
+        """`change` averaged with the objective's weights."""
+        point, _ = self.change(mixture, reference)
+        if self.draws is None:
+            return float(self.weights @ point), None
+        low, high = self.quantiles((self.draws.predict(mixture) - self.draws.predict(reference)) @ self.weights)
+        return float(self.weights @ point), (float(low), float(high))
+
+    def quantiles(self, values: FloatArray) -> FloatArray:
+        """Lower and upper end of the report's interval over draws (the first axis)."""
+        tail = (1 - self.level) / 2
+        return np.quantile(values, [tail, 1 - tail], axis=0)
+
+    def position(self, mixture: FloatArray) -> FloatArray | None:
+        """Coordinates x >= 0, (K,), with A^T x = mixture; None where no such x exists."""
+        if not np.isfinite(mixture).all() or mixture.sum() <= 0:
+            return None
+        if not self.collapsed:
+            return mixture
+        from scipy.optimize import nnls
+
+        x, _ = nnls(np.vstack([self.A.T, np.ones(len(self.A))]), np.append(mixture, 1.0))
+        if x.sum() <= 0 or np.abs(self.A.T @ x - mixture).max() > ON_COORDINATES:
+            return None
+        return np.asarray(x / x.sum())
+
+    def profile(self, base: FloatArray, index: int, shares: FloatArray) -> FloatArray:
+        """Mixtures (M, D) in which one coordinate has `shares` and the others keep their proportions.
+
+        Args:
+            base: Coordinates (K,) that say what the others' proportions are.
+            index: The coordinate that is moved.
+            shares: Its shares.
+        """
+        others = np.delete(base, index)
+        inside = others / others.sum() if others.sum() > 1e-9 else np.full(len(others), 1 / max(len(others), 1))
+        x = np.insert(np.outer(1 - shares, inside), index, shares, axis=1)
+        return x @ self.A
+
+
+def build_model(data: ReportData) -> Model | None:
+    """The laws of a report; None where the document has none.
+
+    Raises:
+        StoreError: Laws or coordinates name domains inconsistently.
+    """
+    document = data.document
+    if not document.laws:
+        return None
+    metrics = tuple(document.laws)
+    domains = tuple(dict.fromkeys([*document.mixture, *(d for law in document.laws.values() for d in law.t)]))
+    missing = [f"{m}/{d}" for m in metrics for d in domains if d not in document.laws[m].t]
+    if missing:
+        raise StoreError(
+            f"mixture.json: laws lack an exponent for {', '.join(missing[:4])}; "
+            "expected one per domain and metric; run the command again to rewrite it"
+        )
+    numbers = [v for law in document.laws.values() for v in (law.c, law.interference, *law.t.values())]
+    if not np.isfinite([*numbers, *document.mixture.values(), document.settings.kl]).all():
+        raise StoreError("mixture.json: a share, a law or the KL weight is not finite; run the command again")
+    coordinates, A = _coordinates(document, domains)
+    chosen = document.settings.weights if document.settings.objective == "weighted" else None
+    weights = np.array([(chosen or {}).get(m, 0.0 if chosen else 1.0) for m in metrics])
+    return Model(
+        domains=domains, metrics=metrics,
+        c=np.array([document.laws[m].c for m in metrics]),
+        t=np.array([[document.laws[m].t[d] for d in domains] for m in metrics]),
+        gamma=np.array([document.laws[m].interference for m in metrics]), coordinates=coordinates, A=A,
+        weights=weights / weights.sum() if weights.sum() > 0 else np.full(len(metrics), 1 / len(metrics)),
+        level=document.interval_level,
+        draws=_draws(data.draws, metrics, domains),
+    )  # fmt: skip
+
+
+def _coordinates(document: MixtureDocument, domains: tuple[str, ...]) -> tuple[tuple[str, ...], FloatArray]:
+    entry = document.coordinates
+    if entry is None or not entry.names:
+        return domains, np.eye(len(domains))
+    lost = [name for name in entry.names if name not in entry.mixtures]
+    unknown = sorted({d for m in entry.mixtures.values() for d in m} - set(domains))
+    if lost or unknown:
+        raise StoreError(
+            f"mixture.json: coordinates {lost} have no mixture, or name unknown domains {unknown}; "
+            "run the command again to rewrite it"
+        )
+    A = np.array([[entry.mixtures[name].get(d, 0.0) for d in domains] for name in entry.names])
+    if np.any(A.sum(axis=1) <= 0):
+        raise StoreError("mixture.json: a coordinate's mixture has no positive share; run the command again")
+    return entry.names, A / A.sum(axis=1, keepdims=True)
+
+
+def _draws(document: DrawsDocument | None, metrics: Sequence[str], domains: Sequence[str]) -> Draws | None:
+    if document is None:
+        return None
+    lost = [*(set(metrics) - set(document.metrics)), *(set(domains) - set(document.domains))]
+    if lost:
+        raise StoreError(f"law_draws.json: lacks {sorted(lost)[:4]}, which mixture.json has; run the command again")
+    rows = [document.metrics.index(m) for m in metrics]
+    columns = [document.domains.index(d) for d in domains]
+    return Draws(c=np.array(document.c)[:, rows], t=np.array(document.t)[:, rows][:, :, columns])

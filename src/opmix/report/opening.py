@@ -1,0 +1,255 @@
+"""The first screen: what mixture, how sure, what will it buy, what did it cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from opmix.mixing.mixture import FloatArray
+from opmix.report.document import Alternative, MixtureDocument, Shares
+from opmix.report.html import (  # fmt: skip
+    Html,
+    Scale,
+    bar,
+    el,
+    folded,
+    join,
+    number,
+    percent,
+    row,
+    span,
+    table,
+    whisker,
+)
+from opmix.report.model import Model
+from opmix.report.verdict import verdict
+
+TOP_DOMAINS = 12
+TOP_METRICS = 6
+TOP_ALTERNATIVES = 5
+FEW_DOMAINS = 8
+
+
+def find(document: MixtureDocument, name: str | None) -> Alternative | None:
+    """An alternative by name."""
+    return next((a for a in document.alternatives if a.name == name), None)
+
+
+def reference_name(document: MixtureDocument) -> str | None:
+    """The mixture that gains are measured against, if it was scored."""
+    wanted = document.decision.reference if document.decision else None
+    for name in (wanted, "current", "uniform"):
+        found = find(document, name)
+        if found is not None and found.mixture:
+            return found.name
+    return None
+
+
+def proposal_of(document: MixtureDocument) -> Shares:
+    """The mixture that is proposed, also where the decision is to keep another one."""
+    found = find(document, "proposal")
+    if found is not None and found.mixture:
+        return found.mixture
+    keeps = document.decision is not None and document.decision.action == "keep"
+    return document.optimum if keeps and document.optimum else document.mixture
+
+
+def opening(document: MixtureDocument, model: Model | None) -> Html:
+    """The whole first screen."""
+    left = [mixture_table(document)]
+    right = [predictions(document, model)] if model else []
+    brief = alternatives_brief(document, model)
+    if brief is not None:
+        # Under the shorter column, so that the first screen holds everything.
+        (left if len(document.mixture) <= FEW_DOMAINS else right).append(brief)
+    columns = el("div", el("div", *left), el("div", *right), class_="split")
+    return el("section", verdict(document), columns, id="summary", aria_label="Summary")
+
+
+def mixture_table(document: MixtureDocument) -> Html:
+    """A bar per domain with its interval and ticks for the mixtures it is compared with."""
+    shares = dict(sorted(document.mixture.items(), key=lambda item: -item[1]))
+    current = find(document, "current")
+    now = current.mixture if current and current.mixture else None
+    uniform = find(document, "uniform")
+    even = uniform.mixture if uniform and uniform.mixture else {d: 1 / len(shares) for d in shares}
+    ends = [*shares.values(), *(h for _, h in document.interval.values()), *(now or even).values()]
+    scale = Scale(0.0, min(1.0, max(ends) * 1.04))
+    rows = [_mixture_row(name, share, document, scale, now, even) for name, share in shares.items()]
+    level = percent(document.interval_level, 0)
+    keys = [("k-bar", "share of training tokens")]
+    keys += [("k-wire", f"{level} interval")] if document.interval else []
+    keys += [("k-now", "current")] if now else []
+    keys += [("k-even", "uniform")]
+    keeps = document.decision is not None and document.decision.action == "keep"
+    keys += [("k-opt", "proposal" if keeps else "optimum")] if _optimum_differs(document) else []
+    legend = el("span", *(el("span", el("i", class_=c), f" {words}") for c, words in keys), class_="legend")
+    head = ["Domain", "", "Share", f"{level} interval" if document.interval else "", "Change" if now else ""]
+    head = [h for i, h in enumerate(head) if h or i == 1]
+    shown = table(head, rows[:TOP_DOMAINS], caption=join(["Mixture", legend]), class_="mix")
+    rest = list(shares.values())[TOP_DOMAINS:]
+    if not rest:
+        return shown
+    more = table(head, rows[TOP_DOMAINS:], caption="Smaller shares", class_="mix")
+    return join([shown, folded(f"{len(rest)} more domains, {percent(sum(rest))} together", more)])
+
+
+def _optimum_differs(document: MixtureDocument) -> bool:
+    best = document.optimum  # of the stated problem; the decision rule may keep another mixture
+    return best is not None and any(abs(best.get(d, 0.0) - p) > 0.005 for d, p in document.mixture.items())
+
+
+def _mixture_row(
+    name: str,
+    share: float,
+    document: MixtureDocument,
+    scale: Scale,
+    now: Mapping[str, float] | None,
+    even: Mapping[str, float],
+) -> Html:
+    interval = document.interval.get(name)
+    ticks = [(even.get(name, 0.0), "tick-even")]
+    if now is not None:
+        ticks.append((now.get(name, 0.0), "tick-now"))
+    if _optimum_differs(document) and document.optimum is not None:
+        ticks.append((document.optimum.get(name, 0.0), "tick-opt"))
+    label = f"{name}: {percent(share)}"
+    if interval:
+        label += f", interval {span(interval, 1, scale=100)} percent"
+    if now is not None:
+        label += f", current {percent(now.get(name, 0.0))}"
+    cells: list[str | Html] = [bar(share, interval, scale, label=label, ticks=ticks), percent(share)]
+    if document.interval:
+        cells.append(span(interval, 0, scale=100))
+    if now is not None:
+        cells.append(f"{number(100 * (share - now.get(name, 0.0)), 1, sign=True)}")
+    return row(name, *cells)
+
+
+def predictions(document: MixtureDocument, model: Model) -> Html:
+    """Predicted loss per eval set now, after the reference and after the mixture, with the change."""
+    name = reference_name(document)
+    found = find(document, name)
+    reference = model.vector(found.mixture) if found and found.mixture else None
+    target = model.vector(proposal_of(document))
+    after = model.predict(target)[0]
+    base = model.predict(reference)[0] if reference is not None else None
+    change, interval = model.change(target, reference) if reference is not None else (None, None)
+    rows = _prediction_rows(document, model, after, base, change, interval)
+    if change is not None:
+        order = np.argsort(-np.abs(change), kind="stable")
+        rows = [rows[i] for i in order]
+    head = ["Eval set"]
+    head += ["Now"] if document.baseline else []
+    head += [f"After {name}"] if base is not None else []
+    head += ["After proposal"]
+    head += ["", "Change"] if change is not None else []
+    mean = _mean_row(document, model, target, reference, after, base)
+    keeps = document.decision is not None and document.decision.action == "keep"
+    title = "What the proposal would buy" if keeps else "What it will buy"
+    caption = join([title, el("span", f"predicted loss, {document.units}", class_="legend")])
+    shown = table(head, [mean, *rows[:TOP_METRICS]], caption=caption, class_=f"buy of{len(head)}")
+    if len(rows) <= TOP_METRICS:
+        return shown
+    rest = table(head, rows[TOP_METRICS:], caption="Smaller changes", class_=f"buy of{len(head)}")
+    return join([shown, folded(f"{len(rows) - TOP_METRICS} more eval sets, smaller changes", rest)])
+
+
+def change_scale(change: FloatArray | None, interval: FloatArray | None) -> Scale:
+    """One scale for all rows."""
+    values = [] if change is None else change.tolist()
+    return Scale.around(values, [] if interval is None else interval.ravel().tolist())
+
+
+def _prediction_rows(
+    document: MixtureDocument,
+    model: Model,
+    after: FloatArray,
+    base: FloatArray | None,
+    change: FloatArray | None,
+    interval: FloatArray | None,
+) -> list[Html]:
+    scale = change_scale(change, interval)
+    rows = []
+    for e, metric in enumerate(model.metrics):
+        cells: list[str | Html] = [number(document.baseline.get(metric))] if document.baseline else []
+        if base is not None and change is not None:
+            ends = None if interval is None else (float(interval[0, e]), float(interval[1, e]))
+            value = float(change[e])
+            label = f"{metric}: {number(value, sign=True)} nats, interval {span(ends, sign=True) or 'unknown'}"
+            picture = whisker(value, ends, scale, label=label, kind="dot" if value <= 0 else "dot worse")
+            cells += [number(float(base[e])), number(float(after[e])), picture, number(value, sign=True)]
+        else:
+            cells.append(number(float(after[e])))
+        rows.append(row(metric, *cells))
+    return rows
+
+
+def _mean_row(
+    document: MixtureDocument,
+    model: Model,
+    target: FloatArray,
+    reference: FloatArray | None,
+    after: FloatArray,
+    base: FloatArray | None,
+) -> Html:
+    cells: list[str | Html] = []
+    if document.baseline:
+        known = [document.baseline.get(m, math.nan) for m in model.metrics]
+        cells.append(number(float(model.weights @ known)))
+    if reference is None or base is None:
+        return row("Mean", *cells, number(float(model.weights @ after)), class_="total")
+    change, ends = model.mean_change(target, reference)
+    scale = change_scale(*model.change(target, reference))
+    label = f"mean: {number(change, sign=True)} nats, interval {span(ends, sign=True) or 'unknown'}"
+    picture = whisker(change, ends, scale, label=label, kind="dot" if change <= 0 else "dot worse")
+    cells += [number(float(model.weights @ base)), number(float(model.weights @ after)), picture]
+    return row(
+        "Mean" if np.ptp(model.weights) < 1e-12 else "Weighted mean",
+        *cells,
+        number(change, sign=True),
+        class_="total",
+    )
+
+
+def alternatives_brief(document: MixtureDocument, model: Model | None) -> Html | None:
+    """The alternatives by gain, in a few rows."""
+    scored = sorted(
+        (a for a in document.alternatives if a.gain is not None), key=lambda a: -(a.gain or 0.0)
+    )[:TOP_ALTERNATIVES]  # fmt: skip
+    if not scored:
+        return None
+    name = reference_name(document)
+    against = f"gain over {name}, nats" if name else "gain, nats"
+    caption = join(["Alternatives", el("span", against, class_="legend")])
+    return table(["Mixture", "", "Gain"], gain_rows(scored, document, model), caption=caption, class_="alt")
+
+
+def gain_rows(scored: Sequence[Alternative], document: MixtureDocument, model: Model | None) -> list[Html]:
+    """One dot-and-whisker row per alternative, all on one scale."""
+    reach = [end for a in scored for end in (a.gain_interval or ())]
+    scale = Scale.around([a.gain for a in scored], reach)
+    noise = document.decision.noise if document.decision else None
+    rows = []
+    for a in scored:
+        label = (
+            f"{a.name}: gain {number(a.gain, sign=True)} nats, interval {span(a.gain_interval, sign=True) or 'unknown'}"
+        )
+        dot = "dot" if a.name == "proposal" else "dot plain"
+        name = join([a.name, _flag(a, model)])
+        picture = whisker(a.gain, a.gain_interval, scale, label=label, noise=noise, kind=dot)
+        rows.append(row(name, picture, number(a.gain, sign=True), class_="own" if a.name == "proposal" else None))
+    return rows
+
+
+def _flag(alternative: Alternative, model: Model | None) -> Html | None:
+    """Why a mixture that scores well may still not be the proposal."""
+    if not alternative.feasible:
+        return el("small", " breaks a constraint", class_="flag")
+    if model is None or not alternative.mixture:
+        return None
+    if model.position(model.vector(alternative.mixture)) is None:
+        return el("small", " outside the searched mixtures")
+    return None

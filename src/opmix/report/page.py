@@ -1,0 +1,220 @@
+"""Put the page together: sections, the what-if view's data, and a policy that forbids it any network."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opmix.errors import StoreError
+from opmix.mixing.mixture import FloatArray
+from opmix.report import sections
+from opmix.report.document import MixtureDocument, ReportData, load_report_data
+from opmix.report.evidence import agreement, columns, law_curves, positions, quality_table
+from opmix.report.html import Html, el, join, percent, raw
+from opmix.report.model import Model, build_model
+from opmix.report.opening import opening, proposal_of, reference_name
+
+_LABELS = {"size": "by size", "current": "current", "uniform": "uniform", "proposal": "proposal"}
+_NAV = {
+    "summary": "Mixture", "whatif": "What if?", "measured": "Measured", "curves": "Laws", "agreement": "Fit",
+    "alternatives": "Alternatives", "check": "Check", "solver": "Solver", "configuration": "Cost",
+}  # fmt: skip
+
+
+def write_report(folder: Path) -> Path:
+    """Read a run folder and write `report.html` into it, whole or not at all.
+
+    Args:
+        folder: As for `load_report_data`.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        StoreError: The folder has no readable result, or cannot be written.
+    """
+    folder = Path(folder)
+    page = build_report(load_report_data(folder))
+    target = folder / "report.html"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=folder, prefix=".report-", suffix=".tmp", delete=False
+        ) as file:
+            file.write(page)
+        # Temporary files are private; a report is as readable as the files beside it.
+        Path(file.name).chmod((folder / "mixture.json").stat().st_mode & 0o666)
+        os.replace(file.name, target)  # noqa: PTH105
+    except OSError as error:
+        with contextlib.suppress(OSError, NameError):
+            Path(file.name).unlink(missing_ok=True)
+        raise StoreError(f"{target}: cannot be written ({error}); free space or choose a writable folder") from error
+    return target
+
+
+def build_report(data: ReportData) -> str:
+    """One self-contained HTML page: no network, no files beside it.
+
+    Args:
+        data: What `load_report_data` read.
+
+    Raises:
+        StoreError: Laws, coordinates and draws contradict each other.
+    """
+    document, model = data.document, build_model(data)
+    made = _sections(data, model)
+    view = _whatif(data, model) if model is not None and len(model.coordinates) > 1 else None
+    ids = ["summary", *(["whatif"] if view else []), *re.findall(r'<section[^>]* id="(\w+)"', "".join(made))]
+    view_scripts = ["numerics.js", "plot.js", "whatif.js"] if view else []
+    scripts = ["\n".join(map(_asset, ["page.js", *view_scripts]))]
+    title = " · ".join(part for part in (f"opmix {document.kind}", data.name) if part)
+    when = document.created[:16].replace("T", " ")
+    parts: dict[str, Html] = {
+        "csp": raw(" ".join(_allow(s) for s in scripts)),
+        "title": join([title]),
+        "subtitle": join([" · ".join(p for p in (document.kind, data.name, when) if p)]),
+        "css": raw(_asset("report.css")),
+        "nav": join(el("a", _NAV[i], href=f"#{i}") for i in ids if i in _NAV),
+        "opening": opening(document, model),
+        "whatif": view[0] if view else raw(""),
+        "sections": join(made),
+        "footer": join(
+            [f"Losses in {document.units}, predicted unless called measured. Shares are of training tokens."]
+        ),
+        "data": view[1] if view else raw(""),
+        "scripts": join(raw(f"<script>{s}</script>") for s in scripts),
+    }
+    return fill(_asset("report.html"), parts)
+
+
+def fill(template: str, parts: Mapping[str, Html]) -> Html:
+    """Replace `@name@` in one pass, so that nothing inside a part is taken for a placeholder."""
+    return Html(re.sub(r"@(\w+)@", lambda m: parts[m[1]], template))
+
+
+def _sections(data: ReportData, model: Model | None) -> list[Html]:
+    document = data.document
+    made: list[Html | None] = []
+    if data.comparison is not None:
+        made.append(sections.comparison(data.comparison, document.units))
+    if model is not None:
+        made.append(law_curves(document, model, data.proxies))
+        fit = agreement(document, model, data.proxies) if data.proxies is not None else None
+        quality = quality_table(document, model)
+        made.append(fit)
+        made.append(el("section", quality, id="laws"))
+    made += [sections.alternatives(document, model), sections.check(document), sections.certificate(document)]
+    made.append(sections.configuration(data))
+    return [part for part in made if part]
+
+
+def _asset(name: str) -> str:
+    return (resources.files("opmix.report") / name).read_text(encoding="utf-8")
+
+
+def _allow(script: str) -> str:
+    """The policy's name for a script: markup that slipped in from outside would not run."""
+    return "'sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() + "'"
+
+
+def _whatif(data: ReportData, model: Model) -> tuple[Html, Html]:
+    """The view's markup and its data."""
+    document = data.document
+    payload = whatif_data(data, model)
+    text = json.dumps(payload, allow_nan=False, separators=(",", ":"))
+    # Inside a script element only "<" could end it early; these escapes are the same JSON.
+    text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    bands = f", with {percent(model.level, 0)} intervals over {len(model.draws.c)} draws" if model.draws else ""
+    limits = (
+        " The live solve knows ceilings only, not the run's other constraints." if document.settings.constraints else ""
+    )
+    even = np.ptp(model.weights) < 1e-12
+    parts = {
+        "units": join([document.units]),
+        "bands": join([bands]),
+        "limits": join([limits]),
+        "mean": join(["mean over eval sets" if even else "weighted mean over eval sets"]),
+        "worst": join([payload["worstLabel"]]),
+        "reference": join([next(p["label"] for p in payload["presets"] if p["name"] == payload["reference"])]),
+    }
+    return fill(_asset("whatif.html"), parts), raw(f'<script type="application/json" id="whatif-data">{text}</script>')
+
+
+def whatif_data(data: ReportData, model: Model) -> dict[str, Any]:
+    """What the view is given: laws at full precision, draws as float32, presets on coordinates."""
+    document, settings = data.document, data.document.settings
+    presets = _presets(document, model)
+    names = [p["name"] for p in presets]
+    reference = reference_name(document)
+    prior = model.vector(settings.prior) if settings.prior else (model.A.sum(axis=0) > 0).astype(float)
+    known = settings.reference or document.baseline
+    over = "largest rise over the reference" if settings.reference else "largest rise over now"
+    worst = [known.get(m, np.nan) for m in model.metrics]
+    if not np.isfinite(worst).all():
+        worst = []
+    return {
+        "domains": model.domains, "metrics": model.metrics, "coordinates": model.coordinates,
+        "c": model.c.tolist(), "t": model.t.tolist(), "A": model.A.tolist(),
+        "inside": [_inside(model, k) for k in range(len(model.coordinates))],
+        "weights": model.weights.tolist(), "prior": (prior / prior.sum()).tolist(), "kl": settings.kl,
+        "objective": "worst_case" if settings.objective == "worst_case" else "mean",
+        "worstReference": worst or [0.0] * len(model.metrics),
+        "worstLabel": over if worst else "largest loss",
+        "presets": presets, "start": presets[0]["x"],
+        "reference": reference if reference in names else "uniform",
+        "reach": _reach(data, model), "level": model.level,
+        "draws": None if model.draws is None else {
+            "count": len(model.draws.c), "c": _packed(model.draws.c), "t": _packed(model.draws.t),
+        },
+    }  # fmt: skip
+
+
+def _presets(document: MixtureDocument, model: Model) -> list[dict[str, Any]]:
+    """Mixtures the coordinates can express; the proposal first, uniform always there."""
+    proposal = proposal_of(document)
+    wanted = [("proposal", proposal), *((a.name, a.mixture) for a in document.alternatives if a.mixture)]
+    best = document.optimum
+    if best and np.abs(model.vector(best) - model.vector(proposal)).max() > 1e-3:
+        wanted.append(("optimum", best))
+    made: dict[str, FloatArray] = {}
+    for name, shares in wanted:
+        x = None if name in made else model.position(model.vector(shares))
+        if x is not None and x.sum() > 0:
+            made[name] = x / x.sum()
+    # Uniform over domains may be out of reach of the coordinates; equal parts of these never are.
+    labels = _LABELS if "uniform" in made or not model.collapsed else _LABELS | {"uniform": "equal parts"}
+    made.setdefault("uniform", np.full(len(model.coordinates), 1 / len(model.coordinates)))
+    return [{"name": n, "label": labels.get(n, n), "x": x.tolist()} for n, x in made.items()]
+
+
+def _inside(model: Model, k: int) -> str:
+    """What a collapsed coordinate stands for; empty for a domain of its own."""
+    shares = {d: float(s) for d, s in zip(model.domains, model.A[k], strict=True) if s > 0}
+    if set(shares) == {model.coordinates[k]}:
+        return ""
+    top = sorted(shares.items(), key=lambda item: -item[1])
+    return ", ".join(f"{d} {percent(s, 0)}" for d, s in top[:3]) + (f" and {len(top) - 3} more" if len(top) > 3 else "")
+
+
+def _reach(data: ReportData, model: Model) -> list[list[float]] | None:
+    """Smallest and largest simulated share of every coordinate."""
+    if data.proxies is None:
+        return None
+    x = positions(columns(data.proxies, model)[0], model)
+    x = x[np.isfinite(x).all(axis=1)]
+    return np.stack([x.min(axis=0), x.max(axis=0)], axis=1).tolist() if len(x) else None
+
+
+def _packed(values: FloatArray) -> str:
+    # Draws are samples: float32 holds them to a thousandth of their own spread at a fifth of JSON's size.
+    return base64.b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode()

@@ -1,0 +1,211 @@
+"""The page: what it says, that it is one well-formed closed file, and that names cannot break out of it."""
+
+import base64
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+import samples
+
+from opmix.errors import StoreError
+from opmix.report import build_report, load_report_data, write_report
+from opmix.report.page import fill
+
+VOID = {"meta", "input", "br", "col"}
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&$x^2$ @css@ \u2028"
+
+
+class Page(HTMLParser):
+    """Checks nesting while it reads; collects what tests ask for."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.ids, self.addresses, self.text, self.scripts = [], [], [], [], "", []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for key, value in attrs:
+            if key == "id":
+                self.ids.append(value)
+            if key in ("href", "src", "xlink:href", "action"):
+                self.addresses.append(value)
+            assert not key.startswith("on"), (tag, key)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif not self.open or self.open[-1] != "style":
+            self.text += data + " "
+
+
+@pytest.fixture(scope="module")
+def pages(folders):
+    return {name: build_report(load_report_data(folder)) for name, folder in folders.items()}
+
+
+@pytest.mark.parametrize("name", ["continual", "rebalancing", "swarm"])
+def test_a_page_is_well_formed_and_closed(pages, name):
+    page = Page(pages[name])
+    assert len(page.ids) == len(set(page.ids))
+    assert all(address.startswith("#") for address in page.addresses)
+    assert set(page.addresses) - {"#main"} <= {f"#{i}" for i in page.ids}
+    assert not {"link", "iframe", "object", "base", "form", "img"} & set(page.tags)
+    assert re.findall(r"https?://(?!www\.w3\.org/(?:2000/svg|1999/xlink))", pages[name]) == []
+    assert "@import" not in pages[name]
+    assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", pages[name])
+
+
+def test_the_policy_names_exactly_the_script_there_is(pages):
+    page = pages["rebalancing"]
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.S)
+    assert len(scripts) == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}';" in page
+
+
+def test_the_first_screen_answers_the_four_questions(pages):
+    text = Page(pages["rebalancing"]).text
+    opening = text[: text.index("What if?", text.index("Move to the proposed mixture"))]
+    for words in (
+        "Move to the proposed mixture", "The proposal lowers the mean held-out loss", "28.8\u202f%", "+20.8", "97\u202f%",
+        "Predicted gain against current", "lower perplexity", "Cost of the search", "9.5\u202f% of the stage",
+        "2\u202fmin 18\u202fs wall time", "After proposal", "Alternatives",
+    ):  # fmt: skip
+        assert words in opening, words
+
+
+def test_sections_follow_the_data(pages):
+    assert "measured" in Page(pages["rebalancing"]).ids
+    assert "measured" not in Page(pages["continual"]).ids
+    assert {"check", "solver", "curves", "agreement"} <= set(Page(pages["continual"]).ids)
+    assert "check" not in Page(pages["swarm"]).ids
+    assert pages["continual"].count('class="panel" viewBox') == 4 + 4 + 1  # laws, agreement, live curve
+    assert pages["swarm"].count('class="panel" viewBox') == 12 + 12 + 1
+    assert "5 more domains, 6.0\u202f% together" in Page(pages["swarm"]).text
+    assert "Rank correlation left out" in Page(pages["swarm"]).text
+
+
+def test_a_page_is_the_same_every_time(folders, pages):
+    assert build_report(load_report_data(folders["continual"])) == pages["continual"]
+
+
+def test_the_least_there_can_be_still_makes_a_page(tmp_path):
+    least = {"kind": "fit", "mixture": {"a": 0.25, "b": 0.75}, "laws": {"m": {"c": 1.0, "t": {"a": -1.0, "b": 0.5}}}}
+    (tmp_path / "mixture.json").write_text(json.dumps(least))
+    page = Page(write_report(tmp_path).read_text())
+    assert "75.0\u202f%" in page.text
+    assert "whatif" in page.ids
+    (tmp_path / "mixture.json").write_text(json.dumps(least | {"laws": {}}))
+    page = Page(write_report(tmp_path).read_text())
+    assert "whatif" not in page.ids
+    (tmp_path / "mixture.json").write_text(json.dumps({"kind": "fit", "mixture": {"a": 1.0}, "laws": least["laws"]}))
+    with_one = json.loads((tmp_path / "mixture.json").read_text())
+    with_one["laws"]["m"]["t"] = {"a": -1.0}
+    (tmp_path / "mixture.json").write_text(json.dumps(with_one))
+    page = Page(write_report(tmp_path).read_text())
+    assert "whatif" not in page.ids
+
+
+def test_numbers_that_are_not_finite_are_dashes(edited):
+    def spoil(document):
+        document["decision"] |= {"gain": float("nan"), "gain_interval": [float("-inf"), float("inf")]}
+        document["laws"]["web"]["loo_rmse"] = float("nan")
+        document["baseline"]["web"] = float("nan")
+        document["interval"]["web"] = [float("nan"), 1.0]
+
+    assert "nan" not in Page(build_report(load_report_data(edited(spoil)))).text.split()
+
+
+def test_keeping_the_mixture_shows_what_the_proposal_would_have_bought(edited):
+    def keep(document):
+        document["mixture"] = {"medical": 0.5, "web": 0.3, "code": 0.2, "math": 0.0}
+        document["decision"] |= {"action": "keep", "reason": "keep the current mixture: gain inside the noise"}
+
+    text = Page(build_report(load_report_data(edited(keep)))).text
+    assert "Keep the current mixture" in text
+    assert "Gain inside the noise" in text
+    assert "What the proposal would buy" in text
+    assert "\u22120.136" in text  # math, at the proposal and not at the kept mixture
+
+
+def test_hostile_names_stay_names(tmp_path):
+    names = (HOSTILE, "b")
+    world = samples.make_world(names, names, current={HOSTILE: 0.9, "b": 0.1})
+    folder = samples.write_sample(tmp_path / "x", world, num_points=9)
+    clean = samples.make_world(("a", "b"), ("a", "b"), current={"a": 0.9, "b": 0.1})
+    reference = samples.write_sample(tmp_path / "y", clean, num_points=9)
+    text = build_report(load_report_data(folder))
+    page, expected = Page(text), Page(build_report(load_report_data(reference)))
+    assert sorted(page.tags) == sorted(expected.tags)
+    assert "</script><script>alert(1)</script><img" in page.text
+    payload = json.loads(page.scripts[0])
+    assert payload["domains"][0] == HOSTILE
+
+
+def test_three_hostile_domains_pass_through_matplotlib(tmp_path):
+    names = (HOSTILE, "$\\frac{", "\u4f60\u597d")
+    folder = samples.write_sample(tmp_path, samples.make_world(names, names), num_points=12)
+    page = Page(build_report(load_report_data(folder)))
+    assert page.tags.count("script") == 2
+    assert "\u4f60\u597d" in page.text
+
+
+def test_placeholders_in_the_data_are_not_filled():
+    assert fill("@a@ @b@", {"a": "@b@", "b": "x"}) == "@b@ x"
+
+
+def test_points_not_in_the_fit_are_hollow_and_said_so(folders, tmp_path):
+    rows = (folders["continual"] / "tables" / "proxies.csv").read_text().splitlines()
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "mixture.json").write_text((folders["continual"] / "mixture.json").read_text())
+    edited_rows = [rows[0] + ",fitted", *(r + f",{int(i > 1)}" for i, r in enumerate(rows[1:]))]
+    (tmp_path / "tables" / "proxies.csv").write_text("\n".join(edited_rows))
+    assert "hollow: 2 not used in the fit" in Page(build_report(load_report_data(tmp_path))).text
+
+
+def test_writing_is_whole_or_not_at_all(folders, tmp_path, monkeypatch):
+    (tmp_path / "mixture.json").write_text((folders["continual"] / "mixture.json").read_text())
+    (tmp_path / "report.html").write_text("before")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", full)
+        with pytest.raises(StoreError, match=r"report\.html: cannot be written .*No space left"):
+            write_report(tmp_path)
+    assert (tmp_path / "report.html").read_text() == "before"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mixture.json", "report.html"]
+    assert write_report(tmp_path).read_text().startswith("<!doctype html>")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mixture.json", "report.html"]
+
+
+def test_importing_the_report_loads_neither_torch_nor_matplotlib():
+    program = "import sys, opmix.report; print(sorted({'torch', 'matplotlib', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_64_domains_and_64_eval_sets_stay_under_six_megabytes(tmp_path):
+    folder = samples.write_sample(tmp_path, samples.large_world(), num_points=256)
+    page = write_report(folder)
+    assert page.stat().st_size < 6e6
+    Page(page.read_text())
