@@ -73,7 +73,7 @@ def main() -> None:
         data = table(num_domains, num_points, 1)
         mine, theirs = median_ms(ours, *data, repeats=9), median_ms(scipys, *data, repeats=1)
         print(
-            f"{num_domains} x {num_points}: fit, leave-one-out, solve {mine:.1f} ms; scipy one by one {theirs:.0f} ms ({theirs / mine:.0f}x)"
+            f"{num_domains} x {num_points}: fit, leave-one-out, solve {mine:.1f} ms; scipy {theirs:.0f} ms ({theirs / mine:.0f}x)"
         )
     regmix = args.swarms / "regmix"
     if not regmix.exists():

@@ -52,24 +52,6 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
 
 
-def check_vocabulary(tokenizer_size: int, model_size: int) -> None:
-    """Check that a model has an embedding for every id of a tokenizer.
-
-    Args:
-        tokenizer_size: One more than the tokenizer's highest id, see `vocabulary_size`.
-        model_size: Rows of the model's embedding (`config.vocab_size`); more than needed is fine.
-
-    Raises:
-        DataError: The tokenizer yields ids that the model does not have.
-    """
-    if tokenizer_size > model_size:
-        raise DataError(
-            f"tokenizer: yields ids up to {tokenizer_size - 1}, the model's vocabulary has {model_size}; "
-            "expected every id below the vocabulary's size; use the model's own tokenizer, or "
-            f"model.resize_token_embeddings({tokenizer_size})"
-        )
-
-
 def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id that ends a document.
 

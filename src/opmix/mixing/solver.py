@@ -114,7 +114,7 @@ def solve(
 
         >>> law = LogLinearLaw(("m",), ("a", "b"), np.zeros(1), np.array([[0.001, 0.0]]), np.zeros(1), 2)
         >>> answer = solve(law, settings=SolveSettings(kl=0.001))
-        >>> round(answer.mixture["a"], 3), round(1 / (1 + np.exp(1.0)), 3)
+        >>> round(answer.mixture["a"], 3), round(float(1 / (1 + np.exp(1.0))), 3)
         (0.269, 0.269)
     """
     started = time.perf_counter()
