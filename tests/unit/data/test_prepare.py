@@ -293,3 +293,49 @@ class TestErrors:
         (tmp_path / "file").write_text("")
         with pytest.raises(DataError, match=r"token cache .*cannot be written"):
             prepare_domain(domain, tokenizer, cache_dir=tmp_path / "file" / "cache")
+
+    def test_worker_that_dies(self, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tokenization, "encode_batch", lambda *_: os._exit(9))
+        with pytest.raises(DataError, match=r"worker processes died.*smaller num_proc"):
+            list(tokenization.encode_batches(tokenizer, [["a"]] * 5, num_proc=2))
+
+
+def test_progress(domain: Domain, tokenizer: Any, tmp_path: Path) -> None:
+    calls: list[tuple[str, int, int | None]] = []
+    prepare_domain(domain, tokenizer, cache_dir=tmp_path / "c", progress=lambda *call: calls.append(call))
+    assert calls[-1] == ("web", 200, 200)
+    assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
+
+
+@given(st.lists(st.text(min_size=1), unique=True, max_size=30), st.floats(0.01, 0.49))
+def test_a_document_has_one_split_whatever_else_is_carved(texts: list[str], holdout: float) -> None:
+    both = SplitRule(carved=("valid", "test"), holdout=holdout)
+    valid = SplitRule(carved=("valid",), holdout=holdout)
+    for text in texts:
+        text = text.encode("utf-8", "replace").decode()
+        split = both.split_of(text)
+        assert split in SPLITS
+        assert (valid.split_of(text) == "valid") == (split == "valid")
+
+
+def test_shares_of_the_splits() -> None:
+    rule = SplitRule(carved=("valid", "test"), holdout=0.1)
+    found = [rule.split_of(str(i)) for i in range(20_000)]
+    for split, share in (("train", 0.8), ("valid", 0.1), ("test", 0.1)):
+        assert abs(found.count(split) / 20_000 - share) < 0.01  # four standard deviations
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the project's shared data is not here")
+def test_real_text(make_tokenizer: Callable[..., PreTrainedTokenizerFast], tmp_path: Path) -> None:
+    def files(name: str, split: str) -> Source:
+        return Source(paths=(str(REAL / name / f"{split}.jsonl.gz"),))
+
+    names = ("shakespeare", "speeches_us")
+    tokenizer = make_tokenizer([t for n in names for t in islice(iter_documents(files(n, "valid")), 5)], 1000)
+    for name, documents in zip(names, (279, 191), strict=True):
+        domain = Domain(name=name, train=files(name, "train"), valid=files(name, "valid"))
+        data = prepare_domain(domain, tokenizer, cache_dir=tmp_path)
+        assert data.train.num_documents + data.test.num_documents == documents
+        assert 1.5 < data.train.bytes_per_token < 5
+        first = next(iter_documents(files(name, "valid")))
+        assert texts_of(data.valid, tokenizer)[0] == first
