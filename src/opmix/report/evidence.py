@@ -135,7 +135,7 @@ def _profile_section(document: MixtureDocument, model: Model, proxies: ProxyTabl
         top = sorted(np.argsort(-np.abs(effect), kind="stable")[:HIGHLIGHTED].tolist())
         for k in top:
             if k not in bands:
-                bands[k] = model.band(mixtures[k])
+                bands[k] = model.change_band(mixtures[k], base @ model.A)
         curves = []
         for k, name in enumerate(model.coordinates):
             band = bands.get(k) if k in top else None
@@ -148,7 +148,7 @@ def _profile_section(document: MixtureDocument, model: Model, proxies: ProxyTabl
         f"Each panel: one eval set's predicted loss ({document.units}) as one domain's share changes and the others "
         f"keep the proportions of the {base_name} mixture; lines end at the largest simulated share. Named: the "
         f"{HIGHLIGHTED} strongest of {len(model.coordinates)}, blue where more of the domain lowers the loss, "
-        f"orange where it raises it{_band_words(model)}."
+        f"orange where it raises it{_band_words(model, ' of the change')}."
     )
     return _section("curves", "Law curves", words, panels, _capped(shown, model), effect_matrix(model))
 
@@ -255,8 +255,8 @@ def _curve_table(model: Model, grid: FloatArray, losses: FloatArray) -> Html:
     return folded("Data table", table(head, rows, caption="Predicted loss along the line"))
 
 
-def _band_words(model: Model) -> str:
-    return f"; band: {percent(model.level, 0)} interval over {len(model.draws.c)} draws" if model.draws else ""
+def _band_words(model: Model, of: str = "") -> str:
+    return f"; band: {percent(model.level, 0)} interval{of} over {len(model.draws.c)} draws" if model.draws else ""
 
 
 def _capped(shown: int, model: Model) -> str:

@@ -73,6 +73,14 @@ class Model:
             return point, None
         return point, self.quantiles(self.draws.predict(mixture) - self.draws.predict(reference))
 
+    def change_band(self, mixtures: FloatArray, reference: FloatArray) -> tuple[FloatArray, FloatArray] | None:
+        """Loss at `reference` plus the interval of the change from it, (M, E) each; None without draws."""
+        if self.draws is None:
+            return None
+        base, drawn = self.predict(reference)[0], self.draws.predict(reference)
+        bounds = np.stack([base + self.quantiles(self.draws.predict(p) - drawn) for p in np.atleast_2d(mixtures)])
+        return bounds[:, 0], bounds[:, 1]
+
     def mean_change(self, mixture: FloatArray, reference: FloatArray) -> tuple[float, tuple[float, float] | None]:
         """`change` averaged with the objective's weights."""
         point, _ = self.change(mixture, reference)

@@ -21,7 +21,7 @@ from opmix.mixing.mixture import FloatArray
 from opmix.report import sections
 from opmix.report.document import MixtureDocument, ReportData, load_report_data
 from opmix.report.evidence import agreement, columns, law_curves, positions, quality_table
-from opmix.report.html import Html, el, join, percent, raw
+from opmix.report.html import Html, el, join, number, percent, raw
 from opmix.report.model import Model, build_model
 from opmix.report.opening import opening, proposal_of, reference_name
 
@@ -135,6 +135,8 @@ def _whatif(data: ReportData, model: Model) -> tuple[Html, Html]:
     # Inside a script element only "<" could end it early; these escapes are the same JSON.
     text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     bands = f", with {percent(model.level, 0)} intervals over {len(model.draws.c)} draws" if model.draws else ""
+    if bands and document.decision is not None and document.decision.noise:
+        bands += f" (the search's noise of {number(document.decision.noise)} nats comes on top)"
     limits = (
         " The live solve knows ceilings only, not the run's other constraints." if document.settings.constraints else ""
     )

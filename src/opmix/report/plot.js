@@ -25,8 +25,11 @@ const plot = (() => {
   function curve(art, points, here, { span, reach, name, words }) {
     const values = points.map((c) => c.y);
     let low = Math.min(...values, here.y), high = Math.max(...values, here.y);
-    const air = 0.35 * (high - low) || 0.01;
-    low -= air; high += air;
+    // Room for the band, but a runaway one does not squeeze the curve into a line.
+    const room = high - low || 0.01, ends = points.flatMap((c) => c.band || []);
+    const [least, most] = [Math.min(low - 0.2 * room, ...ends), Math.max(high + 0.2 * room, ...ends)];
+    low = Math.max(least, low - 1.2 * room);
+    high = Math.min(most, high + 1.2 * room);
     const px = (s) => BOX.left + (s / span) * (BOX.width - BOX.left - BOX.right);
     const py = (v) => BOX.top + ((high - v) / (high - low)) * (BOX.height - BOX.top - BOX.bottom);
     const path = (pairs) => pairs.map(([s, v], n) => `${n ? "L" : "M"}${px(s).toFixed(1)} ${py(v).toFixed(1)}`).join("");

@@ -321,6 +321,8 @@
       ...data.metrics.map((m, e) => make("option", { value: e }, m)));
     coordinate.append(...data.coordinates.map((c, k) => make("option", { value: k }, c)));
     coordinate.value = state.coordinate;
+    $("curve-words").textContent = draws ? `Band: ${Math.round(100 * data.level)} % interval of the change against ` +
+      `${reference.label}.${data.reach ? " Dashed: outside the simulated range." : ""}` : "";
     metric.addEventListener("change", () => { state.metric = Number(metric.value); drawCurve(); });
     coordinate.addEventListener("change", () => { state.coordinate = Number(coordinate.value); drawCurve(); });
   }
@@ -329,8 +331,11 @@
     const k = state.coordinate, i = state.metric + 1, steps = 40, free = new Array(K).fill(false);
     // A coordinate that has everything leaves no proportions behind: the others come back in equal parts.
     const sample = (x) => {
-      const here = evaluate(x);
-      return { y: here.point[i], band: draws ? numerics.interval(drawnColumn(here.drawn, i), data.level) : null };
+      const here = evaluate(x), y = here.point[i], base = fixed.reference.point[i];
+      if (!draws) return { y, band: null };
+      // Paired over draws: how sure the change is. How sure the level is says little about where to go.
+      const change = drawnColumn(here.drawn, i).map((v, b) => v - fixed.columns[i][b]);
+      return { y, band: numerics.interval(change, data.level).map((v) => base + v) };
     };
     // As far as the law has been shown anything, and a little further; all the way for a few domains.
     const wanted = K <= 8 || !data.reach ? 1 : Math.max(1.2 * data.reach[k][1], state.x[k]);

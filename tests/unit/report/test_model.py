@@ -93,3 +93,11 @@ def test_contradictions_between_the_files_are_errors(edited):
     draws = {"c": [[1.0]], "t": [[[0.0]]], "metrics": ["web"], "domains": ["web"]}
     with pytest.raises(StoreError, match=r"law_draws\.json: lacks"):
         build_model(load_report_data(edited(lambda d: None, law_draws=draws)))
+
+
+def test_the_band_of_a_change_has_no_width_at_its_reference(continual):
+    p = continual.vector({"math": 0.4, "web": 0.6})
+    low, high = continual.change_band(np.stack([p, continual.vector({"math": 1.0})]), p)
+    assert np.allclose(low[0], continual.predict(p)[0])
+    assert np.allclose(high[0], low[0])
+    assert np.all(high[1] > low[1])
