@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 
@@ -16,7 +17,7 @@ def verdict(document: MixtureDocument) -> Html:
     heading, reason = "The mixture", ""
     if decision is not None:
         keep = decision.action == "keep"
-        heading = "Keep the current mixture" if keep else "Move to the proposed mixture"
+        heading = f"Keep the {decision.reference or 'current'} mixture" if keep else "Move to the proposed mixture"
         reason = _sentence(decision.reason)
     figures = [*_confidence_figures(decision), *_cost_figures(document)]
     if not any(document.cost.flops.values() if document.cost else ()) and document.laws:
@@ -32,7 +33,8 @@ def verdict(document: MixtureDocument) -> Html:
 
 def _sentence(reason: str) -> str:
     """The reason without the verdict that the heading has said already."""
-    rest = reason.partition(": ")[2] if reason.startswith(("move: ", "keep the current mixture: ")) else reason
+    head, _, tail = reason.partition(": ")
+    rest = tail if tail and (head == "move" or re.fullmatch(r"keep the \S+ mixture", head)) else reason
     return rest[:1].upper() + rest[1:]
 
 

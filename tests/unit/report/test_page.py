@@ -138,6 +138,14 @@ def test_keeping_the_mixture_shows_what_the_proposal_would_have_bought(edited):
         document["mixture"] = {"medical": 0.5, "web": 0.3, "code": 0.2, "math": 0.0}
         document["decision"] |= {"action": "keep", "reason": "keep the current mixture: gain inside the noise"}
 
+    def keep_prior(document):
+        keep(document)
+        reason = "keep the prior mixture: gain inside the noise"
+        document["decision"] |= {"reference": "prior", "reason": reason}
+
+    assert "Keep the prior mixture Gain inside" in " ".join(
+        Page(build_report(load_report_data(edited(keep_prior)))).text.split()
+    )
     text = Page(build_report(load_report_data(edited(keep)))).text
     assert "Keep the current mixture" in text
     assert "Gain inside the noise" in text
