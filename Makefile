@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: install ## The main job on real text, with a report to look at (DEMO="--out DIR --seed N")
-	OMP_NUM_THREADS=2 $(BIN)/opmix demo $(DEMO)
+	$(BIN)/opmix demo $(DEMO)
 
 test: check slow ## Everything: format, lint, types, layers, unit, contract, doctests, slow tests
 
