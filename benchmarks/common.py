@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from opmix.cli.console import Display
@@ -84,6 +87,27 @@ def base_model(
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return LlamaForCausalLM.from_pretrained(folder)
+
+
+def files_of(data: Path, names: list[str]) -> dict[str, dict[str, str]]:
+    """Domains as a configuration names them."""
+    return {n: {s: str((data / n / f"{s}.jsonl.gz").resolve()) for s in ("train", "valid")} for n in names}
+
+
+def search_as_a_user(folder: Path, config: Mapping[str, Any]) -> int:
+    """Write search.yaml and run `opmix search` on it; returns the exit code."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "search.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
+    command = [
+        sys.executable,
+        "-m",
+        "opmix.cli.main",
+        "search",
+        str(folder / "search.yaml"),
+        "--out",
+        str(folder / "search"),
+    ]
+    return subprocess.run(command, check=False).returncode
 
 
 def record(path: Path, content: Mapping[str, Any]) -> None:

