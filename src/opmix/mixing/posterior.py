@@ -34,13 +34,17 @@ class LawDraws:
     t: FloatArray  # (B, E, D)
     gamma: FloatArray  # (B, E)
     rank: int
+    ceiling: FloatArray  # (E,) no prediction exceeds it: ten times the largest loss seen
 
     def __len__(self) -> int:
         return len(self.c)
 
     def predict(self, mixtures: FloatArray) -> FloatArray:
         """Losses in nats per token, (B, M, E)."""
-        return self.c[:, None, :] + np.exp(np.einsum("md,bed->bme", np.atleast_2d(mixtures), self.t))
+        exponent = np.einsum("md,bed->bme", np.atleast_2d(mixtures), self.t)
+        # A draw may extrapolate absurdly where no point holds it; past the ceiling it only says "far worse".
+        losses: FloatArray = np.minimum(self.c[:, None, :] + np.exp(np.minimum(exponent, 50.0)), self.ceiling)
+        return losses
 
     def law(self, index: int) -> LogLinearLaw:
         """One draw as a law."""
@@ -70,6 +74,7 @@ def draw_laws(fit: LawFit, *, num_draws: int = 200, seed: int = 0, noise: FloatA
     return LawDraws(
         fit.law.metrics, fit.law.domains, params.c.reshape(num_draws, num_metrics), t,
         params.gamma.reshape(num_draws, num_metrics), fit.law.rank,
+        10 * fit.problem.losses.max(axis=0),
     )  # fmt: skip
 
 

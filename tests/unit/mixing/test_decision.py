@@ -89,3 +89,11 @@ def test_resampling_noise_is_shared_by_paired_points():
     assert noise.shape == (200, 4, 1)
     assert np.abs(noise - noise[:, :1]).max() < 1e-9
     assert noise.std() == pytest.approx(20 / 10 / np.sqrt(50), rel=0.3)
+
+
+def test_absurd_extrapolation_is_cut_at_the_ceiling():
+    fit, _ = swarm(0, noise=0.01)
+    draws = draw_laws(fit, num_draws=5)
+    wild = type(draws)(draws.metrics, draws.domains, draws.c, draws.t * 1e4, draws.gamma, draws.rank, draws.ceiling)
+    assert np.all(wild.predict(np.eye(3)) <= 10 * fit.problem.losses.max(axis=0))
+    assert np.array_equal(draws.law(2).predict(np.eye(3)), draws.predict(np.eye(3))[2])
