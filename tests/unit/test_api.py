@@ -164,6 +164,8 @@ def test_the_trainer_can_be_replaced(toys):
         ({"domains": {"web": "nowhere.jsonl", "code": "x.jsonl"}, "old_mixture": None}, DataError, "nowhere.jsonl"),
         ({"old_mixture": {"web": 0.6, "cod": 0.4}}, ConfigError, "did you mean 'code'"),
         ({"tokenizer": None}, ConfigError, "tokenizer: missing"),
+        ({"solve": {"prior": "current"}}, ConfigError, "no mass on the new domain 'math'"),
+        ({"proxies": {"count": 1}, "old_mixture": None}, ConfigError, "expected at least 5 points"),
         ({"model": "./no/such/checkpoint", "tokenizer": None}, ModelError, "no/such/checkpoint"),
     ],
 )

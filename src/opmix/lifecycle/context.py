@@ -16,7 +16,7 @@ from opmix.methods.base import Simulation, Stage
 from opmix.methods.op_mix import OpMix
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
-from opmix.mixing.design import coordinates_of
+from opmix.mixing.design import coordinates_of, new_domains
 from opmix.mixing.law import LogLinearLaw
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.solver import SolveSettings
@@ -45,17 +45,11 @@ class SearchContext:
         from opmix.training.factory import check_arguments
 
         check_arguments(config.trainer)
-        self.config, self.base, self.store, self.progress, self.make_trainer = (
-            config,
-            base,
-            store,
-            progress,
-            make_trainer,
-        )
+        self.config, self.base, self.store = config, base, store
+        self.progress, self.make_trainer = progress, make_trainer
         self.ledger = Ledger()
         self.names = tuple(config.domains)
         self.old = None if config.old_mixture is None else Mixture.of(config.old_mixture)
-        # A design that cannot be, and constraints that contradict each other, are found before data are read.
         self.method = OpMix(
             share=config.probes.share,
             joint=config.probes.joint,
@@ -120,6 +114,12 @@ class SearchContext:
         if isinstance(chosen, Mapping):
             return Mixture.normalised({n: chosen.get(n, 0.0) for n in self.names})
         if chosen == "current":
+            new = new_domains(self.names, self.stage.current)
+            if new and self.config.solve.kl > 0:
+                raise ConfigError(
+                    f"solve.prior: 'current' has no mass on the new domain {new[0]!r}, so KL would forbid it; "
+                    "use 'uniform', 'size' or shares by domain"
+                )
             return self.stage.current
         if chosen == "size":
             return self.stage.by_size

@@ -120,6 +120,13 @@ def design_stage(
         *(f"proxy {i + 1}" for i in range(len(inner))),
     ]
     kinds = ["probe"] * len(probes) + ["proxy"] * (len(points) - len(probes))
+    fitted = tuple(line or kind == "proxy" or index == centre for index, kind in enumerate(kinds))
+    needed = len(coordinates.names) + 2
+    if sum(fitted) < needed:
+        raise ConfigError(
+            f"proxies.count: {num_points} leaves {sum(fitted)} points for laws over {len(coordinates.names)} coordinates; "
+            f"expected at least {needed} points in all"
+        )
     return StageDesign(
         design,
         coordinates,
@@ -127,7 +134,7 @@ def design_stage(
         tuple(labels),
         tuple(kinds),
         ((centre, len(probes)),) if joint else (),
-        tuple(line or kind == "proxy" or index == centre for index, kind in enumerate(kinds)),
+        fitted,
     )
 
 
