@@ -19,6 +19,7 @@ from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.solver import SolveSettings
 from opmix.mixing.swarm import read_mixtures, read_prior, read_swarm
 from opmix.mixing.table import ProxyTable
+from opmix.progress import Progress, Silent
 from opmix.results import draws_json, verdict_json
 from opmix.runs.files import environment, write_json, write_text
 
@@ -65,6 +66,7 @@ def fit_runs(
     constraints: Constraints | None = None,
     decision: DecisionSettings | None = None,
     huber_delta: float = 0.02,
+    progress: Progress | None = None,
 ) -> FitResult:
     """Fit mixing laws to finished runs and solve for the mixture.
 
@@ -77,6 +79,7 @@ def fit_runs(
         constraints: What the mixture must obey.
         decision: When to believe the gain; the reference that "keep" means is the prior.
         huber_delta: Of the law's regression, nats.
+        progress: Shows what is going on; None: silence.
 
     Raises:
         DataError: Tables that cannot be read or do not match.
@@ -89,19 +92,22 @@ def fit_runs(
     chosen = read_prior(prior, table.domains) if prior is not None else Mixture.uniform(table.domains)
     wanted = read_mixtures(predict, table.domains) if predict is not None else None
     clock.append(time.perf_counter())
-    fit = fit_law(table.mixtures, table.losses, domains=table.domains, metrics=table.metrics, delta=huber_delta)
+    progress = progress or Silent()
+    with progress.task(f"{len(table.metrics)} laws from {len(table.points)} runs", 0):
+        fit = fit_law(table.mixtures, table.losses, domains=table.domains, metrics=table.metrics, delta=huber_delta)
     clock.append(time.perf_counter())
-    verdict = decide(
-        fit,
-        candidates=_candidates(table, chosen, uniform=prior is not None),
-        reference="prior",
-        settings=SolveSettings(kl=kl, prior=chosen),
-        constraints=constraints,
-        decision=decision,
-        notes={
-            "best run": f"run {table.points[int(table.losses.mean(axis=1).argmin())]!r}, lowest mean loss of the swarm"
-        },
-    )
+    with progress.task("intervals and decision", 0):
+        verdict = decide(
+            fit,
+            candidates=_candidates(table, chosen, uniform=prior is not None),
+            reference="prior",
+            settings=SolveSettings(kl=kl, prior=chosen),
+            constraints=constraints,
+            decision=decision,
+            notes={
+                "best run": f"run {table.points[int(table.losses.mean(axis=1).argmin())]!r}, lowest mean loss of the swarm"
+            },
+        )
     clock.append(time.perf_counter())
     seconds = dict(zip(("read", "fit", "solve_and_decide"), np.diff(clock), strict=True))
     predictions = None if wanted is None else (wanted[0], fit.law.predict(wanted[1]))

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 Advance = Callable[[int, int], None]
-"""Called with (done, total)."""
+"""Called with (done, total); a total of 0 is not known yet."""
 
 
 class Progress(Protocol):

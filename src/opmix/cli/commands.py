@@ -56,11 +56,14 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Law, mixture and decision from anybody's finished runs; no model needed."""
+    from opmix.cli.console import Display
     from opmix.fit import fit_runs, predictions_csv
 
     if not kl >= 0:
         raise ConfigError(f"--kl: {kl}; expected a number >= 0")
-    result = fit_runs(ratios, metrics, prior=None if prior == "uniform" else Path(prior), kl=kl, predict=predict)
+    chosen = None if prior == "uniform" else Path(prior)
+    with Display(silent=as_json) as display:
+        result = fit_runs(ratios, metrics, prior=chosen, kl=kl, predict=predict, progress=display)
     if out is not None:
         result.write(out, inputs={"ratios": ratios, "metrics": metrics, "prior": prior, "kl": kl, "predict": predict})
     if as_json:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from opmix.mixing.decision import Verdict
 
 _PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
+_WORTH_A_LINE = 1.0  # seconds a task must take to be told of there
 
 
 class Display:
@@ -68,21 +69,21 @@ class Display:
     def task(self, name: str, total: int) -> Iterator[Advance]:
         """A bar, or a line every ten seconds and one at the end."""
         started = last = time.monotonic()
-        bar = self._bars.add_task(name, total=total) if self._live else None
+        bar = self._bars.add_task(name, total=total or None) if self._live else None
 
         def advance(done: int, of: int) -> None:
             nonlocal last
             if bar is not None:
-                self._bars.update(bar, completed=done, total=of)
+                self._bars.update(bar, completed=done, total=of or None)
                 return
             now = time.monotonic()
-            if now - last >= _PLAIN_EVERY and done < of:
+            if now - last >= _PLAIN_EVERY and (done < of or not of):
                 last = now
                 left = (now - started) / max(done, 1) * (of - done)
-                self.note(f"{name}: {done}/{of}, about {left:.0f} s left")
+                self.note(f"{name}: {done}/{of}, about {left:.0f} s left" if of else f"{name}: {done:,} documents")
 
         yield advance
-        if bar is None:
+        if bar is None and time.monotonic() - started >= _WORTH_A_LINE:
             self.note(f"{name}: done in {time.monotonic() - started:.1f} s")
 
 

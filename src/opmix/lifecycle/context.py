@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from opmix.mixing.design import coordinates_of, new_domains
 from opmix.mixing.law import LogLinearLaw
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.solver import SolveSettings
-from opmix.progress import Progress
+from opmix.progress import Advance, Progress
 from opmix.runs.files import default_cache_dir
 from opmix.runs.store import RunStore, fingerprint
 
@@ -159,12 +159,12 @@ class SearchContext:
 
         cache = Path(self.config.cache_dir) if self.config.cache_dir else default_cache_dir()
         data = {}
-        with self.progress.task("tokenise", len(self.names)) as advance:
-            for done, (name, wanted) in enumerate(self.config.domains.items()):
+        for name, wanted in self.config.domains.items():
+            domain = wanted.domain(name, self.base)
+            with self.progress.task(f"tokenise {name}", 0) as advance:
                 data[name] = prepare_domain(
-                    wanted.domain(name, self.base), tokenizer, cache_dir=cache, num_proc=self.config.num_proc
+                    domain, tokenizer, cache_dir=cache, num_proc=self.config.num_proc, progress=_documents(advance)
                 )
-                advance(done + 1, len(self.names))
         return data
 
     def _check_constraints(self) -> None:
@@ -243,6 +243,11 @@ class SearchContext:
                 "trainer.learning_rate is not set: probes used twice the Trainer's default of 5e-05; set the rate of your full run"
             )
         return notes
+
+
+def _documents(advance: Advance) -> Callable[[str, int, int | None], None]:
+    """Documents of one source as steps of a task; their total is not known before the end."""
+    return lambda name, done, total: advance(done, total or 0)
 
 
 def _adapter_bytes(session: ProbeSession) -> float:
