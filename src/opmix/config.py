@@ -180,6 +180,8 @@ class DecisionConfig(_Strict):
     min_gain: float = Field(default=0.0, ge=0)
     interval_level: float = Field(default=0.9, gt=0, lt=1)
     draws: Count = 200
+    verify: bool = True
+    """Before a move, train one probe on the optimum itself and let it object (where the reference has its own probe)."""
 
     def settings(self, seed: int) -> DecisionSettings:
         """As the library's value."""

@@ -134,6 +134,19 @@ def test_rebalancing_and_constraints(toys):
     assert result.table.weights.shape == (4 + 1 + 10, 4)
 
 
+def test_a_move_between_old_domains_is_held_against_a_probe_trained_on_it(toys, tmp_path):
+    eager = {"draws": 30, "confidence": 1e-6}
+    result = opmix.search(**settings(toys, old_mixture=None, decision=eager), out=tmp_path)
+    decision = json.loads((tmp_path / "mixture.json").read_text())["decision"]
+    assert decision["direct_gain"] is not None
+    assert decision["direct_error"] > 0
+    assert (tmp_path / "steps" / "verification.json").exists()
+    assert opmix.search(**settings(toys, old_mixture=None, decision=eager), out=tmp_path).json()["decision"] == decision
+    unchecked = opmix.search(**settings(toys, old_mixture=None, decision={**eager, "verify": False}), out=tmp_path)
+    assert unchecked.verdict.decision.direct_gain is None
+    assert unchecked.json()["optimum"] == result.json()["optimum"]
+
+
 def test_modules_trained_in_full_are_interpolated_too(toys):
     result = opmix.search(**settings(toys, probes={"steps": 3, "rank": 2, "modules_to_save": ["embed_tokens"]}))
     assert np.isfinite(result.table.losses).all()

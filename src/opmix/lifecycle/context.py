@@ -55,6 +55,7 @@ class SearchContext:
             joint=config.probes.joint,
             num_points=config.proxies.count,
             huber_delta=config.huber_delta,
+            verify=config.decision.verify,
         )
 
     def prepare(self, model: Any, tokenizer: Any) -> None:
@@ -89,9 +90,9 @@ class SearchContext:
 
     # -- what a method may ask for -----------------------------------------------------------------------------
 
-    def simulate(self, design: ProbeDesign, points: Sequence[InterpolationWeights]) -> Simulation:
+    def simulate(self, design: ProbeDesign, points: Sequence[InterpolationWeights], *, label: str) -> Simulation:
         """See `MethodContext`."""
-        return self.session.simulate(design, points)
+        return self.session.simulate(design, points, label=label)
 
     def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
         """See `MethodContext`."""

@@ -70,8 +70,11 @@ class MethodContext(Protocol):
     def stage(self) -> Stage:
         """The decision to make."""
 
-    def simulate(self, design: ProbeDesign, points: Sequence[InterpolationWeights]) -> Simulation:
-        """Train the probes of the design and evaluate the model at each interpolation."""
+    def simulate(self, design: ProbeDesign, points: Sequence[InterpolationWeights], *, label: str) -> Simulation:
+        """Train the probes of the design and evaluate the model at each interpolation.
+
+        `label` names the work in the run folder; held-out sequences are the same for all labels.
+        """
 
     def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
         """Objective, KL and prior, given the current model's losses."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from opmix.methods.base import MethodContext, Proposal, Simulation, Stage
-from opmix.mixing.decision import decide
+from opmix.mixing.decision import Verdict, confirm, decide, objective_values
 from opmix.mixing.design import StageDesign, design_stage, interference
 from opmix.mixing.law import LawFit, fit_law
-from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.posterior import resampling_noise
 from opmix.mixing.table import ProxyTable
 from opmix.mixing.twins import check_twins
@@ -29,6 +29,7 @@ class OpMix:
     joint: bool = True
     num_points: int | None = None
     huber_delta: float = 0.02
+    verify: bool = True
 
     def design(self, stage: Stage) -> StageDesign:
         """Probes and points of a stage."""
@@ -45,7 +46,7 @@ class OpMix:
         """One decision."""
         stage = context.stage
         design = self.design(stage)
-        simulated = context.simulate(design.probes, design.points)
+        simulated = context.simulate(design.probes, design.points, label="proxies")
         table = proxy_table(design, simulated)
         fit = self.fit(table, with_interference=bool(design.twins))
         errors = np.array([simulated.paired_error(a, b) for a, b in design.twins])
@@ -71,11 +72,39 @@ class OpMix:
             structural=check.structural,
             measured=_measured(design, table, candidates(stage, settings.prior)),
         )
+        if self.verify and verdict.decision.action == "move":
+            verdict = self.verified(context, design, simulated, verdict)
         spread = float(np.ptp(table.losses.mean(axis=1)))
         return Proposal(
             mixture=verdict.mixture, table=table, fit=fit, verdict=verdict, baseline=baseline,
             check=check.json(design, table.metrics, spread),
         )  # fmt: skip
+
+    def verified(self, context: MethodContext, design: StageDesign, simulated: Simulation, verdict: Verdict) -> Verdict:
+        """Train one probe on the optimum and hold it against the one trained on the reference, where there is one.
+
+        Averaged adapters make small shares look cheap (docs/experiments.md); a probe that really saw the optimum does not.
+        """
+        current = context.stage.current.weights
+        same = [i for i, row in enumerate(design.probes.R) if np.allclose(row, current, atol=1e-9)]
+        allowed = next(a.feasible for a in verdict.alternatives if a.name == verdict.decision.reference)
+        if not same or not allowed:  # nothing to hold it against, or nothing to go back to
+            return verdict
+        optimum = verdict.optimum.mixture
+        probe = ProbeDesign(("proposal",), design.probes.domains, optimum.weights[None])
+        trained = context.simulate(probe, [InterpolationWeights(("proposal",), [1.0])], label="verification")
+        losses = np.stack([simulated.losses[same[0]], trained.losses[0]])
+        kept, moved = objective_values(losses[None], verdict.settings)[0]
+        pairs = [
+            np.stack([a[same[0]], b[0]]) / t
+            for a, b, t in zip(simulated.nll, trained.nll, simulated.tokens, strict=True)
+        ]
+        errors = np.array([(p[0] - p[1]).std(ddof=1) / np.sqrt(p.shape[1]) for p in pairs])
+        weights = verdict.settings.weights(len(errors))
+        error = float(
+            errors.max() if verdict.settings.objective == "worst_case" else np.sqrt(np.sum((weights * errors) ** 2))
+        )
+        return confirm(verdict, float(kept - moved), error)
 
     def fit(self, table: ProxyTable, *, with_interference: bool) -> LawFit:
         """The law; with a term for interference where that predicts left-out points better."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
+from scipy.special import ndtr
 
 from opmix.errors import SolverError
 from opmix.mixing.constraints import Constraints
@@ -57,6 +58,10 @@ class Decision:
     confidence: float
     noise: float
     """Standard deviation, in nats, that law misfit and interference add to every predicted difference."""
+    direct_gain: float | None = None
+    """Gain of a probe really trained on the optimum over one trained on the reference, nats; None: not trained."""
+    direct_error: float | None = None
+    """Standard error of `direct_gain` over held-out sequences."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +161,36 @@ def decide(
         constraints=constraints,
         decision_settings=rule,
     )
+
+
+def confirm(verdict: Verdict, direct_gain: float, direct_error: float) -> Verdict:
+    """Let a direct measurement stop a move that only the simulation supports.
+
+    Args:
+        verdict: One that says move.
+        direct_gain: Objective of a probe trained on the reference minus that of one trained on the optimum, nats.
+        direct_error: Its standard error, paired over held-out sequences.
+    """
+    rule, decision = verdict.decision_settings, verdict.decision
+    sure = float(ndtr((direct_gain - rule.min_gain) / max(direct_error, 1e-12)))
+    measured = (
+        f"one probe trained on each measured {direct_gain:+.4f} +- {direct_error:.4f} nats (probability {sure:.0%})"
+    )
+    if sure >= rule.confidence:
+        stands = replace(
+            decision, reason=f"{decision.reason}; {measured}", direct_gain=direct_gain, direct_error=direct_error
+        )
+        return replace(verdict, decision=stands)
+    kept = next(a.mixture for a in verdict.alternatives if a.name == decision.reference)
+    numbers = decision.reason.removeprefix("move: ")
+    stopped = replace(
+        decision,
+        action="keep",
+        reason=f"keep the {decision.reference} mixture: {numbers}, but {measured}",
+        direct_gain=direct_gain,
+        direct_error=direct_error,
+    )
+    return replace(verdict, mixture=kept, decision=stopped)
 
 
 def objective_values(predicted: FloatArray, settings: SolveSettings) -> FloatArray:

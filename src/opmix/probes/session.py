@@ -97,7 +97,9 @@ class ProbeSession:
         """Sequences each probe is trained on: the same for all."""
         return self.settings.steps * sequences_per_step(self.trainer)
 
-    def simulate(self, design: ProbeDesign, points: Sequence[InterpolationWeights]) -> Simulation:
+    def simulate(
+        self, design: ProbeDesign, points: Sequence[InterpolationWeights], *, label: str = "proxies"
+    ) -> Simulation:
         """Train what is missing of the design's probes and evaluate every point.
 
         Raises:
@@ -107,7 +109,7 @@ class ProbeSession:
         with self._borrowed():
             try:
                 wrapped, keys = self._train_probes(design, base)
-                evaluation, baseline, gram = self._sweep(wrapped, keys, design, points, base)
+                evaluation, baseline, gram = self._sweep(wrapped, keys, points, base, label)
             finally:
                 if self._wrapped is not None:
                     take_off_adapters(self._wrapped)
@@ -208,12 +210,12 @@ class ProbeSession:
         self,
         wrapped: PeftModel,
         keys: list[str],
-        design: ProbeDesign,
         points: Sequence[InterpolationWeights],
         base: Mapping[str, Any],
+        label: str,
     ) -> tuple[Evaluation, FloatArray, FloatArray]:
         inputs = {"probes": keys, "points": [w.weights for w in points], "backend": self.backend, **base}
-        file = self.store.folder / "tables" / "sequences.npz"
+        file = self.store.folder / "tables" / f"sequences-{label}.npz"
         names = tuple(h.name for h in self.held_out)
 
         def work() -> dict[str, Any]:
@@ -225,7 +227,7 @@ class ProbeSession:
             renamed = [InterpolationWeights(tuple(adapters), w.weights) for w in points]
             with proxies.at_vector(np.zeros(len(keys))) as model:
                 baseline = evaluate(model, self.held_out, batch_tokens=self.batch_tokens)
-            with self.progress.task("proxies", len(points)) as advance:
+            with self.progress.task(label, len(points)) as advance:
                 swept = evaluate_proxies(
                     proxies, renamed, self.held_out, batch_tokens=self.batch_tokens, progress=advance
                 )
@@ -233,14 +235,14 @@ class ProbeSession:
             _save_arrays(file, swept, baseline, gram)
             return {"seconds": time.perf_counter() - started}
 
-        result, _ = self.store.step("proxies", inputs, work, intact=file.exists)
+        result, _ = self.store.step(label, inputs, work, intact=file.exists)
         with np.load(file) as arrays:
             stack = [tuple(arrays[f"{kind}_{i}"] for i in range(len(names))) for kind in ("nll", "tokens", "bytes")]
             evaluation = Evaluation(names, *stack)
             baseline, gram = arrays["baseline"], arrays["gram"]
         tokens = int(sum(h.input_ids.size for h in self.held_out)) * (len(points) + 1)
         flops = tokens * self.shape.forward(self.held_out[0].input_ids.shape[1])
-        self.ledger.add(Entry(step="proxies", purpose="proxies", tokens=tokens, flops=flops, seconds=result["seconds"]))
+        self.ledger.add(Entry(step=label, purpose="proxies", tokens=tokens, flops=flops, seconds=result["seconds"]))
         return evaluation, baseline, gram
 
 

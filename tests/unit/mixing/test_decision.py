@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from opmix.mixing.constraints import Constraints
-from opmix.mixing.decision import DecisionSettings, decide
+from opmix.mixing.decision import DecisionSettings, confirm, decide
 from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.posterior import draw_laws, resampling_noise, solve_draws
@@ -97,3 +97,14 @@ def test_absurd_extrapolation_is_cut_at_the_ceiling():
     wild = type(draws)(draws.metrics, draws.domains, draws.c, draws.t * 1e4, draws.gamma, draws.rank, draws.ceiling)
     assert np.all(wild.predict(np.eye(3)) <= 10 * fit.problem.losses.max(axis=0))
     assert np.array_equal(draws.law(2).predict(np.eye(3)), draws.predict(np.eye(3))[2])
+
+
+def test_a_direct_measurement_can_stop_a_move_but_not_start_one():
+    verdict = judge(swarm(0, noise=0.001, slope=1.0)[0], settings=SolveSettings(kl=0.01))
+    stands, stopped = confirm(verdict, 0.05, 0.01), confirm(verdict, 0.002, 0.002)
+    assert stands.decision.action == "move"
+    assert stands.mixture == verdict.mixture
+    assert stopped.decision.action == "keep"
+    assert stopped.mixture == Mixture.uniform(DOMAINS)
+    assert stopped.decision.direct_gain == 0.002
+    assert stopped.optimum is verdict.optimum
