@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -21,21 +20,6 @@ RANK_TOLERANCE = 1e-5
 """Singular values of the mixtures below this share of the largest count as zero."""
 
 _START_OFFSETS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-
-
-class FittedLaw(Protocol):
-    """What the solve, the decision and the report need of a law: predictions and the law's numbers."""
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Evaluation sets, E of them."""
-
-    @property
-    def domains(self) -> tuple[str, ...]:
-        """Domains, D of them."""
-
-    def predict(self, mixtures: FloatArray) -> FloatArray:
-        """Losses in nats per token, (M, E), at mixtures (M, D)."""
 
 
 @dataclass(frozen=True)
