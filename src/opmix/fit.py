@@ -20,7 +20,7 @@ from opmix.mixing.solver import SolveSettings
 from opmix.mixing.swarm import read_mixtures, read_prior, read_swarm
 from opmix.mixing.table import ProxyTable
 from opmix.progress import Progress, Silent
-from opmix.results import draws_json, verdict_json
+from opmix.results import draws_json, timing_json, verdict_json
 from opmix.runs.files import environment, write_json, write_text
 
 
@@ -43,12 +43,17 @@ class FitResult:
         """The content of `mixture.json`."""
         return verdict_json("fit", self.fit, self.verdict, notes=list(self.notes))
 
+    def timing(self) -> dict[str, Any]:
+        """The content of `timing.json`."""
+        return timing_json(self.verdict)
+
     def write(self, folder: Path, *, inputs: dict[str, Any] | None = None) -> None:
-        """Write `mixture.json`, `law_draws.json`, `manifest.json`, the table, predictions and the report."""
+        """Write `mixture.json`, `law_draws.json`, `timing.json`, `manifest.json`, the table, predictions and the report."""
         from opmix.report import write_report
 
         write_json(folder / "mixture.json", self.json())
         write_json(folder / "law_draws.json", draws_json(self.verdict))
+        write_json(folder / "timing.json", self.timing())
         write_json(folder / "manifest.json", {"command": "fit", "inputs": inputs or {}, **environment()})
         self.table.write(folder / "tables" / "proxies.csv")
         if self.predictions is not None:

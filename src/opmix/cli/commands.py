@@ -36,7 +36,7 @@ def search(
     with Display(silent=as_json) as display:
         result = run_search(settings, base=config.parent.resolve(), out=folder, progress=display)
     if as_json:
-        _print_json(result.json())
+        _print_json({**result.json(), "timing": result.timing()})
     else:
         show_search(result, folder)
 
@@ -67,7 +67,7 @@ def fit(
     if out is not None:
         result.write(out, inputs={"ratios": ratios, "metrics": metrics, "prior": prior, "kl": kl, "predict": predict})
     if as_json:
-        _print_json(result.json())
+        _print_json({**result.json(), "timing": result.timing()})
         return
     from opmix.cli.console import show_fit
 
