@@ -10,10 +10,10 @@ import numpy as np
 
 from opmix.compute.ledger import Ledger
 from opmix.config import SearchConfig
-from opmix.domain import SPLITS
-from opmix.errors import ConfigError, DataError
+from opmix.domain import SPLITS, Domain
+from opmix.errors import ConfigError
+from opmix.lifecycle.estimates import estimate_search, eval_sequences, method_of
 from opmix.methods.base import Simulation, Stage
-from opmix.methods.op_mix import OpMix
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.design import coordinates_of, new_domains
@@ -25,8 +25,7 @@ from opmix.runs.files import default_cache_dir
 from opmix.runs.store import RunStore, fingerprint
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
-    from opmix.data import PackedSequences, TokenizedDomain
-    from opmix.probes.evaluation import HeldOut
+    from opmix.data import TokenizedDomain
     from opmix.probes.session import ProbeSession
     from opmix.training.factory import TrainerFactory
 
@@ -50,25 +49,26 @@ class SearchContext:
         self.ledger = Ledger()
         self.names = tuple(config.domains)
         self.old = None if config.old_mixture is None else Mixture.of(config.old_mixture)
-        self.method = OpMix(
-            share=config.probes.share,
-            joint=config.probes.joint,
-            num_points=config.proxies.count,
-            huber_delta=config.huber_delta,
-            verify=config.decision.verify,
-        )
+        self.method = method_of(config)
 
-    def prepare(self, model: Any, tokenizer: Any) -> None:
+    def prepare(self, model: Any, tokenizer: Any, data: Mapping[str, TokenizedDomain] | None = None) -> None:
         """Load, tokenise, check and estimate: everything that can fail cheaply, before anything is trained.
+
+        Args:
+            model: Already loaded, or None.
+            tokenizer: Already loaded, or None.
+            data: Already tokenised, or None.
 
         Raises:
             OpMixError: Whatever is wrong with model, tokenizer, domains or constraints.
         """
         model, tokenizer = self._load(model, tokenizer)
-        self.data = self._prepare(tokenizer)
+        self.data = self._prepare(tokenizer) if data is None else dict(data)
+        length = self.config.sequence_length  # only whole sequences are trained on
         self.stage = Stage(
             domains=self.names, old=self.old, budget_tokens=self.config.budget.tokens,
-            available_tokens={n: d.train.num_tokens for n, d in self.data.items()}, seed=self.config.seed,
+            available_tokens={n: d.train.num_tokens // length * length for n, d in self.data.items()}, seed=self.config.seed,
+            new=self.config.new_domains,
         )  # fmt: skip
         self._check_constraints()
         self.session = self._session(model, self.data)
@@ -124,7 +124,7 @@ class SearchContext:
             return self.stage.current
         if chosen == "size":
             return self.stage.by_size
-        coordinates = coordinates_of(self.names, self.old)
+        coordinates = coordinates_of(self.names, self.old, self.config.new_domains)
         return coordinates.mixture(np.full(len(coordinates.names), 1 / len(coordinates.names)))
 
     # -- preparation -------------------------------------------------------------------------------------------
@@ -156,17 +156,9 @@ class SearchContext:
         return str(local) if local.exists() else name
 
     def _prepare(self, tokenizer: Any) -> dict[str, TokenizedDomain]:
-        from opmix.data import prepare_domain
-
+        domains = {name: wanted.domain(name, self.base) for name, wanted in self.config.domains.items()}
         cache = Path(self.config.cache_dir) if self.config.cache_dir else default_cache_dir()
-        data = {}
-        for name, wanted in self.config.domains.items():
-            domain = wanted.domain(name, self.base)
-            with self.progress.task(f"tokenise {name}", 0) as advance:
-                data[name] = prepare_domain(
-                    domain, tokenizer, cache_dir=cache, num_proc=self.config.num_proc, progress=_documents(advance)
-                )
-        return data
+        return tokenise(domains, tokenizer, cache_dir=cache, num_proc=self.config.num_proc, progress=self.progress)
 
     def _check_constraints(self) -> None:
         """Solve a flat problem: contradictory constraints are named before anything is trained."""
@@ -183,7 +175,7 @@ class SearchContext:
         linear = self.config.constraints(available=self.stage.available_tokens)
         solve(
             flat,
-            coordinates=coordinates_of(self.names, self.old),
+            coordinates=coordinates_of(self.names, self.old, self.config.new_domains),
             settings=SolveSettings(kl=self.config.solve.kl, prior=self._prior()),
             constraints=linear,
         )
@@ -191,6 +183,7 @@ class SearchContext:
     def _session(self, model: Any, data: Mapping[str, TokenizedDomain]) -> ProbeSession:
         from opmix.data import PackedSequences
         from opmix.models import model_shape
+        from opmix.probes.held_out import held_out
         from opmix.probes.session import ProbeSession, ProbeSettings
         from opmix.training.factory import default_trainer
 
@@ -201,27 +194,25 @@ class SearchContext:
         chosen = config.probes.model_dump(exclude={"share", "joint"})
         return ProbeSession(
             model=model, shape=model_shape(model), train={n: PackedSequences(d.train, length) for n, d in data.items()},
-            held_out=[held_out(n, PackedSequences(d.valid, length), config) for n, d in data.items()],
+            held_out=[
+                held_out(n, PackedSequences(d.valid, length), num=num, seed=config.seed, document_mask=config.document_mask)
+                for (n, d), num in zip(data.items(), eval_sequences(self.config, self.old), strict=True)
+            ],
             settings=ProbeSettings(**chosen), trainer=config.trainer, make_trainer=self.make_trainer or default_trainer,
-            store=self.store, data_fingerprint=fingerprint([[d.fingerprint for d in data.values()], length, config.proxies.eval_sequences]),
+            store=self.store,
+            data_fingerprint=fingerprint([[d.fingerprint for d in data.values()], length, eval_sequences(self.config, self.old)]),
             ledger=self.ledger, progress=self.progress, seed=config.seed, backend=config.proxies.backend,
             batch_tokens=config.proxies.batch_tokens, document_mask=config.document_mask,
         )  # fmt: skip
 
     def _estimate(self) -> None:
         """What the search will cost, before it does."""
-        design, session = self.method.design(self.stage), self.session
-        length, shape = self.config.sequence_length, session.shape
-        num_probes = len(design.probes.probes)
-        probe_tokens = num_probes * session.probe_sequences * length
-        eval_tokens = (len(design.points) + 1) * sum(h.input_ids.size for h in session.held_out)
-        flops = probe_tokens * shape.train_lora(length, 0) + eval_tokens * shape.forward(length)
-        share = flops / (self.config.budget.tokens * shape.train(length))
-        per_probe = _adapter_bytes(session)
+        wanted, length = estimate_search(self.config, self.old), self.config.sequence_length
+        flops = sum(wanted.flops(self.session.shape, length).values())
         self.progress.note(
-            f"{num_probes} probes x {session.settings.steps} steps ({probe_tokens:,} tokens), {len(design.points)} proxies "
-            f"({eval_tokens:,} tokens): about {flops:.2g} FLOPs, {share:.1%} of the {self.config.budget.tokens:,}-token stage; "
-            f"{num_probes * per_probe / 1e6:.1f} MB of adapters"
+            f"{wanted.num_probes} probes x {self.config.probes.steps} steps ({wanted.probe_tokens:,} tokens), {wanted.num_points} proxies "
+            f"({wanted.proxy_tokens:,} tokens): about {flops:.2g} FLOPs, {flops / self.training_flops:.1%} of the "
+            f"{self.config.budget.tokens:,}-token stage; {wanted.num_probes * _adapter_bytes(self.session) / 1e6:.1f} MB of adapters"
         )
 
     def notes(self) -> list[str]:
@@ -246,6 +237,25 @@ class SearchContext:
         return notes
 
 
+def tokenise(
+    domains: Mapping[str, Domain], tokenizer: Any, *, cache_dir: Path, num_proc: int, progress: Progress
+) -> dict[str, TokenizedDomain]:
+    """Every domain read, split and tokenised, or found in the cache.
+
+    Raises:
+        DataError: A domain that cannot be read, is empty, or does not fit the tokenizer.
+    """
+    from opmix.data import prepare_domain
+
+    data = {}
+    for name, domain in domains.items():
+        with progress.task(f"tokenise {name}", 0) as advance:
+            data[name] = prepare_domain(
+                domain, tokenizer, cache_dir=cache_dir, num_proc=num_proc, progress=_documents(advance)
+            )
+    return data
+
+
 def _documents(advance: Advance) -> Callable[[str, int, int | None], None]:
     """Documents of one source as steps of a task; their total is not known before the end."""
     return lambda name, done, total: advance(done, total or 0)
@@ -260,22 +270,3 @@ def _adapter_bytes(session: ProbeSession) -> float:
         if any(name == w or name.endswith("." + w) for w in wanted) and hasattr(module, "weight"):
             total += session.settings.rank * sum(module.weight.shape)
     return 4.0 * total
-
-
-def held_out(name: str, packed: PackedSequences, config: SearchConfig) -> HeldOut:
-    """The held-out sequences that every proxy is evaluated on.
-
-    Raises:
-        DataError: Fewer than two sequences: no noise can be estimated.
-    """
-    from opmix.data import held_out_batch
-    from opmix.probes.evaluation import HeldOut
-
-    if len(packed) < 2:
-        raise DataError(
-            f"domain {name!r}: {len(packed)} held-out sequence(s) of {packed.sequence_length} tokens; expected at least 2: give it a "
-            "larger valid set, a larger holdout or a shorter sequence_length"
-        )
-    rows = held_out_batch(packed, min(config.proxies.eval_sequences, len(packed)), config.seed)
-    positions = np.stack([packed.position_ids(int(i)) for i in rows]) if config.document_mask else None
-    return HeldOut(name, packed.batch(rows), np.array([packed.num_bytes(int(i)) for i in rows]), position_ids=positions)
