@@ -6,10 +6,12 @@ from opmix.data.packing import PackedSequences, held_out_batch
 from opmix.data.prepare import prepare_domain
 from opmix.data.sampler import MixturePlan, plan_mixture
 from opmix.data.sources import iter_documents, source_fingerprint
+from opmix.data.stream import MixtureStream
 
 __all__ = [
     "MixtureDataset",
     "MixturePlan",
+    "MixtureStream",
     "PackedSequences",
     "TokenSplit",
     "TokenizedDomain",
