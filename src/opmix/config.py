@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from opmix.domain import Domain, Source, SourceFormat
+from opmix.domain import Domain, Source, SourceFormat, located
 from opmix.errors import ConfigError
 from opmix.mixing.constraints import Constraints, Group
 from opmix.mixing.decision import DecisionSettings
@@ -41,7 +41,7 @@ class SourceConfig(Strict):
 
     def source(self, base: Path) -> Source:
         """With relative paths resolved against the configuration's folder."""
-        paths = self.paths if self.format == "hub" else tuple(str(base / Path(p).expanduser()) for p in self.paths)
+        paths = self.paths if self.format == "hub" else tuple(located(p, base) for p in self.paths)
         return Source(
             paths=paths,
             format=self.format,
