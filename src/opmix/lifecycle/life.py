@@ -19,6 +19,7 @@ from opmix.lifecycle.tables import life_json, stage_json, write_tables
 from opmix.lifecycle.world import World, make_world, shape_of
 from opmix.mixing.mixture import Mixture
 from opmix.progress import Progress, Silent
+from opmix.report import write_report
 from opmix.runs.files import disk_errors, environment, write_json
 from opmix.runs.progress_file import ProgressFile
 from opmix.runs.store import RunStore
@@ -85,6 +86,7 @@ def run_life(
         content = life_json(config, lives)
         write_json(out / "life.json", content)
         write_tables(out, content)
+        write_report(out)
         store.event("finished")
         return LifeResult(folder=out, content=content)
 
