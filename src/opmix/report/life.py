@@ -148,7 +148,8 @@ def _losses(lives: Sequence[Sequence[Stage]]) -> Html:
     for name in names:
         lines = []
         for stages in lives:
-            done, points = 0.0, []
+            done = 0.0
+            points: list[tuple[float, float]] = []
             for stage in stages:
                 loss = stage["losses"]["test"].get(name)
                 # The loss of random weights would squeeze everything after it.

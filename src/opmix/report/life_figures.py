@@ -38,9 +38,9 @@ def stream_panel(
             colour, alpha = _COLOURS[index % 3], _ALPHAS[index // 3 % 6]
             axes.stairs(floor + shares, edges, baseline=floor, fill=True, color=colour, alpha=alpha, linewidth=0)
             widths = np.diff(edges) * (shares >= _ROOM_FOR_A_NAME)
-            at = int(np.argmax(widths))
-            if widths[at] > 0.12 * edges[-1]:
-                axes.text((edges[at] + edges[at + 1]) / 2, floor[at] + shares[at] / 2, _short(name, 12), ha="center", va="center",
+            widest = int(np.argmax(widths))
+            if widths[widest] > 0.12 * edges[-1]:
+                axes.text((edges[widest] + edges[widest + 1]) / 2, floor[widest] + shares[widest] / 2, _short(name, 12), ha="center", va="center",
                           fontsize=7, color=INK)  # fmt: skip
             floor = floor + shares
         for at, name in stages:

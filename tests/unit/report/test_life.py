@@ -38,7 +38,8 @@ def folder(tmp_path):
         lives[str(seed)] = {"stages": [first, last], "model": f"seed-{seed}/02-late/model"}
     spread = {"mean": 0.15, "sd": 0.0707, "n": 2}
     over = [
-        {"name": n, "n": 2, "mixture": {d: {**spread, "mean": 0.5} for d in s["mixture"]}, "test_loss": dict.fromkeys(s["losses"]["test"], spread),
+        {"name": n, "n": 2, "mixture": {d: {**spread, "mean": 0.5} for d in s["mixture"]},
+         "test_loss": dict.fromkeys(s["losses"]["test"], spread),
          "mean_test_loss": spread, "forgetting": dict.fromkeys(s["forgetting"], spread), "search_share": spread}
         for n, s in zip(("early", "late"), lives["0"]["stages"], strict=True)
     ]  # fmt: skip
