@@ -113,7 +113,9 @@ def _printer() -> type[TrainerCallback]:
 
 
 def stack_rows(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Rows of equal length to a batch."""
+    """Rows of equal length to a batch; a whole micro-batch (`GroupedDataset`) is one already."""
+    if len(rows) == 1 and rows[0]["input_ids"].ndim == 2:
+        return dict(rows[0])
     return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
 
