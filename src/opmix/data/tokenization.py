@@ -232,7 +232,9 @@ def encode_batches(
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with (
         _one_thread_per_process(),
-        ProcessPoolExecutor(num_proc, mp_context=context, initializer=_start_worker, initargs=(tokenizer, encode)) as pool,
+        ProcessPoolExecutor(
+            num_proc, mp_context=context, initializer=_start_worker, initargs=(tokenizer, encode)
+        ) as pool,
     ):
         pending: deque[Future[Encoded]] = deque()
         try:

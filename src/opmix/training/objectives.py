@@ -53,9 +53,7 @@ class Objective(Protocol):
     def trainer(self, make_trainer: TrainerFactory | None, usage: Usage, shape: ModelShape) -> TrainerFactory:
         """The factory to use: the user's, else the objective's own, which fills in `usage`."""
 
-    def flops(
-        self, shape: ModelShape, *, row_tokens: int, length: int, adapter_parameters: int | None = None
-    ) -> float:
+    def flops(self, shape: ModelShape, *, row_tokens: int, length: int, adapter_parameters: int | None = None) -> float:
         """Told from the rows alone, for estimates and for trainers that do not count.
 
         Args:
@@ -89,9 +87,7 @@ class CrossEntropy:
         """`default_trainer`: TRL's SFTTrainer does the same on masked rows (`opmix.training.trl_sft`)."""
         return make_trainer or default_trainer
 
-    def flops(
-        self, shape: ModelShape, *, row_tokens: int, length: int, adapter_parameters: int | None = None
-    ) -> float:
+    def flops(self, shape: ModelShape, *, row_tokens: int, length: int, adapter_parameters: int | None = None) -> float:
         """One forward and backward pass."""
         if adapter_parameters is None:
             return row_tokens * shape.train(length)

@@ -121,9 +121,7 @@ def _turn(item: Any, number: int, where: str) -> Message:
         )
     content = item.get("content")
     if not isinstance(content, str):
-        raise DataError(
-            f"{where}: content of turn {number} is {_kind(content)}; expected text; repair or drop the row"
-        )
+        raise DataError(f"{where}: content of turn {number} is {_kind(content)}; expected text; repair or drop the row")
     check_utf8(content, where, f"content of turn {number}")
     return Message(item["role"], content)
 

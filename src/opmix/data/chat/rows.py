@@ -53,7 +53,9 @@ class ChatRows:
 
     def __init__(self, split: TokenSplit, sequence_length: int, options: ChatOptions) -> None:
         if split.mask is None:
-            raise DataError(f"domain {split.domain!r} {split.split} holds text; expected conversations; use its PackedSequences")
+            raise DataError(
+                f"domain {split.domain!r} {split.split} holds text; expected conversations; use its PackedSequences"
+            )
         self.split, self.sequence_length, self.options = split, sequence_length, options
         self._mask = split.mask
         first, last, self.report = _windows(split, sequence_length, options.truncate)
