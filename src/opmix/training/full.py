@@ -6,22 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opmix.data import MixtureDataset, PackedSequences, plan_mixture
+from opmix.data import Rows
 from opmix.mixing.mixture import Mixture
+from opmix.models import model_shape
 from opmix.progress import Progress
-from opmix.training.factory import (
-    StepProgress,
-    TrainerFactory,
-    TrainSpec,
-    default_trainer,
-    run_training,
-    sequences_per_step,
-)
+from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, run_training
+from opmix.training.matched import plan_training, steps_for
+from opmix.training.objectives import CAUSAL_LM, Objective, Usage
 
 
 def train_on_mixture(
     model: Any,
-    train: Mapping[str, PackedSequences],
+    train: Mapping[str, Rows],
     mixture: Mixture,
     *,
     tokens: int,
@@ -31,30 +27,29 @@ def train_on_mixture(
     progress: Progress,
     name: str,
     max_epochs: Mapping[str, float] | None = None,
-    make_trainer: TrainerFactory = default_trainer,
+    make_trainer: TrainerFactory | None = None,
+    objective: Objective = CAUSAL_LM,
 ) -> int:
-    """Train a model in place on `mixture`; returns the tokens really seen (whole steps).
+    """Train a model in place on `mixture`; returns the supervised tokens really seen (whole steps).
 
     Raises:
         DataError: A share asks for more epochs than `max_epochs` allows.
         TrainingError: The loss is not finite.
     """
-    length = next(iter(train.values())).sequence_length
-    per_step = sequences_per_step(arguments)
-    steps = max(1, round(tokens / (per_step * length)))
-    plan = plan_mixture(
-        mixture, steps * per_step, {n: len(p) for n, p in train.items()}, seed=seed, max_epochs=max_epochs
+    steps = steps_for(tokens, train, arguments)
+    plan = plan_training(
+        train, mixture, steps=steps, arguments=arguments, seed=seed, objective=objective, max_epochs=max_epochs
     )
-    dataset = MixtureDataset(train, plan)
+    factory = objective.trainer(make_trainer, Usage(), model_shape(model))
     with progress.task(name, steps) as advance:
         spec = TrainSpec(
             model=model,
-            dataset=dataset,
+            dataset=plan.dataset,
             output_dir=output_dir,
             steps=steps,
             seed=seed,
-            arguments=arguments,
+            arguments=plan.arguments,
             callbacks=[StepProgress(advance)],
         )
-        run_training(make_trainer, spec)
-    return steps * per_step * length
+        run_training(factory, spec)
+    return plan.supervised_tokens

@@ -1,4 +1,4 @@
-"""A stretch of training on a mixture, planned: which rows, in which micro-batches, and what they come to.
+"""Training on a mixture, planned: which rows, in which micro-batches, and what they come to.
 
 Text rows are worth the same and fill batches of equal size, as ever. Rows of conversations are worth what they have supervised tokens.
 There a step is a number of *supervised tokens*, not of rows: rows are drawn so that the supervised tokens have the mixture's shares, and
@@ -17,29 +17,36 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
+from opmix.compute.flops import ModelShape
 from opmix.data import GroupedDataset, MixturePlan, Rows, plan_mixture, supervised_per_row
 from opmix.mixing.mixture import Mixture
 from opmix.training.factory import sequences_per_step
-from opmix.training.objectives import CAUSAL_LM, Objective
+from opmix.training.objectives import CAUSAL_LM, Objective, Usage
 
 _MORE_ROWS = 0.25
 """By how much a micro-batch may have more rows than `per_device_train_batch_size` before it is split."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stretch:
+class TrainingPlan:
     """What one run reads."""
 
     plan: MixturePlan
     dataset: Dataset[Any]
+    """From the first row on, the rows of `previous` included."""
     arguments: Mapping[str, Any]
     """The trainer's, with the batch size that goes with the dataset."""
     steps: int
+    """Of this part, as are the numbers below."""
     row_tokens: int
     """Tokens of all rows, supervised or not, padding left out."""
     supervised_tokens: int
     shares: Mapping[str, float]
     """Realised shares of supervised tokens."""
+    accumulation: int = 0
+    """Micro-batches of a step where they are matched; 0: rows are worth the same, and the arguments' batch is used."""
+    ends: npt.NDArray[np.int64] | None = None
+    """Index in the plan after each micro-batch's last row."""
 
 
 def supervised_per_step(rows: Mapping[str, Rows], arguments: Mapping[str, Any], world_size: int = 1) -> float:
@@ -53,7 +60,7 @@ def steps_for(tokens: int, rows: Mapping[str, Rows], arguments: Mapping[str, Any
     return max(1, round(tokens / supervised_per_step(rows, arguments, world_size)))
 
 
-def plan_stretch(
+def plan_training(
     rows: Mapping[str, Rows],
     mixture: Mixture,
     *,
@@ -63,8 +70,9 @@ def plan_stretch(
     objective: Objective = CAUSAL_LM,
     max_epochs: Mapping[str, float] | None = None,
     document_mask: bool = False,
+    previous: TrainingPlan | None = None,
     world_size: int = 1,
-) -> Stretch:
+) -> TrainingPlan:
     """Plan `steps` optimizer steps on `mixture`.
 
     Args:
@@ -76,41 +84,48 @@ def plan_stretch(
         objective: What is learned from a row.
         max_epochs: See `plan_mixture`.
         document_mask: See `MixtureDataset`.
+        previous: Plan of the same run to append to, as when the mixture changes inside a stage.
         world_size: Ranks.
 
     Raises:
         DataError: A domain with a share has no rows, or would be used more often than `max_epochs`.
     """
-    available = {name: len(r) for name, r in rows.items()}
-    matched = objective.grouped or any(r.conversations for r in rows.values())
-    per_step = sequences_per_step(arguments, world_size)
-    worth = {name: supervised_per_row(r) for name, r in rows.items()} if matched else None
-    groups = 0
-    num = steps * per_step
-    if worth is not None:
+    worth = None
+    num, accumulation = steps * sequences_per_step(arguments, world_size), 0
+    if objective.grouped or any(r.conversations for r in rows.values()):
+        worth = {name: supervised_per_row(r) for name, r in rows.items()}
         wanted = supervised_per_step(rows, arguments, world_size)
-        per_step_rows = wanted * sum(p / worth[name] for name, p in mixture.items() if p > 0)
-        num = max(steps * world_size, round(steps * per_step_rows))
-        device = per_step // int(arguments.get("gradient_accumulation_steps", 1))  # rows at once, all ranks together
-        groups = max(1, math.ceil(per_step_rows / device - _MORE_ROWS))
-        groups = min(groups, max(1, num // (steps * world_size)))
-    plan = plan_mixture(mixture, num, available, seed=seed, max_epochs=max_epochs, tokens_per_row=worth)
-    supervised = _gather(rows, plan, "supervised")
-    dataset: Dataset[Any] = objective.dataset(rows, plan, document_mask=document_mask)
-    if groups:
-        ends = group_ends(supervised, steps * groups * world_size)
-        dataset = GroupedDataset(dataset, ends, objective.collate)
-        arguments = {**arguments, "per_device_train_batch_size": 1, "gradient_accumulation_steps": groups}
-    drawn = np.bincount(plan.domain, weights=supervised, minlength=len(plan.names))
-    return Stretch(
-        plan=plan,
-        dataset=dataset,
-        arguments=arguments,
-        steps=steps,
-        row_tokens=int(_gather(rows, plan, "lengths").sum()),
-        supervised_tokens=int(supervised.sum()),
-        shares={name: float(d / drawn.sum()) for name, d in zip(plan.names, drawn, strict=True)},
+        num = max(steps * world_size, round(steps * wanted * sum(p / worth[n] for n, p in mixture.items() if p > 0)))
+        accumulation = previous.accumulation if previous else _accumulation(num / steps, arguments, world_size)
+    available = {name: len(r) for name, r in rows.items()}
+    before = None if previous is None else previous.plan
+    plan = plan_mixture(
+        mixture, num, available, seed=seed, max_epochs=max_epochs, tokens_per_row=worth, previous=before
     )
+    done = len(before) if before is not None else 0
+    part = plan[done:]
+    supervised = _gather(rows, part, "supervised")
+    dataset: Dataset[Any] = objective.dataset(rows, plan, document_mask=document_mask)
+    ends = None
+    if accumulation:
+        ends = done + group_ends(supervised, steps * accumulation * world_size)
+        if previous is not None and previous.ends is not None:
+            ends = np.concatenate([previous.ends, ends])
+        dataset = GroupedDataset(dataset, ends, objective.collate)
+        arguments = {**arguments, "per_device_train_batch_size": 1, "gradient_accumulation_steps": accumulation}
+    drawn = np.bincount(part.domain, weights=supervised, minlength=len(plan.names))
+    return TrainingPlan(
+        plan=plan, dataset=dataset, arguments=arguments, steps=steps, accumulation=accumulation, ends=ends,
+        row_tokens=int(_gather(rows, part, "lengths").sum()), supervised_tokens=int(supervised.sum()),
+        shares={name: float(d / drawn.sum()) for name, d in zip(plan.names, drawn, strict=True)},
+    )  # fmt: skip
+
+
+def _accumulation(rows_per_step: float, arguments: Mapping[str, Any], world_size: int) -> int:
+    """Micro-batches of a step, so that none has many more rows than a device takes at once, and none is empty."""
+    device = int(arguments.get("per_device_train_batch_size", 8)) * world_size
+    wanted = math.ceil(rows_per_step / device - _MORE_ROWS)
+    return max(1, min(wanted, int(rows_per_step / world_size)))
 
 
 def _gather(rows: Mapping[str, Rows], plan: MixturePlan, what: str) -> npt.NDArray[np.int64]:
@@ -141,3 +156,33 @@ def group_ends(worth: npt.NDArray[np.int64], num_groups: int) -> npt.NDArray[np.
     steps = np.arange(num_groups)
     ends = np.maximum.accumulate(np.maximum(ends, 1) - steps) + steps
     return np.minimum(ends, len(worth) - (num_groups - 1 - steps)).astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a run came to."""
+
+    row_tokens: int
+    supervised_tokens: int
+    sampled_tokens: int
+    flops: float
+    shares: Mapping[str, float]
+
+
+def account(
+    plan: TrainingPlan,
+    usage: Usage,
+    objective: Objective,
+    shape: ModelShape,
+    length: int,
+    adapter_parameters: int | None = None,
+) -> Trained:
+    """Tokens and FLOPs of a run that is over: counted by its trainer where it does, else told from the rows."""
+    told = objective.flops(shape, row_tokens=plan.row_tokens, length=length, adapter_parameters=adapter_parameters)
+    return Trained(
+        row_tokens=plan.row_tokens,
+        supervised_tokens=plan.supervised_tokens,
+        sampled_tokens=usage.sampled_tokens,
+        flops=told if usage.flops is None else usage.flops,
+        shares=plan.shares,
+    )
