@@ -137,7 +137,7 @@ def run_search(
             ledger=context.ledger,
             config=config,
             stage=context.stage,
-            bytes_per_token={n: d.valid.num_bytes / d.valid.num_tokens for n, d in context.data.items()},
+            bytes_per_token={n: d.valid.bytes_per_token for n, d in context.data.items()},
             counts=context.counts(),
             training_flops=context.training_flops,
             seconds=dict(zip(("prepare", "search"), np.diff(clock), strict=True)),

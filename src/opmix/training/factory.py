@@ -76,7 +76,7 @@ def sequences_per_step(arguments: Mapping[str, Any], world_size: int = 1) -> int
     return per_device * int(arguments.get("gradient_accumulation_steps", 1)) * world_size
 
 
-def default_trainer(spec: TrainSpec) -> Trainer:
+def default_trainer(spec: TrainSpec, kind: type[Trainer] = Trainer) -> Trainer:
     """`transformers.Trainer` on packed sequences; fp32 on CPU, bf16 on a GPU that has it, unless the user says otherwise."""
     cuda = torch.cuda.is_available()
     defaults: dict[str, Any] = {
@@ -95,7 +95,7 @@ def default_trainer(spec: TrainSpec) -> Trainer:
         train_sampling_strategy="sequential",
         **{**defaults, **spec.arguments},
     )
-    trainer = Trainer(
+    trainer = kind(
         model=spec.model,
         args=arguments,
         train_dataset=spec.dataset,
@@ -114,7 +114,7 @@ def _printer() -> type[TrainerCallback]:
 
 def stack_rows(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Rows of equal length to a batch; a whole micro-batch (`GroupedDataset`) is one already."""
-    if len(rows) == 1 and rows[0]["input_ids"].ndim == 2:
+    if len(rows) == 1 and next(iter(rows[0].values())).ndim == 2:
         return dict(rows[0])
     return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 

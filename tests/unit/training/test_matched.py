@@ -47,7 +47,9 @@ MIXTURES = [{"terse": 0.9, "wordy": 0.1}, {"wordy": 0.9, "terse": 0.1}, {"web": 
 
 
 def plan(rows, mixture, steps=12, **changes):
-    return plan_training(rows, Mixture.of(mixture), steps=steps, arguments={**ARGUMENTS, **changes}, seed=0, objective=SFT)
+    return plan_training(
+        rows, Mixture.of(mixture), steps=steps, arguments={**ARGUMENTS, **changes}, seed=0, objective=SFT
+    )
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -57,7 +59,10 @@ def test_steps_and_supervised_tokens_are_matched(rows, accumulation):
         planned = plan(rows, mixture, gradient_accumulation_steps=accumulation)
         assert planned.supervised_tokens == pytest.approx(12 * wanted, rel=0.04)
         assert {n: s for n, s in planned.shares.items() if s} == pytest.approx(mixture, abs=0.03)
-        device, groups = planned.arguments["per_device_train_batch_size"], planned.arguments["gradient_accumulation_steps"]
+        device, groups = (
+            planned.arguments["per_device_train_batch_size"],
+            planned.arguments["gradient_accumulation_steps"],
+        )
         assert device == 1
         assert len(planned.dataset) == 12 * groups
         worth = [(batch["labels"] != -100).sum().item() for batch in planned.dataset]
@@ -81,7 +86,9 @@ def test_text_alone_is_batched_as_ever(splits):
 
 def test_a_plan_goes_on_where_the_one_before_ends(rows):
     first = plan(rows, MIXTURES[0], steps=4)
-    more = plan_training(rows, Mixture.of(MIXTURES[2]), steps=5, arguments=ARGUMENTS, seed=0, objective=SFT, previous=first)
+    more = plan_training(
+        rows, Mixture.of(MIXTURES[2]), steps=5, arguments=ARGUMENTS, seed=0, objective=SFT, previous=first
+    )
     assert more.accumulation == first.accumulation
     assert len(more.dataset) == 9 * first.accumulation
     assert more.shares == pytest.approx(MIXTURES[2], abs=0.06)
@@ -113,7 +120,9 @@ class TestTraining:
                 return answers, model(**prompts).loss.item()
 
         before = losses()
-        spec = TrainSpec(model=model, dataset=planned.dataset, output_dir=tmp_path, steps=25, seed=0, arguments=planned.arguments)
+        spec = TrainSpec(
+            model=model, dataset=planned.dataset, output_dir=tmp_path, steps=25, seed=0, arguments=planned.arguments
+        )
         run_training(default_trainer, spec)
         after = losses()
         assert after[0] < before[0] - 1.0
@@ -152,8 +161,10 @@ class TestInvariance:
 
         def nll(ids, labels, **more):
             with torch.no_grad():
-                logits = model(input_ids=ids, **more).logits[:, :-1]
-            loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none")
+                logits = model(input_ids=ids, use_cache=False, **more).logits[:, :-1]
+            loss = torch.nn.functional.cross_entropy(
+                logits.transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none"
+            )
             return loss.sum(1)
 
         single = {}
@@ -166,9 +177,14 @@ class TestInvariance:
         # The same on the left, as generation pads.
         width = batch["input_ids"].shape[1]
         sizes = alone.lengths[:60]
-        left = {k: torch.stack([torch.roll(row, width - int(n)) for row, n in zip(batch[k], sizes, strict=True)]) for k in batch}
+        left = {
+            k: torch.stack([torch.roll(row, width - int(n)) for row, n in zip(batch[k], sizes, strict=True)])
+            for k in batch
+        }
         mask = torch.stack([(torch.arange(width) >= width - int(n)).long() for n in sizes])
-        shifted = nll(left["input_ids"], left["labels"], attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+        shifted = nll(
+            left["input_ids"], left["labels"], attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)
+        )
         assert shifted.tolist() == pytest.approx(list(single.values()), rel=1e-4)
         checked = 0
         for i in range(len(packed)):

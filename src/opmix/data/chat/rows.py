@@ -22,7 +22,7 @@ class RowReport:
     truncated: int
     """Longer than a row, and cut."""
     dropped: int
-    """Longer than a row and not to be cut, or cut down to nothing supervised."""
+    """Longer than a row and not to be cut, cut down to nothing supervised, or without room for their teacher's context."""
 
     def note(self, name: str, length: int, truncate: Truncate) -> str | None:
         """A sentence for the reader of a report, if anything was lost."""
@@ -44,6 +44,7 @@ class ChatRows:
         split: With a mask.
         sequence_length: T.
         options: Packing, and what over-long conversations lose.
+        keep: (num_documents,) which conversations may stay; None: all.
 
     Raises:
         DataError: The split has no mask, or no conversation fits.
@@ -51,14 +52,21 @@ class ChatRows:
 
     conversations = True
 
-    def __init__(self, split: TokenSplit, sequence_length: int, options: ChatOptions) -> None:
+    def __init__(
+        self,
+        split: TokenSplit,
+        sequence_length: int,
+        options: ChatOptions,
+        *,
+        keep: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
         if split.mask is None:
             raise DataError(
                 f"domain {split.domain!r} {split.split} holds text; expected conversations; use its PackedSequences"
             )
         self.split, self.sequence_length, self.options = split, sequence_length, options
         self._mask = split.mask
-        first, last, self.report = _windows(split, sequence_length, options.truncate)
+        first, last, self.report = _windows(split, sequence_length, options.truncate, keep)
         if not len(first):
             raise DataError(
                 f"domain {split.domain!r} {split.split}: none of {self.report.conversations} conversations fits into sequence_length "
@@ -130,7 +138,9 @@ class ChatRows:
         return total
 
 
-def _windows(split: TokenSplit, length: int, truncate: Truncate) -> tuple[Int64, Int64, RowReport]:
+def _windows(
+    split: TokenSplit, length: int, truncate: Truncate, keep: npt.NDArray[np.bool_] | None
+) -> tuple[Int64, Int64, RowReport]:
     """First and last token of what is kept of each conversation that stays."""
     first, last = np.array(split.offsets[:-1], dtype=np.int64), np.array(split.offsets[1:], dtype=np.int64)
     num = len(first)
@@ -143,6 +153,8 @@ def _windows(split: TokenSplit, length: int, truncate: Truncate) -> tuple[Int64,
     stays = sums[last] - sums[np.minimum(first + 1, last)] > 0
     if truncate == "drop":
         stays &= ~long
+    if keep is not None:
+        stays &= keep
     cut = int((long & stays).sum())
     return first[stays], last[stays], RowReport(conversations=num, truncated=cut, dropped=num - int(stays.sum()))
 
