@@ -88,12 +88,7 @@ class SearchContext:
 
     def counts(self) -> dict[str, dict[str, dict[str, int]]]:
         """Tokens, bytes and documents by domain and split."""
-        return {
-            n: {
-                s: {"tokens": d[s].num_tokens, "bytes": d[s].num_bytes, "documents": d[s].num_documents} for s in SPLITS
-            }
-            for n, d in self.data.items()
-        }
+        return {n: {s: self.prepared.counts(n, s) for s in SPLITS} for n in self.data}
 
     # -- what a method may ask for -----------------------------------------------------------------------------
 

@@ -75,6 +75,12 @@ class StageData:
             *([options] if self.options else []),
         ]
 
+    def counts(self, name: str, split: Split) -> dict[str, int]:
+        """Tokens, bytes and documents of a split; of conversations also their supervised tokens, which `bytes` are of."""
+        tokens = self.domains[name][split]
+        counts = {"tokens": tokens.num_tokens, "bytes": tokens.num_bytes, "documents": tokens.num_documents}
+        return counts if tokens.mask is None else {**counts, "supervised_tokens": tokens.supervised_tokens}
+
     def notes(self) -> list[str]:
         """What was cut or left out."""
         notes = []

@@ -22,6 +22,7 @@ from transformers import GenerationConfig, Trainer
 
 from opmix.compute.flops import ModelShape
 from opmix.data import ChatRows, MixtureDataset, MixturePlan, Rows, TokenSplit, pad_rows
+from opmix.errors import DataError
 from opmix.models import base_model_of
 from opmix.training.factory import TrainerFactory, TrainSpec, default_trainer
 from opmix.training.objectives import ObjectiveName, Usage
@@ -69,11 +70,21 @@ class SelfDistillation:
         return True
 
     def fitting(self, name: str) -> npt.NDArray[np.bool_] | None:
-        """Which conversations of a domain leave the teacher room to read an answer after its context; None: all."""
+        """Which conversations of a domain leave the teacher room to read an answer after its context; None: all.
+
+        Raises:
+            DataError: None does.
+        """
         if self.limit is None:
             return None
-        room = self.limit - self.options.max_new_tokens
-        return np.asarray(np.diff(self.contexts[name].offsets) <= room)
+        sizes = np.diff(self.contexts[name].offsets)
+        fits = np.asarray(sizes + self.options.max_new_tokens <= self.limit)
+        if not fits.any():
+            raise DataError(
+                f"domain {name!r}: the shortest context of the teacher has {sizes.min()} tokens, which with sdft.max_new_tokens "
+                f"{self.options.max_new_tokens} is more than the model's {self.limit} positions; lower max_new_tokens, or use sft"
+            )
+        return fits
 
     def settings(self) -> dict[str, Any]:
         """All of them."""
