@@ -17,6 +17,7 @@ FLOORS = [
     {"data", "models", "methods"},
     {"training", "testing"},
     {"probes"},
+    {"scores"},
     {"lifecycle"},
     {"api", "fit"},
     {"demo"},

@@ -80,7 +80,9 @@ def test_what_was_cut_is_reported(toys, tmp_path):
 
 class TestBadInput:
     def test_conversations_need_an_objective_for_them(self, toys):
-        with pytest.raises(ConfigError, match=r"'causal_lm', but domain 'terse' holds conversations; expected 'sft' or 'sdft'"):
+        with pytest.raises(
+            ConfigError, match=r"'causal_lm', but domain 'terse' holds conversations; expected 'sft' or 'sdft'"
+        ):
             opmix.search(**settings(toys, objective="causal_lm"))
 
     @pytest.mark.parametrize("objective", ["sft", "sdft"])

@@ -15,7 +15,13 @@ from opmix.mixing.mixture import Mixture
 from opmix.models import model_shape
 from opmix.progress import Silent
 from opmix.testing import tiny_adapter, tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
-from opmix.training.distillation import DistillationSettings, SelfDistillation, distillation_trainer, pad_left, prompt_of
+from opmix.training.distillation import (
+    DistillationSettings,
+    SelfDistillation,
+    distillation_trainer,
+    pad_left,
+    prompt_of,
+)
 from opmix.training.factory import TrainSpec, run_training
 from opmix.training.matched import account, plan_training
 from opmix.training.objectives import Usage
@@ -49,7 +55,9 @@ def train(data, model, folder, *, mixture=None, steps=3, **options):
         )  # fmt: skip
     usage, mixture = Usage(), Mixture.of(mixture or {"terse": 0.5, "wordy": 0.3, "web": 0.2})
     plan = plan_training(data.train, mixture, steps=steps, arguments=ARGUMENTS, seed=0, objective=objective)
-    spec = TrainSpec(model=model, dataset=plan.dataset, output_dir=folder, steps=steps, seed=0, arguments=plan.arguments)
+    spec = TrainSpec(
+        model=model, dataset=plan.dataset, output_dir=folder, steps=steps, seed=0, arguments=plan.arguments
+    )
     trainers = []
 
     def factory(spec):
@@ -74,7 +82,9 @@ class TestData:
         assert set(data.objective.stop_ids) == {0, 513}
 
     def test_items_are_prompt_and_context(self, data, tokenizer):
-        plan = plan_training(data.train, Mixture.of({"terse": 1.0}), steps=2, arguments=ARGUMENTS, seed=0, objective=data.objective)
+        plan = plan_training(
+            data.train, Mixture.of({"terse": 1.0}), steps=2, arguments=ARGUMENTS, seed=0, objective=data.objective
+        )
         items = data.objective.dataset(data.train, plan.plan, document_mask=False)
         row = int(plan.plan.row[0])
         answer = tokenizer.decode(data.train["terse"][row][data.train["terse"].labels(row) != -100].tolist())
@@ -86,7 +96,9 @@ class TestData:
         assert set(batch) == {"prompt_ids", "prompt_mask", "context_ids", "context_mask"}
 
     def test_contexts_too_long_for_the_model_are_left_out(self, data):
-        tight = SelfDistillation(options=data.objective.options, contexts=data.objective.contexts, stop_ids=(0,), limit=140)
+        tight = SelfDistillation(
+            options=data.objective.options, contexts=data.objective.contexts, stop_ids=(0,), limit=140
+        )
         sizes = np.diff(data.objective.contexts["wordy"].offsets)
         assert tight.fitting("wordy").tolist() == (sizes <= 132).tolist()
         assert not tight.fitting("wordy").all()
@@ -173,10 +185,14 @@ class TestTraining:
         model = tiny_model(vocab_size=len(tokenizer))
         objective, rows = data.objective, {"web": data.train["web"]}
         plan = plan_training(rows, Mixture.of({"web": 1.0}), steps=1, arguments=ARGUMENTS, seed=0, objective=objective)
-        spec = TrainSpec(model=model, dataset=plan.dataset, output_dir=tmp_path, steps=1, seed=0, arguments=plan.arguments)
+        spec = TrainSpec(
+            model=model, dataset=plan.dataset, output_dir=tmp_path, steps=1, seed=0, arguments=plan.arguments
+        )
         trainer = distillation_trainer(spec, objective=objective, usage=Usage(), shape=model_shape(model))
         batch = plan.dataset[0]
-        assert trainer.compute_loss(model.train(), dict(batch)).item() == pytest.approx(model(**batch).loss.item(), rel=1e-5)
+        assert trainer.compute_loss(model.train(), dict(batch)).item() == pytest.approx(
+            model(**batch).loss.item(), rel=1e-5
+        )
 
     def test_a_live_teacher_without_demonstration_teaches_nothing(self, data, tokenizer, tmp_path):
         """Teacher and student are then the same distribution: no loss, no gradient."""

@@ -12,7 +12,13 @@ from opmix.domain import ChatOptions, Domain, Source
 from opmix.mixing.mixture import Mixture
 from opmix.models import model_shape
 from opmix.testing import tiny_chat_tokenizer, tiny_model, toy_conversations, write_toy_chats
-from opmix.training.distillation import DistillationSettings, SelfDistillation, distillation_trainer, pad_left, reverse_kl
+from opmix.training.distillation import (
+    DistillationSettings,
+    SelfDistillation,
+    distillation_trainer,
+    pad_left,
+    reverse_kl,
+)
 from opmix.training.factory import TrainSpec, default_trainer, run_training
 from opmix.training.matched import plan_training
 from opmix.training.objectives import SFT, Usage
@@ -45,7 +51,9 @@ def test_trls_sft_trainer_learns_the_same_weights(tokenizer, tmp_path, packing):
     start, trained = tiny_model(vocab_size=len(tokenizer)), []
     for factory in (default_trainer, sft_trainer):
         model = copy.deepcopy(start)
-        spec = TrainSpec(model=model, dataset=plan.dataset, output_dir=tmp_path / "o", steps=4, seed=0, arguments=plan.arguments)
+        spec = TrainSpec(
+            model=model, dataset=plan.dataset, output_dir=tmp_path / "o", steps=4, seed=0, arguments=plan.arguments
+        )
         run_training(factory, spec)
         trained.append(model.state_dict())
     moved = max((trained[0][k] - v).abs().max().item() for k, v in start.state_dict().items())
@@ -71,7 +79,9 @@ def test_loss_and_gradient_of_a_row_are_trls(tokenizer, tmp_path, skip):
 
     question = [m["content"] for m in next(toy_conversations("alpha", 1))]
     prompt, context = (
-        torch.tensor(tokenizer.apply_chat_template([{"role": "user", "content": c}], add_generation_prompt=True)["input_ids"])
+        torch.tensor(
+            tokenizer.apply_chat_template([{"role": "user", "content": c}], add_generation_prompt=True)["input_ids"]
+        )
         for c in (question[0], f"{question[0]}\n\n{question[1]}")
     )
     ours, theirs = tiny_model(vocab_size=len(tokenizer)), tiny_model(vocab_size=len(tokenizer))
@@ -82,7 +92,11 @@ def test_loss_and_gradient_of_a_row_are_trls(tokenizer, tmp_path, skip):
     spec = TrainSpec(model=ours, dataset=[{}], output_dir=tmp_path, steps=1, seed=0)
     trainer = distillation_trainer(spec, objective=objective, usage=Usage(), shape=model_shape(ours))
     ids, mask = pad_left([prompt])
-    inputs = {"prompt_ids": ids, "prompt_mask": mask, **dict(zip(("context_ids", "context_mask"), pad_left([context]), strict=True))}
+    inputs = {
+        "prompt_ids": ids,
+        "prompt_mask": mask,
+        **dict(zip(("context_ids", "context_mask"), pad_left([context]), strict=True)),
+    }
     answer, kept = trainer.sample(ours, ids, mask)
     trainer._calls = (-1, 0)  # the same draw again
     loss = trainer.compute_loss(ours.train(), inputs)
@@ -95,7 +109,10 @@ def test_loss_and_gradient_of_a_row_are_trls(tokenizer, tmp_path, skip):
     )  # fmt: skip
     row = {"prompt": question[0], "privileged_context": question[1]}
     oracle = SDFTTrainer(
-        model=theirs, args=config, train_dataset=Dataset.from_list([json.loads(json.dumps(row))]), processing_class=tokenizer
+        model=theirs,
+        args=config,
+        train_dataset=Dataset.from_list([json.loads(json.dumps(row))]),
+        processing_class=tokenizer,
     )
     oracle.remove_callback(PrinterCallback)
     oracle.current_gradient_accumulation_steps = 1
