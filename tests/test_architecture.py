@@ -17,6 +17,7 @@ FLOORS = [
     {"data", "models", "methods", "scratch"},
     {"training", "testing"},
     {"probes"},
+    {"scores"},
     {"lifecycle"},
     {"api", "fit"},
     {"demo"},

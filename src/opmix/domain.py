@@ -13,6 +13,9 @@ from opmix.errors import ConfigError
 
 SourceFormat = Literal["jsonl", "text", "parquet", "arrow", "hub", "npy", "bin"]
 Split = Literal["train", "valid", "test"]
+Kind = Literal["text", "chat"]
+Supervise = Literal["all", "last"]
+Truncate = Literal["left", "right", "drop"]
 
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,79}$")
@@ -68,6 +71,20 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ChatOptions:
+    """How the conversations of a chat domain become rows to train on."""
+
+    template: str | None = None
+    """Jinja text; None: the tokenizer's own chat template."""
+    supervise: Supervise = "all"
+    """Which assistant turns the loss is on."""
+    packing: bool = True
+    """Several whole conversations to a row, each attending to itself only; or one to a row."""
+    truncate: Truncate = "drop"
+    """What a conversation longer than a row loses: tokens at its left or right end, or its place."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Domain:
     """A named source of training text with its own held-out sets (method.md section 2).
 
@@ -83,6 +100,9 @@ class Domain:
     """How often the training tokens may be repeated in one stage; None: no limit."""
     holdout: float = field(default=0.05)
     """Share of the documents split off `train` for each missing held-out set, in (0, 0.5)."""
+    kind: Kind | None = None
+    """None: told from the first row of a local `train`; a hub dataset counts as text."""
+    chat: ChatOptions = ChatOptions()
 
     def __post_init__(self) -> None:
         problems = []

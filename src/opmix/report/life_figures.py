@@ -40,8 +40,8 @@ def stream_panel(
             widths = np.diff(edges) * (shares >= _ROOM_FOR_A_NAME)
             widest = int(np.argmax(widths))
             if widths[widest] > 0.12 * edges[-1]:
-                axes.text((edges[widest] + edges[widest + 1]) / 2, floor[widest] + shares[widest] / 2, _short(name, 12), ha="center", va="center",
-                          fontsize=7, color=INK)  # fmt: skip
+                middle, height = (edges[widest] + edges[widest + 1]) / 2, floor[widest] + shares[widest] / 2
+                axes.text(middle, height, _short(name, 12), ha="center", va="center", fontsize=7, color=INK)
             floor = floor + shares
         for at, name in stages:
             axes.axvline(at, color=RULE, linewidth=0.8)
