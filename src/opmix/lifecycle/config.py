@@ -39,6 +39,8 @@ class TokenizerConfig(Strict):
     """Train a byte-level BPE of this size."""
     documents: Count = 200
     """From the start of each domain, to learn merges from."""
+    special_tokens: tuple[str, ...] = ()
+    """Texts that are one token each, such as the marks of a chat template."""
 
     @model_validator(mode="before")
     @classmethod

@@ -188,24 +188,27 @@ def _tokenizer(
         model = life.model or ModelConfig(name="")
         name = wanted.name if wanted is not None and wanted.name is not None else (model.tokenizer or model.name)
         return load_tokenizer(located(name, base), revision=model.revision, trust_remote_code=model.trust_remote_code)
+    size = int(wanted.vocab_size or 0)
+    if size < 257 + len(wanted.special_tokens):
+        raise ConfigError(
+            f"tokenizer.vocab_size: {size}; expected at least 257 (every byte and the end of a document), and one for each special token"
+        )
+    template = ModelConfig(name="", chat_template=life.chat_template).template(base)
     first = [domains[n] for n in resolve_stages(life)[0].domains]
     folder = store.folder / "tokenizer"
     inputs = {
-        "vocab_size": wanted.vocab_size, "documents": wanted.documents,
+        **wanted.model_dump(exclude={"name"}), "chat_template": template,
         "data": [source_fingerprint(d.train, domain=d.name) for d in first], "fields": [d.train.field for d in first],
     }  # fmt: skip
 
     def work() -> dict[str, Any]:
         progress.note(f"training a tokenizer of {wanted.vocab_size} entries on {len(first)} domains")
         texts = (t for d in first for t in islice(iter_documents(d.train, domain=d.name), wanted.documents))
-        made = train_tokenizer(texts, int(wanted.vocab_size or 0))
+        made = train_tokenizer(texts, size, special_tokens=wanted.special_tokens, chat_template=template)
         shutil.rmtree(folder, ignore_errors=True)
         made.save_pretrained(folder)
         return {"size": len(made)}
 
-    size = int(wanted.vocab_size or 0)
-    if size < 257:
-        raise ConfigError(f"tokenizer.vocab_size: {size}; expected at least 257 (every byte and the end of a document)")
     store.step("tokenizer", inputs, work, intact=(folder / "tokenizer.json").exists)
     return load_tokenizer(folder)
 
