@@ -52,7 +52,9 @@ def test_the_interleaved_dataset_has_the_mixture_within_one_percent(make_run, bu
 
 def test_the_interleaved_stream_has_the_mixture_as_well(make_run):
     module = {}
-    exec(compile(EXPORTERS["interleave"].export(read_plan(make_run(budget=300_000))).text, "mixture.py", "exec"), module)
+    exec(
+        compile(EXPORTERS["interleave"].export(read_plan(make_run(budget=300_000))).text, "mixture.py", "exec"), module
+    )
     shares, _ = shares_of(row["text"] for row in module["build"](streaming=True))
     near(shares, 0.02)  # 7,300 random draws
 
