@@ -1,6 +1,8 @@
 """Run folders, options and what is refused."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -159,3 +161,36 @@ def test_bad_arguments_are_our_errors(make_run, arguments):
     run = str(make_run())
     done = runner.invoke(app, ["export", *(run if a == "RUN" else a for a in arguments)])
     assert isinstance(done.exception, ConfigError)
+
+
+def test_exporting_loads_no_torch(make_run, tmp_path):
+    arguments = ["export", str(make_run()), "--to", "trl", "--out", str(tmp_path / "m.yaml")]
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nimport opmix.trackers\nfrom opmix.cli.main import app\n"
+        f"r = CliRunner().invoke(app, {arguments!r})\nassert r.exit_code == 0, r.output\n"
+        "assert not {'torch', 'transformers', 'datasets', 'tensorboard'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.slow
+def test_a_real_search_exports_to_every_trainer(tmp_path):
+    import opmix
+    from opmix.testing import tiny_model, tiny_tokenizer, write_toy_domains
+
+    names, tokenizer = ["web", "code", "math"], tiny_tokenizer()
+    paths = dict(write_toy_domains(tmp_path / "texts", names, num_documents=120, seed=0))
+    opmix.search(
+        tiny_model(vocab_size=len(tokenizer), max_position_embeddings=64), tokenizer,
+        {name: str(path) for name, path in paths.items()}, budget=20_000, old_mixture={"web": 0.6, "code": 0.4},
+        sequence_length=32, trainer={"learning_rate": 1e-2, "per_device_train_batch_size": 4},
+        probes={"steps": 6, "rank": 4}, proxies={"eval_sequences": 8}, decision={"draws": 30},
+        cache_dir=str(tmp_path / "cache"), out=tmp_path / "run",
+    )  # fmt: skip
+    mixture = json.loads((tmp_path / "run" / "mixture.json").read_text())["mixture"]
+    plan = read_plan(tmp_path / "run")
+    assert {d.name: d.share for d in plan.domains} == pytest.approx({n: s for n, s in mixture.items() if s >= 1e-6})
+    assert plan.epochs()
+    assert all(d.held_out == pytest.approx(0.1, abs=0.08) for d in plan.domains)
+    for exporter in EXPORTERS.values():
+        assert exporter.export(plan).text.startswith("# ")

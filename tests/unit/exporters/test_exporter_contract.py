@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -80,9 +81,13 @@ def token_shares(name, weights, unit, counts):
     return {d: t / sum(tokens.values()) for d, t in tokens.items()}
 
 
-def test_every_exporter_is_in_this_table():
+def test_every_exporter_is_in_this_table_and_in_the_documentation():
     assert set(READ) == set(EXPORTERS)
     assert len(READ) == 11
+    text = (Path(__file__).parents[3] / "docs" / "export.md").read_text()
+    for name, exporter in EXPORTERS.items():
+        assert f"\n| `{name}` | " in text
+        assert exporter.__doc__
 
 
 @pytest.mark.parametrize("name", READ)

@@ -37,7 +37,8 @@ def load(entry):
     return datasets.load_dataset("json", data_files=entry, split="train")
 
 
-@pytest.mark.parametrize("budget", [100_000, 1_500_000])  # up to 0.8 and 12.5 epochs
+# Up to 0.8 and 12.5 epochs; 2,261 and 33,914 random draws. At the smaller, other seeds reach 0.02.
+@pytest.mark.parametrize("budget", [100_000, 1_500_000])
 def test_the_interleaved_dataset_has_the_mixture_within_one_percent(make_run, budget):
     result = EXPORTERS["interleave"].export(read_plan(make_run(budget=budget, seed=3)))
     module = {}
