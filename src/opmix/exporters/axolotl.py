@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from opmix.exporters.base import REPEATED, Export, assemble, check_unit, yaml_text
-from opmix.exporters.locations import TextLocation, held_out_warning, text_location
+from opmix.exporters.locations import TextLocation, held_out_warning, relative_note, text_location
 from opmix.exporters.plan import MixturePlan, Unit
 
 _FEW_ROWS = 100
@@ -38,28 +38,28 @@ class AxolotlExporter:
         passes = max(density.values()) * plan.budget if plan.budget is not None else 1.0
         # Below one pass the weights themselves end at the budget; num_epochs stays 1.
         scale = plan.budget / max(1.0, passes) if plan.budget is not None else 1 / max(density.values())
-        weights = {name: min(1.0, round(value * scale, 9)) for name, value in density.items()}
+        weights = {name: min(1.0, max(1e-9, round(value * scale, 9))) for name, value in density.items()}
         warnings = (*_reuse(weights, passes), *_few(plan, weights), *held_out_warning(plan))
         content: dict[str, Any] = {
             "datasets": [_entry(places[name], weight) for name, weight in weights.items()],
             "shuffle_merged_datasets": True,
             "num_epochs": round(max(1.0, passes), 6),
         }
-        return assemble(self, plan, weights, yaml_text(content), warnings=warnings)
+        return assemble(
+            self, plan, weights, yaml_text(content), meaning="the part of the dataset's documents that is kept",
+            warnings=warnings, notes=relative_note(places.values()),
+        )  # fmt: skip
 
 
 def _entry(place: TextLocation, weight: float) -> dict[str, Any]:
-    files: dict[str, Any] = {}
-    if not place.is_hub:
-        # axolotl reads one file by its path, several as `data_files` of an existing folder.
-        single = len(place.data_files) == 1 and not set("*?[") & set(place.data_files[0])
-        files = (
-            {"path": place.data_files[0]} if single else {"path": _folder(place), "data_files": list(place.data_files)}
-        )
-        files["ds_type"] = place.path
+    # axolotl reads one file by its path, several as `data_files` of an existing folder.
+    if place.is_hub:
+        where = {"path": place.path, **{k: v for k in ("name", "revision") if (v := getattr(place, k))}}
+    elif len(place.data_files) == 1 and not set("*?[") & set(place.data_files[0]):
+        where = {"path": place.data_files[0], "ds_type": place.path}
     else:
-        files = {"path": place.path, **{k: v for k in ("name", "revision") if (v := getattr(place, k))}}
-    return {**files, "split": place.split, "type": "completion", "field": place.field, "weight": weight}
+        where = {"path": _folder(place), "data_files": list(place.data_files), "ds_type": place.path}
+    return {**where, "split": place.split, "type": "completion", "field": place.field, "weight": weight}
 
 
 def _folder(place: TextLocation) -> str:

@@ -57,7 +57,7 @@ class MixtureExporter(Protocol):
 
 def assemble(
     exporter: MixtureExporter, plan: MixturePlan, weights: Mapping[str, float], body: str, *, unit: Unit | None = None,
-    warnings: Iterable[str] = (), notes: Iterable[str] = (), companions: Mapping[str, str] | None = None,
+    meaning: str | None = None, warnings: Iterable[str] = (), notes: Iterable[str] = (), companions: Mapping[str, str] | None = None,
 ) -> Export:  # fmt: skip
     """The body under comment lines that say where the numbers come from, their unit, shares and epochs."""
     unit, warnings, notes = unit or exporter.unit, tuple(warnings), tuple(notes)
@@ -65,7 +65,7 @@ def assemble(
     budget = f"Budget: {plan.budget:,} tokens." if plan.budget is not None else "No budget given, so no epochs."
     lines = [
         f"{exporter.trainer}: mixture of {plan.origin}, written by `opmix export --to {exporter.name}`.",
-        f"Unit of the weights: {_UNITS[unit]}. {budget}",
+        f"Unit of the weights: {meaning or _UNITS[unit]}. {budget}",
     ]
     width = max(len(name) for name in plan.names)
     for domain in plan.domains:

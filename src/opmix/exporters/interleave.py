@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from opmix.exporters.base import Export, assemble, check_unit, python_literal
-from opmix.exporters.locations import held_out_warning, text_location
+from opmix.exporters.locations import held_out_warning, relative_note, text_location
 from opmix.exporters.plan import MixturePlan, Unit
 
 _BODY = '''
@@ -57,7 +57,9 @@ class InterleaveExporter:
             epochs=python_literal(dict.fromkeys(weights, 1) if epochs is None else _whole(plan, epochs, weights)),
             strategy="all_exhausted" if epochs is None else "first_exhausted",
         )  # fmt: skip
-        return assemble(self, plan, weights, body, warnings=held_out_warning(plan))
+        return assemble(
+            self, plan, weights, body, warnings=held_out_warning(plan), notes=relative_note(places.values())
+        )
 
 
 def _whole(plan: MixturePlan, epochs: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -156,6 +156,18 @@ def tokenised_paths(
 
 def _all_end(paths: Sequence[str], suffix: str) -> bool:
     return all(path.endswith(suffix) for path in paths)
+
+
+def relative_note(places: Iterable[TextLocation]) -> tuple[str, ...]:
+    """That relative paths are those of the run's configuration, if there are any."""
+    relative = [
+        file for place in places for file in place.data_files if "://" not in file and not Path(file).is_absolute()
+    ]
+    if not relative:
+        return ()
+    return (
+        f"relative paths such as {relative[0]} start from the folder of the run's configuration; --base makes them whole",
+    )
 
 
 def held_out_warning(plan: MixturePlan) -> tuple[str, ...]:

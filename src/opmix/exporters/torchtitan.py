@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from opmix.errors import ConfigError
 from opmix.exporters.base import Export, assemble, check_unit, python_literal
-from opmix.exporters.locations import held_out_warning, text_location
+from opmix.exporters.locations import held_out_warning, relative_note, text_location
 from opmix.exporters.plan import MixturePlan, Unit
 
 _BODY = '''
@@ -62,4 +62,4 @@ class TorchtitanExporter:
             weights=python_literal({lower[name]: weight for name, weight in weights.items()}),
             seed=plan.seed,
         )
-        return assemble(self, plan, weights, body, warnings=warnings)
+        return assemble(self, plan, weights, body, warnings=warnings, notes=relative_note(places.values()))

@@ -7,7 +7,7 @@ from typing import Any
 
 from opmix.errors import ConfigError
 from opmix.exporters.base import Export, assemble, check_unit, repetition_warning, yaml_text
-from opmix.exporters.locations import TextLocation, held_out_warning, text_location
+from opmix.exporters.locations import TextLocation, held_out_warning, relative_note, text_location
 from opmix.exporters.plan import MixturePlan, Unit
 
 
@@ -41,7 +41,9 @@ class TrlExporter:
             *(f"{place.path} has a revision, which TRL cannot pin" for place in places.values() if place.revision),
             *held_out_warning(plan),
         )
-        return assemble(self, plan, weights, yaml_text(content), warnings=warnings)
+        return assemble(
+            self, plan, weights, yaml_text(content), warnings=warnings, notes=relative_note(places.values())
+        )
 
 
 def _entry(place: TextLocation, fraction: float) -> dict[str, Any]:

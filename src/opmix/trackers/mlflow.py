@@ -38,10 +38,11 @@ def read_mlflow(path: Path) -> tuple[TrackedRun, ...]:
 
 
 def _run(meta: Path) -> TrackedRun | None:
-    """A run's folder; None where it was deleted."""
+    """A run's folder; None where it was deleted or is none."""
     try:
         facts = yaml.safe_load(meta.read_text(encoding="utf-8"))
-        if facts.get("lifecycle_stage") == "deleted":
+        # Logged models have the same layout and no run id of their own.
+        if facts.get("lifecycle_stage") == "deleted" or not {"run_id", "run_uuid"} & set(facts):
             return None
         settings = {name: as_number(text.strip()) for name, text in _files(meta.parent / "params")}
         metrics = {name: _last(text) for name, text in _files(meta.parent / "metrics")}

@@ -9,6 +9,8 @@ from export_shares import MIXTURE, WORDS
 
 from opmix.config import parse_config
 
+collect_ignore = ["consumers"]  # scripts that run where trainers are installed
+
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):

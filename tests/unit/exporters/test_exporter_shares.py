@@ -1,5 +1,7 @@
 """Drawn as each trainer draws, the exported numbers give the mixture in tokens."""
 
+import gzip
+
 import datasets
 import numpy as np
 import pytest
@@ -125,3 +127,28 @@ def test_streaming_draws_exactly_the_budget(make_run):
     )
     documents = read_plan(make_run(budget=320_000), ExportOptions(unit="documents"))
     assert f"EPOCH_SIZE = {documents.rows()}" in EXPORTERS["streaming"].export(documents).text
+
+
+def test_every_kind_of_source_is_opened_as_opmix_reads_it(make_run, corpus, tmp_path):
+    rows = {name: load(str(corpus.folder / f"{name}.jsonl")) for name in MIXTURE}
+    rows["web"].rename_column("text", "body").save_to_disk(tmp_path / "web", num_shards=2)
+    (tmp_path / "code").mkdir()
+    for number, text in enumerate(rows["code"]["text"]):
+        (tmp_path / "code" / f"{number}.txt").write_text(text.replace(" ", "\n", 1))
+    with gzip.open(tmp_path / "math-0.jsonl.gz", "wb") as file:
+        file.write((corpus.folder / "math.jsonl").read_bytes())
+    rows["poems"].to_parquet(tmp_path / "poems.parquet")
+    domains = {
+        "web": {"train": {"paths": [str(tmp_path / "web")], "field": "body"}},
+        "code": str(tmp_path / "code"),
+        "math": str(tmp_path / "math-*.jsonl.gz"),
+        "poems": str(tmp_path / "poems.parquet"),
+    }
+    shares = {"web": 0.4, "code": 0.3, "math": 0.2, "poems": 0.1}
+    result = EXPORTERS["interleave"].export(read_plan(make_run(budget=100_000, domains=domains, mixture=shares)))
+    module = {}
+    exec(compile(result.text, "mixture.py", "exec"), module)
+    parts = {name: datasets.load_dataset(**arguments) for name, arguments in module["SOURCES"].items()}
+    for name, part in parts.items():
+        assert sorted(t.replace("\n", " ") for t in part[module["FIELDS"][name]]) == sorted(rows[name]["text"]), name
+    assert set(module["build"]().column_names) == {"text"}

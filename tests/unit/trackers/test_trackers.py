@@ -131,6 +131,8 @@ def mlflow_folder(runs, folder):
             )
         (run / "meta.yaml").write_text(yaml.safe_dump({"run_id": name, "status": 3, "lifecycle_stage": "active"}))
     (folder / "mlruns" / "0" / "meta.yaml").write_text("experiment_id: '0'\n")
+    (folder / "mlruns" / "0" / "models" / "m-1" / "metrics").mkdir(parents=True)
+    (folder / "mlruns" / "0" / "models" / "m-1" / "meta.yaml").write_text("model_id: m-1\n")
     return folder / "mlruns"
 
 
