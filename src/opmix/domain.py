@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sysconfig
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from opmix.errors import ConfigError
@@ -16,6 +19,26 @@ Truncate = Literal["left", "right", "drop"]
 
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,79}$")
+
+
+PACKAGE = "package://"
+
+
+def located(path: str, base: Path) -> str:
+    """A path of a configuration: relative to `base`, or `package://NAME/GLOB` inside an installed package (`stdlib`: Python's own).
+
+    Raises:
+        ConfigError: No such package is installed.
+    """
+    if not path.startswith(PACKAGE):
+        return str(base / Path(path).expanduser())
+    name, _, inside = path.removeprefix(PACKAGE).partition("/")
+    if name == "stdlib":
+        return str(Path(sysconfig.get_paths()["stdlib"]) / inside)
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"{path}: package {name!r} is not installed here; install it, or give a path")
+    return str(Path(next(iter(spec.submodule_search_locations))) / inside)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

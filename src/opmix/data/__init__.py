@@ -9,12 +9,14 @@ from opmix.data.prepare import prepare_domain
 from opmix.data.rows import Rows, supervised_per_row
 from opmix.data.sampler import MixturePlan, plan_mixture
 from opmix.data.sources import iter_documents, source_fingerprint
+from opmix.data.stream import MixtureStream
 
 __all__ = [
     "ChatRows",
     "GroupedDataset",
     "MixtureDataset",
     "MixturePlan",
+    "MixtureStream",
     "PackedSequences",
     "Rows",
     "TokenSplit",

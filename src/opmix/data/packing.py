@@ -30,6 +30,11 @@ class PackedSequences:
     def __post_init__(self) -> None:
         if self.sequence_length < 2:
             raise DataError(f"sequence_length: {self.sequence_length}; expected at least 2")
+        if self.split.mask is not None:
+            raise DataError(
+                f"domain {self.split.domain!r} {self.split.split} holds conversations; expected text: conversations are cut into "
+                "ChatRows, and need `objective: sft` or `sdft`"
+            )
         if len(self) == 0:
             raise DataError(
                 f"domain {self.split.domain!r} {self.split.split} has {self.split.num_tokens} tokens, a sequence needs "

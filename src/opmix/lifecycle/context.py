@@ -11,9 +11,9 @@ import numpy as np
 from opmix.compute.ledger import Ledger
 from opmix.config import SearchConfig
 from opmix.domain import SPLITS
-from opmix.errors import ConfigError, DataError
+from opmix.errors import ConfigError
+from opmix.lifecycle.estimates import estimate_search, eval_sequences, method_of
 from opmix.methods.base import Simulation, Stage
-from opmix.methods.op_mix import OpMix
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.design import coordinates_of, new_domains
@@ -25,9 +25,8 @@ from opmix.runs.files import default_cache_dir
 from opmix.runs.store import RunStore, fingerprint
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
-    from opmix.data import Rows, TokenizedDomain
+    from opmix.data import TokenizedDomain
     from opmix.lifecycle.stage_data import StageData
-    from opmix.probes.evaluation import HeldOut
     from opmix.probes.session import ProbeSession
     from opmix.training.factory import TrainerFactory
 
@@ -51,25 +50,25 @@ class SearchContext:
         self.ledger = Ledger()
         self.names = tuple(config.domains)
         self.old = None if config.old_mixture is None else Mixture.of(config.old_mixture)
-        self.method = OpMix(
-            share=config.probes.share,
-            joint=config.probes.joint,
-            num_points=config.proxies.count,
-            huber_delta=config.huber_delta,
-            verify=config.decision.verify,
-        )
+        self.method = method_of(config)
 
-    def prepare(self, model: Any, tokenizer: Any) -> None:
+    def prepare(self, model: Any, tokenizer: Any, data: Mapping[str, TokenizedDomain] | None = None) -> None:
         """Load, tokenise, check and estimate: everything that can fail cheaply, before anything is trained.
+
+        Args:
+            model: Already loaded, or None.
+            tokenizer: Already loaded, or None.
+            data: Already tokenised, or None.
 
         Raises:
             OpMixError: Whatever is wrong with model, tokenizer, domains or constraints.
         """
         model, tokenizer = self._load(model, tokenizer)
-        self.prepared = self._prepare(model, tokenizer)
+        self.prepared = self._prepare(model, tokenizer, data)
         self.stage = Stage(
             domains=self.names, old=self.old, budget_tokens=self.config.budget.tokens,
             available_tokens=self.prepared.available_tokens, seed=self.config.seed,
+            new=self.config.new_domains,
         )  # fmt: skip
         self._check_constraints()
         self.session = self._session(model)
@@ -126,7 +125,7 @@ class SearchContext:
             return self.stage.current
         if chosen == "size":
             return self.stage.by_size
-        coordinates = coordinates_of(self.names, self.old)
+        coordinates = coordinates_of(self.names, self.old, self.config.new_domains)
         return coordinates.mixture(np.full(len(coordinates.names), 1 / len(coordinates.names)))
 
     # -- preparation -------------------------------------------------------------------------------------------
@@ -157,14 +156,16 @@ class SearchContext:
         local = self.base / Path(name).expanduser()
         return str(local) if local.exists() else name
 
-    def _prepare(self, model: Any, tokenizer: Any) -> StageData:
+    def _prepare(self, model: Any, tokenizer: Any, data: Mapping[str, TokenizedDomain] | None) -> StageData:
         from opmix.lifecycle.stage_data import prepare_stage
 
         config, limit = self.config, getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and config.sequence_length > limit:
             raise ConfigError(f"sequence_length: {config.sequence_length}; the model takes at most {limit} tokens")
         cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
-        return prepare_stage(config, tokenizer, base=self.base, cache_dir=cache, progress=self.progress, limit=limit)
+        return prepare_stage(
+            config, tokenizer, base=self.base, cache_dir=cache, progress=self.progress, limit=limit, tokenised=data
+        )
 
     def _check_constraints(self) -> None:
         """Solve a flat problem: contradictory constraints are named before anything is trained."""
@@ -181,41 +182,40 @@ class SearchContext:
         linear = self.config.constraints(available=self.stage.available_tokens)
         solve(
             flat,
-            coordinates=coordinates_of(self.names, self.old),
+            coordinates=coordinates_of(self.names, self.old, self.config.new_domains),
             settings=SolveSettings(kl=self.config.solve.kl, prior=self._prior()),
             constraints=linear,
         )
 
     def _session(self, model: Any) -> ProbeSession:
         from opmix.models import model_shape
+        from opmix.probes.held_out import held_out
         from opmix.probes.session import ProbeSession, ProbeSettings
 
-        config, data = self.config, self.prepared
+        config, data, sequences = self.config, self.prepared, eval_sequences(self.config, self.old)
         chosen = config.probes.model_dump(exclude={"share", "joint"})
         return ProbeSession(
             model=model, shape=model_shape(model), train=data.train,
-            held_out=[held_out(n, rows, config) for n, rows in data.rows("valid").items()],
+            held_out=[
+                held_out(n, rows, num=num, seed=config.seed, document_mask=config.document_mask)
+                for (n, rows), num in zip(data.rows("valid").items(), sequences, strict=True)
+            ],
             settings=ProbeSettings(**chosen), trainer=config.trainer, make_trainer=self.make_trainer,
-            store=self.store, data_fingerprint=fingerprint([*data.fingerprint, config.proxies.eval_sequences]),
+            store=self.store, data_fingerprint=fingerprint([*data.fingerprint, sequences]),
             ledger=self.ledger, progress=self.progress, seed=config.seed, backend=config.proxies.backend,
             batch_tokens=config.proxies.batch_tokens, document_mask=config.document_mask, objective=data.objective,
         )  # fmt: skip
 
     def _estimate(self) -> None:
         """What the search will cost, before it does."""
-        design, session = self.method.design(self.stage), self.session
-        length, shape = self.config.sequence_length, session.shape
-        num_probes = len(design.probes.probes)
-        probe_tokens = round(num_probes * session.probe_tokens * self.prepared.row_tokens_per_supervised)
-        eval_tokens = (len(design.points) + 1) * sum(h.input_ids.size for h in session.held_out)
-        flops = self.prepared.objective.flops(shape, row_tokens=probe_tokens, length=length, adapter_parameters=0)
-        flops += eval_tokens * shape.forward(length)
-        share = flops / self.training_flops
-        per_probe = _adapter_bytes(session)
+        wanted, length = estimate_search(self.config, self.old), self.config.sequence_length
+        flops = wanted.flops(self.session.shape, length)["proxies"] + self.prepared.objective.flops(
+            self.session.shape, row_tokens=wanted.probe_tokens, length=length, adapter_parameters=0
+        )
         self.progress.note(
-            f"{num_probes} probes x {session.settings.steps} steps ({probe_tokens:,} tokens), {len(design.points)} proxies "
-            f"({eval_tokens:,} tokens): about {flops:.2g} FLOPs, {share:.1%} of the {self.config.budget.tokens:,}-token stage; "
-            f"{num_probes * per_probe / 1e6:.1f} MB of adapters"
+            f"{wanted.num_probes} probes x {self.config.probes.steps} steps ({wanted.probe_tokens:,} tokens), {wanted.num_points} proxies "
+            f"({wanted.proxy_tokens:,} tokens): about {flops:.2g} FLOPs, {flops / self.training_flops:.1%} of the "
+            f"{self.config.budget.tokens:,}-token stage; {wanted.num_probes * _adapter_bytes(self.session) / 1e6:.1f} MB of adapters"
         )
 
     def notes(self) -> list[str]:
@@ -248,29 +248,3 @@ def _adapter_bytes(session: ProbeSession) -> float:
         if any(name == w or name.endswith("." + w) for w in wanted) and hasattr(module, "weight"):
             total += session.settings.rank * sum(module.weight.shape)
     return 4.0 * total
-
-
-def held_out(name: str, packed: Rows, config: SearchConfig) -> HeldOut:
-    """The held-out sequences that every proxy is evaluated on.
-
-    Raises:
-        DataError: Fewer than two sequences: no noise can be estimated.
-    """
-    from opmix.data import held_out_batch
-    from opmix.data.rows import pad_right
-    from opmix.probes.evaluation import HeldOut
-
-    if len(packed) < 2:
-        raise DataError(
-            f"domain {name!r}: {len(packed)} held-out sequence(s) of {packed.sequence_length} tokens; expected at least 2: give it a "
-            "larger valid set, a larger holdout or a shorter sequence_length"
-        )
-    rows = held_out_batch(packed, min(config.proxies.eval_sequences, len(packed)), config.seed)
-    chosen = [int(i) for i in rows]
-    positions = labels = None
-    if packed.conversations or config.document_mask:
-        positions = pad_right([packed.position_ids(i) for i in chosen], "position_ids")
-    if packed.conversations:
-        labels = pad_right([packed.labels(i) for i in chosen], "labels")
-    num_bytes = np.array([packed.num_bytes(i) for i in chosen])
-    return HeldOut(name, packed.batch(rows), num_bytes, labels=labels, position_ids=positions)

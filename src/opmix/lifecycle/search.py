@@ -25,6 +25,7 @@ from opmix.runs.files import environment, write_json
 from opmix.runs.store import RunStore
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
+    from opmix.data import TokenizedDomain
     from opmix.training.factory import TrainerFactory
 
 
@@ -112,8 +113,9 @@ def run_search(
     out: Path | None = None,
     make_trainer: TrainerFactory | None = None,
     progress: Progress | None = None,
+    data: Mapping[str, TokenizedDomain] | None = None,
 ) -> SearchResult:
-    """Run a checked configuration; see `search`. Relative paths are resolved against `base`."""
+    """Run a checked configuration; see `opmix.search`. Relative paths are resolved against `base`; `data` is used where given."""
     if out is None:
         with tempfile.TemporaryDirectory(prefix="opmix-") as folder:
             return run_search(
@@ -124,11 +126,12 @@ def run_search(
                 out=Path(folder),
                 make_trainer=make_trainer,
                 progress=progress,
+                data=data,
             )
     with RunStore(out) as store:
         context = SearchContext(config, base or Path.cwd(), store, progress or Silent(), make_trainer)
         clock = [time.perf_counter()]
-        context.prepare(model, tokenizer)
+        context.prepare(model, tokenizer, data)
         clock.append(time.perf_counter())
         proposal = context.method.propose(context)
         clock.append(time.perf_counter())

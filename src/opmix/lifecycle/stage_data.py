@@ -54,11 +54,8 @@ class StageData:
 
     @property
     def available_tokens(self) -> dict[str, int]:
-        """Supervised tokens to train on by domain: all of a text's, those of conversations that stayed."""
-        return {
-            name: int(rows.supervised.sum()) if rows.conversations else self.domains[name].train.num_tokens
-            for name, rows in self.train.items()
-        }
+        """Supervised tokens to train on by domain: those of whole sequences of text, and of conversations that stayed."""
+        return {name: int(rows.supervised.sum()) for name, rows in self.train.items()}
 
     @property
     def row_tokens_per_supervised(self) -> float:
@@ -90,8 +87,39 @@ class StageData:
         return [note for note in notes if note]
 
 
+def tokenise(
+    domains: Mapping[str, Domain],
+    tokenizer: Any,
+    *,
+    cache_dir: Path,
+    num_proc: int,
+    progress: Progress,
+    demonstration: str | None = None,
+) -> dict[str, TokenizedDomain]:
+    """Every domain read, split and tokenised, or found in the cache; see `prepare_domain`.
+
+    Raises:
+        DataError: A domain that cannot be read, is empty, or does not fit the tokenizer.
+    """
+    data, what = {}, "tokenise" if demonstration is None else "contexts of"
+    for name, domain in domains.items():
+        with progress.task(f"{what} {name}", 0) as advance:
+            data[name] = prepare_domain(
+                domain, tokenizer, cache_dir=cache_dir, num_proc=num_proc, progress=_documents(advance),
+                demonstration=demonstration,
+            )  # fmt: skip
+    return data
+
+
 def prepare_stage(
-    config: SearchConfig, tokenizer: Any, *, base: Path, cache_dir: Path, progress: Progress, limit: int | None = None
+    config: SearchConfig,
+    tokenizer: Any,
+    *,
+    base: Path,
+    cache_dir: Path,
+    progress: Progress,
+    limit: int | None = None,
+    tokenised: Mapping[str, TokenizedDomain] | None = None,
 ) -> StageData:
     """Tokenise the domains of a configuration and choose the objective.
 
@@ -102,39 +130,44 @@ def prepare_stage(
         cache_dir: Of tokenised data.
         progress: Told about every batch.
         limit: Positions the model has.
+        tokenised: The domains, where they are tokenised already.
 
     Raises:
         ConfigError: The objective does not fit what the domains hold.
         DataError: A domain cannot be read or tokenised.
     """
-    template = config.model.template(base)
-    wanted = {name: d.domain(name, base, template) for name, d in config.domains.items()}
-    wanted = {name: replace(d, kind=domain_kind(d)) for name, d in wanted.items()}
-    if config.objective == "sdft":
-        wanted = {name: replace(d, chat=replace(d.chat, supervise="last")) for name, d in wanted.items()}
-    chats = {name: d for name, d in wanted.items() if d.kind == "chat"}
+    wanted = domains_of(config, base)
+    chats = {name: d for name, d in wanted.items() if _is_chat(d, tokenised)}
     check_objective(config.objective, list(chats))
-
-    def prepare(domain: Domain, what: str, demonstration: str | None = None) -> TokenizedDomain:
-        with progress.task(f"{what} {domain.name}", 0) as advance:
-            return prepare_domain(
-                domain, tokenizer, cache_dir=cache_dir, num_proc=config.num_proc, progress=_documents(advance),
-                demonstration=demonstration,
-            )  # fmt: skip
-
-    domains = {name: prepare(domain, "tokenise") for name, domain in wanted.items()}
+    how: dict[str, Any] = {"cache_dir": cache_dir, "num_proc": config.num_proc, "progress": progress}
+    domains = tokenise(wanted, tokenizer, **how) if tokenised is None else dict(tokenised)
     objective: Objective = SFT if config.objective == "sft" else CAUSAL_LM
     if config.objective == "sdft":
-        asked = config.sdft.demonstration
-        contexts = {name: prepare(domain, "contexts of", asked).train for name, domain in chats.items()}
+        contexts = tokenise(chats, tokenizer, demonstration=config.sdft.demonstration, **how)
         objective = SelfDistillation(
-            options=DistillationSettings(**config.sdft.model_dump()), contexts=contexts, limit=limit,
+            options=DistillationSettings(**config.sdft.model_dump()), limit=limit,
+            contexts={name: d.train for name, d in contexts.items()},
             stop_ids=stop_ids(tokenizer, {name: domains[name].train for name in chats}),
         )  # fmt: skip
     return StageData(
         domains=domains, options={name: d.chat for name, d in chats.items()}, sequence_length=config.sequence_length,
         objective=objective,
     )  # fmt: skip
+
+
+def domains_of(config: SearchConfig, base: Path) -> dict[str, Domain]:
+    """The domains as they are to be tokenised for the configuration's objective."""
+    template = config.model.template(base)
+    domains = {name: d.domain(name, base, template) for name, d in config.domains.items()}
+    if config.objective != "sdft":
+        return domains
+    return {name: replace(d, chat=replace(d.chat, supervise="last")) for name, d in domains.items()}
+
+
+def _is_chat(domain: Domain, tokenised: Mapping[str, TokenizedDomain] | None) -> bool:
+    if tokenised is not None:
+        return tokenised[domain.name].train.mask is not None
+    return domain_kind(domain) == "chat"
 
 
 def check_objective(objective: str, chats: list[str]) -> None:

@@ -6,7 +6,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from opmix.data import Rows
 from opmix.methods.base import Simulation
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.models import lora_targets, model_fingerprint
+from opmix.probes.borrowing import borrowed
 from opmix.probes.evaluation import Evaluation, HeldOut, evaluate, evaluate_proxies
 from opmix.probes.interpolation import Backend, make_proxies
 from opmix.probes.peft_state import take_off_adapters
@@ -31,6 +31,9 @@ from opmix.runs.store import RunStore, fingerprint
 from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, run_training
 from opmix.training.matched import Trained, account, plan_training, supervised_per_step
 from opmix.training.objectives import CAUSAL_LM, Objective, Usage
+
+_FULL_RUN_ONLY = {"warmup_ratio", "lr_scheduler_kwargs", "report_to", "run_name", "project", "trackio_space_id"}
+_FULL_RUN_PREFIXES = ("eval_", "save_", "logging_", "push_to_hub", "hub_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +62,11 @@ class ProbeSettings:
         )
 
     def arguments(self, trainer: Mapping[str, Any]) -> dict[str, Any]:
-        """The full run's trainer arguments, with a constant, higher rate and no warm-up (method.md section 3)."""
-        kept = {k: v for k, v in trainer.items() if k not in ("warmup_ratio", "lr_scheduler_kwargs")}
+        """The full run's trainer arguments, with a constant, higher rate and no warm-up (method.md section 3).
+
+        Trackers, evaluations and checkpoints are the full run's: a probe is none of their business.
+        """
+        kept = {k: v for k, v in trainer.items() if k not in _FULL_RUN_ONLY and not k.startswith(_FULL_RUN_PREFIXES)}
         rate = float(trainer.get("learning_rate", 5e-5)) * self.learning_rate_multiplier
         return {**kept, "learning_rate": rate, "lr_scheduler_type": "constant", "warmup_steps": 0}
 
@@ -109,7 +115,7 @@ class ProbeSession:
             TrainingError: A probe diverged.
         """
         base = {"model": model_fingerprint(self.model), "data": self.data_fingerprint, "seed": self.seed}
-        with self._borrowed():
+        with borrowed(self.model):
             try:
                 wrapped, keys = self._train_probes(design, base)
                 evaluation, baseline, gram = self._sweep(wrapped, keys, points, base, label)
@@ -126,21 +132,6 @@ class ProbeSession:
             baseline=baseline,
             gram=gram,
         )
-
-    @contextmanager
-    def _borrowed(self) -> Any:
-        """Give the model back as it came."""
-        flags = {id(p): p.requires_grad for p in self.model.parameters()}
-        mode, cache = self.model.training, self.model.config.use_cache
-        try:
-            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-                yield
-        finally:
-            self.model.config.use_cache = cache
-            self.model.train(mode)
-            for p in self.model.parameters():
-                p.requires_grad_(flags.get(id(p), p.requires_grad))
-                p.grad = None
 
     def _train_probes(self, design: ProbeDesign, base: Mapping[str, Any]) -> tuple[PeftModel, list[str]]:
         keys = []

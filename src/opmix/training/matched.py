@@ -2,8 +2,8 @@
 
 Text rows are worth the same and fill batches of equal size, as ever. Rows of conversations are worth what they have supervised tokens.
 There a step is a number of *supervised tokens*, not of rows: rows are drawn so that the supervised tokens have the mixture's shares, and
-micro-batches end where their quota is reached. Two runs with the same domains and arguments, whatever their mixtures, have the same steps and
-(up to a row a step) the same supervised tokens in each.
+micro-batches end where their quota is reached. Two runs with the same domains and arguments, whatever their mixtures, have the same steps
+and (up to a row a step) the same supervised tokens in each.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
+from opmix.compute.budget import sequences_per_step
 from opmix.compute.flops import ModelShape
 from opmix.data import GroupedDataset, MixturePlan, Rows, plan_mixture, supervised_per_row
 from opmix.mixing.mixture import Mixture
-from opmix.training.factory import sequences_per_step
 from opmix.training.objectives import CAUSAL_LM, Objective, Usage
 
 _MORE_ROWS = 0.25

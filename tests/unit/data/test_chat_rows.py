@@ -14,6 +14,8 @@ from opmix.domain import ChatOptions
 from opmix.errors import DataError
 from opmix.mixing.mixture import Mixture
 
+SIZES = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 12)), min_size=1, max_size=30)
+
 
 def split_of(sizes: list[tuple[int, int]]) -> TokenSplit:
     """Conversations of (prompt, answer) tokens; token t of document i is 100 i + t."""
@@ -56,7 +58,7 @@ class TestPacking:
         assert len(bins) <= 1.7 * sum(sizes) / 20 + 1
 
     @settings(deadline=None, max_examples=30)
-    @given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 12)), min_size=1, max_size=30), st.sampled_from(["left", "right", "drop"]), st.booleans())  # fmt: skip
+    @given(SIZES, st.sampled_from(["left", "right", "drop"]), st.booleans())
     def test_counts_are_those_of_the_labels(self, sizes, truncate, packing):
         try:
             rows = rows_of(sizes, truncate=truncate, packing=packing)
@@ -104,7 +106,7 @@ class TestOverLong:
     def test_text_is_refused(self):
         split = split_of([(2, 2)])
         text = TokenSplit(
-            **{**{k: getattr(split, k) for k in ("domain", "split", "fingerprint", "tokens", "offsets", "byte_counts")}}
+            **{k: getattr(split, k) for k in ("domain", "split", "fingerprint", "tokens", "offsets", "byte_counts")}
         )
         with pytest.raises(DataError, match="holds text"):
             ChatRows(text, 4, ChatOptions())
@@ -128,7 +130,10 @@ class TestMixing:
     def test_text_and_conversations_in_one_stream(self):
         chat = rows_of([(2, 2), (3, 2)], length=8, packing=False)
         text = PackedSequences(
-            TokenSplit(domain="t", split="train", fingerprint="f", tokens=np.arange(8, dtype=np.uint16), offsets=np.array([0, 3, 8]), byte_counts=np.array([3, 5])),
+            TokenSplit(
+                domain="t", split="train", fingerprint="f", tokens=np.arange(8, dtype=np.uint16), offsets=np.array([0, 3, 8]),
+                byte_counts=np.array([3, 5]),
+            ),
             8,
         )  # fmt: skip
         plan = plan_mixture(Mixture.of({"c": 0.5, "t": 0.5}), 4, {"c": len(chat), "t": len(text)}, seed=0)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opmix.data import ChatRows, PackedSequences, prepare_domain
+from opmix.data import ChatRows, PackedSequences, pad_rows, prepare_domain
 from opmix.domain import ChatOptions, Domain, Source
 from opmix.mixing.mixture import Mixture
 from opmix.models import model_shape
@@ -110,7 +110,7 @@ class TestTraining:
     def test_sft_learns_answers_and_only_them(self, splits, tokenizer, tmp_path):
         rows = {n: ChatRows(splits[n].train, LENGTH, ChatOptions(truncate="left")) for n in ("terse", "wordy")}
         model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=LENGTH)
-        planned = plan_training(rows, Mixture.of({"terse": 0.5, "wordy": 0.5}), steps=25, arguments={**ARGUMENTS, "learning_rate": 5e-3}, seed=0, objective=SFT)  # fmt: skip
+        planned = plan(rows, {"terse": 0.5, "wordy": 0.5}, steps=25, learning_rate=5e-3)
 
         def losses():
             batch = {k: torch.as_tensor(v) for k, v in _batch(rows["terse"], range(8)).items()}
@@ -141,12 +141,8 @@ class TestTraining:
 
 
 def _batch(rows, indices):
-    from opmix.data import pad_rows
-
-    return pad_rows([
-        {"input_ids": torch.as_tensor(rows[i]), "labels": torch.as_tensor(rows.labels(i)), "position_ids": torch.as_tensor(rows.position_ids(i))}
-        for i in indices
-    ])  # fmt: skip
+    parts = {"input_ids": rows.__getitem__, "labels": rows.labels, "position_ids": rows.position_ids}
+    return pad_rows([{key: torch.as_tensor(part(i)) for key, part in parts.items()} for i in indices])
 
 
 class TestInvariance:

@@ -1,0 +1,203 @@
+"""What all stages of a life share: run folder, tokenizer, tokenised data, and models loaded from disk as they are needed."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from opmix.compute.flops import ModelShape
+from opmix.config import ModelConfig
+from opmix.data import PackedSequences, TokenizedDomain, iter_documents
+from opmix.data.sources import resolve, source_fingerprint
+from opmix.data.tokenization import tokenizer_fingerprint
+from opmix.domain import Domain
+from opmix.errors import ConfigError, StoreError
+from opmix.lifecycle.config import LifecycleConfig
+from opmix.lifecycle.stage_data import tokenise
+from opmix.lifecycle.stages import resolve as resolve_stages
+from opmix.lifecycle.steps import DataFacts
+from opmix.models import load_model, load_tokenizer, model_fingerprint, model_shape
+from opmix.progress import Progress
+from opmix.runs.files import default_cache_dir, files_signature
+from opmix.runs.store import RunStore
+from opmix.scratch import new_model, train_tokenizer
+from opmix.training.factory import TrainerFactory
+
+
+@dataclass(kw_only=True)
+class World:
+    """Everything a stage needs that is not its own."""
+
+    life: LifecycleConfig
+    base: Path
+    store: RunStore
+    progress: Progress
+    make_trainer: TrainerFactory
+    tokenizer: Any
+    data: Mapping[str, TokenizedDomain]
+    train: Mapping[str, PackedSequences]
+    facts: DataFacts
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.store.folder
+
+    def start_model(self, seed: int) -> Any:
+        """The model before the first stage."""
+        if self.life.architecture is not None:
+            return new_model(self.life.architecture, self.tokenizer, seed)
+        assert self.life.model is not None
+        return self.load(located(self.life.model.name, self.base))
+
+    def load(self, name: str | Path, expected: str | None = None) -> Any:
+        """A checkpoint of this life, in float32 unless the configuration says otherwise (weights that are trained need it).
+
+        Raises:
+            StoreError: It is not the model that was recorded (`expected` is its fingerprint).
+        """
+        wanted = self.life.model or ModelConfig(name="")
+        dtype = "float32" if wanted.dtype == "auto" else wanted.dtype
+        local = Path(name).is_dir()
+        model = load_model(
+            name, dtype=dtype, device=wanted.device, revision=None if local else wanted.revision,
+            trust_remote_code=wanted.trust_remote_code, attn_implementation=wanted.attn_implementation,
+        )  # fmt: skip
+        if expected is not None and model_fingerprint(model) != expected:
+            kind, weights = type(model).__name__, sum(p.numel() for p in model.parameters())
+            raise StoreError(
+                f"{name}: holds a {kind} of {weights:,} weights that is not the model this run trained; put the trained one back, or "
+                "delete the folder to have it trained again"
+            )
+        return model
+
+    def save(self, model: Any, folder: Path) -> str:
+        """Save model and tokenizer whole or not at all; returns the model's fingerprint."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
+        try:
+            model.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
+            temporary.chmod(0o755)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.replace(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return model_fingerprint(model)
+
+    def check_room(self, what: str, num_bytes: float) -> None:
+        """Refuse to begin what the disk has no room for.
+
+        Raises:
+            StoreError: Less is free than will be written.
+        """
+        free = shutil.disk_usage(self.folder).free
+        if free < num_bytes:
+            raise StoreError(
+                f"{self.folder}: {what} needs about {num_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; free space and run again, "
+                "or set keep.models: last"
+            )
+
+
+def make_world(
+    life: LifecycleConfig, base: Path, store: RunStore, progress: Progress, make_trainer: TrainerFactory
+) -> World:
+    """Tokenizer and data of a life; everything that can fail cheaply fails here.
+
+    Raises:
+        OpMixError: A source or the tokenizer cannot be read, or they do not fit each other.
+    """
+    used = [name for stage in resolve_stages(life) for name in stage.domains]
+    domains = {n: life.domains[n].domain(n, base) for n in dict.fromkeys([*(life.old_mixture or ()), *used])}
+    tokenizer = _tokenizer(life, base, store, domains, progress)
+    cache = Path(life.cache_dir) if life.cache_dir else default_cache_dir()
+    data = tokenise(domains, tokenizer, cache_dir=cache, num_proc=life.num_proc, progress=progress)
+    train = {n: PackedSequences(d.train, life.sequence_length) for n, d in data.items()}
+    facts = DataFacts(
+        tokenizer=tokenizer_fingerprint(tokenizer), fingerprints={n: d.fingerprint for n, d in data.items()},
+        rows={n: len(p) for n, p in train.items()}, model=_signature(life, base),
+    )  # fmt: skip
+    world = World(
+        life=life, base=base, store=store, progress=progress, make_trainer=make_trainer, tokenizer=tokenizer, data=data, train=train,
+        facts=facts,
+    )  # fmt: skip
+    _record_facts(world, domains)
+    return world
+
+
+def located(name: str, base: Path) -> str:
+    """A checkpoint beside the configuration, or a hub name."""
+    local = base / Path(name).expanduser()
+    return str(local) if local.exists() else name
+
+
+def _signature(life: LifecycleConfig, base: Path) -> str:
+    if life.model is None:
+        return ""
+    place = Path(located(life.model.name, base))
+    return files_signature(place) if place.exists() else f"{life.model.name}@{life.model.revision}"
+
+
+def _tokenizer(
+    life: LifecycleConfig, base: Path, store: RunStore, domains: Mapping[str, Domain], progress: Progress
+) -> Any:
+    wanted = life.tokenizer
+    if wanted is None or wanted.name is not None:
+        model = life.model or ModelConfig(name="")
+        name = wanted.name if wanted is not None and wanted.name is not None else (model.tokenizer or model.name)
+        return load_tokenizer(located(name, base), revision=model.revision, trust_remote_code=model.trust_remote_code)
+    first = [domains[n] for n in resolve_stages(life)[0].domains]
+    folder = store.folder / "tokenizer"
+    inputs = {
+        "vocab_size": wanted.vocab_size, "documents": wanted.documents,
+        "data": [source_fingerprint(d.train, domain=d.name) for d in first], "fields": [d.train.field for d in first],
+    }  # fmt: skip
+
+    def work() -> dict[str, Any]:
+        progress.note(f"training a tokenizer of {wanted.vocab_size} entries on {len(first)} domains")
+        texts = (t for d in first for t in islice(iter_documents(d.train, domain=d.name), wanted.documents))
+        made = train_tokenizer(texts, int(wanted.vocab_size or 0))
+        shutil.rmtree(folder, ignore_errors=True)
+        made.save_pretrained(folder)
+        return {"size": len(made)}
+
+    size = int(wanted.vocab_size or 0)
+    if size < 257:
+        raise ConfigError(f"tokenizer.vocab_size: {size}; expected at least 257 (every byte and the end of a document)")
+    store.step("tokenizer", inputs, work, intact=(folder / "tokenizer.json").exists)
+    return load_tokenizer(folder)
+
+
+def _record_facts(world: World, domains: Mapping[str, Domain]) -> None:
+    """What `opmix status` needs to know of the data without reading them."""
+    from opmix.runs.files import write_json
+
+    files = {}
+    for name, domain in domains.items():
+        sources = [s for s in (domain.train, domain.valid, domain.test) if s is not None]
+        paths = [Path(f.path) for s in sources for f in resolve(s, domain=name)]
+        files[name] = {str(p): [p.stat().st_size, p.stat().st_mtime_ns] for p in paths if p.is_file()}
+    facts = world.facts
+    write_json(
+        world.folder / "data.json",
+        {"tokenizer": facts.tokenizer, "fingerprints": facts.fingerprints, "rows": facts.rows, "model": facts.model, "files": files,
+         "tokens": {n: d.train.num_tokens for n, d in world.data.items()}},
+    )  # fmt: skip
+
+
+def shape_of(model: Any) -> dict[str, int]:
+    """For FLOP counts and estimates, as a record keeps it."""
+    shape = model_shape(model)
+    parameters = sum(p.numel() for p in model.parameters())
+    return {**vars(shape), "parameters": parameters}
+
+
+def shape_from(record: Mapping[str, Any]) -> ModelShape:
+    """What `shape_of` recorded."""
+    names = ("matmul_parameters", "num_layers", "attention_width", "head_parameters")
+    return ModelShape(**{name: int(record[name]) for name in names if name in record})
