@@ -244,15 +244,13 @@ class DistillationTrainer(Trainer):
         room = (self.objective.limit or 1 << 30) - prompt_ids.shape[1]
         settings = GenerationConfig(
             do_sample=True, temperature=options.temperature, top_k=0, top_p=1.0, repetition_penalty=1.0, num_beams=1,
-            max_new_tokens=max(1, min(options.max_new_tokens, room)), eos_token_id=list(stop), pad_token_id=stop[0],
+            max_new_tokens=max(1, min(options.max_new_tokens, room)), eos_token_id=list(stop), pad_token_id=stop[0], use_cache=True,
         )  # fmt: skip
         student, training = self.accelerator.unwrap_model(model), model.training
         with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(self._draw())
             student.eval()
-            whole = student.generate(
-                input_ids=prompt_ids, attention_mask=prompt_mask, generation_config=settings, use_cache=True
-            )
+            whole = student.generate(input_ids=prompt_ids, attention_mask=prompt_mask, generation_config=settings)
             student.train(training)
         answer = whole[:, prompt_ids.shape[1] :].clone()
         ends = torch.isin(answer, torch.tensor(stop, device=answer.device))

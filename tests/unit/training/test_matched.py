@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opmix.data import ChatRows, PackedSequences, pad_rows, prepare_domain
+from opmix.data import ChatRows, MixturePlan, PackedSequences, pad_rows, prepare_domain
 from opmix.domain import ChatOptions, Domain, Source
 from opmix.mixing.mixture import Mixture
 from opmix.models import model_shape
@@ -94,6 +94,21 @@ def test_a_plan_goes_on_where_the_one_before_ends(rows):
     assert more.shares == pytest.approx(MIXTURES[2], abs=0.06)
     for a, b in zip(first.dataset, (more.dataset[i] for i in range(len(first.dataset))), strict=True):
         assert torch.equal(a["input_ids"], b["input_ids"])
+
+
+def test_a_stage_goes_on_where_earlier_stages_read_to(rows):
+    first = plan(rows, MIXTURES[2], steps=3)
+    names, cursors = first.plan.names, first.plan.cursors()
+    none = np.empty(0, dtype=np.int64)
+    empty = MixturePlan(
+        names, none.astype(np.int16), none, tuple(len(rows[n]) for n in names), 0, tuple(cursors[n] for n in names)
+    )
+    later = plan_training(
+        rows, Mixture.of(MIXTURES[2]), steps=3, arguments=ARGUMENTS, seed=0, objective=SFT, previous=empty
+    )
+    seen = {(int(d), int(r)) for d, r in zip(first.plan.domain, first.plan.row, strict=True)}
+    again = [(d, r) in seen for d, r in zip(later.plan.domain.tolist(), later.plan.row.tolist(), strict=True)]
+    assert not any(again)
 
 
 @settings(deadline=None, max_examples=60)
