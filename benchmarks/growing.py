@@ -29,8 +29,8 @@ def main() -> int:
     first = {"name": "two", "domains": names[:2], "tokens": 8192, "mixture": "uniform"}
     later = [{"name": f"to-{i + 1}", "add": [names[i]], "tokens": 8192} for i in range(2, args.domains)]
     life = {
-        "architecture": {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-                         "num_key_value_heads": 4, "max_position_embeddings": 64, "tie_word_embeddings": True},
+        "architecture": {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+                         "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64, "tie_word_embeddings": True},
         "tokenizer": {"vocab_size": 512}, "sequence_length": 64, "stages": [first, *later],
         "domains": {n: {"train": str(f.resolve()), "holdout": 0.2} for n, f in files.items()},
         "trainer": {"learning_rate": 3e-3, "per_device_train_batch_size": 8}, "probes": {"steps": 5}, "proxies": {"eval_sequences": 16},

@@ -17,10 +17,10 @@ from opmix.strict import Count, Strict, nearest, read_yaml, validated
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
+
 DEMONSTRATION = (
     "{prompt}\n\nAn example of a good response:\n{demonstration}\n\nNow respond yourself, in your own words."
 )
-"""What self-distillation's teacher is asked, unless a configuration says otherwise."""
 
 
 class SourceConfig(Strict):

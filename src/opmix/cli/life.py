@@ -91,6 +91,7 @@ def show_life(content: Mapping[str, Any], folder: Path) -> None:
         console.print(seeds_table(content))
     for seed, life in content["seeds"].items():
         console.print(f"model (seed {seed}): {folder / life['model']}", highlight=False, soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 def stage_table(number: int, stage: dict[str, Any], suffix: str = "") -> Table:

@@ -12,7 +12,7 @@ from opmix.compute.ledger import Ledger
 from opmix.config import SearchConfig
 from opmix.domain import SPLITS
 from opmix.errors import ConfigError
-from opmix.lifecycle.estimates import estimate_search, eval_sequences, method_of
+from opmix.lifecycle.estimates import eval_sequences, method_of
 from opmix.methods.base import Simulation, Stage
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
@@ -52,7 +52,7 @@ class SearchContext:
         self.old = None if config.old_mixture is None else Mixture.of(config.old_mixture)
         self.method = method_of(config)
 
-    def prepare(self, model: Any, tokenizer: Any, data: Mapping[str, TokenizedDomain] | None = None) -> None:
+    def prepare(self, model: Any, tokenizer: Any, data: StageData | None = None) -> None:
         """Load, tokenise, check and estimate: everything that can fail cheaply, before anything is trained.
 
         Args:
@@ -64,11 +64,10 @@ class SearchContext:
             OpMixError: Whatever is wrong with model, tokenizer, domains or constraints.
         """
         model, tokenizer = self._load(model, tokenizer)
-        self.prepared = self._prepare(model, tokenizer, data)
+        self.prepared = self._prepare(model, tokenizer) if data is None else data
         self.stage = Stage(
             domains=self.names, old=self.old, budget_tokens=self.config.budget.tokens,
-            available_tokens=self.prepared.available_tokens, seed=self.config.seed,
-            new=self.config.new_domains,
+            available_tokens=self.prepared.available_tokens, seed=self.config.seed, new=self.config.new_domains,
         )  # fmt: skip
         self._check_constraints()
         self.session = self._session(model)
@@ -156,16 +155,14 @@ class SearchContext:
         local = self.base / Path(name).expanduser()
         return str(local) if local.exists() else name
 
-    def _prepare(self, model: Any, tokenizer: Any, data: Mapping[str, TokenizedDomain] | None) -> StageData:
+    def _prepare(self, model: Any, tokenizer: Any) -> StageData:
         from opmix.lifecycle.stage_data import prepare_stage
 
         config, limit = self.config, getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and config.sequence_length > limit:
             raise ConfigError(f"sequence_length: {config.sequence_length}; the model takes at most {limit} tokens")
         cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
-        return prepare_stage(
-            config, tokenizer, base=self.base, cache_dir=cache, progress=self.progress, limit=limit, tokenised=data
-        )
+        return prepare_stage(config, tokenizer, base=self.base, cache_dir=cache, progress=self.progress, limit=limit)
 
     def _check_constraints(self) -> None:
         """Solve a flat problem: contradictory constraints are named before anything is trained."""
@@ -192,30 +189,35 @@ class SearchContext:
         from opmix.probes.held_out import held_out
         from opmix.probes.session import ProbeSession, ProbeSettings
 
-        config, data, sequences = self.config, self.prepared, eval_sequences(self.config, self.old)
+        config, data = self.config, self.prepared
         chosen = config.probes.model_dump(exclude={"share", "joint"})
         return ProbeSession(
             model=model, shape=model_shape(model), train=data.train,
             held_out=[
                 held_out(n, rows, num=num, seed=config.seed, document_mask=config.document_mask)
-                for (n, rows), num in zip(data.rows("valid").items(), sequences, strict=True)
+                for (n, rows), num in zip(data.rows("valid").items(), eval_sequences(config, self.old), strict=True)
             ],
-            settings=ProbeSettings(**chosen), trainer=config.trainer, make_trainer=self.make_trainer,
-            store=self.store, data_fingerprint=fingerprint([*data.fingerprint, sequences]),
+            settings=ProbeSettings(**chosen), trainer=config.trainer, make_trainer=self.make_trainer, store=self.store,
+            data_fingerprint=fingerprint([*data.fingerprint, eval_sequences(config, self.old)]),
             ledger=self.ledger, progress=self.progress, seed=config.seed, backend=config.proxies.backend,
             batch_tokens=config.proxies.batch_tokens, document_mask=config.document_mask, objective=data.objective,
         )  # fmt: skip
 
     def _estimate(self) -> None:
         """What the search will cost, before it does."""
-        wanted, length = estimate_search(self.config, self.old), self.config.sequence_length
-        flops = wanted.flops(self.session.shape, length)["proxies"] + self.prepared.objective.flops(
-            self.session.shape, row_tokens=wanted.probe_tokens, length=length, adapter_parameters=0
-        )
+        design, session = self.method.design(self.stage), self.session
+        length, shape = self.config.sequence_length, session.shape
+        num_probes = len(design.probes.probes)
+        probe_tokens = round(num_probes * session.probe_tokens * self.prepared.row_tokens_per_supervised)
+        eval_tokens = (len(design.points) + 1) * sum(h.input_ids.size for h in session.held_out)
+        flops = self.prepared.objective.flops(shape, row_tokens=probe_tokens, length=length, adapter_parameters=0)
+        flops += eval_tokens * shape.forward(length)
+        share = flops / self.training_flops
+        per_probe = _adapter_bytes(session)
         self.progress.note(
-            f"{wanted.num_probes} probes x {self.config.probes.steps} steps ({wanted.probe_tokens:,} tokens), {wanted.num_points} proxies "
-            f"({wanted.proxy_tokens:,} tokens): about {flops:.2g} FLOPs, {flops / self.training_flops:.1%} of the "
-            f"{self.config.budget.tokens:,}-token stage; {wanted.num_probes * _adapter_bytes(self.session) / 1e6:.1f} MB of adapters"
+            f"{num_probes} probes x {session.settings.steps} steps ({probe_tokens:,} tokens), {len(design.points)} proxies "
+            f"({eval_tokens:,} tokens): about {flops:.2g} FLOPs, {share:.1%} of the {self.config.budget.tokens:,}-token stage; "
+            f"{num_probes * per_probe / 1e6:.1f} MB of adapters"
         )
 
     def notes(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from opmix.config import SearchConfig
+from opmix.config import SdftConfig, SearchConfig
 from opmix.data import ChatRows, PackedSequences, Rows, TokenizedDomain, TokenSplit, domain_kind, prepare_domain
 from opmix.data.tokenization import eos_id
 from opmix.domain import ChatOptions, Domain, Split
 from opmix.errors import ConfigError
 from opmix.progress import Advance, Progress
 from opmix.training.distillation import DistillationSettings, SelfDistillation
-from opmix.training.objectives import CAUSAL_LM, SFT, Objective
+from opmix.training.objectives import CAUSAL_LM, SFT, Objective, ObjectiveName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,16 @@ class StageData:
         """The training rows."""
         return self.rows("train")
 
+    def only(self, names: Collection[str]) -> StageData:
+        """The same with some of the domains."""
+        return replace(
+            self, domains={n: d for n, d in self.domains.items() if n in names},
+            options={n: o for n, o in self.options.items() if n in names},
+        )  # fmt: skip
+
     @property
     def available_tokens(self) -> dict[str, int]:
-        """Supervised tokens to train on by domain: those of whole sequences of text, and of conversations that stayed."""
+        """Supervised tokens to train on by domain: all of a text's whole sequences, those of conversations that stayed."""
         return {name: int(rows.supervised.sum()) for name, rows in self.train.items()}
 
     @property
@@ -87,87 +94,80 @@ class StageData:
         return [note for note in notes if note]
 
 
-def tokenise(
+def prepare_stage(
+    config: SearchConfig, tokenizer: Any, *, base: Path, cache_dir: Path, progress: Progress, limit: int | None = None
+) -> StageData:
+    """Tokenise the domains of a search and choose the objective; see `prepare_data`."""
+    template = config.model.template(base)
+    domains = {name: d.domain(name, base, template) for name, d in config.domains.items()}
+    return prepare_data(
+        domains, tokenizer, objective=config.objective, sdft=config.sdft, sequence_length=config.sequence_length,
+        cache_dir=cache_dir, num_proc=config.num_proc, progress=progress, limit=limit,
+    )  # fmt: skip
+
+
+def prepare_data(
     domains: Mapping[str, Domain],
     tokenizer: Any,
     *,
+    objective: ObjectiveName | None,
+    sdft: SdftConfig,
+    sequence_length: int,
     cache_dir: Path,
     num_proc: int,
     progress: Progress,
-    demonstration: str | None = None,
-) -> dict[str, TokenizedDomain]:
-    """Every domain read, split and tokenised, or found in the cache; see `prepare_domain`.
-
-    Raises:
-        DataError: A domain that cannot be read, is empty, or does not fit the tokenizer.
-    """
-    data, what = {}, "tokenise" if demonstration is None else "contexts of"
-    for name, domain in domains.items():
-        with progress.task(f"{what} {name}", 0) as advance:
-            data[name] = prepare_domain(
-                domain, tokenizer, cache_dir=cache_dir, num_proc=num_proc, progress=_documents(advance),
-                demonstration=demonstration,
-            )  # fmt: skip
-    return data
-
-
-def prepare_stage(
-    config: SearchConfig,
-    tokenizer: Any,
-    *,
-    base: Path,
-    cache_dir: Path,
-    progress: Progress,
     limit: int | None = None,
-    tokenised: Mapping[str, TokenizedDomain] | None = None,
+    known: dict[tuple[Domain, str | None], TokenizedDomain] | None = None,
 ) -> StageData:
-    """Tokenise the domains of a configuration and choose the objective.
+    """Tokenise domains and choose the objective that fits them.
 
     Args:
-        config: Of a search or stage.
+        domains: By name.
         tokenizer: The model's.
-        base: Folder that relative paths start from.
+        objective: None: `sft` where a domain holds conversations, else `causal_lm`.
+        sdft: Of self-distillation.
+        sequence_length: Tokens of a row at most.
         cache_dir: Of tokenised data.
+        num_proc: Processes that tokenise.
         progress: Told about every batch.
         limit: Positions the model has.
-        tokenised: The domains, where they are tokenised already.
+        known: What has been tokenised in this process, to be used and filled.
 
     Raises:
         ConfigError: The objective does not fit what the domains hold.
         DataError: A domain cannot be read or tokenised.
     """
-    wanted = domains_of(config, base)
-    chats = {name: d for name, d in wanted.items() if _is_chat(d, tokenised)}
-    check_objective(config.objective, list(chats))
-    how: dict[str, Any] = {"cache_dir": cache_dir, "num_proc": config.num_proc, "progress": progress}
-    domains = tokenise(wanted, tokenizer, **how) if tokenised is None else dict(tokenised)
-    objective: Objective = SFT if config.objective == "sft" else CAUSAL_LM
-    if config.objective == "sdft":
-        contexts = tokenise(chats, tokenizer, demonstration=config.sdft.demonstration, **how)
-        objective = SelfDistillation(
-            options=DistillationSettings(**config.sdft.model_dump()), limit=limit,
-            contexts={name: d.train for name, d in contexts.items()},
-            stop_ids=stop_ids(tokenizer, {name: domains[name].train for name in chats}),
+    known = {} if known is None else known
+    wanted = {name: replace(d, kind=domain_kind(d)) for name, d in domains.items()}
+    if objective == "sdft":
+        wanted = {name: replace(d, chat=replace(d.chat, supervise="last")) for name, d in wanted.items()}
+    chats = {name: d for name, d in wanted.items() if d.kind == "chat"}
+    objective = objective or ("sft" if chats else "causal_lm")
+    check_objective(objective, list(chats))
+
+    def prepare(domain: Domain, what: str, demonstration: str | None = None) -> TokenizedDomain:
+        if (domain, demonstration) not in known:
+            with progress.task(f"{what} {domain.name}", 0) as advance:
+                known[domain, demonstration] = prepare_domain(
+                    domain, tokenizer, cache_dir=cache_dir, num_proc=num_proc, progress=_documents(advance),
+                    demonstration=demonstration,
+                )  # fmt: skip
+        return known[domain, demonstration]
+
+    tokenised = {name: prepare(domain, "tokenise") for name, domain in wanted.items()}
+    chosen: Objective = SFT if objective == "sft" else CAUSAL_LM
+    if objective == "sdft":
+        contexts = {name: prepare(domain, "contexts of", sdft.demonstration).train for name, domain in chats.items()}
+        chosen = SelfDistillation(
+            options=DistillationSettings(**sdft.model_dump()), contexts=contexts, limit=limit,
+            stop_ids=stop_ids(tokenizer, {name: tokenised[name].train for name in chats}),
         )  # fmt: skip
     return StageData(
-        domains=domains, options={name: d.chat for name, d in chats.items()}, sequence_length=config.sequence_length,
-        objective=objective,
-    )  # fmt: skip
-
-
-def domains_of(config: SearchConfig, base: Path) -> dict[str, Domain]:
-    """The domains as they are to be tokenised for the configuration's objective."""
-    template = config.model.template(base)
-    domains = {name: d.domain(name, base, template) for name, d in config.domains.items()}
-    if config.objective != "sdft":
-        return domains
-    return {name: replace(d, chat=replace(d.chat, supervise="last")) for name, d in domains.items()}
-
-
-def _is_chat(domain: Domain, tokenised: Mapping[str, TokenizedDomain] | None) -> bool:
-    if tokenised is not None:
-        return tokenised[domain.name].train.mask is not None
-    return domain_kind(domain) == "chat"
+        domains=tokenised,
+        options={name: d.chat for name, d in chats.items()},
+        sequence_length=sequence_length,
+        objective=chosen,
+    )
 
 
 def check_objective(objective: str, chats: list[str]) -> None:

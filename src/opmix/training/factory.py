@@ -51,6 +51,8 @@ class TrainSpec:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """User's TrainingArguments, without the reserved ones."""
     callbacks: Sequence[TrainerCallback] = ()
+    last_callbacks: Sequence[TrainerCallback] = ()
+    """Called after all others, those that the factory adds included."""
     held_out: Mapping[str, Dataset[Any]] | None = None
     """Rows by domain that the Trainer evaluates on as it goes (`eval_strategy` in the arguments says when)."""
     stop_at: int | None = None
@@ -161,6 +163,8 @@ def run_training(factory: TrainerFactory, spec: TrainSpec) -> Trainer:
     trainer = factory(spec)
     if spec.optimizer_state is not None and spec.resume_from is None:
         take_over_optimizer(trainer, spec.optimizer_state)
+    for callback in spec.last_callbacks:
+        trainer.add_callback(callback)
     wanted = spec.stop_at or spec.steps
     try:
         output = trainer.train(resume_from_checkpoint=str(spec.resume_from) if spec.resume_from else None)

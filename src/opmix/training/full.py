@@ -10,12 +10,11 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback
 
-from opmix.compute.budget import world_size
 from opmix.data import Rows
 from opmix.mixing.mixture import Mixture
 from opmix.models import model_shape
 from opmix.progress import Progress
-from opmix.training.checkpoints import CompleteCheckpoints, StopAt, latest_checkpoint
+from opmix.training.checkpoints import CompleteCheckpoints, StopAt, latest_checkpoint, restore_usage
 from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, default_trainer, run_training
 from opmix.training.matched import plan_training, steps_for
 from opmix.training.objectives import CAUSAL_LM, Objective, Usage
@@ -42,17 +41,22 @@ def train_on_mixture(
         DataError: A share asks for more epochs than `max_epochs` allows.
         TrainingError: The loss is not finite.
     """
-    steps = steps_for(tokens, train, arguments, world_size())
+    steps = steps_for(tokens, train, arguments)
     plan = plan_training(
-        train, mixture, steps=steps, arguments=arguments, seed=seed, objective=objective, max_epochs=max_epochs,
-        world_size=world_size(),
-    )  # fmt: skip
+        train, mixture, steps=steps, arguments=arguments, seed=seed, objective=objective, max_epochs=max_epochs
+    )
+    factory = objective.trainer(make_trainer, Usage(), model_shape(model))
     with progress.task(name, steps) as advance:
         spec = TrainSpec(
-            model=model, dataset=plan.dataset, output_dir=output_dir, steps=steps, seed=seed, arguments=plan.arguments,
+            model=model,
+            dataset=plan.dataset,
+            output_dir=output_dir,
+            steps=steps,
+            seed=seed,
+            arguments=plan.arguments,
             callbacks=[StepProgress(advance)],
-        )  # fmt: skip
-        run_training(objective.trainer(make_trainer, Usage(), model_shape(model)), spec)
+        )
+        run_training(factory, spec)
     return plan.supervised_tokens
 
 
@@ -90,6 +94,7 @@ def train_stretch(
     optimizer_state: Path | None = None,
     report: Callable[[int, int], None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    usage: Usage | None = None,
 ) -> Trainer:
     """Train a model in place through one stretch; checkpoints go to `folder`.
 
@@ -104,6 +109,7 @@ def train_stretch(
         optimizer_state: `optimizer.pt` whose moments a stage's first stretch starts with.
         report: Told (steps done, steps of this stretch).
         callbacks: Further ones.
+        usage: What the trainer counts; kept with every checkpoint, so that a resumed stretch counts all of it.
 
     Raises:
         TrainingError: The loss is not finite.
@@ -119,12 +125,15 @@ def train_stretch(
         "save_strategy": "steps", "save_steps": max(1, stretch.save_every // logging) * logging,
         "eval_strategy": "steps" if stretch.evaluate_every else "no", "eval_steps": stretch.evaluate_every,
     }  # fmt: skip
-    watchers: list[TrainerCallback] = [StopAt(stretch.stop), CompleteCheckpoints(stretch.key), *callbacks]
+    usage = usage or Usage()
+    if resume is not None:
+        restore_usage(resume, stretch.key, usage)
+    watchers: list[TrainerCallback] = [StopAt(stretch.stop), *callbacks]
     if report is not None:
         watchers.append(StepProgress(lambda done, _: report(done - stretch.start, stretch.stop - stretch.start)))
     spec = TrainSpec(
         model=model, dataset=dataset, output_dir=folder, steps=stretch.steps, stop_at=stretch.stop, seed=seed,
         arguments={**defaults, **stretch.arguments, **own}, callbacks=watchers, resume_from=resume, held_out=held_out,
-        optimizer_state=optimizer_state,
+        optimizer_state=optimizer_state, last_callbacks=[CompleteCheckpoints(stretch.key, usage)],
     )  # fmt: skip
     return run_training(make_trainer, spec)

@@ -70,7 +70,7 @@ def plan_training(
     objective: Objective = CAUSAL_LM,
     max_epochs: Mapping[str, float] | None = None,
     document_mask: bool = False,
-    previous: TrainingPlan | MixturePlan | None = None,
+    previous: TrainingPlan | None = None,
     world_size: int = 1,
 ) -> TrainingPlan:
     """Plan `steps` optimizer steps on `mixture`.
@@ -84,36 +84,36 @@ def plan_training(
         objective: What is learned from a row.
         max_epochs: See `plan_mixture`.
         document_mask: See `MixtureDataset`.
-        previous: Plan of the same run to append to, as when the mixture changes inside a stage; or an empty `MixturePlan` that says
-            how far earlier stages have read.
+        previous: Plan of the same run to append to, as when the mixture changes inside a stage; or one of no steps that says how far
+            earlier stages have read.
         world_size: Ranks.
 
     Raises:
         DataError: A domain with a share has no rows, or would be used more often than `max_epochs`.
     """
-    earlier = previous if isinstance(previous, TrainingPlan) else None
-    before = previous if isinstance(previous, MixturePlan) else None if earlier is None else earlier.plan
     worth = None
     num, accumulation = steps * sequences_per_step(arguments, world_size), 0
     if objective.grouped or any(r.conversations for r in rows.values()):
         worth = {name: supervised_per_row(r) for name, r in rows.items()}
         wanted = supervised_per_step(rows, arguments, world_size)
         num = max(steps * world_size, round(steps * wanted * sum(p / worth[n] for n, p in mixture.items() if p > 0)))
-        accumulation = earlier.accumulation if earlier else _accumulation(num / steps, arguments, world_size)
+        accumulation = previous.accumulation if previous is not None else 0
+        accumulation = accumulation or _accumulation(num / steps, arguments, world_size)
         num = max(num, steps * accumulation * world_size)
+    before = None if previous is None else previous.plan
     plan = plan_mixture(
         mixture, num, {name: len(r) for name, r in rows.items()}, seed=seed, max_epochs=max_epochs, tokens_per_row=worth,
         previous=before, sequence_length=None if worth else next(iter(rows.values())).sequence_length,
     )  # fmt: skip
-    done = 0 if before is None else len(before)
+    done = len(before) if before is not None else 0
     part = plan[done:]
     supervised = _gather(rows, part, "supervised")
     dataset: Dataset[Any] = objective.dataset(rows, plan, document_mask=document_mask)
     ends = None
     if accumulation:
         ends = done + group_ends(supervised, steps * accumulation * world_size)
-        if earlier is not None and earlier.ends is not None:
-            ends = np.concatenate([earlier.ends, ends])
+        if previous is not None and previous.ends is not None:
+            ends = np.concatenate([previous.ends, ends])
         dataset = GroupedDataset(dataset, ends, objective.collate)
         arguments = {**arguments, "per_device_train_batch_size": 1, "gradient_accumulation_steps": accumulation}
     drawn = np.bincount(part.domain, weights=supervised, minlength=len(plan.names))

@@ -14,7 +14,7 @@ from opmix.progress import Silent
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
 from opmix.training.factory import TrainSpec, default_trainer, run_training
 from opmix.training.full import train_on_mixture
-from opmix.training.matched import account, group_ends, plan_training, steps_for, supervised_per_step
+from opmix.training.matched import TrainingPlan, account, group_ends, plan_training, steps_for, supervised_per_step
 from opmix.training.objectives import SFT, Usage
 
 ARGUMENTS = {"per_device_train_batch_size": 4, "learning_rate": 1e-3}
@@ -100,11 +100,13 @@ def test_a_stage_goes_on_where_earlier_stages_read_to(rows):
     first = plan(rows, MIXTURES[2], steps=3)
     names, cursors = first.plan.names, first.plan.cursors()
     none = np.empty(0, dtype=np.int64)
-    empty = MixturePlan(
-        names, none.astype(np.int16), none, tuple(len(rows[n]) for n in names), 0, tuple(cursors[n] for n in names)
+    drawn = tuple(cursors[n] for n in names)
+    empty = MixturePlan(names, none.astype(np.int16), none, tuple(len(rows[n]) for n in names), 0, drawn)
+    start = TrainingPlan(
+        plan=empty, dataset=first.dataset, arguments={}, steps=0, row_tokens=0, supervised_tokens=0, shares={}
     )
     later = plan_training(
-        rows, Mixture.of(MIXTURES[2]), steps=3, arguments=ARGUMENTS, seed=0, objective=SFT, previous=empty
+        rows, Mixture.of(MIXTURES[2]), steps=3, arguments=ARGUMENTS, seed=0, objective=SFT, previous=start
     )
     seen = {(int(d), int(r)) for d, r in zip(first.plan.domain, first.plan.row, strict=True)}
     again = [(d, r) in seen for d, r in zip(later.plan.domain.tolist(), later.plan.row.tolist(), strict=True)]
