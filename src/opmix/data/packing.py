@@ -80,6 +80,11 @@ class PackedSequences:
         """Whether these are conversations, whose positions must be told."""
         return False
 
+    @property
+    def restarts(self) -> bool:
+        """Whether positions must restart inside a row: only if the user wants it (`document_mask`)."""
+        return False
+
     def labels(self, index: int) -> Int64:
         """What is to be predicted, (T,): every token."""
         return self[index]

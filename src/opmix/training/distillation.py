@@ -136,6 +136,11 @@ class DistillationDataset(Dataset[dict[str, torch.Tensor]]):
         self._rows, self._contexts, self._plan = rows, contexts, plan
         self._texts = MixtureDataset(rows, plan, document_mask=document_mask)
 
+    @property
+    def restarts(self) -> bool:
+        """That of the texts."""
+        return self._texts.restarts
+
     def __len__(self) -> int:
         return len(self._plan)
 

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from opmix.data import ChatRows, MixturePlan, PackedSequences, pad_rows, prepare_domain
 from opmix.domain import ChatOptions, Domain, Source
+from opmix.errors import ConfigError
 from opmix.mixing.mixture import Mixture
 from opmix.models import model_shape
 from opmix.progress import Silent
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
-from opmix.training.factory import TrainSpec, default_trainer, run_training
+from opmix.training.factory import TrainSpec, check_attention, default_trainer, run_training
 from opmix.training.full import train_on_mixture
 from opmix.training.matched import TrainingPlan, account, group_ends, plan_training, steps_for, supervised_per_step
 from opmix.training.objectives import SFT, Usage
@@ -124,6 +125,20 @@ def test_groups_are_nearly_equal_and_never_empty(worth, groups):
 
 
 class TestTraining:
+    def test_flash_attention_is_refused_where_it_would_leak(self, splits, tokenizer, tmp_path):
+        model = tiny_model(vocab_size=len(tokenizer))
+        model.config._attn_implementation_internal = "flash_attention_2"
+        for packing in (True, False):
+            rows = {n: ChatRows(splits[n].train, 240, ChatOptions(packing=packing)) for n in ("terse", "wordy")}
+            planned = plan(rows, MIXTURES[0], steps=1)
+            spec = TrainSpec(model=model, dataset=planned.dataset, output_dir=tmp_path, steps=1, seed=0)
+            assert planned.dataset.restarts == packing
+            if packing:
+                with pytest.raises(ConfigError, match="see each other"):
+                    check_attention(spec)
+            else:
+                check_attention(spec)
+
     def test_sft_learns_answers_and_only_them(self, splits, tokenizer, tmp_path):
         rows = {n: ChatRows(splits[n].train, LENGTH, ChatOptions(truncate="left")) for n in ("terse", "wordy")}
         model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=LENGTH)
