@@ -55,11 +55,15 @@ def plan(rows, mixture, steps=12, **changes):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_steps_and_supervised_tokens_are_matched(rows, accumulation):
-    wanted = supervised_per_step(rows, ARGUMENTS) * accumulation
+    wanted, most = (
+        supervised_per_step(rows, ARGUMENTS) * accumulation,
+        max(int(r.supervised.max()) for r in rows.values()),
+    )
     for mixture in MIXTURES:
         planned = plan(rows, mixture, gradient_accumulation_steps=accumulation)
-        assert planned.supervised_tokens == pytest.approx(12 * wanted, rel=0.04)
-        assert {n: s for n, s in planned.shares.items() if s} == pytest.approx(mixture, abs=0.03)
+        assert planned.supervised_tokens == pytest.approx(12 * wanted, abs=1.5 * most)
+        off = 0.6 * most / planned.supervised_tokens
+        assert {n: s for n, s in planned.shares.items() if s} == pytest.approx(mixture, abs=off)
         device, groups = (
             planned.arguments["per_device_train_batch_size"],
             planned.arguments["gradient_accumulation_steps"],
@@ -68,7 +72,6 @@ def test_steps_and_supervised_tokens_are_matched(rows, accumulation):
         assert len(planned.dataset) == 12 * groups
         worth = [(batch["labels"] != -100).sum().item() for batch in planned.dataset]
         steps = np.add.reduceat(worth, np.arange(0, len(worth), groups))
-        most = max(int(r.supervised.max()) for r in rows.values())
         assert np.abs(steps - planned.supervised_tokens / 12).max() <= most
         assert max(len(batch["input_ids"]) for batch in planned.dataset) <= 2 * ARGUMENTS["per_device_train_batch_size"]
 
