@@ -276,6 +276,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
     Raises:
         ConfigError: All problems at once, each with its dotted path; an unknown key with the nearest known one.
     """
+    return parse_config(read_yaml(path, overrides), where=str(path))
+
+
+def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a YAML mapping and apply `a.b=c` overrides, without checking what it says.
+
+    Raises:
+        ConfigError: The file cannot be read, is no YAML or no mapping.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -289,7 +298,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
         )
     for override in overrides:
         apply_override(content, override)
-    return parse_config(content, where=str(path))
+    return content
 
 
 def parse_config(content: Mapping[str, Any], *, where: str | None = None) -> SearchConfig:

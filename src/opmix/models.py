@@ -16,8 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -105,6 +107,39 @@ def load_tokenizer(
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_model_config(
+    name_or_path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedConfig:
+    """Load what a model says of itself, without its weights.
+
+    Raises:
+        ModelError: Nothing there, or no configuration of a model.
+    """
+    source, gguf_file = _locate(name_or_path)
+    options = {"revision": revision, "gguf_file": gguf_file}
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **given)
+    except (OSError, ValueError, KeyError) as error:
+        raise _explain(source, error, "model") from error
+
+
+def empty_model(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The causal LM of a configuration on the meta device: shapes and names, no numbers, hardly any memory.
+
+    Raises:
+        ModelError: The configuration is not that of a causal LM.
+    """
+    name = str(config.name_or_path or config.model_type)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _explain(name, error, "model") from error
+    _check_loaded(name, model, ())
+    return model
 
 
 def base_model_of(model: nn.Module) -> nn.Module:

@@ -6,27 +6,31 @@ import sys
 
 import typer
 
-from opmix.cli import commands
+from opmix.cli import commands, first
 from opmix.errors import OpMixError
 
 app = typer.Typer(
     name="opmix",
     help="In what proportions should you mix your data for the next stretch of training?",
-    no_args_is_help=True,
+    invoke_without_command=True,
+    callback=first.first_screen,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 app.command("demo")(commands.demo)
+app.command("init")(first.init)
+app.command("validate")(first.validate)
 app.command("search")(commands.search)
 app.command("fit")(commands.fit)
 app.command("report")(commands.report)
+app.command("doctor")(first.doctor)
 
 
 def main() -> None:
     """Entry point: errors that opmix raises on purpose become one message and exit code 1."""
     try:
-        app()
+        app(prog_name="opmix")
     except OpMixError as error:
         from rich.console import Console
 
