@@ -14,13 +14,16 @@ FLOORS = [
     {"runs", "compute", "mixing"},
     {"results", "config"},
     {"report"},
-    {"data", "models", "methods"},
+    {"data", "models", "model_files", "methods"},
     {"training", "testing"},
     {"probes"},
     {"lifecycle"},
     {"api", "fit"},
+    {"setup"},
+    {"discovery"},
     {"demo"},
     {"cli"},
+    {"__main__"},
 ]
 FLOOR_OF = {name: level for level, names in enumerate(FLOORS) for name in names}
 
@@ -71,6 +74,7 @@ PEERS = {
     "testing",
     "data",
     "models",
+    "model_files",
     "methods",
 }
 

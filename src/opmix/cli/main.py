@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from opmix.cli import commands, first
+from opmix.cli import commands, discover, first
 from opmix.errors import OpMixError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("demo")(commands.demo)
 app.command("init")(first.init)
 app.command("validate")(first.validate)
+app.command("discover")(discover.discover)
 app.command("search")(commands.search)
 app.command("fit")(commands.fit)
 app.command("report")(commands.report)

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from opmix.data.sources import COMPRESSED, SUFFIXES, TOKEN_FORMATS, format_of
-from opmix.domain import SPLITS, Source, SourceFormat, Split
+from opmix.domain import SPLITS, Domain, Source, SourceFormat, Split
 from opmix.errors import DataError
 from opmix.setup.layout import SPLIT_WORDS, Found, kind_of
 from opmix.setup.samples import read_rows
 from opmix.setup.schema import Schema, schema_of
+from opmix.setup.splits import workable_holdout
 from opmix.setup.survey import SAMPLED_FILES, Size, spread, survey
 
 
@@ -27,6 +28,8 @@ class DomainDraft:
     label: str
     sources: dict[Split, Source] = field(default_factory=dict)
     sizes: dict[Split, Size] = field(default_factory=dict)
+    holdout: float = 0.05
+    """Share of the documents split off for each missing held-out set."""
     notes: list[str] = field(default_factory=list)
     problem: str = ""
     """Why it is left out; empty: it is not."""
@@ -36,9 +39,9 @@ class DomainDraft:
         """Estimated tokens of `train`, before anything is split off."""
         return self.sizes["train"].tokens
 
-    def held_out_tokens(self, holdout: float = 0.05) -> int:
+    def held_out_tokens(self) -> int:
         """Estimated tokens that mixtures are chosen by."""
-        return self.sizes["valid"].tokens if "valid" in self.sizes else round(holdout * self.train_tokens)
+        return self.sizes["valid"].tokens if "valid" in self.sizes else round(self.holdout * self.train_tokens)
 
 
 def draft(found: Found, name: str, tokenizer: Any = None) -> DomainDraft:
@@ -58,9 +61,28 @@ def draft(found: Found, name: str, tokenizer: Any = None) -> DomainDraft:
             for split, source in result.sources.items()
             if (size := survey(source, domain=found.label, tokenizer=tokenizer)) is not None
         }
+        result.holdout = _holdout(result)
     except (DataError, UnicodeEncodeError) as error:
         result.problem = str(error)
     return result
+
+
+def _holdout(each: DomainDraft) -> float:
+    """A share that leaves no split of a small domain empty.
+
+    Raises:
+        DataError: There is none.
+    """
+    documents = each.sizes["train"].documents
+    given = {split: each.sources.get(split) for split in ("valid", "test")}
+    domain = Domain(name=each.name, train=each.sources["train"], valid=given["valid"], test=given["test"])
+    share = workable_holdout(domain, documents)
+    if share is None:
+        raise DataError(
+            f"{each.label}: {documents} document(s), too few to split held-out sets off; expected some ten, or files named `valid` "
+            "and `test`; cut long documents into several"
+        )
+    return share
 
 
 def _file_sources(found: Found, notes: list[str]) -> dict[Split, Source]:

@@ -77,7 +77,7 @@ def first_config(
     usable = [each for each in drafts if not each.problem]
     if len(usable) < 2:
         raise ConfigError(_too_few(folder, usable, drafts))
-    settings = _settings(usable, _beside(model, out.parent), limit, tokens, counted=tokenizer is not None)
+    settings = _settings(usable, out.name, _beside(model, out.parent), limit, tokens, counted=tokenizer is not None)
     text = render(drafts, settings, folder=folder, base=out.parent.resolve())
     config = parse_config(yaml.safe_load(text), where=str(out))
     write_text(out, text)
@@ -91,7 +91,8 @@ def _model_facts(model: str | None) -> tuple[Any, int | None, list[str]]:
     """Tokenizer, longest sequence, and what could not be found out."""
     if model is None:
         return None, None, []
-    from opmix.models import load_model_config, load_tokenizer
+    from opmix.model_files import load_model_config
+    from opmix.models import load_tokenizer
 
     notes, tokenizer, limit = [], None, None
     try:
@@ -103,7 +104,7 @@ def _model_facts(model: str | None) -> tuple[Any, int | None, list[str]]:
 
 
 def _settings(
-    usable: list[DomainDraft], model: str | None, limit: int | None, tokens: int | None, *, counted: bool
+    usable: list[DomainDraft], file: str, model: str | None, limit: int | None, tokens: int | None, *, counted: bool
 ) -> Settings:
     """Numbers that this much text allows."""
     smallest = min(each.held_out_tokens() for each in usable)
@@ -115,7 +116,7 @@ def _settings(
     steps = min(200, max(10, int(once) // 10 * 10))
     total = sum(each.train_tokens for each in usable)
     return Settings(
-        model=model or PLACEHOLDER, has_model=model is not None, tokens=tokens or max(total, 1), total=total,
+        file=file, model=model or PLACEHOLDER, has_model=model is not None, tokens=tokens or max(total, 1), total=total,
         given=tokens is not None, length=length, steps=steps, batch=_BATCH, counted=counted,
     )  # fmt: skip
 

@@ -143,7 +143,7 @@ def check_threads(findings: Findings) -> None:
         findings.warn(
             "threads", f"{told}, but {have} core(s): threads will wait for each other", f"export OMP_NUM_THREADS={have}"
         )
-    elif load + threads > _BUSY * have and load >= 1:
+    elif threads > 1 and load >= 1 and load + threads > _BUSY * have:
         spare = max(1, round(have - load))
         findings.warn(
             "threads", f"{told}, {have} core(s), and other work keeps {load:.1f} of them busy: too many threads are several times slower",

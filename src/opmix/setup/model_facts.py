@@ -60,7 +60,8 @@ def model_facts(config: ModelConfig, name: str, probes: ProbesConfig) -> ModelFa
     Raises:
         ModelError: Nothing there, no causal LM, files missing, or no layer for the adapters.
     """
-    from opmix.models import empty_model, load_model_config, model_shape, parameter_counts
+    from opmix.model_files import load_model_config
+    from opmix.models import empty_model, model_shape, parameter_counts
 
     _check_files(Path(name))
     loaded = load_model_config(name, revision=config.revision, trust_remote_code=config.trust_remote_code)

@@ -22,6 +22,7 @@ from opmix.progress import Silent
 from opmix.runs.store import RunStore
 from opmix.setup.checks import Findings
 from opmix.setup.model_facts import ModelFacts
+from opmix.setup.splits import empty_splits
 from opmix.setup.survey import Size
 from opmix.training.factory import sequences_per_step
 
@@ -29,6 +30,8 @@ MAX_EPOCHS = 4.0
 """Repetitions at equal shares above which a domain is pointed out: about where repeating text stops being as good as new
 text (Muennighoff et al., arXiv 2305.16264)."""
 _PROBE_EPOCHS = 1.5
+_DEAR = 0.5
+"""Share of the stage's FLOPs from which a search is pointed out as costly."""
 _ESTIMATE_SLACK = 1.1
 
 
@@ -78,6 +81,13 @@ def check_plan(
     known = {name: size for name, splits in sizes.items() if (size := splits.get("train")) is not None}
     train = {name: round(size.tokens * _kept(config, name)) for name, size in known.items()}
     _check_held_out(config, sizes, findings)
+    for name, size in known.items():
+        with findings.catching(f"domains.{name}"):
+            if empty := empty_splits(config.domains[name].domain(name, base), size.documents):
+                findings.fail(
+                    f"domains.{name}", f"{size.documents} documents; splitting held-out sets off leaves {', '.join(empty)} without any",
+                    "raise holdout, add documents, or give each held-out set a source",
+                )  # fmt: skip
     if set(sizes) != set(config.domains):
         return None
     # The trainer's arguments are checked elsewhere; the context would raise for them here.
@@ -94,7 +104,13 @@ def check_plan(
     if design is None:
         return None
     _check_repetition(config, design, train, findings)
-    return _cost(config, design, sizes, model)
+    cost = _cost(config, design, sizes, model)
+    if cost.share is not None and cost.share > _DEAR:
+        findings.warn(
+            "budget", f"the search costs {cost.share:.0%} of the training it is for",
+            "lower probes.steps, proxies.count or proxies.eval_sequences, or search for a longer stretch",
+        )  # fmt: skip
+    return cost
 
 
 def _kept(config: SearchConfig, name: str) -> float:

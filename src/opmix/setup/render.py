@@ -21,6 +21,8 @@ HELD_OUT_SEQUENCES = 16
 class Settings:
     """The numbers of a first configuration."""
 
+    file: str
+    """Name of the configuration."""
     model: str
     has_model: bool
     tokens: int
@@ -45,8 +47,8 @@ def render(drafts: Sequence[DomainDraft], settings: Settings, *, folder: Path, b
     )
     lines = [
         f"# Written by `opmix init` for {comment(str(folder))}. Next:",
-        "#   opmix validate search.yaml    checks it without training anything",
-        "#   opmix search search.yaml      finds the mixture",
+        f"#   opmix validate {comment(settings.file)}    checks it without training anything",
+        f"#   opmix search {comment(settings.file)}      finds the mixture",
         "# Paths are relative to this file. Every key: docs/search.md.",
         "",
         *_model(settings),
@@ -132,6 +134,10 @@ def _domain(each: DomainDraft, base: Path, *, relative: bool) -> list[str]:
     for split in SPLITS:
         if split in each.sources:
             lines += _source(split, each.sources[split], base, relative=relative)
+    if each.holdout != DomainDraft.holdout:
+        lines.append(
+            f"    holdout: {each.holdout:g}  # few documents: a smaller share would leave a held-out set empty"
+        )
     return lines
 
 

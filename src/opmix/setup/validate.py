@@ -179,6 +179,8 @@ def _check_model(
         findings.ok(
             "tokenizer", f"{len(tokenizer):,} entries; documents end with {tokenizer.convert_ids_to_tokens(end)!r}"
         )
+    if tokenizer is None and not local.exists() and model.tokenizer is None:
+        return None, None  # asking the hub a second time would take as long and fail alike
     with findings.catching("model"):
         facts = model_facts(model, name, probes)
         findings.ok("model", f"{facts.parameters:,} parameters, {facts.shape.num_layers} layers; weights not loaded")
