@@ -325,7 +325,10 @@ def apply_override(content: dict[str, Any], override: str) -> None:
         here = here.setdefault(parent, {}) if inside is None else inside
         if not isinstance(here, dict):
             raise ConfigError(f"--set {override}: {parent!r} holds {here!r}, not a mapping")
-    here[last] = yaml.safe_load(text)
+    try:
+        here[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML; quote it, as in --set 'key=\"text\"'") from error
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     from opmix.setup import Check, FirstConfig, Validation
 
 FIRST_SCREEN = """\
-opmix: in what proportions should you mix your data for the next stretch of training?
+opmix: in what proportions should you mix your data for the next stretch of
+language-model training?
 
 Start here:
-  opmix demo                      see the whole path on real text, in minutes, on a CPU
+  opmix demo                      the whole path on real text, minutes on a CPU
   opmix init FOLDER --model NAME  write search.yaml for a folder of text
-  opmix validate search.yaml      check it, and what it will cost, before anything is trained
+  opmix validate search.yaml      check it and its cost; nothing is trained
   opmix search search.yaml        find the mixture, with intervals and a report
 
-More:   opmix --help, opmix VERB --help; opmix doctor if something does not work
-Docs:   docs/first-steps.md in the source; docs/search.md explains every setting
+More:  opmix --help, opmix VERB --help; opmix doctor if something does not work
+Docs:  docs/first-steps.md in the source; docs/search.md has every setting
 """
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")]

@@ -3,6 +3,6 @@
 from opmix.setup.checks import Check, failed
 from opmix.setup.doctor import examine
 from opmix.setup.first_config import FirstConfig, first_config
-from opmix.setup.validate import Validation, validate
+from opmix.setup.validation import Validation, validate
 
 __all__ = ["Check", "FirstConfig", "Validation", "examine", "failed", "first_config", "validate"]

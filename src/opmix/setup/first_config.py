@@ -66,7 +66,7 @@ def first_config(
     """
     if out.exists() and not force:
         raise ConfigError(f"{out}: exists already; expected a new file; give --force to replace it, or another --out")
-    found = find_domains(folder)
+    found = find_domains(Path(os.path.abspath(folder)))  # noqa: PTH100 (`resolve` would leave a folder of links)
     tokenizer, limit, notes = _model_facts(model)
     names = domain_names(each.label for each in found)
     drafts = []

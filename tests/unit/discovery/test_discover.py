@@ -54,7 +54,7 @@ def test_domains_are_found_named_and_written(corpus, tmp_path):
         read += texts
         assert len({truth[text] for text in texts}) == 1  # pure
         assert all(sum(term in text for text in texts) > 10 for term in name.split("-"))
-    assert Counter(read) == Counter(truth)  # nothing lost, nothing doubled
+    assert Counter(read) == Counter(list(truth))  # nothing lost, nothing doubled
     record = json.loads((tmp_path / "out" / "discovery.json").read_text())
     assert sum(d["documents"] for d in record["domains"]) == 240
 
@@ -63,7 +63,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_batches(corpus, tmp_pat
     folder, _ = corpus
     paths = [str(folder / "*.gz")]
     discover(paths, tmp_path / "a", DiscoverySettings(domains=4, seed=3))
-    monkeypatch.setattr("opmix.discovery.discover.BATCH", 7)
+    monkeypatch.setattr("opmix.discovery.division.BATCH", 7)
     discover(paths, tmp_path / "b", DiscoverySettings(domains=4, seed=3))
     assert content(tmp_path / "a") == content(tmp_path / "b")
 

@@ -83,8 +83,8 @@ def test_every_format_and_weird_names(tmp_path, monkeypatch):
         path = data / "книги" / "sub" / f"{i}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(row["text"])
-    for i in range(4):
-        write_rows(data / "~code" / f"{i}.py", rows[:1])
+    for i in range(60):
+        write_rows(data / "~code" / f"{i}.py", rows[i : i + 1])
     (data / "42").mkdir()
     np.save(data / "42" / "ids.npy", np.arange(5000, dtype=np.uint16))
     monkeypatch.chdir(tmp_path)
@@ -96,7 +96,7 @@ def test_every_format_and_weird_names(tmp_path, monkeypatch):
     assert config.domains["a_b_1"].train.field == "content"
     assert config.domains["code"].train.format == "text"
     found = {n: len(resolve(d.domain(n, tmp_path).train)) for n, d in config.domains.items()}
-    assert found == {"42": 1, "a_b_1": 1, "code": 4, "domain": 60, "null": 3, "zst": 1}
+    assert found == {"42": 1, "a_b_1": 1, "code": 60, "domain": 60, "null": 3, "zst": 1}
     assert len(config.domains["domain"].train.paths) == 1  # a glob, not sixty lines
 
 
@@ -189,3 +189,14 @@ def test_few_documents_get_a_larger_holdout(tmp_path):
     assert "too few to split" in result.left_out[0].problem
     assert {d.holdout for d in load_config(tmp_path / "s.yaml").domains.values()} <= {0.05, 0.1, 0.2, 0.3}
     assert not [c for c in validate(tmp_path / "s.yaml").checks if "leaves" in c.detail]
+
+
+def test_here_is_the_default_folder_and_relative_paths_follow_the_file(corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(corpus)
+    assert runner.invoke(app, ["init"]).exit_code == 0
+    assert load_config(corpus / "search.yaml").domains["beta"].train.paths == ("beta/train.jsonl.gz",)
+    (corpus / "configs").mkdir()
+    assert runner.invoke(app, ["init", ".", "--out", "configs/s.yaml"]).exit_code == 0
+    config = load_config(corpus / "configs" / "s.yaml")
+    assert config.domains["beta"].train.paths == ("../beta/train.jsonl.gz",)
+    assert resolve(config.domains["beta"].domain("beta", corpus / "configs").train)

@@ -207,3 +207,9 @@ def test_too_few_documents_to_split_off(config, tmp_path):
     assert "domains.few" not in failures(
         check(domains={**content["domains"], "few": {"train": str(few), "holdout": 0.3}})
     )
+
+
+def test_a_setting_that_is_no_yaml(config, tmp_path):
+    _, check = config
+    check()
+    assert "not valid YAML" in failures(validate(tmp_path / "search.yaml", ["seed=["]).checks)["file"]
