@@ -328,7 +328,9 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     try:
         here[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML; quote it, as in --set 'key=\"text\"'") from error
+        raise ConfigError(
+            f"--set {override}: the value is not valid YAML; quote it, as in --set 'key=\"text\"'"
+        ) from error
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -110,7 +110,7 @@ def domain_names(labels: Iterable[str]) -> dict[str, str]:
 
     Examples:
         >>> domain_names(["Café & Bar", "café_bar!", "日本"])
-        {'Café & Bar': 'Cafe_Bar', 'café_bar!': 'cafe_bar', '日本': 'domain'}
+        {'Café & Bar': 'Cafe_Bar', 'café_bar!': 'cafe_bar-2', '日本': 'domain'}
     """
     names: dict[str, str] = {}
     for label in labels:
