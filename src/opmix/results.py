@@ -1,6 +1,7 @@
-"""The files a decision leaves behind: `mixture.json`, `law_draws.json`, `manifest.json`, the proxy table.
+"""The files a decision leaves behind: `mixture.json`, `law_draws.json`, `timing.json`, `manifest.json`, the proxy table.
 
-One schema for `search` and `fit`; the report, the exporters and other people's scripts read it.
+One schema for `search` and `fit`; the report, the exporters and other people's scripts read it. `mixture.json` holds nothing that
+a clock decides, so the same inputs give the same bytes; when and how long is in `timing.json`.
 """
 
 from __future__ import annotations
@@ -45,14 +46,13 @@ def laws_json(fit: LawFit) -> dict[str, Any]:
 
 
 def verdict_json(kind: str, fit: LawFit, verdict: Verdict, **extra: Any) -> dict[str, Any]:
-    """The content of `mixture.json`."""
+    """The content of `mixture.json`: the same inputs give the same bytes."""
     settings, coordinates = verdict.settings, verdict.coordinates
     domains = fit.law.domains
     collapsed = coordinates.names != coordinates.domains
     content = {
         "schema": SCHEMA,
         "kind": kind,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "formula": "optimum = argmin_p objective(c_e + exp(sum_d t_ed p_d)) + kl * KL(p || prior), constants dropped",
         "mixture": dict(verdict.mixture),
         "optimum": dict(verdict.optimum.mixture),
@@ -67,7 +67,6 @@ def verdict_json(kind: str, fit: LawFit, verdict: Verdict, **extra: Any) -> dict
             "gap": verdict.optimum.gap,
             "max_violation": verdict.optimum.max_violation,
             "iterations": verdict.optimum.iterations,
-            "seconds": verdict.optimum.seconds,
             "infeasible_draws": verdict.optima.infeasible,
         },
         "settings": {
@@ -89,7 +88,6 @@ def verdict_json(kind: str, fit: LawFit, verdict: Verdict, **extra: Any) -> dict
         if collapsed
         else None,
         "units": "nats per token",
-        "seconds": dict(verdict.seconds),
     }
     return plain({**content, **extra})
 
@@ -112,3 +110,13 @@ def draws_json(verdict: Verdict) -> dict[str, Any]:
         "c": verdict.draws.c[chosen],
         "t": verdict.draws.t[chosen],
     }
+
+
+def timing_json(verdict: Verdict, **extra: Any) -> dict[str, Any]:
+    """The content of `timing.json`: when the decision was made and how long its parts took, seconds."""
+    content = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": dict(verdict.seconds),
+        "solver_seconds": verdict.optimum.seconds,
+    }
+    return plain({**content, **extra})

@@ -42,11 +42,11 @@ def test_fit_prints_json_and_writes_a_folder(swarm):
     content = json.loads(result.stdout)
     assert set(content["laws"]) == {"x", "y"}
     assert set(content["laws"]["x"]["t"]) == {"a", "b", "c"}
-    assert {"optimum", "mixture", "decision", "interval", "laws", "alternatives", "solver", "seconds"} <= set(content)
+    assert {"optimum", "mixture", "decision", "interval", "laws", "alternatives", "solver", "timing"} <= set(content)
     lines = (out / "predictions.csv").read_text().splitlines()
     assert lines[0] == "run,x,y"
     assert np.abs(np.array([[float(v) for v in line.split(",")[1:]] for line in lines[1:]]) - y).max() < 0.01
-    for name in ("mixture.json", "manifest.json", "tables/proxies.csv", "report.html"):
+    for name in ("mixture.json", "timing.json", "manifest.json", "tables/proxies.csv", "report.html"):
         assert (out / name).exists()
     law = content["laws"]["x"]
     assert law["c"] + np.exp(sum(law["t"][d] * p[0, i] for i, d in enumerate("abc"))) == pytest.approx(

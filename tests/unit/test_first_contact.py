@@ -55,7 +55,7 @@ def test_every_verb_has_help_of_its_own():
         assert len(shown.output.splitlines()) > 5
 
 
-HEAVY = {"torch", "transformers", "pydantic", "scipy", "sklearn", "pyarrow", "datasets", "matplotlib", "rich", "yaml"}
+HEAVY = {"torch", "transformers", "pydantic", "scipy", "sklearn", "pyarrow", "datasets", "matplotlib", "yaml"}
 
 
 @pytest.mark.parametrize("verb", ["", "init", "validate", "doctor", "discover", "search"])

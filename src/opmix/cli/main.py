@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from opmix.cli import commands, discover, first
+from opmix.cli import commands, discover, export, first, life
 from opmix.errors import OpMixError
 
 app = typer.Typer(
@@ -23,8 +23,11 @@ app.command("init")(first.init)
 app.command("validate")(first.validate)
 app.command("discover")(discover.discover)
 app.command("search")(commands.search)
+app.command("run")(life.run)
+app.command("status")(life.status)
 app.command("fit")(commands.fit)
 app.command("report")(commands.report)
+app.command("export")(export.export)
 app.command("doctor")(first.doctor)
 
 

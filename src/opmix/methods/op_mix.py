@@ -40,6 +40,7 @@ class OpMix:
             joint=self.joint,
             num_points=self.num_points,
             seed=stage.seed,
+            new=stage.new,
         )
 
     def propose(self, context: MethodContext) -> Proposal:

@@ -224,7 +224,7 @@ def load_report_data(folder: Path) -> ReportData:
     """Read a run folder.
 
     Args:
-        folder: Holds `mixture.json` and, where the run made them, `tables/proxies.csv`, `law_draws.json`,
+        folder: Holds `mixture.json` and, where the run made them, `timing.json`, `tables/proxies.csv`, `law_draws.json`,
             `comparison.json` and `manifest.json`.
 
     Raises:
@@ -239,7 +239,7 @@ def load_report_data(folder: Path) -> ReportData:
     if not isinstance(raw, dict) or raw.get("schema", 1) != 1:
         schema = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
         raise StoreError(f"{path}: schema {schema!r}; this version of opmix reads schema 1")
-    document = _typed(MixtureDocument, raw, path)
+    document = _typed(MixtureDocument, _timed(raw, folder / "timing.json"), path)
     if not document.mixture:
         raise StoreError(f"{path}: mixture is empty; expected a share per domain; run the command again")
     draws, comparison, manifest = (folder / f"{n}.json" for n in ("law_draws", "comparison", "manifest"))
@@ -252,6 +252,22 @@ def load_report_data(folder: Path) -> ReportData:
         manifest=_read_json(manifest) if manifest.is_file() else None,
         name=folder.resolve().name,
     )
+
+
+def _timed(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`mixture.json` with what `timing.json` knows of the clock."""
+    if not path.is_file():
+        return raw
+    timing = _read_json(path)
+    if not isinstance(timing, dict):
+        raise StoreError(f"{path}: damaged: holds {type(timing).__name__}; run the command again to rewrite it")
+    cost, solver = raw.get("cost"), raw.get("solver")
+    return {
+        **raw,
+        "created": timing.get("created"),
+        "cost": {**cost, "seconds": timing.get("cost")} if isinstance(cost, dict) else cost,
+        "solver": {**solver, "seconds": timing.get("solver_seconds")} if isinstance(solver, dict) else solver,
+    }
 
 
 def _read_json(path: Path) -> Any:

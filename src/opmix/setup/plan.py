@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from opmix.compute.budget import sequences_per_step, world_size
 from opmix.config import SearchConfig
 from opmix.domain import Split
 from opmix.errors import InfeasibleError
 from opmix.lifecycle.context import SearchContext
+from opmix.lifecycle.estimates import eval_sequences
 from opmix.methods.base import Stage
 from opmix.mixing.design import StageDesign, coordinates_of
 from opmix.mixing.law import LogLinearLaw
@@ -24,7 +26,6 @@ from opmix.setup.checks import Findings
 from opmix.setup.model_facts import ModelFacts
 from opmix.setup.splits import empty_splits
 from opmix.setup.survey import Size
-from opmix.training.factory import sequences_per_step
 
 MAX_EPOCHS = 4.0
 """Repetitions at equal shares above which a domain is pointed out: about where repeating text stops being as good as new
@@ -96,6 +97,7 @@ def check_plan(
         domains=tuple(config.domains), old=None if config.old_mixture is None else Mixture.of(config.old_mixture),
         budget_tokens=config.budget.tokens, available_tokens={n: train.get(n, config.budget.tokens) for n in config.domains},
         seed=config.seed,
+        new=config.new_domains,
     )  # fmt: skip
     design: StageDesign | None = None
     with findings.catching("probes"):
@@ -169,7 +171,7 @@ def _check_constraints(context: SearchContext, known: Mapping[str, Size], findin
     def attempt(slack: float) -> None:
         solve(
             flat,
-            coordinates=coordinates_of(names, context.old),
+            coordinates=coordinates_of(names, context.old, context.config.new_domains),
             settings=context.solve_settings(np.zeros(len(names)), names),
             constraints=context.config.constraints(available={n: round(t * slack) for n, t in available.items()}),
         )
@@ -189,7 +191,7 @@ def _check_constraints(context: SearchContext, known: Mapping[str, Size], findin
 
 
 def _check_repetition(config: SearchConfig, design: StageDesign, train: Mapping[str, int], findings: Findings) -> None:
-    drawn = config.probes.steps * sequences_per_step(config.trainer) * config.sequence_length
+    drawn = config.probes.steps * sequences_per_step(config.trainer, world_size()) * config.sequence_length
     for index, name in enumerate(design.probes.domains):
         if name not in train:
             continue
@@ -210,13 +212,14 @@ def _check_repetition(config: SearchConfig, design: StageDesign, train: Mapping[
 
 def _cost(config: SearchConfig, design: StageDesign, sizes: Sizes, model: ModelFacts | None) -> Cost:
     length, count = config.sequence_length, len(design.probes.probes)
-    probe_tokens = count * config.probes.steps * sequences_per_step(config.trainer) * length
+    probe_tokens = count * config.probes.steps * sequences_per_step(config.trainer, world_size()) * length
     held = 0
-    for name, splits in sizes.items():
+    old = None if config.old_mixture is None else Mixture.of(config.old_mixture)
+    for name, wanted in zip(config.domains, eval_sequences(config, old), strict=True):
+        splits = sizes[name]
         size = splits.get("valid") if "valid" in splits else splits.get("train")
         factor = 1.0 if "valid" in splits else config.domains[name].holdout
-        available = config.proxies.eval_sequences if size is None else int(size.tokens * factor // length)
-        held += min(config.proxies.eval_sequences, available) * length
+        held += min(wanted, wanted if size is None else int(size.tokens * factor // length)) * length
     eval_tokens = (len(design.points) + 1) * held
     stored = sum(size.tokens for splits in sizes.values() for size in splits.values() if size is not None)
     wide = 4 if model is not None and model.vocabulary > 1 << 16 else 2

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from opmix.config import DomainConfig, ModelConfig, ProbesConfig, SearchConfig, parse_config, read_yaml
+from opmix.config import DomainConfig, ModelConfig, ProbesConfig, SearchConfig, parse_config
 from opmix.domain import SPLITS, Split
 from opmix.errors import ConfigError, OpMixError
 from opmix.progress import Progress, Silent
@@ -19,6 +19,7 @@ from opmix.setup.model_facts import ModelFacts, model_facts
 from opmix.setup.plan import Cost, check_plan
 from opmix.setup.sources import check_overlap
 from opmix.setup.survey import Size, survey
+from opmix.strict import read_yaml
 
 Sizes = dict[str, dict[Split, Size | None]]
 """Domain, split: how much text; None where nothing here can tell (hub datasets)."""
@@ -68,7 +69,7 @@ def validate(path: Path, overrides: Sequence[str] = (), *, progress: Progress | 
     """
     findings = Findings()
     with findings.catching("file"):
-        content = read_yaml(path, overrides)
+        content = read_yaml(path, overrides, expected="model, domains and budget")
         return checker_for(content)(content, path.parent.resolve(), progress or Silent())
     return Validation(findings.checks)
 

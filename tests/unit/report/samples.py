@@ -133,6 +133,11 @@ def write_sample(
     document = _document(world, kind, len(points), check)
     _dump(folder / "mixture.json", document)
     _dump(
+        folder / "timing.json",
+        {"created": "2026-11-24T09:30:00+00:00", "solver_seconds": 0.0061, "seconds": {},
+         "cost": {"probes": 96.2, "proxies": 41.7, "laws": 0.04, "solve": 0.006}},
+    )  # fmt: skip
+    _dump(
         folder / "manifest.json",
         {"command": f"opmix {kind} config.yaml", "seed": 0, "versions": {"opmix": "0.1.0"},
          "config": {"budget": 2_000_000, "probe": {"steps": 100, "rank": 16}}},
@@ -174,7 +179,7 @@ def _document(world: World, kind: str, num_points: int, check: bool) -> dict[str
     spread = 0.25 * optimum * (1 - optimum) + 0.01 * (world.prior > 0)
     used = world.domains
     document: dict[str, Any] = {
-        "schema": 1, "kind": kind, "created": "2026-11-24T09:30:00+00:00",
+        "schema": 1, "kind": kind,
         "mixture": _named(used, optimum), "optimum": _named(used, optimum),
         "interval": {
             d: [max(0, p - s), min(1, p + 1.2 * s)] for d, p, s in zip(used, optimum, spread, strict=True)
@@ -193,7 +198,7 @@ def _document(world: World, kind: str, num_points: int, check: bool) -> dict[str
         },
         "alternatives": alternatives,
         "solver": {"status": "optimal", "objective": alternatives[0]["objective"], "gap": 3.1e-9,
-                   "max_violation": 0.0, "iterations": 14, "seconds": 0.0061},
+                   "max_violation": 0.0, "iterations": 14},
         "settings": {"objective": "mean", "kl": world.kl, "prior": _named(used, world.prior),
                      "constraints": ["at most 3 epochs of every domain", "share of code at most 40 %"]},
         "coordinates": None, "units": "nats per token",
@@ -234,7 +239,6 @@ def _search_parts(world: World, optimum: np.ndarray, check: bool) -> dict[str, A
         "cost": {
             "tokens": {"probes": 1_228_800, "proxies": 1_900_000},
             "flops": {"probes": 2.1e13, "proxies": 9.4e12, "stage": 3.2e14},
-            "seconds": {"probes": 96.2, "proxies": 41.7, "laws": 0.04, "solve": 0.006},
             "search_share": 0.095,
         },
     }  # fmt: skip

@@ -1,0 +1,150 @@
+"""One search from a checked configuration: prepare, let the method propose, write the run folder."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from opmix.compute.ledger import Ledger
+from opmix.config import SearchConfig
+from opmix.lifecycle.context import SearchContext
+from opmix.methods.base import Proposal, Stage
+from opmix.mixing.decision import Verdict
+from opmix.mixing.law import LogLinearLaw
+from opmix.mixing.mixture import Mixture
+from opmix.mixing.table import ProxyTable
+from opmix.progress import Progress, Silent
+from opmix.results import bits_per_byte, draws_json, timing_json, verdict_json
+from opmix.runs.files import environment, write_json
+from opmix.runs.store import RunStore
+
+if TYPE_CHECKING:  # torch and transformers are imported where they are used
+    from opmix.lifecycle.stage_data import StageData
+    from opmix.training.factory import TrainerFactory
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """The answer of a search, with its evidence."""
+
+    proposal: Proposal
+    ledger: Ledger
+    config: SearchConfig
+    stage: Stage
+    bytes_per_token: Mapping[str, float]
+    """Of each held-out set; turns nats per token into bits per byte."""
+    counts: Mapping[str, Mapping[str, Mapping[str, int]]]
+    """Domain, split: tokens, bytes and documents."""
+    training_flops: float
+    """Of the stage that the mixture is for."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def mixture(self) -> Mixture:
+        """The recommendation: token shares for the next stretch."""
+        return self.proposal.mixture
+
+    @property
+    def interval(self) -> Mapping[str, tuple[float, float]]:
+        """Interval of every domain's share."""
+        return self.proposal.verdict.interval
+
+    @property
+    def table(self) -> ProxyTable:
+        """What was simulated."""
+        return self.proposal.table
+
+    @property
+    def law(self) -> LogLinearLaw:
+        """The fitted laws."""
+        return self.proposal.fit.law
+
+    @property
+    def verdict(self) -> Verdict:
+        """Optimum, decision and alternatives."""
+        return self.proposal.verdict
+
+    def json(self) -> dict[str, Any]:
+        """The content of `mixture.json`."""
+        cost = {kind: amounts for kind, amounts in self.ledger.by_purpose().items() if kind != "seconds"}
+        search = self.ledger.total("flops", ["probes", "proxies"])
+        return verdict_json(
+            "search", self.proposal.fit, self.verdict, check=self.proposal.check, baseline=dict(self.proposal.baseline),
+            bytes_per_token=dict(self.bytes_per_token), domains=self.counts, notes=list(self.notes),
+            baseline_bits_per_byte={m: bits_per_byte(v, self.bytes_per_token[m]) for m, v in self.proposal.baseline.items()},
+            cost={**cost, "search_share": search / self.training_flops, "stage_tokens": self.stage.budget_tokens},
+            epochs=self.mixture.epochs(self.stage.budget_tokens, self.stage.available_tokens),
+        )  # fmt: skip
+
+    def timing(self) -> dict[str, Any]:
+        """The content of `timing.json`."""
+        return timing_json(self.verdict, seconds=dict(self.seconds), cost=self.ledger.by_purpose()["seconds"])
+
+    def write(self, folder: Path) -> None:
+        """Write `mixture.json`, `law_draws.json`, `timing.json`, `manifest.json`, `tables/proxies.csv` and `report.html`."""
+        from opmix.report import write_report
+
+        write_json(folder / "mixture.json", self.json())
+        write_json(folder / "law_draws.json", draws_json(self.verdict))
+        write_json(folder / "timing.json", self.timing())
+        manifest = {
+            "command": "search",
+            "config": self.config.model_dump(mode="json"),
+            "ledger": self.ledger.json(),
+        }
+        write_json(folder / "manifest.json", {**manifest, **environment()})
+        self.table.write(folder / "tables" / "proxies.csv")
+        write_report(folder)
+
+
+def run_search(
+    config: SearchConfig,
+    *,
+    base: Path | None = None,
+    model: Any = None,
+    tokenizer: Any = None,
+    out: Path | None = None,
+    make_trainer: TrainerFactory | None = None,
+    progress: Progress | None = None,
+    data: StageData | None = None,
+) -> SearchResult:
+    """Run a checked configuration; see `opmix.search`. Relative paths are resolved against `base`; `data` is used where given."""
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="opmix-") as folder:
+            return run_search(
+                config,
+                base=base,
+                model=model,
+                tokenizer=tokenizer,
+                out=Path(folder),
+                make_trainer=make_trainer,
+                progress=progress,
+                data=data,
+            )
+    with RunStore(out) as store:
+        context = SearchContext(config, base or Path.cwd(), store, progress or Silent(), make_trainer)
+        clock = [time.perf_counter()]
+        context.prepare(model, tokenizer, data)
+        clock.append(time.perf_counter())
+        proposal = context.method.propose(context)
+        clock.append(time.perf_counter())
+        result = SearchResult(
+            proposal=proposal,
+            ledger=context.ledger,
+            config=config,
+            stage=context.stage,
+            bytes_per_token={n: d.valid.bytes_per_token for n, d in context.data.items()},
+            counts=context.counts(),
+            training_flops=context.training_flops,
+            seconds=dict(zip(("prepare", "search"), np.diff(clock), strict=True)),
+            notes=tuple(context.notes()),
+        )
+        result.write(out)
+        return result
