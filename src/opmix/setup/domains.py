@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from opmix.data.sources import COMPRESSED, SUFFIXES, TOKEN_FORMATS, format_of
-from opmix.domain import SPLITS, Domain, Source, SourceFormat, Split
+from opmix.domain import SPLITS, Domain, Kind, Source, SourceFormat, Split
 from opmix.errors import DataError
 from opmix.setup.layout import SPLIT_WORDS, Found, kind_of
 from opmix.setup.samples import read_rows
@@ -28,6 +28,7 @@ class DomainDraft:
     label: str
     sources: dict[Split, Source] = field(default_factory=dict)
     sizes: dict[Split, Size] = field(default_factory=dict)
+    kind: Kind = "text"
     holdout: float = 0.05
     """Share of the documents split off for each missing held-out set."""
     notes: list[str] = field(default_factory=list)
@@ -41,7 +42,9 @@ class DomainDraft:
 
     def held_out_tokens(self) -> int:
         """Estimated tokens that mixtures are chosen by."""
-        return self.sizes["valid"].tokens if "valid" in self.sizes else round(self.holdout * self.train_tokens)
+        if "valid" in self.sizes:
+            return self.sizes["valid"].row_tokens
+        return round(self.holdout * self.sizes["train"].row_tokens)
 
 
 def draft(found: Found, name: str, tokenizer: Any = None) -> DomainDraft:
@@ -55,11 +58,11 @@ def draft(found: Found, name: str, tokenizer: Any = None) -> DomainDraft:
         if found.arrow is not None:
             result.sources = _arrow_sources(found)
         else:
-            result.sources = _file_sources(found, result.notes)
+            result.sources, result.kind = _file_sources(found, result.notes)
         result.sizes = {
             split: size
             for split, source in result.sources.items()
-            if (size := survey(source, domain=found.label, tokenizer=tokenizer)) is not None
+            if (size := survey(source, domain=found.label, kind=result.kind, tokenizer=tokenizer)) is not None
         }
         result.holdout = _holdout(result)
     except (DataError, UnicodeEncodeError) as error:
@@ -85,22 +88,32 @@ def _holdout(each: DomainDraft) -> float:
     return share
 
 
-def _file_sources(found: Found, notes: list[str]) -> dict[Split, Source]:
+def _file_sources(found: Found, notes: list[str]) -> tuple[dict[Split, Source], Kind]:
     if "train" not in found.files:
         raise DataError(
             f"{found.label}: only {' and '.join(found.files)} files; expected training files; name some `train`"
         )
     kept = _one_kind(found, notes)
     sources: dict[Split, Source] = {}
+    holds: set[Kind] = set()
     for split in SPLITS:
         if files := kept.get(split):
             for file in files:
                 str(file).encode()  # a name that is no text cannot stand in YAML
             kind = kind_of(files[0])
-            text_field = _field(files, kind, notes) if kind in ("jsonl", "parquet") else "text"
+            schema = _schema(files, kind) if kind in ("jsonl", "parquet") else Schema("text", "text")
+            holds.add("chat" if schema.kind == "chat" else "text")
+            if schema.kind == "text" and schema.field != "text" and schema.others and split == "train":
+                others = ", ".join(map(repr, schema.others))
+                notes.append(f"the text is taken from {schema.field!r}; {others} would do, too")
+            text_field = "text" if schema.kind == "chat" else schema.field
             told = format_of(files[0]) is not None
             sources[split] = Source(paths=patterns(files), format=None if told else kind, field=text_field)
-    return sources
+    if len(holds) > 1:
+        raise DataError(
+            f"{found.label}: text in one split and chats in another; expected one kind; make them two domains"
+        )
+    return sources, holds.pop()
 
 
 def _one_kind(found: Found, notes: list[str]) -> dict[Split, list[Path]]:
@@ -123,20 +136,18 @@ def _one_kind(found: Found, notes: list[str]) -> dict[Split, list[Path]]:
     return kept
 
 
-def _field(files: Sequence[Path], kind: SourceFormat | None, notes: list[str]) -> str:
-    """The key of the text, the same in all sampled files.
+def _schema(files: Sequence[Path], kind: SourceFormat | None) -> Schema:
+    """The schema that all sampled files share.
 
     Raises:
-        DataError: No such key, or another one in another file, or the rows are chats.
+        DataError: There is no text, or another key in another file, or chats that opmix does not read.
     """
-    schemas: dict[Path, Schema] = {
-        f: schema_of(read_rows(f, kind or "jsonl").rows) for f in spread(files, SAMPLED_FILES)
-    }
+    schemas = {f: schema_of(read_rows(f, kind or "jsonl").rows) for f in spread(files, SAMPLED_FILES)}
     for file, schema in schemas.items():
-        if schema.kind == "chat":
+        if schema.kind == "chat" and schema.field == "conversations":
             raise DataError(
-                f"{file}: holds chats ({schema.field!r}); expected plain text; `opmix search` mixes plain text, so render the chats "
-                "with the model's template into a text field first"
+                f"{file}: chats under 'conversations'; expected `messages` with role and content, or `prompt` and `completion`; "
+                "rename the keys"
             )
         if schema.kind == "none":
             rows = read_rows(file, kind or "jsonl").rows
@@ -145,16 +156,13 @@ def _field(files: Sequence[Path], kind: SourceFormat | None, notes: list[str]) -
                 f"{file}: no key holds text in every one of its first {len(rows)} rows (keys: {', '.join(map(repr, keys)) or 'none'}); "
                 "expected one, such as 'text'; split the file by schema or drop the odd rows"
             )
-    fields = {schema.field: file for file, schema in schemas.items()}
+    fields = {(schema.kind, schema.field): file for file, schema in schemas.items()}
     if len(fields) > 1:
-        told = ", ".join(f"{key!r} in {file.name}" for key, file in fields.items())
+        told = ", ".join(f"{key!r} in {file.name}" for (_, key), file in fields.items())
         raise DataError(
             f"{files[0].parent}: mixed schemas ({told}); expected one text key a domain; rename keys or make two domains"
         )
-    chosen = next(iter(schemas.values()))
-    if chosen.field != "text" and chosen.others:
-        notes.append(f"the text is taken from {chosen.field!r}; {', '.join(map(repr, chosen.others))} would do, too")
-    return chosen.field
+    return next(iter(schemas.values()))
 
 
 def _arrow_sources(found: Found) -> dict[Split, Source]:

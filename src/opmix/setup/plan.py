@@ -138,16 +138,16 @@ def _check_held_out(config: SearchConfig, sizes: Sizes, findings: Findings) -> N
     length, wanted = config.sequence_length, config.proxies.eval_sequences
     for name, splits in sizes.items():
         train = splits.get("train")
-        if train is not None and train.tokens * _kept(config, name) < length:
+        if train is not None and train.row_tokens * _kept(config, name) < length:
             findings.fail(
-                f"domains.{name}.train", f"about {train.tokens:,} tokens; a sequence has {length:,}",
+                f"domains.{name}.train", f"about {train.row_tokens:,} tokens; a sequence has {length:,}",
                 "add text or shorten sequence_length",
             )  # fmt: skip
         if "valid" in splits:
             held, remedy = splits["valid"], "enlarge valid or shorten sequence_length"
-            tokens = None if held is None else held.tokens
+            tokens = None if held is None else held.row_tokens
         else:
-            tokens = None if train is None else round(train.tokens * config.domains[name].holdout)
+            tokens = None if train is None else round(train.row_tokens * config.domains[name].holdout)
             remedy = "raise holdout, add text, or shorten sequence_length"
         if tokens is None:
             continue
@@ -219,9 +219,9 @@ def _cost(config: SearchConfig, design: StageDesign, sizes: Sizes, model: ModelF
         splits = sizes[name]
         size = splits.get("valid") if "valid" in splits else splits.get("train")
         factor = 1.0 if "valid" in splits else config.domains[name].holdout
-        held += min(wanted, wanted if size is None else int(size.tokens * factor // length)) * length
+        held += min(wanted, wanted if size is None else int(size.row_tokens * factor // length)) * length
     eval_tokens = (len(design.points) + 1) * held
-    stored = sum(size.tokens for splits in sizes.values() for size in splits.values() if size is not None)
+    stored = sum(size.row_tokens for splits in sizes.values() for size in splits.values() if size is not None)
     wide = 4 if model is not None and model.vocabulary > 1 << 16 else 2
     flops = share = memory = adapters = None
     if model is not None:

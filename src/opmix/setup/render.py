@@ -134,6 +134,10 @@ def _domain(each: DomainDraft, base: Path, *, relative: bool) -> list[str]:
     for split in SPLITS:
         if split in each.sources:
             lines += _source(split, each.sources[split], base, relative=relative)
+    if each.kind == "chat":
+        lines.append(
+            "    kind: chat  # learned are the answers; the model needs a chat template, or model.chat_template names one"
+        )
     if each.holdout != DomainDraft.holdout:
         lines.append(
             f"    holdout: {each.holdout:g}  # few documents: a smaller share would leave a held-out set empty"

@@ -43,7 +43,7 @@ def schema_of(rows: Sequence[dict[str, Any]]) -> Schema:
     usual = [key for key in USUAL_FIELDS if key in strings]
     if not usual:
         chat = next((key for key in _CHATS if key in shared and all(_is_chat(row[key]) for row in rows)), None)
-        chat = chat or ("prompt" if {"prompt", "completion"} <= set(shared) else None)
+        chat = chat or ("prompt and completion" if {"prompt", "completion"} <= set(shared) else None)
         if chat is not None:
             return Schema("chat", chat)
     if not strings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+from opmix.data.chat.conversation import domain_kind, iter_conversations
 from opmix.data.sources import TOKEN_FORMATS, iter_documents, resolve
 from opmix.data.split import SplitRule
 from opmix.domain import Domain, Split
@@ -31,7 +32,11 @@ def empty_splits(domain: Domain, documents: int) -> tuple[Split, ...]:
     kinds = {file.format for file in resolve(domain.train, domain=domain.name)}
     if not rule.carved or documents > FEW or kinds & {*TOKEN_FORMATS, "hub"}:
         return ()
-    counts = Counter(rule.split_of(document) for document in iter_documents(domain.train, domain=domain.name))
+    if domain_kind(domain) == "chat":
+        chats = iter_conversations(domain.train, domain=domain.name)
+        counts = Counter(rule.split_of(chat.prompt_key) for chat in chats)
+    else:
+        counts = Counter(rule.split_of(document) for document in iter_documents(domain.train, domain=domain.name))
     return tuple(split for split in ("train", *rule.carved) if not counts[split])
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from opmix.data.chat.conversation import iter_conversations
 from opmix.data.readers import read_tokens
 from opmix.data.sources import TOKEN_FORMATS, SourceFile, iter_documents, resolve
-from opmix.domain import Source
+from opmix.domain import Kind, Source
 from opmix.errors import DataError
 from opmix.setup.samples import MAX_ROWS, read_head, read_rows
 
@@ -31,14 +33,11 @@ class Size:
     documents: int
     text_bytes: int
     tokens: int
+    """Of text all of them; of conversations those of the answers, which alone are learned."""
+    row_tokens: int
+    """Those that fill sequences: of conversations the questions', too; what a chat template adds is not counted."""
     exact: bool
     """Whether documents were counted; tokens of text are always an estimate."""
-
-    def __add__(self, other: Size) -> Size:
-        return Size(
-            self.files + other.files, self.stored_bytes + other.stored_bytes, self.documents + other.documents,
-            self.text_bytes + other.text_bytes, self.tokens + other.tokens, self.exact and other.exact,
-        )  # fmt: skip
 
 
 def spread(files: Sequence[Any], limit: int) -> list[Any]:
@@ -48,12 +47,15 @@ def spread(files: Sequence[Any], limit: int) -> list[Any]:
     return [files[round(i * (len(files) - 1) / (limit - 1))] for i in range(limit)]
 
 
-def survey(source: Source, *, domain: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Size | None:
+def survey(
+    source: Source, *, domain: str, kind: Kind = "text", tokenizer: PreTrainedTokenizerBase | None = None
+) -> Size | None:
     """Read the first document of up to eight files of a source and estimate the size of all.
 
     Args:
         source: The source.
         domain: Whose it is, for messages.
+        kind: Text, or conversations.
         tokenizer: What tokens are counted with; None: `BYTES_PER_TOKEN`.
 
     Returns:
@@ -63,7 +65,7 @@ def survey(source: Source, *, domain: str, tokenizer: PreTrainedTokenizerBase | 
         DataError: A file is missing, damaged, lacks the field or holds no document.
     """
     files = resolve(source, domain=domain)
-    seen = [(file, _measure(file, source, domain, tokenizer)) for file in spread(files, SAMPLED_FILES)]
+    seen = [(file, _measure(file, source, domain, kind, tokenizer)) for file in spread(files, SAMPLED_FILES)]
     sizes = [size for _, size in seen if size is not None]
     if not sizes:
         return None
@@ -77,6 +79,7 @@ def survey(source: Source, *, domain: str, tokenizer: PreTrainedTokenizerBase | 
         documents=round(documents * factor),
         text_bytes=round(sum(size.text_bytes for size in sizes) * factor),
         tokens=round(sum(size.tokens for size in sizes) * factor),
+        row_tokens=round(sum(size.row_tokens for size in sizes) * factor),
         exact=all(size.exact for size in sizes) and factor == 1,
     )
 
@@ -101,7 +104,7 @@ def tokens_of(texts: Sequence[str], text_bytes: int, documents: int, tokenizer: 
     return round(text_bytes * per_byte) + documents
 
 
-def _measure(file: SourceFile, source: Source, domain: str, tokenizer: Any) -> Size | None:
+def _measure(file: SourceFile, source: Source, domain: str, kind: Kind, tokenizer: Any) -> Size | None:
     path = Path(file.path)
     where = f"domain {domain!r}: {path}"
     if file.format in TOKEN_FORMATS:
@@ -109,17 +112,42 @@ def _measure(file: SourceFile, source: Source, domain: str, tokenizer: Any) -> S
         if not len(tokens):
             raise DataError(f"{where}: holds no token; expected at least one document; remove it or make it again")
         _check_ids(tokens[: 1 << 20], tokenizer, where)
-        return Size(1, stored_bytes(path), 0, round(len(tokens) * BYTES_PER_TOKEN), len(tokens), False)
+        return Size(1, stored_bytes(path), 0, round(len(tokens) * BYTES_PER_TOKEN), len(tokens), len(tokens), False)
     alone = Source(
         paths=(file.path,), format=file.format, field=source.field, split=source.split, config_name=source.config_name
     )
+    if kind == "chat":
+        return _measure_chats(file, alone, domain, tokenizer)
     first = next(iter_documents(alone, domain=domain), None)  # says what is wrong in the reader's own words
     if first is None:
         raise DataError(f"{where}: holds no document; expected at least one that is not empty; remove the file")
     if file.format == "hub":
         return None
     texts, documents, text_bytes, exact = _sample(file, alone, first)
-    return Size(1, stored_bytes(path), documents, text_bytes, tokens_of(texts, text_bytes, documents, tokenizer), exact)
+    count = tokens_of(texts, text_bytes, documents, tokenizer)
+    return Size(1, stored_bytes(path), documents, text_bytes, count, count, exact)
+
+
+def _measure_chats(file: SourceFile, alone: Source, domain: str, tokenizer: Any) -> Size | None:
+    if file.format == "hub":
+        next(iter_conversations(alone, domain=domain), None)
+        return None
+    path = Path(file.path)
+    chats = list(islice(iter_conversations(alone, domain=domain), MAX_ROWS))
+    if not chats:
+        raise DataError(f"domain {domain!r}: {path}: holds no conversation; expected at least one; remove the file")
+    if file.format == "arrow":
+        total, exact, stretch = (rows := len(_arrow_rows(path, alone))), True, rows / len(chats)
+    else:
+        found = read_rows(path, file.format)
+        total, exact, stretch = found.total, found.exact, found.stretch
+    whole = ["\n".join(message.content for message in chat.messages) for chat in chats]
+    answers = ["\n".join(chat.messages[i].content for i in chat.answers) for chat in chats]
+    sizes = [round(sum(len(text.encode("utf-8", "replace")) for text in texts) * stretch) for texts in (whole, answers)]
+    return Size(
+        1, stored_bytes(path), total, sizes[0], tokens_of(answers, sizes[1], total, tokenizer),
+        tokens_of(whole, sizes[0], total, tokenizer), exact,
+    )  # fmt: skip
 
 
 def _sample(file: SourceFile, alone: Source, first: str) -> tuple[list[str], int, int, bool]:

@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from opmix.config import DomainConfig, ModelConfig, ProbesConfig, SearchConfig, parse_config
-from opmix.domain import SPLITS, Split
-from opmix.errors import ConfigError, OpMixError
+from opmix.data.chat.conversation import domain_kind
+from opmix.domain import SPLITS, Domain, Kind, Split
+from opmix.errors import ConfigError, DataError, OpMixError
 from opmix.progress import Progress, Silent
 from opmix.setup.checks import Check, Findings, failed
 from opmix.setup.first_config import PLACEHOLDER
@@ -89,7 +90,8 @@ def check_search(content: Mapping[str, Any], base: Path, progress: Progress) -> 
     parts = result.config or _readable_parts(content)
     _check_trainer(parts.trainer, findings)
     tokenizer, result.model = _check_model(parts.model, parts.probes, base, findings)
-    _check_sources(parts.domains, base, tokenizer, findings, result.sizes, progress)
+    template = parts.model is not None and parts.model.chat_template is not None
+    _check_sources(parts.domains, base, tokenizer, findings, result.sizes, progress, template=template)
     check_overlap({n: d.domain(n, base) for n, d in parts.domains.items() if n in result.sizes}, findings)
     if result.config is not None:
         result.cost = check_plan(result.config, base, result.sizes, result.model, findings)
@@ -202,18 +204,26 @@ def _check_sources(
     findings: Findings,
     sizes: Sizes,
     progress: Progress,
+    *,
+    template: bool,
 ) -> None:
     with progress.task("looking at domains", len(domains)) as advance:
         for number, (name, config) in enumerate(domains.items(), 1):
             with findings.catching(f"domains.{name}"):
                 domain = config.domain(name, base)
+                kind = _kind(domain)
+                if kind == "chat" and tokenizer is not None and not (template or tokenizer.chat_template):
+                    findings.fail(
+                        f"domains.{name}", "holds conversations, and the tokenizer has no chat template",
+                        "name a Jinja file as model.chat_template, or use a model that has one",
+                    )  # fmt: skip
                 found: dict[Split, Size | None] = {}
                 for split in SPLITS:
                     source = getattr(domain, split)
                     if source is None:
                         continue
                     try:
-                        found[split] = survey(source, domain=name, tokenizer=tokenizer)
+                        found[split] = survey(source, domain=name, kind=kind, tokenizer=tokenizer)
                     except OpMixError as error:
                         findings.fail(f"domains.{name}.{split}", str(error))
                 given = [split for split in SPLITS if getattr(domain, split) is not None]
@@ -224,8 +234,15 @@ def _check_sources(
         findings.ok("domains", f"{len(sizes)} domains; the first document of every source can be read")
 
 
+def _kind(domain: Domain) -> Kind:
+    try:
+        return domain_kind(domain)
+    except DataError:
+        return "text"  # the survey says what is wrong, and of which split
+
+
 def _size_json(size: Size) -> dict[str, Any]:
     return {
         "files": size.files, "stored_bytes": size.stored_bytes, "documents": size.documents,
-        "text_bytes": size.text_bytes, "tokens": size.tokens, "exact": size.exact,
+        "text_bytes": size.text_bytes, "tokens": size.tokens, "row_tokens": size.row_tokens, "exact": size.exact,
     }  # fmt: skip

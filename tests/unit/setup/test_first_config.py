@@ -122,6 +122,7 @@ def hostile(data):
     write_rows(data / "rows" / "a.jsonl", [{"text": "a"}, {"body": "b"}])
     write_rows(data / "numbers" / "a.jsonl", [{"n": 1}])
     write_rows(data / "chats" / "a.jsonl.gz", [{"messages": [{"role": "user", "content": "hi"}]}])
+    write_rows(data / "sharegpt" / "a.jsonl", [{"conversations": [{"from": "human", "value": "hi"}]}])
     for name, content in {"cut": b"\x1f\x8b\x08\x00broken", "binary": bytes(range(256))}.items():
         (data / name).mkdir()
         (data / name / ("a.jsonl.gz" if name == "cut" else "a.txt")).write_bytes(content)
@@ -138,8 +139,9 @@ def test_what_cannot_be_read_is_left_out_with_its_reason(corpus, tmp_path):
     assert {each.name for each in result.domains} == {"alpha", "beta", "gamma"}
     reasons = {each.label: each.problem for each in result.left_out}
     for label, words in {
-        "mixed": "mixed schemas", "rows": "no key holds text", "numbers": "no key holds text", "chats": "holds chats",
-        "cut": "cannot be read", "binary": "not UTF-8", "empty": "no key holds text", "array": "not JSON|JSON list", "lonely": "only valid",
+        "mixed": "mixed schemas", "rows": "no key holds text", "numbers": "no key holds text", "chats": "no assistant turn",
+        "sharegpt": "conversations", "cut": "cannot be read", "binary": "not UTF-8", "empty": "no key holds text",
+        "array": "not JSON|JSON list", "lonely": "only valid",
     }.items():  # fmt: skip
         assert any(word in reasons[label] for word in words.split("|")), (label, reasons[label])
     text = (tmp_path / "s.yaml").read_text()
@@ -152,7 +154,7 @@ def test_too_few_domains_are_refused_with_all_reasons(tmp_path):
     hostile(data)
     with pytest.raises(ConfigError) as error:
         first_config(data, tmp_path / "s.yaml")
-    assert len(error.value.problems) == 10
+    assert len(error.value.problems) == 11
     assert not (tmp_path / "s.yaml").exists()
     write_rows(tmp_path / "one" / "train.jsonl", texts("alpha", 10))
     with pytest.raises(ConfigError, match="opmix discover"):
@@ -200,3 +202,26 @@ def test_here_is_the_default_folder_and_relative_paths_follow_the_file(corpus, t
     config = load_config(corpus / "configs" / "s.yaml")
     assert config.domains["beta"].train.paths == ("../beta/train.jsonl.gz",)
     assert resolve(config.domains["beta"].domain("beta", corpus / "configs").train)
+
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+
+
+def test_conversations_are_domains_too(tmp_path, tiny_folder):
+    for name in ("alpha", "beta"):
+        rows = [r["text"].split(". ") for r in texts(name, 80)]
+        turns = [[{"role": "user", "content": r[0]}, {"role": "assistant", "content": r[-1]}] for r in rows]
+        write_rows(tmp_path / "data" / name / "train.jsonl.gz", [{"messages": t} for t in turns])
+    pairs = [{"prompt": r["text"][:20], "completion": r["text"][20:]} for r in texts("gamma", 80)]
+    write_rows(tmp_path / "data" / "gamma.jsonl", pairs)
+    out = tmp_path / "s.yaml"
+    result = first_config(tmp_path / "data", out, model=str(tiny_folder))
+    assert not result.left_out, result.left_out
+    config = load_config(out)
+    assert {d.kind for d in config.domains.values()} == {"chat"}
+    sizes = result.domains[0].sizes["train"]
+    assert 0 < sizes.tokens < sizes.row_tokens
+    assert any("chat template" in c.detail for c in validate(out).checks if c.status == "fail")
+    (tmp_path / "chat.jinja").write_text(TEMPLATE)
+    checks = validate(out, [f"model.chat_template={tmp_path / 'chat.jinja'}"]).checks
+    assert not [c for c in checks if c.status == "fail"], checks

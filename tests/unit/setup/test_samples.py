@@ -113,7 +113,7 @@ def test_a_first_line_longer_than_the_head(tmp_path, monkeypatch):
         ([{"text": "a"}, {"text": None}], "none", ""),
         ([{"messages": [{"role": "user", "content": "x"}], "id": "a"}], "chat", "messages"),
         ([{"conversations": [{"from": "human", "value": "x"}]}], "chat", "conversations"),
-        ([{"prompt": "a", "completion": "b"}], "chat", "prompt"),
+        ([{"prompt": "a", "completion": "b"}], "chat", "prompt and completion"),
         ([{"messages": [], "body": "b"}], "text", "body"),
     ],
 )
