@@ -108,8 +108,11 @@ def _settings(
 ) -> Settings:
     """Numbers that this much text allows."""
     smallest = min(each.held_out_tokens() for each in usable)
+    # A conversation longer than a sequence is dropped: leave room for twice the mean and some for the template.
+    chats = [each.sizes["train"] for each in usable if each.kind == "chat"]
+    shortest = max([_SHORTEST, *(2 * size.row_tokens // max(size.documents, 1) + _SHORTEST for size in chats)])
     length = _LONGEST
-    while length > _SHORTEST and (length > (limit or _LONGEST) or length * HELD_OUT_SEQUENCES > smallest):
+    while length > (limit or _LONGEST) or (length // 2 >= shortest and length * HELD_OUT_SEQUENCES > smallest):
         length //= 2
     # A probe takes nine tokens of ten from its own domain and should not read any of them much more than once.
     once = 1.5 / 0.9 * min(each.train_tokens for each in usable) / (_BATCH * length)

@@ -73,6 +73,7 @@ def render(drafts: Sequence[DomainDraft], settings: Settings, *, folder: Path, b
         f"  tokens: {settings.tokens}  # {budget}",
         f"sequence_length: {settings.length}  # that of your full run; the smallest held-out set needs {HELD_OUT_SEQUENCES} of them",
         "",
+        *_objective(drafts),
         "# transformers.TrainingArguments of your full run; probes use the same.",
         "trainer:",
         "  learning_rate: 1.0e-4  # put the rate of your full run here",
@@ -111,6 +112,12 @@ def count(number: float) -> str:
         if number >= size:
             return f"{number / size:.2g} {unit}" if number < 99.5 * size else f"{number / size:.0f} {unit}"
     return f"{number:.0f}"
+
+
+def _objective(drafts: Sequence[DomainDraft]) -> list[str]:
+    if all(each.kind == "text" for each in drafts if not each.problem):
+        return []
+    return ["objective: sft  # of conversations only the answers are learned, of texts everything", ""]
 
 
 def _model(settings: Settings) -> list[str]:

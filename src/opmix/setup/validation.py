@@ -94,6 +94,7 @@ def check_search(content: Mapping[str, Any], base: Path, progress: Progress) -> 
     _check_sources(parts.domains, base, tokenizer, findings, result.sizes, progress, template=template)
     check_overlap({n: d.domain(n, base) for n, d in parts.domains.items() if n in result.sizes}, findings)
     if result.config is not None:
+        _check_objective(result.config, base, result.sizes, findings)
         result.cost = check_plan(result.config, base, result.sizes, result.model, findings)
     return result
 
@@ -232,6 +233,14 @@ def _check_sources(
             advance(number, len(domains))
     if domains and len(sizes) == len(domains):
         findings.ok("domains", f"{len(sizes)} domains; the first document of every source can be read")
+
+
+def _check_objective(config: SearchConfig, base: Path, sizes: Sizes, findings: Findings) -> None:
+    for name in sizes:
+        if config.objective == "causal_lm" and _kind(config.domains[name].domain(name, base)) == "chat":
+            findings.fail(
+                "objective", f"causal_lm, but domain {name!r} holds conversations", "set objective to sft or sdft"
+            )  # fmt: skip
 
 
 def _kind(domain: Domain) -> Kind:

@@ -209,10 +209,10 @@ TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{%
 
 def test_conversations_are_domains_too(tmp_path, tiny_folder):
     for name in ("alpha", "beta"):
-        rows = [r["text"].split(". ") for r in texts(name, 80)]
+        rows = [r["text"].split(". ") for r in texts(name, 600)]
         turns = [[{"role": "user", "content": r[0]}, {"role": "assistant", "content": r[-1]}] for r in rows]
         write_rows(tmp_path / "data" / name / "train.jsonl.gz", [{"messages": t} for t in turns])
-    pairs = [{"prompt": r["text"][:20], "completion": r["text"][20:]} for r in texts("gamma", 80)]
+    pairs = [{"prompt": r["text"][:20], "completion": r["text"][20:]} for r in texts("gamma", 600)]
     write_rows(tmp_path / "data" / "gamma.jsonl", pairs)
     out = tmp_path / "s.yaml"
     result = first_config(tmp_path / "data", out, model=str(tiny_folder))
@@ -225,3 +225,7 @@ def test_conversations_are_domains_too(tmp_path, tiny_folder):
     (tmp_path / "chat.jinja").write_text(TEMPLATE)
     checks = validate(out, [f"model.chat_template={tmp_path / 'chat.jinja'}"]).checks
     assert not [c for c in checks if c.status == "fail"], checks
+    assert config.objective == "sft"
+    assert config.sequence_length >= 2 * sizes.row_tokens / sizes.documents
+    told = validate(out, ["objective=causal_lm"]).checks
+    assert any(c.name == "objective" and c.status == "fail" for c in told)
