@@ -26,7 +26,7 @@ def check_budgets(life: LifecycleConfig, data: DataFacts) -> None:
             spent = (
                 0
                 if stage.config.replay == "repeat"
-                else max(0, used - _elsewhere(life, data, stage.index, stage.domains))
+                else math.ceil(max(0.0, used - _elsewhere(life, data, stage.index, stage.domains)))
             )
             left = sum(rows.values()) - spent
             if wanted > left:
