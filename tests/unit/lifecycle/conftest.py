@@ -1,6 +1,4 @@
-"""Toy data, a garbage collector that leaves torch alone, and one finished life to look at."""
-
-import gc
+"""Toy data, and one finished life to look at."""
 
 import pytest
 from lives import NAMES, Toys
@@ -10,13 +8,8 @@ from opmix.testing import write_toy_domains
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quick():
-    """Trainers collect garbage when they end; a third of a second each while all of torch is in the young generations."""
+def _quiet():
     quiet_libraries()
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
