@@ -80,6 +80,7 @@ def run_life(
         chains = {seed: chain(config, world.facts, seed) for seed in config.seeds}
         if not redo:
             refuse_stale(store, [step for steps in chains.values() for step in steps])
+        world.record_facts()  # not earlier: a run that is refused changes nothing
         write_json(out / "manifest.json", {"command": "run", "config": config.model_dump(mode="json"), **environment()})
         lives = {seed: _live(world, seed, steps) for seed, steps in chains.items()}
         content = life_json(config, lives)

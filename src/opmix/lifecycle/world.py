@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from opmix.lifecycle.stages import resolve as resolve_stages
 from opmix.lifecycle.steps import DataFacts
 from opmix.models import load_model, load_tokenizer, model_fingerprint, model_shape
 from opmix.progress import Progress
-from opmix.runs.files import default_cache_dir, files_signature
+from opmix.runs.files import default_cache_dir, files_signature, write_json
 from opmix.runs.store import RunStore
 from opmix.scratch import new_model, train_tokenizer
 from opmix.training.factory import TrainerFactory
@@ -42,11 +42,22 @@ class World:
     data: Mapping[str, TokenizedDomain]
     train: Mapping[str, PackedSequences]
     facts: DataFacts
+    files: Mapping[str, Mapping[str, Sequence[int]]]
+    """By domain and path: size and time."""
 
     @property
     def folder(self) -> Path:
         """The run folder."""
         return self.store.folder
+
+    def record_facts(self) -> None:
+        """Keep what `opmix status` needs to know of the data without reading them."""
+        facts = self.facts
+        write_json(
+            self.folder / "data.json",
+            {"tokenizer": facts.tokenizer, "fingerprints": facts.fingerprints, "rows": facts.rows, "model": facts.model,
+             "files": self.files, "tokens": {n: d.train.num_tokens for n, d in self.data.items()}},
+        )  # fmt: skip
 
     def start_model(self, seed: int) -> Any:
         """The model before the first stage."""
@@ -122,12 +133,10 @@ def make_world(
         tokenizer=tokenizer_fingerprint(tokenizer), fingerprints={n: d.fingerprint for n, d in data.items()},
         rows={n: len(p) for n, p in train.items()}, model=_signature(life, base),
     )  # fmt: skip
-    world = World(
+    return World(
         life=life, base=base, store=store, progress=progress, make_trainer=make_trainer, tokenizer=tokenizer, data=data, train=train,
-        facts=facts,
+        facts=facts, files={n: _files(d) for n, d in domains.items()},
     )  # fmt: skip
-    _record_facts(world, domains)
-    return world
 
 
 def located(name: str, base: Path) -> str:
@@ -173,21 +182,11 @@ def _tokenizer(
     return load_tokenizer(folder)
 
 
-def _record_facts(world: World, domains: Mapping[str, Domain]) -> None:
-    """What `opmix status` needs to know of the data without reading them."""
-    from opmix.runs.files import write_json
-
-    files = {}
-    for name, domain in domains.items():
-        sources = [s for s in (domain.train, domain.valid, domain.test) if s is not None]
-        paths = [Path(f.path) for s in sources for f in resolve(s, domain=name)]
-        files[name] = {str(p): [p.stat().st_size, p.stat().st_mtime_ns] for p in paths if p.is_file()}
-    facts = world.facts
-    write_json(
-        world.folder / "data.json",
-        {"tokenizer": facts.tokenizer, "fingerprints": facts.fingerprints, "rows": facts.rows, "model": facts.model, "files": files,
-         "tokens": {n: d.train.num_tokens for n, d in world.data.items()}},
-    )  # fmt: skip
+def _files(domain: Domain) -> dict[str, list[int]]:
+    """Size and time of every file of a domain."""
+    sources = [s for s in (domain.train, domain.valid, domain.test) if s is not None]
+    paths = [Path(f.path) for s in sources for f in resolve(s, domain=domain.name)]
+    return {str(p): [p.stat().st_size, p.stat().st_mtime_ns] for p in paths if p.is_file()}
 
 
 def shape_of(model: Any) -> dict[str, int]:

@@ -33,7 +33,7 @@ def content(*stages: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {
         "architecture": ARCHITECTURE, "tokenizer": {"vocab_size": 300, "documents": 30},
         "domains": {n: {"train": f"data/{n}.jsonl", "holdout": 0.2} for n in NAMES}, "sequence_length": 32,
-        "trainer": {"learning_rate": 1e-2, "per_device_train_batch_size": 4}, "probes": {"steps": 2, "rank": 2},
+        "trainer": {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "logging_steps": 2}, "probes": {"steps": 2, "rank": 2},
         "proxies": {"eval_sequences": 4}, "decision": {"draws": 10, "verify": False}, "evaluation": {"sequences": 4},
         "cache_dir": "data/cache", "stages": list(chosen), **changes,
     }  # fmt: skip

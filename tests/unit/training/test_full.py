@@ -34,7 +34,7 @@ class Rows(Dataset):
         return {"input_ids": self.ids[index], "labels": self.ids[index].clone()}
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """What stops a run in the middle."""
 
 
@@ -46,15 +46,15 @@ class KillAt(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         if self.moment == "begin" and state.global_step == self.step:
-            raise Killed
+            raise KilledError
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.moment == "end" and state.global_step == self.step:
-            raise Killed
+            raise KilledError
 
     def on_save(self, args, state, control, **kwargs):
         if self.moment == "save" and state.global_step == self.step:
-            raise Killed
+            raise KilledError
 
 
 def dropout_model():
@@ -101,7 +101,7 @@ def test_dropout_is_on(unbroken, tmp_path):
 )
 def test_killed_at_any_step_and_resumed(unbroken, tmp_path, step, moment):
     arguments, whole = unbroken
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(tmp_path, arguments, callbacks=[KillAt(step, moment)])
     resumed = train(tmp_path, arguments)
     assert_same(resumed, whole)
@@ -112,7 +112,7 @@ def test_killed_at_any_step_and_resumed(unbroken, tmp_path, step, moment):
 def test_killed_again_and_again(unbroken, tmp_path):
     arguments, whole = unbroken
     for step in (1, 3, 5, 7):
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train(tmp_path, arguments, callbacks=[KillAt(step, "end")])
     resumed = train(tmp_path, arguments)
     assert_same(resumed, whole)
@@ -141,7 +141,7 @@ def test_a_finished_stretch_is_not_trained_again(unbroken, tmp_path):
 def test_checkpoints_that_are_not_whole_are_not_used(tmp_path):
     whole = train(tmp_path / "whole")
     folder = tmp_path / "cut"
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(folder, callbacks=[KillAt(3, "end")])
     good, later = folder / "checkpoint-2", folder / "checkpoint-6"
     assert latest_checkpoint(folder, "k") == good
@@ -214,7 +214,7 @@ def test_moments_are_taken_over_and_rates_are_not(tmp_path):
     fresh = train(tmp_path / "three", constant)
     assert not all(torch.equal(v, weights(fresh)[n]) for n, v in weights(continued).items())
     # A resumed run takes its own checkpoint's moments, not those it began with.
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(tmp_path / "four", constant, optimizer_state=file, callbacks=[KillAt(5, "end")])
     assert_same(train(tmp_path / "four", constant, optimizer_state=file), continued)
 
