@@ -47,7 +47,7 @@ def test_the_other_kinds(kind, last, tmp_path):
     found = rates(50, schedule_arguments(50, kind=kind, warmup=0.1), tmp_path)
     assert found[:6] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert found[-1] == pytest.approx(last)
-    assert all(a >= b for a, b in itertools.pairwise(found))
+    assert all(a >= b for a, b in itertools.pairwise(found[5:]))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
