@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from opmix.domain import Domain, Source, SourceFormat
+from opmix.domain import ChatOptions, Domain, Kind, Source, SourceFormat, Supervise, Truncate, located
 from opmix.errors import ConfigError
 from opmix.mixing.constraints import Constraints, Group
 from opmix.mixing.decision import DecisionSettings
@@ -16,6 +16,11 @@ from opmix.mixing.mixture import Mixture
 from opmix.strict import Count, Strict, nearest, read_yaml, validated
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+DEMONSTRATION = (
+    "{prompt}\n\nAn example of a good response:\n{demonstration}\n\nNow respond yourself, in your own words."
+)
 
 
 class SourceConfig(Strict):
@@ -41,7 +46,7 @@ class SourceConfig(Strict):
 
     def source(self, base: Path) -> Source:
         """With relative paths resolved against the configuration's folder."""
-        paths = self.paths if self.format == "hub" else tuple(str(base / Path(p).expanduser()) for p in self.paths)
+        paths = self.paths if self.format == "hub" else tuple(located(p, base) for p in self.paths)
         return Source(
             paths=paths,
             format=self.format,
@@ -52,6 +57,17 @@ class SourceConfig(Strict):
         )
 
 
+class ChatConfig(Strict):
+    """How the conversations of a domain become rows."""
+
+    supervise: Supervise = "all"
+    """Loss on every answer, or on the last of each conversation only (self-distillation: always the last)."""
+    packing: bool = True
+    """Several whole conversations to a row (self-distillation: never)."""
+    truncate: Truncate = "drop"
+    """What a conversation longer than sequence_length loses: tokens on the left or right, or its place."""
+
+
 class DomainConfig(Strict):
     """One domain; a plain string in YAML is its `train`."""
 
@@ -60,18 +76,22 @@ class DomainConfig(Strict):
     test: SourceConfig | None = None
     max_epochs: float | None = Field(default=None, gt=0)
     holdout: float = Field(default=0.05, gt=0, lt=0.5)
+    kind: Kind | None = None
+    """None: told from the first row of a local file; a hub dataset counts as text."""
+    chat: ChatConfig = ChatConfig()
 
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
         return {"train": value} if isinstance(value, str | list) else value
 
-    def domain(self, name: str, base: Path) -> Domain:
-        """As the library's value."""
+    def domain(self, name: str, base: Path, chat_template: str | None = None) -> Domain:
+        """As the library's value; `chat_template` is Jinja text."""
         held = {split: None if (s := getattr(self, split)) is None else s.source(base) for split in ("valid", "test")}
         return Domain(
-            name=name, train=self.train.source(base), max_epochs=self.max_epochs, holdout=self.holdout, **held
-        )
+            name=name, train=self.train.source(base), max_epochs=self.max_epochs, holdout=self.holdout, kind=self.kind,
+            chat=ChatOptions(template=chat_template, **self.chat.model_dump()), **held,
+        )  # fmt: skip
 
 
 class ModelConfig(Strict):
@@ -84,6 +104,24 @@ class ModelConfig(Strict):
     device: str | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
+    chat_template: str | None = None
+    """For conversations: a Jinja file, or the text itself; None: the tokenizer's own."""
+
+    def template(self, base: Path) -> str | None:
+        """The text of the chat template.
+
+        Raises:
+            ConfigError: Neither a file that can be read nor Jinja.
+        """
+        given = self.chat_template
+        if given is None or "{{" in given or "{%" in given:
+            return given
+        try:
+            return (base / Path(given).expanduser()).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"model.chat_template: {given!r} cannot be read ({error}); expected a Jinja file, or a text with {{{{ }}}} or {{% %}}"
+            ) from error
 
     @model_validator(mode="before")
     @classmethod
@@ -155,6 +193,30 @@ class SolveConfig(Strict):
     """Domain: highest allowed loss, in percent above the current model's (0: no forgetting at all)."""
 
 
+class SdftConfig(Strict):
+    """Self-distillation (arXiv 2601.19897): the model, shown a demonstration, teaches the model that was not."""
+
+    demonstration: str = DEMONSTRATION
+    """What the teacher is asked: text with `{prompt}` and `{demonstration}`."""
+    teacher: Literal["ema", "frozen", "live"] = "ema"
+    """Weights that follow the student's slowly, those it started from, or its own."""
+    ema_rate: float = Field(default=0.01, gt=0, le=1)
+    """Share of the student in the teacher's weights that each step adds."""
+    max_new_tokens: Count = 256
+    """The student writes at most."""
+    temperature: float = Field(default=1.0, gt=0)
+    skip_tokens: int = Field(default=3, ge=0)
+    """First tokens of an answer that are not learned from (paper's code: 3)."""
+
+    @model_validator(mode="after")
+    def _has_places(self) -> SdftConfig:
+        if missing := [p for p in ("{prompt}", "{demonstration}") if p not in self.demonstration]:
+            raise ConfigError(
+                f"sdft.demonstration: has no {missing[0]}; expected both {{prompt}} and {{demonstration}}"
+            )
+        return self
+
+
 class DecisionConfig(Strict):
     """When a predicted gain is believed."""
 
@@ -189,6 +251,9 @@ class SearchConfig(Strict):
     sequence_length: Count = 1024
     document_mask: bool = False
     """Keep attention inside documents when sequences are packed."""
+    objective: Literal["causal_lm", "sft", "sdft"] = "causal_lm"
+    """Of probes and full run: every token of texts; the answers of conversations; or self-distillation on their prompts."""
+    sdft: SdftConfig = SdftConfig()
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Passed to `transformers.TrainingArguments` as it is (learning_rate, per_device_train_batch_size, bf16, ...)."""
     probes: ProbesConfig = ProbesConfig()

@@ -230,6 +230,7 @@ def model_shape(model: nn.Module) -> ModelShape:
         matmul_parameters=counts.linear + counts.active_experts + counts.head,
         num_layers=config.num_hidden_layers,
         attention_width=heads * head_size,
+        head_parameters=counts.head,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,24 +21,31 @@ from opmix.strict import nearest
 END = "<eos>"
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, *, special_tokens: Sequence[str] = (), chat_template: str | None = None
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE: any text survives it; id 0 ends a document and pads.
 
     Args:
         texts: To learn merges from; order matters.
-        vocab_size: Entries, at least 257 (every byte and the end).
+        vocab_size: Entries, at least 257 (every byte and the end) and one for each special token.
+        special_tokens: Texts that are one token each, such as the marks of a chat template.
+        chat_template: Jinja text, for conversations.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END],
+        special_tokens=[END, *special_tokens],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
+    if chat_template is not None:
+        made.chat_template = chat_template
+    return made
 
 
 def new_model(architecture: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
@@ -90,23 +91,24 @@ def show_life(content: Mapping[str, Any], folder: Path) -> None:
         console.print(seeds_table(content))
     for seed, life in content["seeds"].items():
         console.print(f"model (seed {seed}): {folder / life['model']}", highlight=False, soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 def stage_table(number: int, stage: dict[str, Any], suffix: str = "") -> Table:
     """Mixture, interval, predicted and measured losses, forgetting."""
     decided: Mapping[str, Any] = next((p for p in reversed(stage["parts"]) if p["decided"]), {})
     table = Table(
-        "domain", "share", "interval", "predicted", "valid before", "valid after", "test before", "test after", "forgetting",
-        title=f"Stage {number}: {stage['name']}{suffix}, {stage['tokens']:,} tokens; losses in nats per token",
+        "domain", "share", "interval", "predicted", "valid", "test", "forgotten", box=SIMPLE, padding=(0, 1), pad_edge=False,
+        title=f"Stage {number}: {stage['name']}{suffix}, {stage['tokens']:,} tokens; nats per token",
     )  # fmt: skip
     for domain, test in stage["losses"]["test"].items():
         valid = stage["losses"]["valid"][domain]
         low, high = decided.get("interval", {}).get(domain, (None, None))
         forgotten = stage["forgetting"].get(domain)
         table.add_row(
-            domain, f"{stage['mixture'].get(domain, 0.0):.3f}", "" if low is None else f"{low:.3f} - {high:.3f}",
-            _number(decided.get("predicted", {}).get(domain)), _number(valid["before"]), _number(valid["after"]),
-            _number(test["before"]), _number(test["after"]), "" if forgotten is None else f"{forgotten:+.4f}",
+            domain, f"{stage['mixture'].get(domain, 0.0):.3f}", "" if low is None else f"{low:.2f}-{high:.2f}",
+            _number(decided.get("predicted", {}).get(domain)), f"{_number(valid['before'])}>{_number(valid['after'])}",
+            f"{_number(test['before'])}>{_number(test['after'])}", "" if forgotten is None else f"{forgotten:+.3f}",
         )  # fmt: skip
     return table
 
@@ -182,7 +184,7 @@ def _spread(value: dict[str, Any], digits: int) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    return "" if value is None else f"{value:.3f}"
 
 
 def _time(seconds: float) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from opmix.config import DomainConfig, ModelConfig, SearchConfig
+from opmix.config import DomainConfig, ModelConfig, SdftConfig, SearchConfig
 from opmix.errors import ConfigError
 from opmix.mixing.mixture import Mixture
 from opmix.strict import Count, Strict, read_yaml, validated
@@ -39,6 +39,8 @@ class TokenizerConfig(Strict):
     """Train a byte-level BPE of this size."""
     documents: Count = 200
     """From the start of each domain, to learn merges from."""
+    special_tokens: tuple[str, ...] = ()
+    """Texts that are one token each, such as the marks of a chat template."""
 
     @model_validator(mode="before")
     @classmethod
@@ -104,6 +106,9 @@ class StageConfig(Strict):
     """Old domains go on with tokens not seen yet (then again from the start), or begin from the start in this stage."""
     optimizer: Literal["fresh", "continued"] = "fresh"
     """Moments of the optimiser; `continued` takes those in which the stage before ended."""
+    objective: Literal["causal_lm", "sft", "sdft"] | None = None
+    """None: `sft` where a domain on offer holds conversations, else `causal_lm`."""
+    sdft: SdftConfig | None = None
     schedule: ScheduleConfig | None = None
     trainer: dict[str, Any] = Field(default_factory=dict)
     probes: dict[str, Any] = Field(default_factory=dict)
@@ -129,6 +134,9 @@ class LifecycleConfig(Strict):
     sequence_length: Count = 1024
     document_mask: bool = False
     trainer: dict[str, Any] = Field(default_factory=dict)
+    chat_template: str | None = None
+    """For conversations: a Jinja file, or the text itself; None: the tokenizer's own."""
+    sdft: SdftConfig = SdftConfig()
     schedule: ScheduleConfig | None = None
     """None: what `trainer` says, else warm-up, stable, decay."""
     probes: dict[str, Any] = Field(default_factory=dict)
@@ -166,6 +174,7 @@ class LifecycleConfig(Strict):
         old: Mixture | None,
         tokens: int,
         seed: int,
+        objective: str,
     ) -> SearchConfig:
         """The configuration of one decision of a stage.
 
@@ -179,7 +188,7 @@ class LifecycleConfig(Strict):
             "old_mixture": None if old is None else dict(old), "new_domains": weighed,
             "budget": {"tokens": tokens}, "sequence_length": self.sequence_length, "document_mask": self.document_mask,
             "trainer": self.trainer_of(stage), "huber_delta": self.huber_delta, "seed": seed, "num_proc": self.num_proc,
-            "cache_dir": self.cache_dir, **blocks,
+            "cache_dir": self.cache_dir, "objective": objective, "sdft": (stage.sdft or self.sdft).model_dump(), **blocks,
         }  # fmt: skip
         return validated(SearchConfig, content)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from opmix.compute.ledger import Ledger
 from opmix.config import SearchConfig
-from opmix.domain import SPLITS, Domain
+from opmix.domain import SPLITS
 from opmix.errors import ConfigError
-from opmix.lifecycle.estimates import estimate_search, eval_sequences, method_of
+from opmix.lifecycle.estimates import eval_sequences, method_of
 from opmix.methods.base import Simulation, Stage
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
@@ -20,12 +20,13 @@ from opmix.mixing.design import coordinates_of, new_domains
 from opmix.mixing.law import LogLinearLaw
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.solver import SolveSettings
-from opmix.progress import Advance, Progress
+from opmix.progress import Progress
 from opmix.runs.files import default_cache_dir
 from opmix.runs.store import RunStore, fingerprint
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
     from opmix.data import TokenizedDomain
+    from opmix.lifecycle.stage_data import StageData
     from opmix.probes.session import ProbeSession
     from opmix.training.factory import TrainerFactory
 
@@ -51,7 +52,7 @@ class SearchContext:
         self.old = None if config.old_mixture is None else Mixture.of(config.old_mixture)
         self.method = method_of(config)
 
-    def prepare(self, model: Any, tokenizer: Any, data: Mapping[str, TokenizedDomain] | None = None) -> None:
+    def prepare(self, model: Any, tokenizer: Any, data: StageData | None = None) -> None:
         """Load, tokenise, check and estimate: everything that can fail cheaply, before anything is trained.
 
         Args:
@@ -63,30 +64,29 @@ class SearchContext:
             OpMixError: Whatever is wrong with model, tokenizer, domains or constraints.
         """
         model, tokenizer = self._load(model, tokenizer)
-        self.data = self._prepare(tokenizer) if data is None else dict(data)
-        length = self.config.sequence_length  # only whole sequences are trained on
+        self.prepared = self._prepare(model, tokenizer) if data is None else data
         self.stage = Stage(
             domains=self.names, old=self.old, budget_tokens=self.config.budget.tokens,
-            available_tokens={n: d.train.num_tokens // length * length for n, d in self.data.items()}, seed=self.config.seed,
-            new=self.config.new_domains,
+            available_tokens=self.prepared.available_tokens, seed=self.config.seed, new=self.config.new_domains,
         )  # fmt: skip
         self._check_constraints()
-        self.session = self._session(model, self.data)
+        self.session = self._session(model)
         self._estimate()
+
+    @property
+    def data(self) -> Mapping[str, TokenizedDomain]:
+        """The domains, tokenised."""
+        return self.prepared.domains
 
     @property
     def training_flops(self) -> float:
         """Of the stage that the mixture is for."""
-        return self.config.budget.tokens * self.session.shape.train(self.config.sequence_length)
+        tokens = round(self.config.budget.tokens * self.prepared.row_tokens_per_supervised)
+        return self.prepared.objective.flops(self.session.shape, row_tokens=tokens, length=self.config.sequence_length)
 
     def counts(self) -> dict[str, dict[str, dict[str, int]]]:
         """Tokens, bytes and documents by domain and split."""
-        return {
-            n: {
-                s: {"tokens": d[s].num_tokens, "bytes": d[s].num_bytes, "documents": d[s].num_documents} for s in SPLITS
-            }
-            for n, d in self.data.items()
-        }
+        return {n: {s: self.prepared.counts(n, s) for s in SPLITS} for n in self.data}
 
     # -- what a method may ask for -----------------------------------------------------------------------------
 
@@ -155,10 +155,14 @@ class SearchContext:
         local = self.base / Path(name).expanduser()
         return str(local) if local.exists() else name
 
-    def _prepare(self, tokenizer: Any) -> dict[str, TokenizedDomain]:
-        domains = {name: wanted.domain(name, self.base) for name, wanted in self.config.domains.items()}
-        cache = Path(self.config.cache_dir) if self.config.cache_dir else default_cache_dir()
-        return tokenise(domains, tokenizer, cache_dir=cache, num_proc=self.config.num_proc, progress=self.progress)
+    def _prepare(self, model: Any, tokenizer: Any) -> StageData:
+        from opmix.lifecycle.stage_data import prepare_stage
+
+        config, limit = self.config, getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and config.sequence_length > limit:
+            raise ConfigError(f"sequence_length: {config.sequence_length}; the model takes at most {limit} tokens")
+        cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
+        return prepare_stage(config, tokenizer, base=self.base, cache_dir=cache, progress=self.progress, limit=limit)
 
     def _check_constraints(self) -> None:
         """Solve a flat problem: contradictory constraints are named before anything is trained."""
@@ -180,51 +184,51 @@ class SearchContext:
             constraints=linear,
         )
 
-    def _session(self, model: Any, data: Mapping[str, TokenizedDomain]) -> ProbeSession:
-        from opmix.data import PackedSequences
+    def _session(self, model: Any) -> ProbeSession:
         from opmix.models import model_shape
         from opmix.probes.held_out import held_out
         from opmix.probes.session import ProbeSession, ProbeSettings
-        from opmix.training.factory import default_trainer
 
-        config, length = self.config, self.config.sequence_length
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and length > limit:
-            raise ConfigError(f"sequence_length: {length}; the model takes at most {limit} tokens")
+        config, data = self.config, self.prepared
         chosen = config.probes.model_dump(exclude={"share", "joint"})
         return ProbeSession(
-            model=model, shape=model_shape(model), train={n: PackedSequences(d.train, length) for n, d in data.items()},
+            model=model, shape=model_shape(model), train=data.train,
             held_out=[
-                held_out(n, PackedSequences(d.valid, length), num=num, seed=config.seed, document_mask=config.document_mask)
-                for (n, d), num in zip(data.items(), eval_sequences(self.config, self.old), strict=True)
+                held_out(n, rows, num=num, seed=config.seed, document_mask=config.document_mask)
+                for (n, rows), num in zip(data.rows("valid").items(), eval_sequences(config, self.old), strict=True)
             ],
-            settings=ProbeSettings(**chosen), trainer=config.trainer, make_trainer=self.make_trainer or default_trainer,
-            store=self.store,
-            data_fingerprint=fingerprint([[d.fingerprint for d in data.values()], length, eval_sequences(self.config, self.old)]),
+            settings=ProbeSettings(**chosen), trainer=config.trainer, make_trainer=self.make_trainer, store=self.store,
+            data_fingerprint=fingerprint([*data.fingerprint, eval_sequences(config, self.old)]),
             ledger=self.ledger, progress=self.progress, seed=config.seed, backend=config.proxies.backend,
-            batch_tokens=config.proxies.batch_tokens, document_mask=config.document_mask,
+            batch_tokens=config.proxies.batch_tokens, document_mask=config.document_mask, objective=data.objective,
         )  # fmt: skip
 
     def _estimate(self) -> None:
         """What the search will cost, before it does."""
-        wanted, length = estimate_search(self.config, self.old), self.config.sequence_length
-        flops = sum(wanted.flops(self.session.shape, length).values())
+        design, session = self.method.design(self.stage), self.session
+        length, shape = self.config.sequence_length, session.shape
+        num_probes = len(design.probes.probes)
+        probe_tokens = round(num_probes * session.probe_tokens * self.prepared.row_tokens_per_supervised)
+        eval_tokens = (len(design.points) + 1) * sum(h.input_ids.size for h in session.held_out)
+        flops = self.prepared.objective.flops(shape, row_tokens=probe_tokens, length=length, adapter_parameters=0)
+        flops += eval_tokens * shape.forward(length)
+        share = flops / self.training_flops
+        per_probe = _adapter_bytes(session)
         self.progress.note(
-            f"{wanted.num_probes} probes x {self.config.probes.steps} steps ({wanted.probe_tokens:,} tokens), {wanted.num_points} proxies "
-            f"({wanted.proxy_tokens:,} tokens): about {flops:.2g} FLOPs, {flops / self.training_flops:.1%} of the "
-            f"{self.config.budget.tokens:,}-token stage; {wanted.num_probes * _adapter_bytes(self.session) / 1e6:.1f} MB of adapters"
+            f"{num_probes} probes x {session.settings.steps} steps ({probe_tokens:,} tokens), {len(design.points)} proxies "
+            f"({eval_tokens:,} tokens): about {flops:.2g} FLOPs, {share:.1%} of the {self.config.budget.tokens:,}-token stage; "
+            f"{num_probes * per_probe / 1e6:.1f} MB of adapters"
         )
 
     def notes(self) -> list[str]:
         """What a careful reader would want to be told."""
-        notes = []
+        notes = self.prepared.notes()
         design = self.method.design(self.stage).probes
-        drawn = self.session.probe_sequences * self.config.sequence_length
-        for name, domain in self.data.items():
+        for name, available in self.stage.available_tokens.items():
             seen = (
                 float(max(row[i] for row in design.R for i in [design.domains.index(name)]))
-                * drawn
-                / domain.train.num_tokens
+                * self.session.probe_tokens
+                / available
             )
             if seen > 1.5:
                 notes.append(
@@ -235,30 +239,6 @@ class SearchContext:
                 "trainer.learning_rate is not set: probes used twice the Trainer's default of 5e-05; set the rate of your full run"
             )
         return notes
-
-
-def tokenise(
-    domains: Mapping[str, Domain], tokenizer: Any, *, cache_dir: Path, num_proc: int, progress: Progress
-) -> dict[str, TokenizedDomain]:
-    """Every domain read, split and tokenised, or found in the cache.
-
-    Raises:
-        DataError: A domain that cannot be read, is empty, or does not fit the tokenizer.
-    """
-    from opmix.data import prepare_domain
-
-    data = {}
-    for name, domain in domains.items():
-        with progress.task(f"tokenise {name}", 0) as advance:
-            data[name] = prepare_domain(
-                domain, tokenizer, cache_dir=cache_dir, num_proc=num_proc, progress=_documents(advance)
-            )
-    return data
-
-
-def _documents(advance: Advance) -> Callable[[str, int, int | None], None]:
-    """Documents of one source as steps of a task; their total is not known before the end."""
-    return lambda name, done, total: advance(done, total or 0)
 
 
 def _adapter_bytes(session: ProbeSession) -> float:

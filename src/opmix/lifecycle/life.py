@@ -19,6 +19,7 @@ from opmix.lifecycle.tables import life_json, stage_json, write_tables
 from opmix.lifecycle.world import World, make_world, shape_of
 from opmix.mixing.mixture import Mixture
 from opmix.progress import Progress, Silent
+from opmix.report import write_report
 from opmix.runs.files import disk_errors, environment, write_json
 from opmix.runs.progress_file import ProgressFile
 from opmix.runs.store import RunStore
@@ -65,7 +66,7 @@ def run_life(
         StoreError: The folder is held by another process, the disk is full, or finished steps have become stale.
         OpMixError: Whatever else stops it; running again goes on from there.
     """
-    from opmix.training.factory import check_arguments, default_trainer
+    from opmix.training.factory import check_arguments
 
     for stage in config.stages:
         check_arguments(config.trainer_of(stage))
@@ -75,7 +76,7 @@ def run_life(
         )
     with RunStore(out) as store, disk_errors(out):
         progress = ProgressFile(out / "progress.json", progress or Silent())
-        world = make_world(config, base or Path.cwd(), store, progress, make_trainer or default_trainer)
+        world = make_world(config, base or Path.cwd(), store, progress, make_trainer)
         check_budgets(config, world.facts)
         chains = {seed: chain(config, world.facts, seed) for seed in config.seeds}
         if not redo:
@@ -86,6 +87,7 @@ def run_life(
         content = life_json(config, lives)
         write_json(out / "life.json", content)
         write_tables(out, content)
+        write_report(out)
         store.event("finished")
         return LifeResult(folder=out, content=content)
 
@@ -94,7 +96,7 @@ def _live(world: World, seed: int, steps: Sequence[Step]) -> list[dict[str, Any]
     """One seed's life: the stages' outcomes as `life.json` keeps them."""
     life, store = world.life, world.store
     carried = _start(world, seed, steps[0])
-    stages, outcomes = resolve(life), []
+    stages, outcomes = resolve(life, world.facts.stages), []
     for stage in stages:
         mine = {
             (s.kind, s.part.start if s.part is not None else None): s

@@ -6,7 +6,7 @@ import math
 
 from opmix.errors import ConfigError
 from opmix.lifecycle.config import LifecycleConfig
-from opmix.lifecycle.stages import resolve
+from opmix.lifecycle.stages import Stage, resolve
 from opmix.lifecycle.steps import DataFacts, epochs_allowed
 
 
@@ -17,39 +17,30 @@ def check_budgets(life: LifecycleConfig, data: DataFacts) -> None:
         ConfigError: All stages at once that ask for more than there can be.
     """
     problems, used = [], 0
-    for stage in resolve(life):
-        limits = epochs_allowed(stage)
-        wanted = stage.steps * stage.rows_per_step
-        if set(limits) >= set(stage.domains):
-            rows = {d: math.floor(limits[d] * data.rows[d]) for d in stage.domains}
+    stages = resolve(life, data.stages)
+    for stage in stages:
+        allowed = _allowed(stage, data)
+        if all(math.isfinite(tokens) for tokens in allowed.values()):
             # Earlier stages can only have drawn on domains of this one by what the others could not give.
-            spent = (
-                0
-                if stage.config.replay == "repeat"
-                else math.ceil(max(0.0, used - _elsewhere(life, data, stage.index, stage.domains)))
-            )
-            left = sum(rows.values()) - spent
-            if wanted > left:
-                length = life.sequence_length
+            elsewhere: dict[str, float] = {}
+            for earlier in stages[: stage.index]:
+                elsewhere |= {d: t for d, t in _allowed(earlier, data).items() if d not in stage.domains}
+            spent = 0 if stage.config.replay == "repeat" else max(0.0, used - sum(elsewhere.values()))
+            left = math.floor(sum(allowed.values()) - spent)
+            if stage.tokens > left:
                 problems.append(
-                    f"stages.{stage.index}.tokens: {stage.tokens:,}; its domains allow {max(left, 0) * length:,} at their max_epochs "
-                    f"({', '.join(f'{d} {rows[d] * length:,}' for d in stage.domains)}"
-                    + (f", less at least {spent * length:,} used before" if spent else "")
+                    f"stages.{stage.index}.tokens: {stage.tokens:,}; its domains allow {max(left, 0):,} at their max_epochs "
+                    f"({', '.join(f'{d} {tokens:,.0f}' for d, tokens in allowed.items())}"
+                    + (f", less at least {spent:,.0f} used before" if spent else "")
                     + "); lower the budget, raise max_epochs or add domains"
                 )
-        used += wanted
+        used += stage.tokens
     if problems:
         raise ConfigError(problems)
 
 
-def _elsewhere(life: LifecycleConfig, data: DataFacts, index: int, domains: tuple[str, ...]) -> float:
-    """Most rows that stages before `index` can have drawn from domains not in `domains`."""
-    total = 0.0
-    others: dict[str, float] = {}
-    for stage in resolve(life)[:index]:
-        limits = epochs_allowed(stage)
-        for name in stage.domains:
-            if name not in domains:
-                others[name] = limits[name] * data.rows[name] if name in limits else math.inf
-    total += sum(others.values())
-    return total
+def _allowed(stage: Stage, data: DataFacts) -> dict[str, float]:
+    """Supervised tokens that each domain's limit of repetition allows; infinite without a limit."""
+    rows, limits = data.rows_of(stage), epochs_allowed(stage)
+    worth = stage.worth or dict.fromkeys(stage.domains, float(stage.life.sequence_length))
+    return {d: math.floor(limits[d] * rows[d]) * worth[d] if d in limits else math.inf for d in stage.domains}

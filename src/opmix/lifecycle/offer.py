@@ -60,7 +60,7 @@ def decision_config(
         DataError: Too little is left to choose from.
     """
     names, limits, kept = offered(stage, rows, drawn), epochs_allowed(stage), old_on_offer(stage, old)
-    config = stage.search(kept, (part.stop - part.start) * stage.step_tokens, seed)
+    config = stage.search(kept, stage.tokens_of(part.stop - part.start), seed)
     domains = {}
     for name in names:
         # One sequence less than is left: a plan rounds shares to whole sequences.

@@ -16,11 +16,13 @@ from opmix.config import SearchConfig, parse_config
 from opmix.data import MixtureStream
 from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.search import SearchResult, run_search
+from opmix.lifecycle.stage_data import StageData
 from opmix.mixing.mixture import Mixture
 from opmix.probes.borrowing import borrowed
 from opmix.progress import Progress
 from opmix.runs.files import write_json
 from opmix.training.factory import TrainerFactory
+from opmix.training.objectives import CAUSAL_LM
 
 _FOR_PROBES = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2",
@@ -124,7 +126,7 @@ class RemixCallback(TrainerCallback):
         config = self._config((stop - index) * self.stream.sequence_length, _taken_over(args))
         with borrowed(model):
             result = run_search(
-                config, model=model, tokenizer=self.stream.tokenizer, data=self.stream.data, out=self.out / f"step-{state.global_step}",
+                config, model=model, tokenizer=self.stream.tokenizer, data=self._data(), out=self.out / f"step-{state.global_step}",
                 make_trainer=self.make_trainer, progress=self.progress,
             )  # fmt: skip
         self.results.append(result)
@@ -154,6 +156,11 @@ class RemixCallback(TrainerCallback):
             },
             where="RemixCallback",
         )  # fmt: skip
+
+    def _data(self) -> StageData:
+        return StageData(
+            domains=self.stream.data, options={}, sequence_length=self.stream.sequence_length, objective=CAUSAL_LM
+        )
 
     def _rows_per_step(self, args: TrainingArguments) -> int:
         return int(args.train_batch_size * args.gradient_accumulation_steps)

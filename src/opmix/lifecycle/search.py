@@ -25,7 +25,7 @@ from opmix.runs.files import environment, write_json
 from opmix.runs.store import RunStore
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
-    from opmix.data import TokenizedDomain
+    from opmix.lifecycle.stage_data import StageData
     from opmix.training.factory import TrainerFactory
 
 
@@ -113,7 +113,7 @@ def run_search(
     out: Path | None = None,
     make_trainer: TrainerFactory | None = None,
     progress: Progress | None = None,
-    data: Mapping[str, TokenizedDomain] | None = None,
+    data: StageData | None = None,
 ) -> SearchResult:
     """Run a checked configuration; see `opmix.search`. Relative paths are resolved against `base`; `data` is used where given."""
     if out is None:
@@ -140,7 +140,7 @@ def run_search(
             ledger=context.ledger,
             config=config,
             stage=context.stage,
-            bytes_per_token={n: d.valid.num_bytes / d.valid.num_tokens for n, d in context.data.items()},
+            bytes_per_token={n: d.valid.bytes_per_token for n, d in context.data.items()},
             counts=context.counts(),
             training_flops=context.training_flops,
             seconds=dict(zip(("prepare", "search"), np.diff(clock), strict=True)),

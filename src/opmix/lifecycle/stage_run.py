@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from opmix.compute.memory import watch_memory
-from opmix.data import MixtureDataset, MixturePlan, plan_mixture
+from opmix.data import MixtureDataset, MixturePlan
 from opmix.errors import StoreError
 from opmix.lifecycle.measuring import last_loss, measure, watched_rows, write_log
 from opmix.lifecycle.offer import decision_config, fixed_mixture, old_on_offer
 from opmix.lifecycle.search import run_search
+from opmix.lifecycle.stage_data import StageData
 from opmix.lifecycle.stages import Part, Stage
 from opmix.lifecycle.steps import Kind, Step, epochs_allowed
 from opmix.lifecycle.world import World, shape_from
@@ -24,6 +25,8 @@ from opmix.mixing.mixture import Mixture
 from opmix.runs.files import disk_errors, write_json
 from opmix.training.checkpoints import drop_checkpoints, whole_checkpoints
 from opmix.training.full import Stretch, train_stretch
+from opmix.training.matched import TrainingPlan, account, plan_training
+from opmix.training.objectives import Usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,9 @@ class Carried:
     mixture: Mixture | None
     """Last trained on; None: nothing yet."""
     cursors: Mapping[str, int] = field(default_factory=dict)
-    """Training sequences drawn so far, by domain."""
+    """Training rows drawn so far, by domain."""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """Rows each of these domains had; with another number they were cut otherwise, and the cursor means nothing."""
     losses: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     """Split, domain: loss and its standard error."""
     optimizer: Path | None = None
@@ -64,6 +69,16 @@ class StageRun:
         return self.world.folder / f"seed-{self.seed}" / self.stage.label
 
     @property
+    def offer(self) -> StageData:
+        """What the stage trains on."""
+        return self.world.offers[self.stage.index]
+
+    @property
+    def rows(self) -> Mapping[str, int]:
+        """Training rows by domain."""
+        return self.world.facts.rows_of(self.stage)
+
+    @property
     def checkpoints(self) -> Path:
         """The Trainer's, while the stage runs."""
         return self.folder / "checkpoints"
@@ -85,7 +100,7 @@ class StageRun:
         for part in self.stage.parts:
             decision = self._decide(part, mixture, plan) if part.decided else None
             if decision is None:
-                mixture = fixed_mixture(self.stage, self.carried.mixture, self.world.facts.rows)
+                mixture = fixed_mixture(self.stage, self.carried.mixture, self.rows)
             else:
                 mixture = Mixture.normalised({n: decision["mixture"].get(n, 0.0) for n in self.stage.domains})
             record, plan = self._train(part, mixture, plan)
@@ -97,13 +112,14 @@ class StageRun:
         outcome = {"parts": parts, "before": losses, "after": after, "old": self.carried.mixture, "notes": self.notes}
         return outcome, Carried(
             model=self.folder / "model", model_key=model["fingerprint"], shape=self.carried.shape, mixture=mixture,
-            cursors={**self.carried.cursors, **plan.cursors()}, losses=after, optimizer=self._moments(),
+            cursors={**self.carried.cursors, **plan.plan.cursors()}, rows={**self.carried.rows, **self.rows},
+            losses=after, optimizer=self._moments(),
         )  # fmt: skip
 
     # -- deciding -----------------------------------------------------------------------------------------------
 
-    def _decide(self, part: Part, old: Mixture | None, plan: MixturePlan) -> dict[str, Any]:
-        folder, drawn, rows = self.folder / f"search-{part.start}", plan.cursors(), self.world.facts.rows
+    def _decide(self, part: Part, old: Mixture | None, plan: TrainingPlan) -> dict[str, Any]:
+        folder, drawn, rows = self.folder / f"search-{part.start}", plan.plan.cursors(), self.rows
         config = decision_config(self.stage, part, old, rows, drawn, self.seed)
         self.notes += [f"{d} is used up and no longer on offer" for d in self.stage.domains if d not in config.domains]
 
@@ -113,7 +129,7 @@ class StageRun:
             result = run_search(
                 config, base=self.world.base, model=model, tokenizer=self.world.tokenizer, out=folder,
                 make_trainer=self.world.make_trainer, progress=self.world.progress,
-                data={n: self.world.data[n] for n in config.domains},
+                data=self.offer.only(config.domains),
             )  # fmt: skip
             chosen = result.mixture
             predicted = dict(zip(result.law.metrics, map(float, result.law.predict(chosen.weights)[0]), strict=True))
@@ -131,47 +147,54 @@ class StageRun:
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def _empty_plan(self) -> MixturePlan:
-        """The stream before its first sequence, going on where earlier stages ended."""
-        names, rows = self.stage.domains, self.world.facts.rows
-        drawn = {} if self.stage.config.replay == "repeat" else self.carried.cursors
+    def _empty_plan(self) -> TrainingPlan:
+        """The stream before its first row, going on where earlier stages ended."""
+        names, rows, carried = self.stage.domains, self.rows, self.carried
+        same = {n for n in names if carried.rows.get(n) == rows[n] and self.stage.config.replay == "remaining"}
         empty = np.empty(0, dtype=np.int64)
-        return MixturePlan(
-            names,
-            empty.astype(np.int16),
-            empty,
-            tuple(rows[n] for n in names),
-            self.seed,
-            tuple(drawn.get(n, 0) for n in names),
+        drawn = tuple(carried.cursors.get(n, 0) if n in same else 0 for n in names)
+        plan = MixturePlan(names, empty.astype(np.int16), empty, tuple(rows[n] for n in names), self.seed, drawn)
+        return TrainingPlan(
+            plan=plan,
+            dataset=MixtureDataset(self.offer.train, plan),
+            arguments={},
+            steps=0,
+            row_tokens=0,
+            supervised_tokens=0,
+            shares={},
         )
 
-    def _train(self, part: Part, mixture: Mixture, plan: MixturePlan) -> tuple[dict[str, Any], MixturePlan]:
-        stage, rows = self.stage, self.world.facts.rows
-        step = self.steps["train", part.start]
-        plan = plan_mixture(
-            mixture, (part.stop - part.start) * stage.rows_per_step, rows, seed=self.seed, previous=plan,
-            max_epochs=epochs_allowed(stage), sequence_length=stage.life.sequence_length,
+    def _planned(self, mixture: Mixture, steps: int, previous: TrainingPlan, *, limited: bool = True) -> TrainingPlan:
+        return plan_training(
+            self.offer.train, mixture, steps=steps, arguments=self.stage.trainer, seed=self.seed, objective=self.offer.objective,
+            max_epochs=epochs_allowed(self.stage) if limited else None, document_mask=self.stage.life.document_mask, previous=previous,
         )  # fmt: skip
+
+    def _train(self, part: Part, mixture: Mixture, plan: TrainingPlan) -> tuple[dict[str, Any], TrainingPlan]:
+        stage, step, length = self.stage, self.steps["train", part.start], self.stage.life.sequence_length
+        plan = self._planned(mixture, part.stop - part.start, plan)
 
         def work() -> dict[str, Any]:
             # The Trainer wants the whole stage's rows; those after this part are never read.
-            rest = (stage.steps - part.stop) * stage.rows_per_step
-            stream = plan_mixture(mixture, rest, rows, seed=self.seed, previous=plan) if rest else plan
-            dataset = MixtureDataset(self.world.train, stream, document_mask=stage.life.document_mask)
+            rest = stage.steps - part.stop
+            stream = self._planned(mixture, rest, plan, limited=False) if rest else plan
             self._check_room()
-            model, started, watch = self._model_at(part), time.perf_counter(), watch_memory()
+            model, started, watch, usage = self._model_at(part), time.perf_counter(), watch_memory(), Usage()
+            shape = shape_from(self.carried.shape)
             with self.world.progress.task(self._task("train"), part.stop - part.start) as advance:
                 trainer = train_stretch(
-                    model, dataset, self._stretch(part), folder=self.checkpoints, seed=self.seed, report=advance,
-                    make_trainer=self.world.make_trainer, held_out=watched_rows(self.world, stage, self.seed),
+                    model, stream.dataset, self._stretch(part, stream.arguments), folder=self.checkpoints, seed=self.seed,
+                    make_trainer=self.offer.objective.trainer(self.world.make_trainer, usage, shape), report=advance, usage=usage,
+                    held_out=watched_rows(self.world, stage, self.seed),
                     optimizer_state=self.carried.optimizer if stage.config.optimizer == "continued" else None,
                 )  # fmt: skip
             write_log(self.folder / "training.csv", trainer.state.log_history, stage.step_tokens)
-            tokens = (part.stop - part.start) * stage.step_tokens
-            flops = tokens * shape_from(self.carried.shape).train(stage.life.sequence_length)
+            trained = account(plan, usage, self.offer.objective, shape, length)
             return {
-                "mixture": dict(mixture), "key": step.key, "cursors": plan.cursors(), "loss": last_loss(trainer.state.log_history),
-                "amounts": _amounts("training", tokens, flops, started),
+                "mixture": dict(mixture), "key": step.key, "cursors": plan.plan.cursors(),
+                "loss": last_loss(trainer.state.log_history), "shares": trained.shares,
+                "supervised_tokens": trained.supervised_tokens,
+                "amounts": _amounts("training", trained.row_tokens + trained.sampled_tokens, trained.flops, started),
                 "peak_memory": watch(),
             }  # fmt: skip
 
@@ -182,7 +205,7 @@ class StageRun:
 
         return self._step("train", part.start, work, intact=intact), plan
 
-    def _stretch(self, part: Part) -> Stretch:
+    def _stretch(self, part: Part, arguments: Mapping[str, Any]) -> Stretch:
         stage, life = self.stage, self.stage.life
         every = (
             max(1, stage.steps // 10)
@@ -192,7 +215,7 @@ class StageRun:
         shown = None if life.evaluation.every is None else max(1, round(life.evaluation.every / stage.step_tokens))
         return Stretch(
             steps=stage.steps, start=part.start, stop=part.stop, key=self.steps["train", part.start].key,
-            previous_key=self._key_before(part), save_every=max(1, every), evaluate_every=shown, arguments=stage.trainer,
+            previous_key=self._key_before(part), save_every=max(1, every), evaluate_every=shown, arguments=arguments,
         )  # fmt: skip
 
     def _key_before(self, part: Part) -> str | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Protocol
 
-from opmix.compute.budget import sequences_per_step, steps_for, world_size
+from opmix.compute.budget import sequences_per_step, world_size
 from opmix.compute.schedule import with_schedule
 from opmix.config import SearchConfig
 from opmix.errors import ConfigError
@@ -43,6 +44,9 @@ class Stage:
     """On offer in any stage up to this one: what forgetting is measured on."""
     new: tuple[str, ...]
     """On offer for the first time."""
+    worth: Mapping[str, float] | None = None
+    """Mean supervised tokens of a training row by domain; None: not known yet, taken as whole sequences of text."""
+    objective: str = "causal_lm"
 
     @property
     def label(self) -> str:
@@ -68,19 +72,24 @@ class Stage:
         return sequences_per_step(self.life.trainer_of(self.config), world_size())
 
     @property
-    def step_tokens(self) -> int:
-        """Tokens of one optimizer step."""
-        return self.rows_per_step * self.life.sequence_length
+    def step_tokens(self) -> float:
+        """Supervised tokens of one optimizer step; see `opmix.training.matched.supervised_per_step`."""
+        worth = self.life.sequence_length if self.worth is None else fmean(self.worth.values())
+        return self.rows_per_step * worth
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """Optimizer steps; fixed before any mixture is known."""
-        return steps_for(self.config.tokens, self.life.trainer_of(self.config), self.life.sequence_length)
+        return max(1, round(self.config.tokens / self.step_tokens))
 
     @property
     def tokens(self) -> int:
-        """Tokens of whole steps."""
-        return self.steps * self.step_tokens
+        """Supervised tokens of whole steps."""
+        return self.tokens_of(self.steps)
+
+    def tokens_of(self, steps: int) -> int:
+        """Supervised tokens of some steps."""
+        return round(steps * self.step_tokens)
 
     @property
     def searched(self) -> bool:
@@ -118,11 +127,23 @@ class Stage:
     def search(self, old: Mixture | None, tokens: int, seed: int) -> SearchConfig:
         """The configuration of one decision for the next `tokens`."""
         domains = {n: self.life.domains[n] for n in self.domains}
-        return self.life.search(self.config, domains, self.weighed, old, tokens, seed)
+        return self.life.search(self.config, domains, self.weighed, old, tokens, seed, self.objective)
 
 
-def resolve(life: LifecycleConfig) -> tuple[Stage, ...]:
-    """All stages of a checked lifecycle."""
+class StageFacts(Protocol):
+    """What the data say of a stage."""
+
+    @property
+    def worth(self) -> Mapping[str, float]:
+        """Mean supervised tokens of a training row by domain."""
+
+    @property
+    def objective(self) -> str:
+        """That fits what the domains hold."""
+
+
+def resolve(life: LifecycleConfig, facts: Sequence[StageFacts] = ()) -> tuple[Stage, ...]:
+    """All stages of a checked lifecycle; with `facts`, one a stage, as the data make them."""
     stages: list[Stage] = []
     before: tuple[str, ...] = tuple(life.old_mixture or ())
     seen = before
@@ -131,7 +152,14 @@ def resolve(life: LifecycleConfig) -> tuple[Stage, ...]:
         domains = tuple(d for d in _unique([*offered, *config.add]) if d not in config.drop)
         new = tuple(d for d in domains if d not in seen)
         seen = _unique([*seen, *domains])
-        stages.append(Stage(index=index, life=life, config=config, domains=domains, before=before, seen=seen, new=new))
+        known = facts[index] if facts else None
+        stages.append(
+            Stage(
+                index=index, life=life, config=config, domains=domains, before=before, seen=seen, new=new,
+                worth=None if known is None else known.worth,
+                objective=config.objective or ("causal_lm" if known is None else known.objective),
+            )
+        )  # fmt: skip
         before = domains
     return tuple(stages)
 
@@ -186,7 +214,7 @@ def _problems_of(stage: Stage) -> Iterator[str]:
         yield f"{where}.prefix: {config.prefix}; of {stage.steps} steps that leaves none before or after it"
     kept = [d for d in stage.before if d in stage.domains]
     try:
-        stage.search(Mixture.uniform(kept) if kept else None, stage.tokens, 0)
+        stage.search(Mixture.uniform(kept) if kept else None, max(stage.tokens, 1), 0)
     except ConfigError as error:
         yield from (f"{where}.{problem}" for problem in error.problems)
 

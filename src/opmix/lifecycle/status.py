@@ -14,7 +14,8 @@ from opmix.compute.flops import ModelShape
 from opmix.errors import StoreError
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.estimates import estimate_search
-from opmix.lifecycle.steps import DataFacts, Step, chain, differences
+from opmix.lifecycle.stages import resolve
+from opmix.lifecycle.steps import DataFacts, OfferFacts, Step, chain, differences
 from opmix.mixing.mixture import Mixture
 from opmix.runs.store import RunStore
 from opmix.strict import validated
@@ -90,20 +91,30 @@ def run_status(folder: Path, config: LifecycleConfig | None = None) -> RunStatus
         config = validated(LifecycleConfig, manifest["config"], where=str(folder / "manifest.json"))
     known = set(content["fingerprints"])
     missing = [n for n in config.domains if n not in known]
+    changed = tuple(n for n, files in content["files"].items() if n in config.domains and _changed(files))
+    known_files = {n: "changed on disk" if n in changed else f for n, f in content["fingerprints"].items()}
     facts = DataFacts(
         tokenizer=content["tokenizer"], rows={**dict.fromkeys(missing, 1), **content["rows"]}, model=content["model"],
-        fingerprints={**{n: f"{n} is not read yet" for n in missing}, **content["fingerprints"]},
-    )  # fmt: skip
-    changed = tuple(n for n, files in content["files"].items() if n in config.domains and _changed(files))
-    facts = DataFacts(
-        tokenizer=facts.tokenizer, rows=facts.rows, model=facts.model,
-        fingerprints={n: "changed on disk" if n in changed else f for n, f in facts.fingerprints.items()},
+        fingerprints={**{n: f"{n} is not read yet" for n in missing}, **known_files}, stages=_offers(config, content),
     )  # fmt: skip
     store, holder = RunStore(folder), _holder(folder)
     running = _running(folder) if holder is not None else None
     steps = [s for seed in config.seeds for s in _statuses(store, chain(config, facts, seed), running)]
     task = _json(folder / "progress.json") if holder is not None and (folder / "progress.json").is_file() else None
     return RunStatus(folder=folder, steps=tuple(steps), holder=holder, task=task, changed=changed)
+
+
+def _offers(config: LifecycleConfig, content: Mapping[str, Any]) -> tuple[OfferFacts, ...]:
+    """Rows of every stage as they were recorded; a stage that is new or changed is told from the domains."""
+    recorded, offers = [OfferFacts(**entry) for entry in content["stages"]], []
+    for stage in resolve(config):
+        found = recorded[stage.index] if stage.index < len(recorded) else None
+        if found is None or set(found.rows) != set(stage.domains):
+            rows = {n: content["rows"].get(n, 1) for n in stage.domains}
+            worth = {n: content["tokens"].get(n, config.sequence_length) / rows[n] for n in stage.domains}
+            found = OfferFacts(rows=rows, worth=worth, objective=stage.objective)
+        offers.append(found)
+    return tuple(offers)
 
 
 def _statuses(store: RunStore, steps: Sequence[Step], running: str | None) -> Iterator[StepStatus]:
@@ -130,11 +141,11 @@ def _planned(step: Step, shape: ModelShape | None) -> dict[str, float]:
         return {}
     stage, length = step.stage, step.stage.life.sequence_length
     if step.kind == "train" and step.part is not None:
-        return {"training": (step.part.stop - step.part.start) * stage.step_tokens * shape.train(length)}
+        return {"training": stage.tokens_of(step.part.stop - step.part.start) * shape.train(length)}
     if step.kind == "search" and step.part is not None:
         kept = [d for d in stage.before if d in stage.domains]
         old = Mixture.uniform(kept) if kept and not (stage.index == 0 and step.part.start) else None
-        config = stage.search(old, (step.part.stop - step.part.start) * stage.step_tokens, step.seed)
+        config = stage.search(old, stage.tokens_of(step.part.stop - step.part.start), step.seed)
         return estimate_search(config, old).flops(shape, length)
     if step.kind in ("before", "after"):
         rows = 2 * len(step.settings["data"]) * stage.life.evaluation.sequences

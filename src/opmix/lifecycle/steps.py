@@ -25,21 +25,38 @@ Kind = Literal["start", "before", "search", "train", "model", "after"]
 
 
 @dataclass(frozen=True)
+class OfferFacts:
+    """The training rows of one stage."""
+
+    rows: Mapping[str, int]
+    """By domain: how many."""
+    worth: Mapping[str, float]
+    """By domain: mean supervised tokens of one."""
+    objective: str
+
+
+@dataclass(frozen=True)
 class DataFacts:
     """What the chain needs to know of the data."""
 
     tokenizer: str
     """Fingerprint."""
     fingerprints: Mapping[str, str]
-    """By domain: sources, splits and tokenizer."""
+    """By domain: sources, splits, tokenizer, and how conversations become rows."""
     rows: Mapping[str, int]
     """By domain: training sequences."""
     model: str = ""
     """Signature of the starting checkpoint's files; empty: from scratch."""
+    stages: tuple[OfferFacts, ...] = ()
+    """Empty: text, the same in all stages."""
 
     def of(self, domains: tuple[str, ...]) -> dict[str, str]:
         """Fingerprints of some domains."""
         return {name: self.fingerprints[name] for name in domains}
+
+    def rows_of(self, stage: Stage) -> Mapping[str, int]:
+        """Training rows of a stage's domains."""
+        return self.stages[stage.index].rows if self.stages else self.rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +95,7 @@ def chain(life: LifecycleConfig, data: DataFacts, seed: int) -> list[Step]:
         settings["seed"] = seed
     steps = [Step(name=f"{home}/start", kind="start", seed=seed, stage=None, settings=settings)]
     model = steps[0]
-    for stage in resolve(life):
+    for stage in resolve(life, data.stages):
         steps += _stage_steps(stage, data, seed, f"{home}/{stage.label}", model)
         model = next(step for step in reversed(steps) if step.kind == "model")
     return steps
@@ -103,7 +120,7 @@ def _stage_steps(stage: Stage, data: DataFacts, seed: int, home: str, base: Step
     for part in stage.parts:
         follows = [reached]
         if part.decided:
-            search = stage.search(None, (part.stop - part.start) * stage.step_tokens, seed)
+            search = stage.search(None, stage.tokens_of(part.stop - part.start), seed)
             decision = Step(
                 name=f"{home}/search-{part.start}", kind="search", seed=seed, stage=stage, part=part,
                 settings={
@@ -120,7 +137,7 @@ def _stage_steps(stage: Stage, data: DataFacts, seed: int, home: str, base: Step
             settings={
                 **shared, "mixture": mixture, "trainer": _telling(stage.trainer), "steps": [part.start, part.stop, stage.steps],
                 "rows_per_step": stage.rows_per_step, "replay": stage.config.replay, "optimizer": stage.config.optimizer,
-                "max_epochs": limits, "data": data.of(stage.domains),
+                "max_epochs": limits, "data": data.of(stage.domains), **_objective(stage),
             },
             after={step.name: step.key for step in follows},
         )  # fmt: skip
@@ -140,11 +157,20 @@ def epochs_allowed(stage: Stage) -> dict[str, float]:
     return {name: float(limit) for name, limit in limits.items() if limit is not None}
 
 
+def _objective(stage: Stage) -> dict[str, Any]:
+    """What is learned, where it is not simply every token."""
+    if stage.objective != "sdft":
+        return {} if stage.objective == "causal_lm" else {"objective": stage.objective}
+    return {"objective": "sdft", "sdft": (stage.config.sdft or stage.life.sdft).model_dump()}
+
+
 def _search_settings(search: Any) -> dict[str, Any]:
     """What a decision depends on: not where files lie, nor how many processes read them."""
     content: dict[str, Any] = search.model_dump(
         mode="json", exclude={"model", "old_mixture", "num_proc", "cache_dir", "domains"}
     )
+    if content["objective"] != "sdft":
+        content.pop("sdft")
     return {**content, "trainer": _telling(content["trainer"])}
 
 

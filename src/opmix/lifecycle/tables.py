@@ -30,7 +30,8 @@ def stage_json(stage: Stage, seed: int, outcome: Mapping[str, Any]) -> dict[str,
     return plain(
         {
             "name": stage.config.name, "phase": stage.config.phase, "folder": f"seed-{seed}/{stage.label}", "domains": stage.domains,
-            "new": stage.new, "tokens": stage.tokens, "steps": stage.steps, "old_mixture": None if old is None else dict(old),
+            "new": stage.new, "objective": stage.objective, "tokens": stage.tokens, "steps": stage.steps,
+            "old_mixture": None if old is None else dict(old),
             "mixture": parts[-1]["mixture"], "parts": parts,
             "losses": {
                 split: {
@@ -51,7 +52,7 @@ def stage_json(stage: Stage, seed: int, outcome: Mapping[str, Any]) -> dict[str,
 def _part(entry: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
     part, decision = entry["part"], entry["decision"]
     made: dict[str, Any] = {
-        "steps": [part.start, part.stop], "tokens": (part.stop - part.start) * stage.step_tokens, "decided": part.decided,
+        "steps": [part.start, part.stop], "tokens": entry["training"]["supervised_tokens"], "decided": part.decided,
         "mixture": dict(entry["mixture"]), "training_loss": entry["training"]["loss"],
     }  # fmt: skip
     if decision is not None:

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
 from opmix.compute.flops import ModelShape
-from opmix.config import ModelConfig
-from opmix.data import PackedSequences, TokenizedDomain, iter_documents
+from opmix.config import ModelConfig, SdftConfig
+from opmix.data import iter_documents, supervised_per_row
 from opmix.data.sources import resolve, source_fingerprint
 from opmix.data.tokenization import tokenizer_fingerprint
 from opmix.domain import Domain
 from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.config import LifecycleConfig
-from opmix.lifecycle.context import tokenise
+from opmix.lifecycle.stage_data import StageData, prepare_data
 from opmix.lifecycle.stages import resolve as resolve_stages
-from opmix.lifecycle.steps import DataFacts
+from opmix.lifecycle.steps import DataFacts, OfferFacts
 from opmix.models import load_model, load_tokenizer, model_fingerprint, model_shape
 from opmix.progress import Progress
 from opmix.runs.files import default_cache_dir, files_signature, write_json
-from opmix.runs.store import RunStore
+from opmix.runs.store import RunStore, fingerprint
 from opmix.scratch import new_model, train_tokenizer
 from opmix.training.factory import TrainerFactory
 
@@ -37,10 +39,12 @@ class World:
     base: Path
     store: RunStore
     progress: Progress
-    make_trainer: TrainerFactory
+    make_trainer: TrainerFactory | None
     tokenizer: Any
-    data: Mapping[str, TokenizedDomain]
-    train: Mapping[str, PackedSequences]
+    data: StageData
+    """Every domain of the life, as held-out losses are measured."""
+    offers: tuple[StageData, ...]
+    """By stage: what it trains on, and the objective."""
     facts: DataFacts
     files: Mapping[str, Mapping[str, Sequence[int]]]
     """By domain and path: size and time."""
@@ -52,12 +56,10 @@ class World:
 
     def record_facts(self) -> None:
         """Keep what `opmix status` needs to know of the data without reading them."""
-        facts = self.facts
         write_json(
             self.folder / "data.json",
-            {"tokenizer": facts.tokenizer, "fingerprints": facts.fingerprints, "rows": facts.rows, "model": facts.model,
-             "files": self.files, "tokens": {n: d.train.num_tokens for n, d in self.data.items()}},
-        )  # fmt: skip
+            {**asdict(self.facts), "files": self.files, "tokens": self.data.available_tokens},
+        )
 
     def start_model(self, seed: int) -> Any:
         """The model before the first stage."""
@@ -116,27 +118,60 @@ class World:
 
 
 def make_world(
-    life: LifecycleConfig, base: Path, store: RunStore, progress: Progress, make_trainer: TrainerFactory
+    life: LifecycleConfig, base: Path, store: RunStore, progress: Progress, make_trainer: TrainerFactory | None
 ) -> World:
     """Tokenizer and data of a life; everything that can fail cheaply fails here.
 
     Raises:
         OpMixError: A source or the tokenizer cannot be read, or they do not fit each other.
     """
-    used = [name for stage in resolve_stages(life) for name in stage.domains]
-    domains = {n: life.domains[n].domain(n, base) for n in dict.fromkeys([*(life.old_mixture or ()), *used])}
+    stages = resolve_stages(life)
+    used = dict.fromkeys([*(life.old_mixture or ()), *(name for stage in stages for name in stage.domains)])
+    template = ModelConfig(name="", chat_template=life.chat_template).template(base)
+    domains = {n: life.domains[n].domain(n, base, template) for n in used}
     tokenizer = _tokenizer(life, base, store, domains, progress)
-    cache = Path(life.cache_dir) if life.cache_dir else default_cache_dir()
-    data = tokenise(domains, tokenizer, cache_dir=cache, num_proc=life.num_proc, progress=progress)
-    train = {n: PackedSequences(d.train, life.sequence_length) for n, d in data.items()}
+    known: dict[Any, Any] = {}
+
+    def prepared(names: Iterable[str], objective: Any = None, sdft: SdftConfig = life.sdft) -> StageData:
+        return prepare_data(
+            {n: domains[n] for n in names}, tokenizer, objective=objective, sdft=sdft, sequence_length=life.sequence_length,
+            cache_dir=Path(life.cache_dir) if life.cache_dir else default_cache_dir(), num_proc=life.num_proc, progress=progress,
+            limit=_positions(life, base), known=known,
+        )  # fmt: skip
+
+    data = prepared(domains)
+    offers = tuple(prepared(s.domains, s.config.objective, s.config.sdft or life.sdft) for s in stages)
     facts = DataFacts(
-        tokenizer=tokenizer_fingerprint(tokenizer), fingerprints={n: d.fingerprint for n, d in data.items()},
-        rows={n: len(p) for n, p in train.items()}, model=_signature(life, base),
+        tokenizer=tokenizer_fingerprint(tokenizer), rows={n: len(r) for n, r in data.train.items()}, model=_signature(life, base),
+        fingerprints={n: fingerprint(data.only([n]).fingerprint) for n in domains},
+        stages=tuple(
+            OfferFacts(
+                rows={n: len(r) for n, r in offer.train.items()}, worth={n: supervised_per_row(r) for n, r in offer.train.items()},
+                objective=offer.objective.name,
+            )
+            for offer in offers
+        ),
     )  # fmt: skip
     return World(
-        life=life, base=base, store=store, progress=progress, make_trainer=make_trainer, tokenizer=tokenizer, data=data, train=train,
+        life=life, base=base, store=store, progress=progress, make_trainer=make_trainer, tokenizer=tokenizer, data=data, offers=offers,
         facts=facts, files={n: _files(d) for n, d in domains.items()},
     )  # fmt: skip
+
+
+def _positions(life: LifecycleConfig, base: Path) -> int | None:
+    """Tokens the model can read at once, told from its configuration; None: not told."""
+    try:
+        if life.architecture is not None:
+            config = AutoConfig.for_model(**life.architecture)
+        else:
+            assert life.model is not None
+            config = AutoConfig.from_pretrained(
+                located(life.model.name, base), trust_remote_code=life.model.trust_remote_code
+            )
+    except (OSError, ValueError, TypeError, KeyError):
+        return None  # what is wrong with it is said where the model is made or loaded
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if limit is None else int(limit)
 
 
 def located(name: str, base: Path) -> str:
@@ -160,24 +195,27 @@ def _tokenizer(
         model = life.model or ModelConfig(name="")
         name = wanted.name if wanted is not None and wanted.name is not None else (model.tokenizer or model.name)
         return load_tokenizer(located(name, base), revision=model.revision, trust_remote_code=model.trust_remote_code)
+    size = int(wanted.vocab_size or 0)
+    if size < 257 + len(wanted.special_tokens):
+        raise ConfigError(
+            f"tokenizer.vocab_size: {size}; expected at least 257 (every byte and the end of a document), and one for each special token"
+        )
+    template = ModelConfig(name="", chat_template=life.chat_template).template(base)
     first = [domains[n] for n in resolve_stages(life)[0].domains]
     folder = store.folder / "tokenizer"
     inputs = {
-        "vocab_size": wanted.vocab_size, "documents": wanted.documents,
+        **wanted.model_dump(exclude={"name"}), "chat_template": template,
         "data": [source_fingerprint(d.train, domain=d.name) for d in first], "fields": [d.train.field for d in first],
     }  # fmt: skip
 
     def work() -> dict[str, Any]:
         progress.note(f"training a tokenizer of {wanted.vocab_size} entries on {len(first)} domains")
         texts = (t for d in first for t in islice(iter_documents(d.train, domain=d.name), wanted.documents))
-        made = train_tokenizer(texts, int(wanted.vocab_size or 0))
+        made = train_tokenizer(texts, size, special_tokens=wanted.special_tokens, chat_template=template)
         shutil.rmtree(folder, ignore_errors=True)
         made.save_pretrained(folder)
         return {"size": len(made)}
 
-    size = int(wanted.vocab_size or 0)
-    if size < 257:
-        raise ConfigError(f"tokenizer.vocab_size: {size}; expected at least 257 (every byte and the end of a document)")
     store.step("tokenizer", inputs, work, intact=(folder / "tokenizer.json").exists)
     return load_tokenizer(folder)
 

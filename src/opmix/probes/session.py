@@ -6,7 +6,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,9 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from opmix.compute.budget import sequences_per_step
 from opmix.compute.flops import ModelShape
 from opmix.compute.ledger import Entry, Ledger
-from opmix.data import MixtureDataset, PackedSequences, plan_mixture
+from opmix.data import Rows
 from opmix.methods.base import Simulation
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.models import lora_targets, model_fingerprint
@@ -30,6 +29,8 @@ from opmix.probes.peft_state import take_off_adapters
 from opmix.progress import Progress
 from opmix.runs.store import RunStore, fingerprint
 from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, run_training
+from opmix.training.matched import Trained, account, plan_training, supervised_per_step
+from opmix.training.objectives import CAUSAL_LM, Objective, Usage
 
 _FULL_RUN_ONLY = {"warmup_ratio", "lr_scheduler_kwargs", "report_to", "run_name", "project", "trackio_space_id"}
 _FULL_RUN_PREFIXES = ("eval_", "save_", "logging_", "push_to_hub", "hub_")
@@ -79,11 +80,11 @@ class ProbeSession:
 
     model: PreTrainedModel
     shape: ModelShape
-    train: Mapping[str, PackedSequences]
+    train: Mapping[str, Rows]
     held_out: Sequence[HeldOut]
     settings: ProbeSettings
     trainer: Mapping[str, Any]
-    make_trainer: TrainerFactory
+    make_trainer: TrainerFactory | None
     store: RunStore
     data_fingerprint: str
     ledger: Ledger
@@ -92,6 +93,7 @@ class ProbeSession:
     backend: Backend = "auto"
     batch_tokens: int = 8192
     document_mask: bool = False
+    objective: Objective = CAUSAL_LM
     _wrapped: PeftModel | None = field(default=None, init=False, repr=False)
 
     @property
@@ -100,9 +102,9 @@ class ProbeSession:
         return next(iter(self.train.values())).sequence_length
 
     @property
-    def probe_sequences(self) -> int:
-        """Sequences each probe is trained on: the same for all."""
-        return self.settings.steps * sequences_per_step(self.trainer)
+    def probe_tokens(self) -> float:
+        """Supervised tokens that each probe is trained on: the same for all."""
+        return self.settings.steps * supervised_per_step(self.train, self.trainer)
 
     def simulate(
         self, design: ProbeDesign, points: Sequence[InterpolationWeights], *, label: str = "proxies"
@@ -132,7 +134,7 @@ class ProbeSession:
         )
 
     def _train_probes(self, design: ProbeDesign, base: Mapping[str, Any]) -> tuple[PeftModel, list[str]]:
-        keys, tokens = [], self.probe_sequences * self.sequence_length
+        keys = []
         arguments = self.settings.arguments(self.trainer)
         for number, probe in enumerate(design.probes):
             adapter, folder = f"probe_{number}", self.store.folder / "probes" / f"{number:02d}-{probe}"
@@ -141,16 +143,17 @@ class ProbeSession:
             wrapped = self._wrapped = self._add(adapter)
             adapter_parameters = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
             inputs = {**base, "mixture": dict(design.row(probe)), "settings": vars(self.settings), "trainer": arguments,
-                      "document_mask": self.document_mask}  # fmt: skip
+                      "document_mask": self.document_mask, "objective": [self.objective.name, self.objective.settings()]}  # fmt: skip
             keys.append(fingerprint(inputs))
 
             def work(
-                probe: str = probe, adapter: str = adapter, folder: Path = folder, model: PeftModel = wrapped
-            ) -> dict[str, Any]:
+                probe: str = probe, adapter: str = adapter, folder: Path = folder, model: PeftModel = wrapped,
+                size: int = adapter_parameters,
+            ) -> dict[str, Any]:  # fmt: skip
                 started = time.perf_counter()
-                self._train_one(model, probe, design.row(probe), arguments, folder)
+                trained = self._train_one(model, probe, design.row(probe), arguments, folder, size)
                 _save_adapter(model, adapter, folder)
-                return {"seconds": time.perf_counter() - started}
+                return {**asdict(trained), "seconds": time.perf_counter() - started}
 
             result, found = self.store.step(
                 f"probe-{number:02d}-{probe}",
@@ -162,13 +165,12 @@ class ProbeSession:
                 set_peft_model_state_dict(
                     wrapped, load_file(folder / "adapter_model.safetensors"), adapter_name=adapter
                 )
-            flops = tokens * self.shape.train_lora(self.sequence_length, adapter_parameters)
             self.ledger.add(
                 Entry(
                     step=f"probe {probe}",
                     purpose="probes",
-                    tokens=tokens,
-                    flops=flops,
+                    tokens=result["row_tokens"] + result["sampled_tokens"],
+                    flops=result["flops"],
                     seconds=result["seconds"],
                 )
             )
@@ -185,18 +187,20 @@ class ProbeSession:
         return wrapped
 
     def _train_one(
-        self, model: PeftModel, probe: str, mixture: Mixture, arguments: Mapping[str, Any], folder: Path
-    ) -> None:
-        available = {d: len(p) for d, p in self.train.items()}
-        plan = plan_mixture(mixture, self.probe_sequences, available, seed=self.seed)
-        dataset = MixtureDataset(self.train, plan, document_mask=self.document_mask)
-        steps = self.settings.steps
+        self, model: PeftModel, probe: str, mixture: Mixture, arguments: Mapping[str, Any], folder: Path, size: int
+    ) -> Trained:
+        steps, usage = self.settings.steps, Usage()
+        plan = plan_training(
+            self.train, mixture, steps=steps, arguments=arguments, seed=self.seed, objective=self.objective,
+            document_mask=self.document_mask,
+        )  # fmt: skip
         with self.progress.task(f"probe {probe}", steps) as advance:
             spec = TrainSpec(
-                model=model, dataset=dataset, output_dir=folder / "trainer", steps=steps, seed=self.seed, arguments=arguments,
-                callbacks=[StepProgress(advance)],
+                model=model, dataset=plan.dataset, output_dir=folder / "trainer", steps=steps, seed=self.seed,
+                arguments=plan.arguments, callbacks=[StepProgress(advance)],
             )  # fmt: skip
-            run_training(self.make_trainer, spec)
+            run_training(self.objective.trainer(self.make_trainer, usage, self.shape), spec)
+        return account(plan, usage, self.objective, self.shape, self.sequence_length, size)
 
     def _sweep(
         self,

@@ -5,6 +5,7 @@ The marker keeps the sizes of the files, so one that was cut off later is not us
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from opmix.runs.files import write_json
+from opmix.training.objectives import Usage
 
 MARKER = "complete.json"
 
@@ -19,8 +21,8 @@ MARKER = "complete.json"
 class CompleteCheckpoints(TrainerCallback):
     """Marks a checkpoint when the Trainer has finished writing it, and drops those of the same run that are no longer needed."""
 
-    def __init__(self, key: str, keep: int = 1) -> None:
-        self.key, self.keep = key, keep
+    def __init__(self, key: str, usage: Usage | None = None, keep: int = 1) -> None:
+        self.key, self.usage, self.keep = key, usage or Usage(), keep
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The Trainer calls this after the last file of a checkpoint."""
@@ -28,7 +30,8 @@ class CompleteCheckpoints(TrainerCallback):
             return
         folder = Path(args.output_dir)
         saved = folder / f"checkpoint-{state.global_step}"
-        write_json(saved / MARKER, {"key": self.key, "step": state.global_step, "files": _sizes(saved)})
+        facts = {"key": self.key, "step": state.global_step, "files": _sizes(saved)}
+        write_json(saved / MARKER, {**vars(self.usage), **facts})
         for _, old in whole_checkpoints(folder, self.key)[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -48,8 +51,6 @@ class StopAt(TrainerCallback):
 
 def whole_checkpoints(folder: Path, key: str | None = None) -> list[tuple[int, Path]]:
     """Step and folder of every whole checkpoint, by step; with `key` only those of that run."""
-    import json
-
     found = []
     for marker in folder.glob(f"checkpoint-*/{MARKER}"):
         try:
@@ -68,6 +69,14 @@ def _sizes(folder: Path) -> dict[str, int]:
     """Bytes of every file but the marker, and those that were being written."""
     files = (path for path in folder.iterdir() if path.is_file() and MARKER not in path.name)
     return {path.name: path.stat().st_size for path in sorted(files)}
+
+
+def restore_usage(checkpoint: Path, key: str, usage: Usage) -> None:
+    """Go on counting where a checkpoint of the same run left off; another run's counts are not this one's."""
+    content = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
+    if content["key"] == key:
+        usage.sampled_tokens, usage.flops = content.get("sampled_tokens", 0), content.get("flops")
+        usage.extra.update(content.get("extra", {}))
 
 
 def latest_checkpoint(folder: Path, key: str) -> Path | None:

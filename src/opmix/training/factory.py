@@ -50,6 +50,8 @@ class TrainSpec:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """User's TrainingArguments, without the reserved ones."""
     callbacks: Sequence[TrainerCallback] = ()
+    last_callbacks: Sequence[TrainerCallback] = ()
+    """Called after all others, those that the factory adds included."""
     held_out: Mapping[str, Dataset[Any]] | None = None
     """Rows by domain that the Trainer evaluates on as it goes (`eval_strategy` in the arguments says when)."""
     stop_at: int | None = None
@@ -80,7 +82,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         raise ConfigError(problems)
 
 
-def default_trainer(spec: TrainSpec) -> Trainer:
+def default_trainer(spec: TrainSpec, kind: type[Trainer] = Trainer) -> Trainer:
     """`transformers.Trainer` on packed sequences; fp32 on CPU, bf16 on a GPU that has it, unless the user says otherwise."""
     cuda = torch.cuda.is_available()
     defaults: dict[str, Any] = {
@@ -99,7 +101,7 @@ def default_trainer(spec: TrainSpec) -> Trainer:
         train_sampling_strategy="sequential",
         **{**defaults, **spec.arguments},
     )
-    trainer = Trainer(
+    trainer = kind(
         model=spec.model,
         args=arguments,
         train_dataset=spec.dataset,
@@ -118,7 +120,9 @@ def _printer() -> type[TrainerCallback]:
 
 
 def stack_rows(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Rows of equal length to a batch."""
+    """Rows of equal length to a batch; a whole micro-batch (`GroupedDataset`) is one already."""
+    if len(rows) == 1 and next(iter(rows[0].values())).ndim == 2:
+        return dict(rows[0])
     return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
 
@@ -158,6 +162,8 @@ def run_training(factory: TrainerFactory, spec: TrainSpec) -> Trainer:
     trainer = factory(spec)
     if spec.optimizer_state is not None and spec.resume_from is None:
         take_over_optimizer(trainer, spec.optimizer_state)
+    for callback in spec.last_callbacks:
+        trainer.add_callback(callback)
     wanted = spec.stop_at or spec.steps
     try:
         output = trainer.train(resume_from_checkpoint=str(spec.resume_from) if spec.resume_from else None)

@@ -11,17 +11,19 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback
 
-from opmix.compute.budget import sequences_per_step, steps_for
-from opmix.data import MixtureDataset, PackedSequences, plan_mixture
+from opmix.data import Rows
 from opmix.mixing.mixture import Mixture
+from opmix.models import model_shape
 from opmix.progress import Progress
-from opmix.training.checkpoints import CompleteCheckpoints, StopAt, latest_checkpoint
+from opmix.training.checkpoints import CompleteCheckpoints, StopAt, latest_checkpoint, restore_usage
 from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, default_trainer, run_training
+from opmix.training.matched import plan_training, steps_for
+from opmix.training.objectives import CAUSAL_LM, Objective, Usage
 
 
 def train_on_mixture(
     model: Any,
-    train: Mapping[str, PackedSequences],
+    train: Mapping[str, Rows],
     mixture: Mixture,
     *,
     tokens: int,
@@ -31,33 +33,32 @@ def train_on_mixture(
     progress: Progress,
     name: str,
     max_epochs: Mapping[str, float] | None = None,
-    make_trainer: TrainerFactory = default_trainer,
+    make_trainer: TrainerFactory | None = None,
+    objective: Objective = CAUSAL_LM,
 ) -> int:
-    """Train a model in place on `mixture`; returns the tokens really seen (whole steps).
+    """Train a model in place on `mixture`; returns the supervised tokens really seen (whole steps).
 
     Raises:
         DataError: A share asks for more epochs than `max_epochs` allows.
         TrainingError: The loss is not finite.
     """
-    length = next(iter(train.values())).sequence_length
-    per_step = sequences_per_step(arguments)
-    steps = steps_for(tokens, arguments, length)
-    plan = plan_mixture(
-        mixture, steps * per_step, {n: len(p) for n, p in train.items()}, seed=seed, max_epochs=max_epochs
+    steps = steps_for(tokens, train, arguments)
+    plan = plan_training(
+        train, mixture, steps=steps, arguments=arguments, seed=seed, objective=objective, max_epochs=max_epochs
     )
-    dataset = MixtureDataset(train, plan)
+    factory = objective.trainer(make_trainer, Usage(), model_shape(model))
     with progress.task(name, steps) as advance:
         spec = TrainSpec(
             model=model,
-            dataset=dataset,
+            dataset=plan.dataset,
             output_dir=output_dir,
             steps=steps,
             seed=seed,
-            arguments=arguments,
+            arguments=plan.arguments,
             callbacks=[StepProgress(advance)],
         )
-        run_training(make_trainer, spec)
-    return steps * per_step * length
+        run_training(factory, spec)
+    return plan.supervised_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,7 @@ def train_stretch(
     optimizer_state: Path | None = None,
     report: Callable[[int, int], None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    usage: Usage | None = None,
 ) -> Trainer:
     """Train a model in place through one stretch; checkpoints go to `folder`.
 
@@ -108,6 +110,7 @@ def train_stretch(
         optimizer_state: `optimizer.pt` whose moments a stage's first stretch starts with.
         report: Told (steps done, steps of this stretch).
         callbacks: Further ones.
+        usage: What the trainer counts; kept with every checkpoint, so that a resumed stretch counts all of it.
 
     Raises:
         TrainingError: The loss is not finite.
@@ -119,19 +122,22 @@ def train_stretch(
     logging = float(stretch.arguments.get("logging_steps", 10))
     logging = math.ceil(
         logging if logging >= 1 else logging * stretch.steps
-    )  # transformers takes a share of the run too
+    )  # a share of the run, as transformers has it
     defaults = {"logging_strategy": "steps", "logging_steps": logging}
     own = {
         # A log entry averages the steps since the one before; checkpoints between two entries would cut that average.
         "save_strategy": "steps", "save_steps": max(1, stretch.save_every // logging) * logging,
         "eval_strategy": "steps" if stretch.evaluate_every else "no", "eval_steps": stretch.evaluate_every,
     }  # fmt: skip
-    watchers: list[TrainerCallback] = [StopAt(stretch.stop), CompleteCheckpoints(stretch.key), *callbacks]
+    usage = usage or Usage()
+    if resume is not None:
+        restore_usage(resume, stretch.key, usage)
+    watchers: list[TrainerCallback] = [StopAt(stretch.stop), *callbacks]
     if report is not None:
         watchers.append(StepProgress(lambda done, _: report(done - stretch.start, stretch.stop - stretch.start)))
     spec = TrainSpec(
         model=model, dataset=dataset, output_dir=folder, steps=stretch.steps, stop_at=stretch.stop, seed=seed,
         arguments={**defaults, **stretch.arguments, **own}, callbacks=watchers, resume_from=resume, held_out=held_out,
-        optimizer_state=optimizer_state,
+        optimizer_state=optimizer_state, last_callbacks=[CompleteCheckpoints(stretch.key, usage)],
     )  # fmt: skip
     return run_training(make_trainer, spec)
