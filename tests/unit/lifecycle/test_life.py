@@ -150,7 +150,16 @@ def test_disk_is_not_left_with_what_only_a_running_stage_needs(finished):
 
 def test_running_a_finished_life_again_does_nothing(copied, toys):
     config, folder = copied
-    outside = {"manifest.json", "data.json", "life.json", "stages.csv", "costs.csv", "events.jsonl", "progress.json"}
+    outside = {
+        "manifest.json",
+        "data.json",
+        "life.json",
+        "stages.csv",
+        "costs.csv",
+        "events.jsonl",
+        "progress.json",
+        "report.html",
+    }
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
     events = (folder / "events.jsonl").read_text().splitlines()
     toys.live(config, folder)
@@ -311,6 +320,7 @@ def test_replay_goes_on_or_repeats(toys, tmp_path, drawn):
         toys.live(two("repeat"), tmp_path / "remaining")
 
 
+@pytest.mark.slow
 def test_a_domain_used_up_is_no_longer_on_offer(toys, tmp_path, drawn):
     """Alpha has as many sequences to give as the first stage takes."""
     toys.live(toys.config(fixed("one", 1, domains=["alpha", "beta"])), tmp_path / "look")
@@ -337,6 +347,7 @@ def test_dropping_all_that_was_learned_is_refused_before_it_is_trained(toys, tmp
         toys.live(config, tmp_path / "life")
 
 
+@pytest.mark.slow
 def test_a_continued_optimizer(toys, tmp_path, drawn):
     def two(optimizer):
         return toys.config(fixed("one", 4, domains=["alpha"]), fixed("two", 4, optimizer=optimizer))
@@ -386,21 +397,21 @@ def test_keeping_less_and_keeping_more(toys, tmp_path, finished):
 
 
 def test_seeds_give_mean_deviation_and_n(toys, tmp_path):
-    config = toys.config(fixed("one", 4, domains=["alpha", "beta"]), seeds=[0, 1, 5])
+    config = toys.config(fixed("one", 4, domains=["alpha", "beta"]), seeds=[0, 5])
     result = toys.live(config, tmp_path / "life")
     content = outcome(result)
-    losses = [content["seeds"][s]["stages"][0]["losses"]["test"]["alpha"]["after"] for s in ("0", "1", "5")]
-    assert len(set(losses)) == 3
+    losses = [content["seeds"][s]["stages"][0]["losses"]["test"]["alpha"]["after"] for s in ("0", "5")]
+    assert len(set(losses)) == 2
     (over,) = content["stages"]
-    assert over["n"] == 3
-    assert over["test_loss"]["alpha"] == pytest.approx({"mean": np.mean(losses), "sd": np.std(losses, ddof=1), "n": 3})
-    assert over["mixture"]["alpha"] == {"mean": 0.5, "sd": 0.0, "n": 3}
+    assert over["n"] == 2
+    assert over["test_loss"]["alpha"] == pytest.approx({"mean": np.mean(losses), "sd": np.std(losses, ddof=1), "n": 2})
+    assert over["mixture"]["alpha"] == {"mean": 0.5, "sd": 0.0, "n": 2}
     assert result.model(5) == tmp_path / "life" / "seed-5" / "01-one" / "model"
     # One more seed is only that; fewer seeds lose nothing.
     before = done(tmp_path / "life")
-    toys.live(toys.config(fixed("one", 4, domains=["alpha", "beta"]), seeds=[1, 2]), tmp_path / "life")
+    toys.live(toys.config(fixed("one", 4, domains=["alpha", "beta"]), seeds=[5, 2]), tmp_path / "life")
     assert all(name.startswith("seed-2/") for name in done(tmp_path / "life")[len(before) :])
-    assert outcome_of(tmp_path / "life")["seeds"]["1"] == content["seeds"]["1"]
+    assert outcome_of(tmp_path / "life")["seeds"]["5"] == content["seeds"]["5"]
     alone = toys.live(toys.config(fixed("one", 4, domains=["alpha", "beta"]), seeds=[5]), tmp_path / "alone")
     assert outcome(alone)["stages"][0]["test_loss"]["alpha"]["sd"] is None
     assert outcome(alone)["seeds"]["5"] == content["seeds"]["5"]
