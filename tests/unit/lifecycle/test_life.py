@@ -387,6 +387,17 @@ def test_keeping_less_and_keeping_more(toys, tmp_path, finished):
     before = done(tmp_path / "less")
     toys.live(made, tmp_path / "less")
     assert done(tmp_path / "less") == before
+    longer = made.model_copy(
+        update={
+            "stages": (
+                *made.stages,
+                made.stages[1].model_copy(update={"name": "three", "add": (), "mixture": "current"}),
+            )
+        }
+    )
+    toys.live(longer, tmp_path / "less")
+    assert {s.split("/")[1] for s in done(tmp_path / "less")[len(before) :]} == {"03-three"}
+    assert [p.parent.name for p in tmp_path.glob("less/seed-0/*/model")] == ["03-three"]
     one = toys.config(fixed("one", 4, domains=["alpha"]), keep={"checkpoints": True})
     toys.live(one, tmp_path / "more")
     kept = list((tmp_path / "more" / "seed-0" / "01-one" / "checkpoints").iterdir())
