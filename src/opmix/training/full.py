@@ -119,10 +119,8 @@ def train_stretch(
     resume = latest_checkpoint(folder, stretch.key)
     if resume is None and stretch.previous_key is not None:
         resume = latest_checkpoint(folder, stretch.previous_key)
-    logging = float(stretch.arguments.get("logging_steps", 10))
-    logging = math.ceil(
-        logging if logging >= 1 else logging * stretch.steps
-    )  # a share of the run, as transformers has it
+    wanted = float(stretch.arguments.get("logging_steps", 10))
+    logging = math.ceil(wanted if wanted >= 1 else wanted * stretch.steps)  # transformers takes a share of the run too
     defaults = {"logging_strategy": "steps", "logging_steps": logging}
     own = {
         # A log entry averages the steps since the one before; checkpoints between two entries would cut that average.
