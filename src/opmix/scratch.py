@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from opmix.errors import ConfigError
+from opmix.strict import nearest
 
 END = "<eos>"
 
@@ -69,14 +70,12 @@ def new_model(architecture: Mapping[str, Any], tokenizer: PreTrainedTokenizerBas
     }  # fmt: skip
     try:
         config = AutoConfig.for_model(kind, **{**vocabulary, **settings})
-        unknown = sorted(set(settings) - set(config.to_dict()))
+        # transformers takes any name; one that it does not know stays behind as an attribute (`rope_theta` and the like do not).
+        plain = AutoConfig.for_model(kind)
+        unknown = [name for name in settings if hasattr(config, name) and not hasattr(plain, name)]
         if unknown:
-            raise ConfigError(
-                [
-                    f"architecture.{name}: {kind} has no such setting; look it up in its transformers config"
-                    for name in unknown
-                ]
-            )
+            known = list(plain.to_dict())
+            raise ConfigError([f"architecture.{n}: {kind} has no such setting{nearest(n, known)}" for n in unknown])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return AutoModelForCausalLM.from_config(config, dtype=torch.float32)

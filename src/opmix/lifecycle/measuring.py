@@ -91,12 +91,10 @@ def last_loss(history: Sequence[Mapping[str, Any]]) -> float | None:
 
 def write_log(path: Path, history: Sequence[Mapping[str, Any]], step_tokens: float) -> None:
     """`training.csv`: losses and learning rate by step, the whole stage so far."""
-    kept = [
-        k
-        for k in dict.fromkeys(k for entry in history for k in entry)
-        if k.endswith("loss") or k in ("learning_rate", "grad_norm")
-    ]
-    columns = [k for k in kept if k != "train_loss"]
+    # In a fixed order: the entries of a checkpoint come back with their keys sorted.
+    known = {key for entry in history for key in entry}
+    losses = sorted(k for k in known if k.endswith("loss") and k not in ("loss", "train_loss"))
+    columns = [k for k in ("loss", *losses, "learning_rate", "grad_norm") if k in known]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["step", "tokens", *columns])

@@ -91,8 +91,10 @@ class StageRun:
         Raises:
             OpMixError: Whatever stops it; nothing finished is lost.
         """
+        # What cannot be is said before anything is trained.
         if self.stage.searched:
-            old_on_offer(self.stage, self.carried.mixture)  # what cannot be decided is said before anything is trained
+            old_on_offer(self.stage, self.carried.mixture)
+        self._check_moments()
         before = self._measure("before", lambda: self._base())
         losses = {s: {**self.carried.losses.get(s, {}), **before["losses"].get(s, {})} for s in ("valid", "test")}
         scores = {**self.carried.scores, **before["scores"]}
@@ -114,11 +116,10 @@ class StageRun:
             "parts": parts, "before": losses, "after": after["losses"], "scores": (scores, after["scores"]),
             "old": self.carried.mixture, "notes": self.notes,
         }  # fmt: skip
-        kept = self.folder / "optimizer.pt"
         return outcome, Carried(
             model=self.folder / "model", model_key=model["fingerprint"], shape=self.carried.shape, mixture=mixture,
             cursors={**self.carried.cursors, **plan.plan.cursors()}, rows={**self.carried.rows, **self.rows},
-            losses=after["losses"], scores=after["scores"], optimizer=kept if kept.exists() else None,
+            losses=after["losses"], scores=after["scores"], optimizer=self._moments(),
         )  # fmt: skip
 
     # -- deciding -----------------------------------------------------------------------------------------------
@@ -270,6 +271,7 @@ class StageRun:
                     f"{self.checkpoints}: the stage's last checkpoint is gone; run again to train up to it"
                 )
             made = self.world.save(self.world.load(source), folder)
+            (self.folder / "optimizer.pt").unlink(missing_ok=True)
             if self._continued_next():
                 shutil.copyfile(source / "optimizer.pt", self.folder / ".optimizer.pt")
                 (self.folder / ".optimizer.pt").replace(self.folder / "optimizer.pt")
@@ -283,6 +285,20 @@ class StageRun:
     def _continued_next(self) -> bool:
         later = self.stage.index + 1
         return later < len(self.stage.life.stages) and self.stage.life.stages[later].optimizer == "continued"
+
+    def _moments(self) -> Path | None:
+        """The optimiser's state at the end of the stage, where it was kept."""
+        last = self.stage.parts[-1]
+        ends = whole_checkpoints(self.checkpoints, self.steps["train", last.start].key)
+        found = [self.folder / "optimizer.pt", *(f / "optimizer.pt" for at, f in ends if at == last.stop)]
+        return next((path for path in found if path.exists()), None)
+
+    def _check_moments(self) -> None:
+        if self.stage.config.optimizer == "continued" and self.carried.optimizer is None and not self._is_finished():
+            raise StoreError(
+                f"stage {self.stage.config.name!r}: the moments in which the stage before ended were not kept (no stage continued them "
+                f"then); use optimizer: fresh, or delete {self.carried.model} to have that stage trained again"
+            )
 
     def _tidy(self) -> None:
         """Drop what is only needed while the stage runs."""

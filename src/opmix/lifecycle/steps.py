@@ -190,8 +190,8 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     changed = []
     for path in sorted({*_flat(recorded), *_flat(now)} - {()}, key=str):
         old, new = _flat(recorded).get(path), _flat(now).get(path)
-        if old == new:
-            continue
+        if old == new or (old in (None, {}) and new in (None, {})):
+            continue  # an empty block is told of by what came into it, or left it
         if path[0] == "after":
             changed.append(f"follows {path[1]}")
         elif path[0] == "data":
