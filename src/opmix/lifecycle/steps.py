@@ -146,7 +146,8 @@ def _stage_steps(stage: Stage, data: DataFacts, seed: int, home: str, base: Step
     model = Step(name=f"{home}/model", kind="model", seed=seed, stage=stage, after={reached.name: reached.key})
     yield model
     yield Step(
-        name=f"{home}/after", kind="after", seed=seed, stage=stage, settings={**measured, **_tasks(tasks, stage.seen), "data": data.of(stage.seen)},
+        name=f"{home}/after", kind="after", seed=seed, stage=stage,
+        settings={**measured, **_tasks(tasks, stage.seen), "data": data.of(stage.seen)},
         after={model.name: model.key},
     )  # fmt: skip
 
