@@ -77,6 +77,10 @@ def validate(path: Path, overrides: Sequence[str] = (), *, progress: Progress | 
 
 def checker_for(content: Mapping[str, Any]) -> Checker:
     """Which check the keys of a file ask for."""
+    if "stages" in content:
+        from opmix.setup.life_validation import check_life
+
+        return check_life
     return check_search
 
 
@@ -88,10 +92,10 @@ def check_search(content: Mapping[str, Any], base: Path, progress: Progress) -> 
         result.config = parse_config(content)
         findings.ok("settings", "every key is known and in range")
     parts = result.config or _readable_parts(content)
-    _check_trainer(parts.trainer, findings)
-    tokenizer, result.model = _check_model(parts.model, parts.probes, base, findings)
+    check_trainer(parts.trainer, findings)
+    tokenizer, result.model = check_model(parts.model, parts.probes, base, findings)
     template = parts.model is not None and parts.model.chat_template is not None
-    _check_sources(parts.domains, base, tokenizer, findings, result.sizes, progress, template=template)
+    check_sources(parts.domains, base, tokenizer, findings, result.sizes, progress, template=template)
     check_overlap({n: d.domain(n, base) for n, d in parts.domains.items() if n in result.sizes}, findings)
     if result.config is not None:
         _check_objective(result.config, base, result.sizes, findings)
@@ -113,23 +117,25 @@ def _readable_parts(content: Mapping[str, Any]) -> _Parts:
     parts = _Parts()
     domains = content.get("domains")
     for name, value in (domains if isinstance(domains, dict) else {}).items():
-        if (domain := _readable(DomainConfig, value)) is not None:
+        if (domain := readable(DomainConfig, value)) is not None:
             parts.domains[str(name)] = domain
-    parts.model = _readable(ModelConfig, content.get("model"))
-    parts.probes = _readable(ProbesConfig, content.get("probes")) or parts.probes
+    parts.model = readable(ModelConfig, content.get("model"))
+    parts.probes = readable(ProbesConfig, content.get("probes")) or parts.probes
     trainer = content.get("trainer")
     parts.trainer = trainer if isinstance(trainer, dict) else {}
     return parts
 
 
-def _readable(kind: Any, value: Any) -> Any:
+def readable(kind: Any, value: Any) -> Any:
+    """A block on its own, or None where it is not valid."""
     try:
         return kind.model_validate(value)
     except (ValidationError, ConfigError):
         return None
 
 
-def _check_trainer(arguments: dict[str, Any], findings: Findings) -> None:
+def check_trainer(arguments: dict[str, Any], findings: Findings) -> None:
+    """Trainer arguments are known, and their values taken."""
     import tempfile
 
     from transformers import TrainingArguments
@@ -158,7 +164,7 @@ def _check_trainer(arguments: dict[str, Any], findings: Findings) -> None:
         )
 
 
-def _check_model(
+def check_model(
     model: ModelConfig | None, probes: ProbesConfig, base: Path, findings: Findings
 ) -> tuple[Any, ModelFacts | None]:
     """Tokenizer and facts, each None if it cannot be had."""
@@ -198,7 +204,7 @@ def _check_model(
     return tokenizer, facts
 
 
-def _check_sources(
+def check_sources(
     domains: Mapping[str, DomainConfig],
     base: Path,
     tokenizer: Any,
@@ -208,11 +214,12 @@ def _check_sources(
     *,
     template: bool,
 ) -> None:
+    """The first documents of every source can be read; fills `sizes`."""
     with progress.task("looking at domains", len(domains)) as advance:
         for number, (name, config) in enumerate(domains.items(), 1):
             with findings.catching(f"domains.{name}"):
                 domain = config.domain(name, base)
-                kind = _kind(domain)
+                kind = kind_of(domain)
                 if kind == "chat" and tokenizer is not None and not (template or tokenizer.chat_template):
                     findings.fail(
                         f"domains.{name}", "holds conversations, and the tokenizer has no chat template",
@@ -237,13 +244,14 @@ def _check_sources(
 
 def _check_objective(config: SearchConfig, base: Path, sizes: Sizes, findings: Findings) -> None:
     for name in sizes:
-        if config.objective == "causal_lm" and _kind(config.domains[name].domain(name, base)) == "chat":
+        if config.objective == "causal_lm" and kind_of(config.domains[name].domain(name, base)) == "chat":
             findings.fail(
                 "objective", f"causal_lm, but domain {name!r} holds conversations", "set objective to sft or sdft"
             )  # fmt: skip
 
 
-def _kind(domain: Domain) -> Kind:
+def kind_of(domain: Domain) -> Kind:
+    """Text or conversations; text where it cannot be told."""
     try:
         return domain_kind(domain)
     except DataError:
