@@ -66,10 +66,13 @@ def run_life(
         StoreError: The folder is held by another process, the disk is full, or finished steps have become stale.
         OpMixError: Whatever else stops it; running again goes on from there.
     """
+    from opmix.scores import extractor_of
     from opmix.training.factory import check_arguments
 
     for stage in config.stages:
         check_arguments(config.trainer_of(stage))
+    for task in config.evaluation.tasks.values():
+        extractor_of(task.extractor)  # an unknown one is said now
     if world_size() > 1:
         raise ConfigError(
             f"WORLD_SIZE is {world_size()}; `opmix run` drives one process (which may use one GPU): start it without torchrun"

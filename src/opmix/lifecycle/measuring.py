@@ -13,11 +13,14 @@ from torch.utils.data import Dataset
 
 from opmix.data import GroupedDataset, MixtureDataset, MixturePlan, held_out_batch, pad_rows
 from opmix.domain import Split
+from opmix.errors import ConfigError
+from opmix.lifecycle.stage_data import stop_ids
 from opmix.lifecycle.stages import Stage
 from opmix.lifecycle.world import World
 from opmix.probes.evaluation import evaluate
 from opmix.probes.held_out import held_out
 from opmix.runs.files import write_text
+from opmix.scores import extractor_of, score_split
 
 Losses = dict[str, dict[str, dict[str, float]]]
 """Split, domain: `loss` and its standard `error`, nats per token."""
@@ -39,6 +42,29 @@ def measure(model: Any, world: World, names: Sequence[str], seed: int) -> tuple[
         for n, loss, error in zip(found.names, found.losses[0], found.standard_errors[0], strict=True):
             losses[split][n] = {"loss": float(loss), "error": float(error)}
     return losses, tokens
+
+
+def task_scores(model: Any, world: World, names: Sequence[str]) -> dict[str, Any]:
+    """Right answers on the test split of the chat domains that the configuration asks for.
+
+    Raises:
+        ConfigError: Such a domain holds text.
+    """
+    scores = {}
+    for name, task in world.life.evaluation.tasks.items():
+        if name not in names:
+            continue
+        domain = world.data.domains[name]
+        if domain.test.mask is None:
+            raise ConfigError(
+                f"evaluation.tasks.{name}: the domain holds text; expected conversations with answers to compare"
+            )
+        score = score_split(
+            model, world.tokenizer, domain.test, extractor_of(task.extractor), num=task.items, max_new_tokens=task.max_new_tokens,
+            stop_ids=stop_ids(world.tokenizer, {name: domain.train}),
+        )  # fmt: skip
+        scores[name] = score.json()
+    return scores
 
 
 def watched_rows(world: World, stage: Stage, seed: int) -> dict[str, Dataset[Any]] | None:

@@ -14,7 +14,7 @@ import numpy as np
 from opmix.compute.memory import watch_memory
 from opmix.data import MixtureDataset, MixturePlan
 from opmix.errors import StoreError
-from opmix.lifecycle.measuring import last_loss, measure, watched_rows, write_log
+from opmix.lifecycle.measuring import last_loss, measure, task_scores, watched_rows, write_log
 from opmix.lifecycle.offer import decision_config, fixed_mixture, old_on_offer
 from opmix.lifecycle.search import run_search
 from opmix.lifecycle.stage_data import StageData
@@ -46,6 +46,8 @@ class Carried:
     """Rows each of these domains had; with another number they were cut otherwise, and the cursor means nothing."""
     losses: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     """Split, domain: loss and its standard error."""
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    """Task scores by domain."""
     optimizer: Path | None = None
 
 
@@ -94,7 +96,8 @@ class StageRun:
             old_on_offer(self.stage, self.carried.mixture)
         self._check_moments()
         before = self._measure("before", lambda: self._base())
-        losses = {s: {**self.carried.losses.get(s, {}), **before.get(s, {})} for s in ("valid", "test")}
+        losses = {s: {**self.carried.losses.get(s, {}), **before["losses"].get(s, {})} for s in ("valid", "test")}
+        scores = {**self.carried.scores, **before["scores"]}
         parts: list[dict[str, Any]] = []
         plan, mixture = self._empty_plan(), self.carried.mixture
         for part in self.stage.parts:
@@ -109,11 +112,14 @@ class StageRun:
         after = self._measure("after", lambda: self.world.load(self.folder / "model", model["fingerprint"]))
         self._tidy()
         assert mixture is not None
-        outcome = {"parts": parts, "before": losses, "after": after, "old": self.carried.mixture, "notes": self.notes}
+        outcome = {
+            "parts": parts, "before": losses, "after": after["losses"], "scores": (scores, after["scores"]),
+            "old": self.carried.mixture, "notes": self.notes,
+        }  # fmt: skip
         return outcome, Carried(
             model=self.folder / "model", model_key=model["fingerprint"], shape=self.carried.shape, mixture=mixture,
             cursors={**self.carried.cursors, **plan.plan.cursors()}, rows={**self.carried.rows, **self.rows},
-            losses=after, optimizer=self._moments(),
+            losses=after["losses"], scores=after["scores"], optimizer=self._moments(),
         )  # fmt: skip
 
     # -- deciding -----------------------------------------------------------------------------------------------
@@ -240,19 +246,20 @@ class StageRun:
 
     # -- before and after ---------------------------------------------------------------------------------------
 
-    def _measure(self, kind: Kind, model: Callable[[], Any]) -> dict[str, dict[str, dict[str, float]]]:
-        """Held-out losses of the full model."""
+    def _measure(self, kind: Kind, model: Callable[[], Any]) -> dict[str, Any]:
+        """Held-out losses and task scores of the full model."""
         step, life = self.steps[kind, None], self.stage.life
         names = list(step.settings["data"])
 
         def work() -> dict[str, Any]:
             started = time.perf_counter()
-            losses, tokens = measure(model() if names else None, self.world, names, self.seed)
+            loaded = model() if names else None
+            losses, tokens = measure(loaded, self.world, names, self.seed)
+            scores = task_scores(loaded, self.world, names)
             flops = tokens * shape_from(self.carried.shape).forward(life.sequence_length)
-            return {"losses": losses, "amounts": _amounts("measuring", tokens, flops, started)}
+            return {"losses": losses, "scores": scores, "amounts": _amounts("measuring", tokens, flops, started)}
 
-        found: dict[str, dict[str, dict[str, float]]] = self._step(kind, None, work)["losses"]
-        return found
+        return self._step(kind, None, work)
 
     def _save(self, key: str) -> dict[str, Any]:
         folder = self.folder / "model"
