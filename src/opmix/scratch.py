@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from opmix.errors import ConfigError
+from opmix.strict import nearest
 
 END = "<eos>"
 
@@ -86,12 +87,10 @@ def model_config(architecture: Mapping[str, Any], defaults: Mapping[str, Any]) -
         raise ConfigError(
             f"architecture: {kind!r} cannot be built ({first[:200]}); give model_type and the settings of a causal LM"
         ) from error
-    unknown = sorted(set(settings) - set(config.to_dict()))
+    # transformers takes any name; one that it does not know stays behind as an attribute (`rope_theta` and the like do not).
+    plain = AutoConfig.for_model(kind)
+    unknown = [name for name in settings if hasattr(config, name) and not hasattr(plain, name)]
     if unknown:
-        raise ConfigError(
-            [
-                f"architecture.{name}: {kind} has no such setting; look it up in its transformers config"
-                for name in unknown
-            ]
-        )
+        known = list(plain.to_dict())
+        raise ConfigError([f"architecture.{n}: {kind} has no such setting{nearest(n, known)}" for n in unknown])
     return config

@@ -71,7 +71,9 @@ def decision_config(
         )
         domains[name] = config.domains[name].model_copy(update={"max_epochs": left})
     shares = None if kept is None else {n: s for n, s in kept.items() if n in names}
-    weighed = tuple(d for d in config.new_domains or () if d in names) or None
+    # What is on offer without having a share yet can only get one as a coordinate of its own.
+    silent = [d for d in names if kept is not None and kept.get(d, 0.0) == 0] if config.new_domains else []
+    weighed = tuple(d for d in dict.fromkeys([*(config.new_domains or ()), *silent]) if d in names) or None
     changes = {
         "domains": domains, "new_domains": weighed, "old_mixture": dict(Mixture.normalised(shares)) if shares else None,
         "solve": config.solve.model_copy(update={"max_epochs": None}),

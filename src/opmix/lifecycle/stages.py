@@ -55,8 +55,10 @@ class Stage:
 
     @property
     def weighed(self) -> tuple[str, ...] | None:
-        """Domains weighed against the old mixture as a whole; None: those that have no share in it."""
-        return self.config.add if self.before and self.config.add else None
+        """Domains weighed against the old mixture as a whole: what is added, and what was not on offer before; None: all domains."""
+        if not self.before:
+            return None
+        return _unique([*self.config.add, *(d for d in self.domains if d not in self.before)]) or None
 
     @cached_property
     def trainer(self) -> dict[str, Any]:

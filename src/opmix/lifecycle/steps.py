@@ -166,10 +166,12 @@ def epochs_allowed(stage: Stage) -> dict[str, float]:
 
 
 def _objective(stage: Stage) -> dict[str, Any]:
-    """What is learned, where it is not simply every token."""
+    """What is learned, where it is not simply every token, and what else draws random numbers on the way."""
+    every = stage.life.evaluation.every
+    watched = {} if every is None else {"evaluate_every": every}
     if stage.objective != "sdft":
-        return {} if stage.objective == "causal_lm" else {"objective": stage.objective}
-    return {"objective": "sdft", "sdft": (stage.config.sdft or stage.life.sdft).model_dump()}
+        return watched if stage.objective == "causal_lm" else {**watched, "objective": stage.objective}
+    return {**watched, "objective": "sdft", "sdft": (stage.config.sdft or stage.life.sdft).model_dump()}
 
 
 def _search_settings(search: Any) -> dict[str, Any]:

@@ -73,7 +73,8 @@ FROM_SEARCH_TWO = [*without(TWO, "02-two/before"), *THREE]
         (["stages.1.solve.max_epochs=3"], FROM_SEARCH_TWO),
         (["sequence_length=16"], None),
         # What is shown, where data lie, what stays on disk and how fast it goes.
-        (["evaluation.every=1000", "checkpoint_every=500", "keep.models=last", "num_proc=2", "cache_dir=elsewhere"], []),
+        (["evaluation.every=1000"], FROM_TRAIN_ONE),
+        (["checkpoint_every=500", "keep.models=last", "num_proc=2", "cache_dir=elsewhere"], []),
         (["stages.0.phase=pretraining", "domains.delta=other.jsonl", "seeds=[0, 1]"], []),
         (["domains.alpha.train=moved/alpha.jsonl"], []),
         ([f"trainer.{name}=1" for name in sorted(HARMLESS)], []),
