@@ -120,8 +120,8 @@ class ProbesConfig(_Strict):
     """How probes are trained; all of them for the same number of steps and tokens."""
 
     steps: Count = 200
-    share: float = Field(default=0.9, gt=0.5, le=1)
-    """Of a probe's own data in its training mixture (paper's code: 0.9)."""
+    share: float = Field(default=0.9, gt=0, le=1)
+    """Of a probe's own data in its training mixture (paper's code: 0.9); above 0.5 where domains are new."""
     joint: bool = True
     """In continual stages also train one probe on the centre, so that interference can be measured."""
     rank: Count = 16
@@ -145,6 +145,8 @@ class ProxiesConfig(_Strict):
     """Held-out sequences per domain, the same for every proxy."""
     backend: Literal["auto", "merge", "scale"] = "auto"
     batch_tokens: Count = 8192
+    gradients: bool = False
+    """Evaluate fewer points, each with its slopes along every probe (one backward pass)."""
 
 
 class GroupConfig(_Strict):

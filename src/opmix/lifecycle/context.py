@@ -56,6 +56,7 @@ class SearchContext:
             num_points=config.proxies.count,
             huber_delta=config.huber_delta,
             verify=config.decision.verify,
+            gradients=config.proxies.gradients,
         )
 
     def prepare(self, model: Any, tokenizer: Any) -> None:
@@ -90,9 +91,11 @@ class SearchContext:
 
     # -- what a method may ask for -----------------------------------------------------------------------------
 
-    def simulate(self, design: ProbeDesign, points: Sequence[InterpolationWeights], *, label: str) -> Simulation:
+    def simulate(
+        self, design: ProbeDesign, points: Sequence[InterpolationWeights], *, label: str, slopes: Sequence[int] = ()
+    ) -> Simulation:
         """See `MethodContext`."""
-        return self.session.simulate(design, points, label=label)
+        return self.session.simulate(design, points, label=label, slopes=slopes)
 
     def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
         """See `MethodContext`."""

@@ -8,8 +8,10 @@ the law's own error.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from opmix.methods.base import MethodContext, Proposal, Simulation, Stage
 from opmix.mixing.decision import Verdict, confirm, decide, objective_values
@@ -17,6 +19,7 @@ from opmix.mixing.design import StageDesign, design_stage, interference
 from opmix.mixing.law import LawFit, fit_law
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.posterior import resampling_noise
+from opmix.mixing.slopes import SlopeTable, slope_table, value_noise
 from opmix.mixing.table import ProxyTable
 from opmix.mixing.twins import check_twins
 
@@ -30,6 +33,7 @@ class OpMix:
     num_points: int | None = None
     huber_delta: float = 0.02
     verify: bool = True
+    gradients: bool = False
 
     def design(self, stage: Stage) -> StageDesign:
         """Probes and points of a stage."""
@@ -40,20 +44,26 @@ class OpMix:
             joint=self.joint,
             num_points=self.num_points,
             seed=stage.seed,
+            slopes=self.gradients,
         )
 
     def propose(self, context: MethodContext) -> Proposal:
         """One decision."""
         stage = context.stage
         design = self.design(stage)
-        simulated = context.simulate(design.probes, design.points, label="proxies")
+        simulated = context.simulate(design.probes, design.points, label="proxies", slopes=design.steep)
         table = proxy_table(design, simulated)
-        fit = self.fit(table, with_interference=bool(design.twins))
+        kept = table.fitted_rows
+        rows = [n[kept] for n in simulated.nll]
+        slopes = None
+        if design.steep:
+            slopes, along = slopes_of(design, simulated, kept)
+            rows = [np.concatenate(both) for both in zip(rows, along, strict=True)]
+        fit = self.fit(table, slopes, with_interference=bool(design.twins))
         errors = np.array([simulated.paired_error(a, b) for a, b in design.twins])
         check = check_twins(design, table, fit.law, errors, corrected=fit.problem.v is not None)
         baseline = dict(zip(table.metrics, map(float, simulated.baseline), strict=True))
         rule = context.decision()
-        kept = table.fitted_rows
         settings = context.solve_settings(simulated.baseline, table.metrics)
         verdict = decide(
             fit,
@@ -63,12 +73,7 @@ class OpMix:
             settings=settings,
             constraints=context.constraints(baseline),
             decision=rule,
-            noise=resampling_noise(
-                [n[kept] for n in simulated.nll],
-                simulated.tokens,
-                num_draws=rule.num_draws,
-                seed=rule.seed + 1,
-            ),
+            noise=resampling_noise(rows, simulated.tokens, num_draws=rule.num_draws, seed=rule.seed + 1),
             structural=check.structural,
             measured=_measured(design, table, candidates(stage, settings.prior)),
         )
@@ -106,23 +111,35 @@ class OpMix:
         )
         return confirm(verdict, float(kept - moved), error)
 
-    def fit(self, table: ProxyTable, *, with_interference: bool) -> LawFit:
+    def fit(self, table: ProxyTable, slopes: SlopeTable | None = None, *, with_interference: bool) -> LawFit:
         """The law; with a term for interference where that predicts left-out points better."""
         kept = table.fitted_rows
-        plain = fit_law(
-            table.mixtures[kept],
-            table.losses[kept],
-            domains=table.domains,
-            metrics=table.metrics,
+        law = partial(
+            fit_law, table.mixtures[kept], table.losses[kept], domains=table.domains, metrics=table.metrics, slopes=slopes,
             delta=self.huber_delta,
-        )
-        if not with_interference or table.interference is None or len(kept) < plain.law.rank + 4:
-            return plain
-        term = fit_law(
-            table.mixtures[kept], table.losses[kept], domains=table.domains, metrics=table.metrics,
-            interference=table.interference[kept], delta=self.huber_delta,
         )  # fmt: skip
+        plain = law()
+        numbers = len(kept) + (0 if slopes is None else len(slopes))
+        if not with_interference or table.interference is None or numbers < plain.law.rank + 4:
+            return plain
+        term = law(interference=table.interference[kept])
         return term if left_out_error(term) < left_out_error(plain) else plain
+
+
+def slopes_of(
+    design: StageDesign, simulated: Simulation, kept: npt.NDArray[np.intp]
+) -> tuple[SlopeTable, tuple[FloatArray, ...]]:
+    """Slopes towards every probe at the steep points, and their sums by sequence; `kept`: the fitted rows of the table."""
+    steep = list(design.steep)
+    return slope_table(
+        np.array([design.points[i].weights for i in steep]),
+        [int(np.flatnonzero(kept == i)[0]) for i in steep],
+        simulated.slopes,
+        simulated.tokens,
+        R=design.probes.R,
+        gram=simulated.gram,
+        value_noise=value_noise([n[kept] for n in simulated.nll], simulated.tokens),
+    )
 
 
 def left_out_error(fit: LawFit) -> float:

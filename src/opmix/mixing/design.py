@@ -18,6 +18,8 @@ from opmix.mixing.solver import Coordinates
 
 OLD = "old"
 JOINT = "joint"
+SLOPE_POINTS = 4
+"""Interpolated points where each carries slopes: P numbers apiece, so the number need not grow with P (docs/experiments.md)."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class StageDesign:
     """Which points the law is fitted to. On a line all; otherwise the specialised probes themselves are left out: a domain's
     loss against its own share is far steeper at 0.02 than any log-linear law fitted to the interior, and nine tenths of one domain
     is no mixture anybody trains on (docs/experiments.md, 2026-11-24: left-one-out error 0.007 without them, 0.054 with)."""
+    steep: tuple[int, ...] = ()
+    """Points to evaluate with slopes along every probe."""
 
     @property
     def mixtures(self) -> FloatArray:
@@ -70,6 +74,7 @@ def design_stage(
     joint: bool = True,
     num_points: int | None = None,
     seed: int = 0,
+    slopes: bool = False,
 ) -> StageDesign:
     r"""Probes and points of one stage (method.md section 3, steps 1 and 2).
 
@@ -80,20 +85,22 @@ def design_stage(
     Args:
         domains: D names.
         old: Mixture the model was last trained on; None: uniform.
-        share: Of a probe's own data, in (0.5, 1].
+        share: Of a probe's own data, in (0.5, 1]; in rebalancing, where the rest is the old mixture, in (0, 1].
         joint: Train the joint probe in continual stages (one probe more than the paper's).
-        num_points: Interpolated points besides the probes themselves; None: 9 on a line, else 2 P + 6.
+        num_points: Interpolated points besides the probes themselves; None: 9 on a line, else 2 P + 6; with slopes 4.
         seed: Of the Dirichlet points.
+        slopes: Evaluate fitted points with slopes along every probe; fewer points then do.
 
     Raises:
         ConfigError: Fewer than two domains, or a share outside (0.5, 1].
     """
     if len(domains) < 2:
         raise ConfigError(f"domains: {list(domains)}; a mixture needs at least two")
-    if not 0.5 < share <= 1:
-        raise ConfigError(f"probes.share: {share}; expected a number in (0.5, 1]")
     coordinates = coordinates_of(domains, old)
     collapsed = coordinates.names != coordinates.domains
+    lowest = 0.5 if collapsed else 0.0
+    if not lowest < share <= 1:
+        raise ConfigError(f"probes.share: {share}; expected a number in ({lowest:g}, 1]")
     m = (old or Mixture.uniform(domains)).on(domains).weights
     if collapsed:
         new = coordinates.E[1:]
@@ -110,6 +117,7 @@ def design_stage(
         probes, twin = [OLD, *domains], np.append(0.0, m)
         joint = True
     design = ProbeDesign(tuple(probes), tuple(domains), R)
+    num_points = SLOPE_POINTS if slopes and num_points is None else num_points
     inner = _interpolations(len(probes), coordinates, joint=joint, num_points=num_points, seed=seed)
     centre = (len(probes) - 1 if joint else -1) if collapsed else 0
     line = collapsed and len(coordinates.names) == 2
@@ -122,10 +130,11 @@ def design_stage(
     kinds = ["probe"] * len(probes) + ["proxy"] * (len(points) - len(probes))
     fitted = tuple(line or kind == "proxy" or index == centre for index, kind in enumerate(kinds))
     needed = len(coordinates.names) + 2
-    if sum(fitted) < needed:
+    told, unit = (sum(fitted) * len(probes), "numbers") if slopes else (sum(fitted), "points")
+    if told < needed:
         raise ConfigError(
-            f"proxies.count: {num_points} leaves {sum(fitted)} points for laws over {len(coordinates.names)} coordinates; "
-            f"expected at least {needed} points in all"
+            f"proxies.count: {num_points} leaves {told} {unit} for laws over {len(coordinates.names)} coordinates; "
+            f"expected at least {needed} {unit} in all"
         )
     return StageDesign(
         design,
@@ -135,6 +144,7 @@ def design_stage(
         tuple(kinds),
         ((centre, len(probes)),) if joint else (),
         fitted,
+        tuple(i for i, used in enumerate(fitted) if used) if slopes else (),
     )
 
 

@@ -19,7 +19,7 @@ from opmix.errors import TrainingError
 from opmix.mixing.mixture import FloatArray, InterpolationWeights
 from opmix.models import base_model_of
 from opmix.probes.adapters import DeltaSet
-from opmix.probes.evaluation import WHOLE_LOGITS, HeldOut, batches, device_of
+from opmix.probes.evaluation import WHOLE_LOGITS, Evaluation, HeldOut, batches, device_of, evaluate_proxies
 from opmix.probes.interpolation import Proxies
 from opmix.probes.taps import FlattenedTokensError, Taps
 from opmix.probes.token_losses import Batch, evaluating, logits_in_chunks, scored_states, separate_head
@@ -98,6 +98,44 @@ def evaluate_slopes(
         slopes=tuple(np.stack([slopes for _, slopes in column]) for column in columns),
         tokens=tuple(held.tokens for held in held_out),
     )
+
+
+def evaluate_mixed(
+    proxies: Proxies,
+    deltas: DeltaSet | None,
+    points: Sequence[InterpolationWeights],
+    with_slopes: Sequence[int],
+    held_out: Sequence[HeldOut],
+    *,
+    batch_tokens: int = 8192,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Evaluation, SlopeEvaluation | None]:
+    """Losses at every point, and slopes at those numbered in `with_slopes`, each point passed through once."""
+    plain = [i for i in range(len(points)) if i not in set(with_slopes)]
+    total = len(points)
+    told = None if progress is None else lambda done, _: progress(done, total)
+    rest = None if progress is None else lambda done, _: progress(len(plain) + done, total)
+    steep = None
+    if deltas is not None and len(with_slopes):
+        chosen = [points[i] for i in with_slopes]
+        steep = evaluate_slopes(proxies, deltas, chosen, held_out, batch_tokens=batch_tokens, progress=rest)
+    swept = None
+    if plain:
+        swept = evaluate_proxies(
+            proxies, [points[i] for i in plain], held_out, batch_tokens=batch_tokens, progress=told
+        )
+    nll = []
+    for e, held in enumerate(held_out):
+        rows = np.zeros((total, len(held.input_ids)))
+        if swept is not None:
+            rows[plain] = swept.nll[e]
+        if steep is not None:
+            rows[list(with_slopes)] = steep.nll[e]
+        nll.append(rows)
+    names, tokens = tuple(h.name for h in held_out), tuple(h.tokens for h in held_out)
+    return Evaluation(
+        names, tuple(nll), tokens, tuple(np.asarray(h.num_bytes, dtype=np.float64) for h in held_out)
+    ), steep
 
 
 def _at(

@@ -48,6 +48,15 @@ def test_rebalancing_leaves_specialised_probes_out_of_the_fit():
     assert all(design.fitted[4:])
 
 
+def test_slopes_need_few_points_however_many_domains():
+    domains = tuple(f"d{i}" for i in range(12))
+    design = design_stage(domains, None, slopes=True)
+    assert len(design.points) == 13 + 1 + 4
+    assert design.steep == tuple(np.flatnonzero(design.fitted))
+    with pytest.raises(ConfigError, match="points in all"):
+        design_stage(domains, None, num_points=4)
+
+
 def test_interference_is_zero_at_a_probe_and_the_variance_between():
     deltas = np.random.default_rng(0).normal(size=(3, 7))
     gram = deltas @ deltas.T
@@ -61,6 +70,8 @@ def test_bad_designs_are_refused():
     with pytest.raises(ConfigError, match="at least two"):
         design_stage(("a",), None)
     with pytest.raises(ConfigError, match="share"):
-        design_stage(("a", "b"), None, share=0.4)
+        design_stage(("a", "b"), Mixture.of({"a": 1.0}), share=0.4)
+    with pytest.raises(ConfigError, match="share"):
+        design_stage(("a", "b"), None, share=0.0)
     with pytest.raises(ConfigError, match="'old' is taken"):
         coordinates_of(("old", "b"), Mixture.of({"old": 1.0}))
