@@ -30,7 +30,7 @@ def simulate(stage: RebalancingStage, share: float, steps: int, display: Display
     probes = stage.config.probes.model_copy(update={"steps": steps})
     config = stage.config.model_copy(
         update={
-            "proxies": ProxiesConfig(eval_sequences=128),
+            "proxies": ProxiesConfig(eval_sequences=64),
             "probes": probes,
             "cache_dir": str(stage.out.parent / "cache"),
         }
@@ -39,7 +39,8 @@ def simulate(stage: RebalancingStage, share: float, steps: int, display: Display
     with RunStore(stage.out / f"share-{share:g}-{steps}") as store:
         context = SearchContext(config, stage.out, store, display, None)
         context.prepare(stage.base, stage.tokenizer)
-        made = context.simulate(design.probes, design.points, label="proxies", slopes=range(len(design.points)))
+        steep = [*range(len(stage.names) + 1), *range(len(stage.names) + 2, len(stage.names) + 7)]  # probes and five more
+        made = context.simulate(design.probes, design.points, label="proxies", slopes=steep)
     return design, made
 
 

@@ -20,7 +20,7 @@ KL = 0.05
 
 @dataclass(frozen=True)
 class Table:
-    """Points of one design, all of them with slopes."""
+    """Points of one design, some of them with slopes."""
 
     design: StageDesign
     made: Simulation
@@ -33,7 +33,7 @@ class Table:
     def slopes(self, points: Sequence[int], rows: Sequence[int]) -> SlopeTable:
         """Slopes at some points; `rows`: their numbers in the table of fitted values."""
         table, _ = slope_table(
-            self.weights[list(points)], rows, [s[list(points)] for s in self.made.slopes], self.made.tokens,
+            self.weights[list(points)], rows, [s[[self.made.slope_points.index(p) for p in points]] for s in self.made.slopes], self.made.tokens,
             R=self.design.probes.R, gram=self.made.gram, value_noise=value_noise(self.made.nll, self.made.tokens),
         )  # fmt: skip
         return table
