@@ -32,8 +32,9 @@ class Table:
 
     def slopes(self, points: Sequence[int], rows: Sequence[int]) -> SlopeTable:
         """Slopes at some points; `rows`: their numbers in the table of fitted values."""
+        at = [self.made.slope_points.index(p) for p in points]
         table, _ = slope_table(
-            self.weights[list(points)], rows, [s[[self.made.slope_points.index(p) for p in points]] for s in self.made.slopes], self.made.tokens,
+            self.weights[list(points)], rows, [s[at] for s in self.made.slopes], self.made.tokens,
             R=self.design.probes.R, gram=self.made.gram, value_noise=value_noise(self.made.nll, self.made.tokens),
         )  # fmt: skip
         return table

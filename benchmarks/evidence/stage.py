@@ -79,6 +79,12 @@ class RebalancingStage:
             model.save_pretrained(folder)
         return LlamaForCausalLM.from_pretrained(folder)
 
+    def known(self, mixture: Mixture) -> bool:
+        """Whether the full training on `mixture` was done."""
+        file = RESULTS / f"rebalancing-trainings-seed{self.seed}.json"
+        shares = {n: round(float(s), 6) for n, s in mixture.on(self.names).items()}
+        return file.exists() and any(e["shares"] == shares for e in json.loads(file.read_text()))
+
     def true_losses(self, mixture: Mixture, seed: int | None = None) -> dict[str, float]:
         """Test losses after the stage on `mixture`, nats per token; kept in `trainings.json`."""
         file = RESULTS / f"rebalancing-trainings-seed{self.seed}.json"

@@ -125,7 +125,7 @@ class ProbesConfig(_Strict):
     joint: bool = True
     """In continual stages also train one probe on the centre, so that interference can be measured."""
     rank: Count = 16
-    alpha: float = Field(default=32, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     rslora: bool = False
     target_modules: tuple[str, ...] | None = None

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from opmix.cli import commands
+from opmix.cli.verify import verify
 from opmix.errors import OpMixError
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app.command("demo")(commands.demo)
 app.command("search")(commands.search)
 app.command("fit")(commands.fit)
 app.command("report")(commands.report)
+app.command("verify")(verify)
 
 
 def main() -> None:

@@ -7,11 +7,10 @@ the law's own error.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from opmix.methods.base import MethodContext, Proposal, Simulation, Stage
 from opmix.mixing.decision import Verdict, confirm, decide, objective_values
@@ -22,6 +21,9 @@ from opmix.mixing.posterior import resampling_noise
 from opmix.mixing.slopes import SlopeTable, slope_table, value_noise
 from opmix.mixing.table import ProxyTable
 from opmix.mixing.twins import check_twins
+
+FittedSlopes = tuple[SlopeTable, tuple[FloatArray, ...]]
+"""Slopes, and per evaluation set their sums by sequence, (J, S_e)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,21 +51,29 @@ class OpMix:
 
     def propose(self, context: MethodContext) -> Proposal:
         """One decision."""
-        stage = context.stage
-        design = self.design(stage)
+        design = self.design(context.stage)
         simulated = context.simulate(design.probes, design.points, label="proxies", slopes=design.steep)
+        slopes = slopes_of(design, simulated) if design.steep else None
+        made = self.solved(context, design, simulated, slopes)
+        if self.verify and made.verdict.decision.action == "move":
+            verdict = self.verified(context, design, simulated, made.verdict)
+            made = replace(made, verdict=verdict, mixture=verdict.mixture)
+        return made
+
+    def solved(
+        self, context: MethodContext, design: StageDesign, simulated: Simulation, slopes: FittedSlopes | None = None
+    ) -> Proposal:
+        """Law, optimum and decision from what was simulated, without the test of a move by a probe of its own."""
+        stage, rule = context.stage, context.decision()
         table = proxy_table(design, simulated)
         kept = table.fitted_rows
         rows = [n[kept] for n in simulated.nll]
-        slopes = None
-        if design.steep:
-            slopes, along = slopes_of(design, simulated, kept)
-            rows = [np.concatenate(both) for both in zip(rows, along, strict=True)]
-        fit = self.fit(table, slopes, with_interference=bool(design.twins))
+        if slopes is not None:
+            rows = [np.concatenate(both) for both in zip(rows, slopes[1], strict=True)]
+        fit = self.fit(table, None if slopes is None else slopes[0], with_interference=bool(design.twins))
         errors = np.array([simulated.paired_error(a, b) for a, b in design.twins])
         check = check_twins(design, table, fit.law, errors, corrected=fit.problem.v is not None)
         baseline = dict(zip(table.metrics, map(float, simulated.baseline), strict=True))
-        rule = context.decision()
         settings = context.solve_settings(simulated.baseline, table.metrics)
         verdict = decide(
             fit,
@@ -77,8 +87,6 @@ class OpMix:
             structural=check.structural,
             measured=_measured(design, table, candidates(stage, settings.prior)),
         )
-        if self.verify and verdict.decision.action == "move":
-            verdict = self.verified(context, design, simulated, verdict)
         spread = float(np.ptp(table.losses.mean(axis=1)))
         return Proposal(
             mixture=verdict.mixture, table=table, fit=fit, verdict=verdict, baseline=baseline,
@@ -126,11 +134,9 @@ class OpMix:
         return term if left_out_error(term) < left_out_error(plain) else plain
 
 
-def slopes_of(
-    design: StageDesign, simulated: Simulation, kept: npt.NDArray[np.intp]
-) -> tuple[SlopeTable, tuple[FloatArray, ...]]:
-    """Slopes towards every probe at the steep points, and their sums by sequence; `kept`: the fitted rows of the table."""
-    steep = list(design.steep)
+def slopes_of(design: StageDesign, simulated: Simulation) -> FittedSlopes:
+    """Slopes towards every probe at the steep points, and their sums by sequence."""
+    steep, kept = list(design.steep), np.flatnonzero(design.fitted)
     return slope_table(
         np.array([design.points[i].weights for i in steep]),
         [int(np.flatnonzero(kept == i)[0]) for i in steep],

@@ -67,6 +67,11 @@ class HeldOut:
         if not self.tokens.sum():
             raise DataError(f"held-out set {self.name!r}: every token is masked; expected some labels besides -100")
 
+    def first(self, num: int) -> HeldOut:
+        """The first `num` sequences."""
+        parts = {n: None if (a := getattr(self, n)) is None else a[:num] for n in ("labels", "position_ids")}
+        return HeldOut(self.name, self.input_ids[:num], self.num_bytes[:num], **parts)
+
     @property
     def tokens(self) -> FloatArray:
         """Scored tokens of each sequence, (S,)."""

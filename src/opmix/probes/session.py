@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,15 +112,8 @@ class ProbeSession:
         Raises:
             TrainingError: A probe diverged.
         """
-        base = {"model": model_fingerprint(self.model), "data": self.data_fingerprint, "seed": self.seed}
-        with self._borrowed():
-            try:
-                wrapped, keys = self._train_probes(design, base)
-                evaluation, baseline, gram, steep = self._sweep(wrapped, keys, points, base, label, tuple(slopes))
-            finally:
-                if self._wrapped is not None:
-                    take_off_adapters(self._wrapped)
-                    self._wrapped = None
+        with self.probed(design) as (wrapped, keys):
+            evaluation, baseline, gram, steep = self._sweep(wrapped, keys, points, self._base, label, tuple(slopes))
         return Simulation(
             metrics=evaluation.names,
             losses=evaluation.losses,
@@ -132,6 +125,26 @@ class ProbeSession:
             slope_points=tuple(slopes),
             slopes=steep,
         )
+
+    @property
+    def _base(self) -> dict[str, Any]:
+        """What every step depends on."""
+        return {"model": model_fingerprint(self.model), "data": self.data_fingerprint, "seed": self.seed}
+
+    @contextmanager
+    def probed(self, design: ProbeDesign) -> Iterator[tuple[PeftModel, list[str]]]:
+        """The model carrying the design's probes as `probe_0`, ...; missing ones are trained. With each probe's fingerprint.
+
+        Raises:
+            TrainingError: A probe diverged.
+        """
+        with self._borrowed():
+            try:
+                yield self._train_probes(design, self._base)
+            finally:
+                if self._wrapped is not None:
+                    take_off_adapters(self._wrapped)
+                    self._wrapped = None
 
     @contextmanager
     def _borrowed(self) -> Any:
@@ -152,7 +165,7 @@ class ProbeSession:
         keys, tokens = [], self.probe_sequences * self.sequence_length
         arguments = self.settings.arguments(self.trainer)
         for number, probe in enumerate(design.probes):
-            adapter, folder = f"probe_{number}", self.store.folder / "probes" / f"{number:02d}-{probe}"
+            adapter = f"probe_{number}"
             # Every adapter starts from the same factors: averaging then interpolates paths with a common start.
             torch.manual_seed(self.seed)
             wrapped = self._wrapped = self._add(adapter)
@@ -162,6 +175,8 @@ class ProbeSession:
             inputs = {**base, "mixture": dict(design.row(probe)), "settings": vars(self.settings), "trainer": arguments,
                       "document_mask": self.document_mask}  # fmt: skip
             keys.append(fingerprint(inputs))
+            place = self._place(number, probe, keys[-1])
+            folder = self.store.folder / "probes" / place
 
             def work(
                 probe: str = probe, adapter: str = adapter, folder: Path = folder, model: PeftModel = wrapped
@@ -172,7 +187,7 @@ class ProbeSession:
                 return {"training_loss": loss, "seconds": time.perf_counter() - started}
 
             result, found = self.store.step(
-                f"probe-{number:02d}-{probe}",
+                f"probe-{place}",
                 inputs,
                 work,
                 intact=(folder / "adapter_model.safetensors").exists,
@@ -192,6 +207,14 @@ class ProbeSession:
                 )
             )
         return wrapped, keys
+
+    def _place(self, number: int, probe: str, key: str) -> str:
+        """`NN-NAME`, or where the same probe was kept before under another number."""
+        for record in sorted((self.store.folder / "steps").glob(f"probe-*-{probe}.json")):
+            found = self.store.record(record.stem)
+            if found is not None and found.get("fingerprint") == key:
+                return record.stem.removeprefix("probe-")
+        return f"{number:02d}-{probe}"
 
     def _add(self, adapter: str) -> PeftModel:
         wrapped = self._wrapped
