@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -40,25 +41,53 @@ class Table:
         return table
 
 
-def _law(
-    table: Table, values: Sequence[int], steep: Sequence[int] = (), *, gamma: bool = False
-) -> tuple[Predict, Mixture]:
+def law_of(table: Table, values: Sequence[int], slopes: SlopeTable | None, *, gamma: bool = False) -> LawFit:
+    """The law through some points' values, and slopes."""
     values = list(values)
-    slopes = table.slopes(steep, [values.index(s) for s in steep]) if steep else None
-    fit: LawFit = fit_law(
+    return fit_law(
         table.design.mixtures[values], table.made.losses[values], domains=table.design.probes.domains, metrics=table.made.metrics,
         interference=interference(table.weights[values], table.made.gram) if gamma else None, slopes=slopes,
     )  # fmt: skip
-    uniform = Mixture.uniform(table.design.probes.domains)
-    base = fit.law.predict(uniform.weights).mean()
-    optimum = solve(fit.law, coordinates=table.design.coordinates, settings=SolveSettings(kl=KL, prior=uniform)).mixture
-    return lambda p: float(base - fit.law.predict(p).mean()), optimum
+
+
+def fitted_law(table: Table, values: Sequence[int], steep: Sequence[int] = (), *, gamma: bool = False) -> LawFit:
+    """The law through some points, those in `steep` with slopes."""
+    slopes = table.slopes(steep, [list(values).index(s) for s in steep]) if len(steep) else None
+    return law_of(table, values, slopes, gamma=gamma)
+
+
+def optimum_of(fit: LawFit, table: Table) -> Mixture:
+    """Under the default KL towards uniform."""
+    settings = SolveSettings(kl=KL, prior=Mixture.uniform(table.design.probes.domains))
+    return solve(fit.law, coordinates=table.design.coordinates, settings=settings).mixture
+
+
+def _response(fit: LawFit, table: Table) -> tuple[Predict, Mixture]:
+    base = fit.law.predict(Mixture.uniform(table.design.probes.domains).weights).mean()
+    return lambda p: float(base - fit.law.predict(p).mean()), optimum_of(fit, table)
+
+
+def _law(
+    table: Table, values: Sequence[int], steep: Sequence[int] = (), *, gamma: bool = False
+) -> tuple[Predict, Mixture]:
+    return _response(fitted_law(table, values, steep, gamma=gamma), table)
 
 
 def _linear(table: Table, point: int = 0) -> tuple[Predict, Mixture]:
     """First order at the jointly trained probe, with KL as the only curvature."""
     slopes = table.slopes([point], [0])
     gradient = np.linalg.lstsq(slopes.directions, slopes.losses.mean(axis=1), rcond=None)[0]
+    uniform = Mixture.uniform(table.design.probes.domains)
+    tilted = uniform.weights * np.exp(-(gradient - gradient.mean()) / KL)
+    return lambda p: float(-gradient @ (p - uniform.weights)), Mixture(uniform.names, tilted / tilted.sum())
+
+
+def _corrected_linear(table: Table) -> tuple[Predict, Mixture]:
+    """First order at the joint probe with corrected slopes, and the same correction's curvature left to KL."""
+    n, losses = len(table.design.probes.probes), table.made.losses
+    joint = table.slopes([0], [0])
+    slopes = (2 * joint.losses - (losses[1:n] - losses[0])).mean(axis=1)
+    gradient = np.linalg.lstsq(joint.directions, slopes, rcond=None)[0]
     uniform = Mixture.uniform(table.design.probes.domains)
     tilted = uniform.weights * np.exp(-(gradient - gradient.mean()) / KL)
     return lambda p: float(-gradient @ (p - uniform.weights)), Mixture(uniform.names, tilted / tilted.sum())
@@ -92,6 +121,29 @@ def _probe_slopes(table: Table) -> tuple[Predict, Mixture]:
     return _law(table, range(n), range(n))
 
 
+def _corrected(table: Table, *, ends: bool) -> tuple[Predict, Mixture]:
+    """Really trained probes and, between joint and each, slopes corrected for the half of the curvature that interpolation loses.
+
+    A line between two trained probes is right at both ends and has half the true curvature, so `2 slope - chord` is the true slope there.
+    """
+    n, losses = len(table.design.probes.probes), table.made.losses
+    joint = table.slopes([0], [0])  # towards probes 1..n-1
+    chords = losses[1:n] - losses[0]
+    parts = [replace(joint, losses=2 * joint.losses - chords)]
+    for k in range(1, n) if ends else ():
+        back = table.slopes([k], [k])
+        row = slice(0, 1)  # towards the joint probe
+        parts.append(
+            replace(
+                back, mixtures=back.mixtures[row], directions=back.directions[row], interference=back.interference[row],
+                points=back.points[row], losses=2 * back.losses[row] - (losses[0] - losses[k]),
+            )
+        )  # fmt: skip
+    names = ("mixtures", "directions", "losses", "interference", "points")
+    slopes = replace(joint, **{f: np.concatenate([getattr(p, f) for p in parts]) for f in names})
+    return _response(law_of(table, range(n), slopes), table)
+
+
 def _with_slopes(count: int, gamma: bool = False) -> Callable[[Table], tuple[Predict, Mixture]]:
     def response(table: Table) -> tuple[Predict, Mixture]:
         points = _inner(table, count)
@@ -109,4 +161,7 @@ RESPONSES: dict[str, Callable[[Table], tuple[Predict, Mixture]]] = {
     "slopes at 4, gamma": _with_slopes(4, True),
     "probes + joint slopes": _probes,
     "probes with slopes": _probe_slopes,
+    "probes, corrected": partial(_corrected, ends=False),
+    "probes, corrected, ends": partial(_corrected, ends=True),
+    "corrected first order": _corrected_linear,
 }
