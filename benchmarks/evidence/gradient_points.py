@@ -39,7 +39,9 @@ def judge(
     left = (
         (fit.law.predict(table.design.mixtures[rest]) - table.made.losses[rest]).mean(axis=1) if rest else np.zeros(1)
     )
-    off = float(np.nan_to_num(np.sqrt(np.mean((left - left.mean()) ** 2)), nan=np.inf))  # a common shift moves no optimum
+    off = float(
+        np.nan_to_num(np.sqrt(np.mean((left - left.mean()) ** 2)), nan=np.inf)
+    )  # a common shift moves no optimum
     return float(np.abs(found - target).max()), float((law.predict(found) - law.predict(target)).mean()), off
 
 
