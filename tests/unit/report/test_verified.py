@@ -8,7 +8,8 @@ from opmix.report.document import MeasuredMixture, VerificationDocument, Verifie
 from opmix.report.verified import verified
 
 POINT = VerifiedPoint(
-    name="proposal", mixture={"a": 0.5, "<b>": 0.5}, direct={"a": 3.0, "<b>": 4.0}, proxy={"a": 2.9, "<b>": 4.1}, law={"a": 3.0, "<b>": 4.0},
+    name="proposal", mixture={"a": 0.5, "<b>": 0.5},
+    direct={"a": 3.0, "<b>": 4.0}, proxy={"a": 2.9, "<b>": 4.1}, law={"a": 3.0, "<b>": 4.0},
     standard_error={"a": 0.01}, kl={"a": 0.02, "<b>": 0.03},
 )  # fmt: skip
 
@@ -45,5 +46,5 @@ def test_the_section_is_in_the_page(edited):
     text = write_report(edited(lambda document: None, verification=content)).read_text()
     assert 'id="verified"' in text
     assert 'href="#verified"' in text
-    with pytest.raises(StoreError, match="verification.json"):
+    with pytest.raises(StoreError, match=r"verification\.json"):
         write_report(edited(lambda document: None, verification={"points": [{"direct": 3}]}))
