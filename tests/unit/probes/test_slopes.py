@@ -9,9 +9,9 @@ from opmix.errors import TrainingError
 from opmix.mixing.mixture import InterpolationWeights
 from opmix.models import base_modules, model_shape
 from opmix.probes.adapters import DeltaSet
-from opmix.probes.evaluation import HeldOut, evaluate
+from opmix.probes.evaluation import HeldOut, evaluate, evaluate_proxies
 from opmix.probes.interpolation import make_proxies
-from opmix.probes.slopes import evaluate_slopes
+from opmix.probes.slopes import evaluate_mixed, evaluate_slopes
 from opmix.testing import ARCHITECTURES, tiny_adapter, tiny_model
 
 IDS = np.random.default_rng(0).integers(2, 128, (5, 24))
@@ -116,6 +116,21 @@ def test_sequences_add_up_and_batches_do_not_matter():
     assert np.allclose(whole.gradients[0, 0], whole.slopes[0][0].sum(axis=0) / PLAIN.tokens.sum())
     with make_proxies(model, NAMES).at(InterpolationWeights(NAMES, POINT)) as proxy:
         assert np.allclose(whole.losses, evaluate(proxy, [PLAIN]).losses, rtol=1e-5)
+
+
+def test_points_with_and_without_slopes_keep_their_places():
+    model = probed()
+    deltas, proxies = DeltaSet.from_peft(model, NAMES), make_proxies(model, NAMES)
+    points = [InterpolationWeights(NAMES, w) for w in (*np.eye(3), POINT)]
+    told = []
+    mixed, steep = evaluate_mixed(
+        proxies, deltas, points, (3, 0), [PLAIN, masked()], progress=lambda *a: told.append(a)
+    )
+    assert np.allclose(mixed.losses, evaluate_proxies(proxies, points, [PLAIN, masked()]).losses, rtol=1e-5)
+    assert np.allclose(steep.losses, mixed.losses[[3, 0]])
+    assert sorted(told) == [(i, 4) for i in (1, 2, 3, 4)]
+    assert evaluate_mixed(proxies, deltas, points[:1], (), [PLAIN])[1] is None
+    assert np.allclose(evaluate_mixed(proxies, deltas, points[3:], (0,), [PLAIN])[0].losses, mixed.losses[3:, :1])
 
 
 def test_the_model_is_given_back_as_it_was():
