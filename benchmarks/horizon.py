@@ -15,7 +15,6 @@ from common import parser, record
 
 from opmix.api import run_search
 from opmix.cli.console import Display, quiet_libraries
-from opmix.config import ProxiesConfig
 from opmix.data import PackedSequences, prepare_domain
 from opmix.demo.run import (
     LENGTH,
@@ -29,9 +28,9 @@ from opmix.demo.run import (
     train_tokenizer,
 )
 from opmix.demo.texts import write_domains
-from opmix.lifecycle.context import held_out
 from opmix.mixing.mixture import Mixture
 from opmix.probes.evaluation import evaluate
+from opmix.probes.held_out import held_out
 from opmix.training.full import train_on_mixture
 
 
@@ -47,10 +46,9 @@ def main() -> None:
     data = {n: prepare_domain(d.domain(n, out), tokenizer, cache_dir=out / "cache") for n, d in config.domains.items()}
     train = {n: PackedSequences(d.train, LENGTH) for n, d in data.items()}
     uniform = Mixture.uniform(tuple(files))
-    base = new_model(len(tokenizer), args.seed)
+    base = new_model(tokenizer, args.seed)
     tokens = STAGE_STEPS * STEP_SEQUENCES * LENGTH
-    test_config = config.model_copy(update={"proxies": ProxiesConfig(eval_sequences=128)})
-    test = [held_out(n, PackedSequences(d.test, LENGTH), test_config) for n, d in data.items()]
+    test = [held_out(n, PackedSequences(d.test, LENGTH), num=128, seed=args.seed) for n, d in data.items()]
 
     with Display() as display:
 

@@ -25,10 +25,9 @@ from common import (
 
 from opmix import search
 from opmix.cli.console import Display, quiet_libraries
-from opmix.config import ProxiesConfig
-from opmix.lifecycle.context import held_out
 from opmix.mixing.mixture import Mixture
 from opmix.probes.evaluation import evaluate
+from opmix.probes.held_out import held_out
 from opmix.training.full import train_on_mixture
 
 
@@ -69,8 +68,7 @@ def main() -> None:
             budget=tokens, old_mixture=dict(old), sequence_length=LENGTH, trainer=TRAINER, seed=args.seed,
             probes={"steps": args.probe_steps}, cache_dir=str(args.out / "cache"), out=args.out / f"search-{label}", progress=display,
         )  # fmt: skip
-        config = result.config.model_copy(update={"proxies": ProxiesConfig(eval_sequences=200)})
-        test = [held_out(n, p, config) for n, p in data["test"].items()]
+        test = [held_out(n, p, num=200, seed=args.seed) for n, p in data["test"].items()]
         share = result.verdict.optimum.mixture[args.new]
         losses = {}
         for new in sorted({*args.grid, round(share, 4)}):

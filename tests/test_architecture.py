@@ -11,12 +11,13 @@ ROOT = Path(opmix.__file__).parent
 # Floors, lowest first; a module may import from its own floor and those below.
 FLOORS = [
     {"errors", "domain", "progress"},
-    {"runs", "compute", "mixing"},
+    {"runs", "compute", "mixing", "strict"},
     {"results", "config"},
     {"report"},
-    {"data", "models", "methods"},
+    {"data", "models", "methods", "scratch"},
     {"training", "testing"},
     {"probes"},
+    {"scores"},
     {"lifecycle"},
     {"api", "fit"},
     {"demo"},

@@ -18,10 +18,9 @@ from typing import Any
 from stage import RESULTS, mean, parser
 
 from opmix.cli.console import Display, quiet_libraries
-from opmix.config import ProxiesConfig
-from opmix.lifecycle.context import held_out
 from opmix.mixing.mixture import Mixture
 from opmix.probes.evaluation import evaluate
+from opmix.probes.held_out import held_out
 from opmix.runs.files import write_json
 from opmix.training.full import train_on_mixture
 
@@ -60,7 +59,6 @@ def one_seed(data_folder: Path, out: Path, seed: int, grid: list[float], display
     tokens = 400 * STEP_SEQUENCES * LENGTH
     file = RESULTS / f"continual-seed{seed}.json"
     content = json.loads(file.read_text()) if file.exists() else {"true": {}, "variants": {}}
-    wanted = None
 
     def true(share: float) -> float:
         key = f"{share:.4f}"
@@ -71,7 +69,7 @@ def one_seed(data_folder: Path, out: Path, seed: int, grid: list[float], display
                 model, data["train"], mixture, tokens=tokens, arguments=TRAINER, seed=seed + 1, output_dir=out / "trainer",
                 progress=display, name=f"full training at {share:.3f} {NEW}",
             )  # fmt: skip
-            test = [held_out(n, p, wanted) for n, p in data["test"].items()]
+            test = [held_out(n, p, num=200, seed=seed) for n, p in data["test"].items()]
             found = evaluate(model, test)
             content["true"][key] = dict(zip(found.names, map(float, found.losses[0]), strict=True))
             write_json(file, content)
@@ -84,7 +82,6 @@ def one_seed(data_folder: Path, out: Path, seed: int, grid: list[float], display
             budget=tokens, old_mixture=dict(old), sequence_length=LENGTH, trainer=TRAINER, seed=seed, cache_dir=str(out.parent / "cache"),
             out=out / name.replace(" ", "-"), progress=display, **settings,
         )  # fmt: skip
-        wanted = result.config.model_copy(update={"proxies": ProxiesConfig(eval_sequences=200)})
         share = round(float(result.verdict.optimum.mixture[NEW]), 4)
         cost = result.ledger.by_purpose()["flops"]
         content["variants"][name] = {

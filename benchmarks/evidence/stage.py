@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from transformers import LlamaForCausalLM
 
-from opmix.config import ProxiesConfig, SearchConfig
+from opmix.config import SearchConfig
 from opmix.data import PackedSequences, prepare_domain
 from opmix.demo.run import (
     LENGTH,
@@ -31,9 +31,9 @@ from opmix.demo.run import (
     train_tokenizer,
 )
 from opmix.demo.texts import write_domains
-from opmix.lifecycle.context import held_out
 from opmix.mixing.mixture import Mixture
 from opmix.probes.evaluation import HeldOut, evaluate
+from opmix.probes.held_out import held_out
 from opmix.progress import Progress
 from opmix.runs.files import write_json
 from opmix.training.full import train_on_mixture
@@ -63,15 +63,16 @@ class RebalancingStage:
             for n, d in self.config.domains.items()
         }
         self.train = {n: PackedSequences(d.train, LENGTH) for n, d in data.items()}
-        wanted = self.config.model_copy(update={"proxies": ProxiesConfig(eval_sequences=128)})
-        self.test: list[HeldOut] = [held_out(n, PackedSequences(d.test, LENGTH), wanted) for n, d in data.items()]
+        self.test: list[HeldOut] = [
+            held_out(n, PackedSequences(d.test, LENGTH), num=128, seed=self.seed) for n, d in data.items()
+        ]
         self.uniform = Mixture.uniform(self.names)
         self.base = self._base()
 
     def _base(self) -> LlamaForCausalLM:
         folder = self.out / "base"
         if not (folder / "config.json").exists():
-            model = new_model(len(self.tokenizer), self.seed)
+            model = new_model(self.tokenizer, self.seed)
             train_on_mixture(
                 model, self.train, self.uniform, tokens=PREFIX_STEPS * STEP_SEQUENCES * LENGTH, arguments=PREFIX_TRAINER, seed=self.seed,
                 output_dir=self.out / "trainer", progress=self.progress, name="prefix",

@@ -24,14 +24,20 @@ from opmix.errors import (
 from opmix.mixing.mixture import InterpolationWeights, Mixture, ProbeDesign
 
 if TYPE_CHECKING:
-    from opmix.api import SearchResult, search
+    from opmix.api import LifeResult, SearchResult, run, search
+    from opmix.data import MixtureStream
     from opmix.fit import FitResult, fit_runs
+    from opmix.lifecycle.remix import RemixCallback
 
 _LAZY = {
     "search": "opmix.api",
     "SearchResult": "opmix.api",
     "fit_runs": "opmix.fit",
     "FitResult": "opmix.fit",
+    "run": "opmix.api",
+    "LifeResult": "opmix.api",
+    "RemixCallback": "opmix.lifecycle.remix",
+    "MixtureStream": "opmix.data",
 }
 
 __version__ = "0.1.0"
@@ -45,16 +51,20 @@ __all__ = [
     "InfeasibleError",
     "InterpolationWeights",
     "LawError",
+    "LifeResult",
     "Mixture",
+    "MixtureStream",
     "ModelError",
     "OpMixError",
     "ProbeDesign",
+    "RemixCallback",
     "SearchResult",
     "SolverError",
     "Source",
     "StoreError",
     "TrainingError",
     "fit_runs",
+    "run",
     "search",
 ]
 

@@ -1,4 +1,4 @@
-"""`opmix.search`: one decision, from a model and some text domains to a mixture that can be trusted."""
+"""`opmix.search`: one decision, from a model and some text domains to a mixture that can be trusted. `opmix.run`: a whole life."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opmix.config import parse_config
+from opmix.lifecycle.config import LifecycleConfig, load_lifecycle
+from opmix.lifecycle.life import LifeResult, run_life
 from opmix.lifecycle.search import SearchResult, run_search
 from opmix.progress import Progress
+from opmix.strict import validated
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -65,4 +68,33 @@ def search(
     )  # fmt: skip
 
 
-__all__ = ["SearchResult", "run_search", "search"]
+def run(
+    lifecycle: str | Path | Mapping[str, Any],
+    *,
+    out: str | Path,
+    redo: bool = False,
+    make_trainer: TrainerFactory | None = None,
+    progress: Progress | None = None,
+) -> LifeResult:
+    """Take a model through a lifecycle: every stage's mixture found, trained on, and found again. Running it again resumes.
+
+    Args:
+        lifecycle: A `lifecycle.yaml`, or its content.
+        out: Run folder.
+        redo: Do finished steps again whose inputs have changed; else that is an error.
+        make_trainer: Replaces `opmix.training.factory.default_trainer`, for probes and full runs alike.
+        progress: Shows what is going on; None: silence.
+
+    Raises:
+        ConfigError: All problems of the settings at once.
+        StoreError: The folder is held, the disk is full, or finished steps have become stale.
+        OpMixError: Whatever else stops it; see `opmix.errors`.
+    """
+    if isinstance(lifecycle, Mapping):
+        config, base = validated(LifecycleConfig, lifecycle), Path.cwd()
+    else:
+        config, base = load_lifecycle(Path(lifecycle)), Path(lifecycle).parent.resolve()
+    return run_life(config, out=Path(out), base=base, redo=redo, make_trainer=make_trainer, progress=progress)
+
+
+__all__ = ["LifeResult", "SearchResult", "run", "run_search", "search"]

@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from opmix.domain import Domain, Source, SourceFormat
+from opmix.domain import ChatOptions, Domain, Kind, Source, SourceFormat, Supervise, Truncate, located
 from opmix.errors import ConfigError
 from opmix.mixing.constraints import Constraints, Group
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.mixture import Mixture
+from opmix.strict import Count, Strict, nearest, read_yaml, validated
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def _number(value: Any) -> Any:
-    """YAML reads `2e9` and `1_000` as text; people write both for token counts."""
-    if isinstance(value, str):
-        try:
-            number = float(value.replace("_", ""))
-        except ValueError:
-            return value
-        return int(number) if number.is_integer() else number
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+DEMONSTRATION = (
+    "{prompt}\n\nAn example of a good response:\n{demonstration}\n\nNow respond yourself, in your own words."
+)
 
 
-Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SourceConfig(_Strict):
+class SourceConfig(Strict):
     """Where documents come from; a plain string or list of strings in YAML is `paths`."""
 
     paths: tuple[str, ...]
@@ -60,7 +46,7 @@ class SourceConfig(_Strict):
 
     def source(self, base: Path) -> Source:
         """With relative paths resolved against the configuration's folder."""
-        paths = self.paths if self.format == "hub" else tuple(str(base / Path(p).expanduser()) for p in self.paths)
+        paths = self.paths if self.format == "hub" else tuple(located(p, base) for p in self.paths)
         return Source(
             paths=paths,
             format=self.format,
@@ -71,7 +57,18 @@ class SourceConfig(_Strict):
         )
 
 
-class DomainConfig(_Strict):
+class ChatConfig(Strict):
+    """How the conversations of a domain become rows."""
+
+    supervise: Supervise = "all"
+    """Loss on every answer, or on the last of each conversation only (self-distillation: always the last)."""
+    packing: bool = True
+    """Several whole conversations to a row (self-distillation: never)."""
+    truncate: Truncate = "drop"
+    """What a conversation longer than sequence_length loses: tokens on the left or right, or its place."""
+
+
+class DomainConfig(Strict):
     """One domain; a plain string in YAML is its `train`."""
 
     train: SourceConfig
@@ -79,21 +76,25 @@ class DomainConfig(_Strict):
     test: SourceConfig | None = None
     max_epochs: float | None = Field(default=None, gt=0)
     holdout: float = Field(default=0.05, gt=0, lt=0.5)
+    kind: Kind | None = None
+    """None: told from the first row of a local file; a hub dataset counts as text."""
+    chat: ChatConfig = ChatConfig()
 
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
         return {"train": value} if isinstance(value, str | list) else value
 
-    def domain(self, name: str, base: Path) -> Domain:
-        """As the library's value."""
+    def domain(self, name: str, base: Path, chat_template: str | None = None) -> Domain:
+        """As the library's value; `chat_template` is Jinja text."""
         held = {split: None if (s := getattr(self, split)) is None else s.source(base) for split in ("valid", "test")}
         return Domain(
-            name=name, train=self.train.source(base), max_epochs=self.max_epochs, holdout=self.holdout, **held
-        )
+            name=name, train=self.train.source(base), max_epochs=self.max_epochs, holdout=self.holdout, kind=self.kind,
+            chat=ChatOptions(template=chat_template, **self.chat.model_dump()), **held,
+        )  # fmt: skip
 
 
-class ModelConfig(_Strict):
+class ModelConfig(Strict):
     """The model as it is now; a plain string in YAML is its name or path."""
 
     name: str
@@ -103,6 +104,24 @@ class ModelConfig(_Strict):
     device: str | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
+    chat_template: str | None = None
+    """For conversations: a Jinja file, or the text itself; None: the tokenizer's own."""
+
+    def template(self, base: Path) -> str | None:
+        """The text of the chat template.
+
+        Raises:
+            ConfigError: Neither a file that can be read nor Jinja.
+        """
+        given = self.chat_template
+        if given is None or "{{" in given or "{%" in given:
+            return given
+        try:
+            return (base / Path(given).expanduser()).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"model.chat_template: {given!r} cannot be read ({error}); expected a Jinja file, or a text with {{{{ }}}} or {{% %}}"
+            ) from error
 
     @model_validator(mode="before")
     @classmethod
@@ -110,13 +129,13 @@ class ModelConfig(_Strict):
         return {"name": value} if isinstance(value, str) else value
 
 
-class BudgetConfig(_Strict):
+class BudgetConfig(Strict):
     """The next stretch of training that the mixture is for, fixed before the mixture is known."""
 
     tokens: Count
 
 
-class ProbesConfig(_Strict):
+class ProbesConfig(Strict):
     """How probes are trained; all of them for the same number of steps and tokens."""
 
     steps: Count = 200
@@ -136,20 +155,21 @@ class ProbesConfig(_Strict):
     """Times the trainer's learning rate (paper's code: 2)."""
 
 
-class ProxiesConfig(_Strict):
+class ProxiesConfig(Strict):
     """Which interpolations are evaluated, and on how much text."""
 
     count: Count | None = None
     """None: 9 on a line for one new domain, else 2 x probes + 6."""
     eval_sequences: Count = 64
-    """Held-out sequences per domain, the same for every proxy."""
+    """Held-out sequences per domain, the same for every proxy. Old domains that count as one share twice as many, so that a search
+    does not grow with what the model already knows."""
     backend: Literal["auto", "merge", "scale"] = "auto"
     batch_tokens: Count = 8192
     gradients: bool = False
     """Evaluate fewer points, each with its slopes along every probe (one backward pass)."""
 
 
-class GroupConfig(_Strict):
+class GroupConfig(Strict):
     """Domains bounded together."""
 
     domains: tuple[str, ...]
@@ -157,7 +177,7 @@ class GroupConfig(_Strict):
     ceiling: Share | None = None
 
 
-class SolveConfig(_Strict):
+class SolveConfig(Strict):
     """Objective and constraints of the convex problem."""
 
     objective: Literal["mean", "weighted", "worst_case"] = "mean"
@@ -175,7 +195,31 @@ class SolveConfig(_Strict):
     """Domain: highest allowed loss, in percent above the current model's (0: no forgetting at all)."""
 
 
-class DecisionConfig(_Strict):
+class SdftConfig(Strict):
+    """Self-distillation (arXiv 2601.19897): the model, shown a demonstration, teaches the model that was not."""
+
+    demonstration: str = DEMONSTRATION
+    """What the teacher is asked: text with `{prompt}` and `{demonstration}`."""
+    teacher: Literal["ema", "frozen", "live"] = "ema"
+    """Weights that follow the student's slowly, those it started from, or its own."""
+    ema_rate: float = Field(default=0.01, gt=0, le=1)
+    """Share of the student in the teacher's weights that each step adds."""
+    max_new_tokens: Count = 256
+    """The student writes at most."""
+    temperature: float = Field(default=1.0, gt=0)
+    skip_tokens: int = Field(default=3, ge=0)
+    """First tokens of an answer that are not learned from (paper's code: 3)."""
+
+    @model_validator(mode="after")
+    def _has_places(self) -> SdftConfig:
+        if missing := [p for p in ("{prompt}", "{demonstration}") if p not in self.demonstration]:
+            raise ConfigError(
+                f"sdft.demonstration: has no {missing[0]}; expected both {{prompt}} and {{demonstration}}"
+            )
+        return self
+
+
+class DecisionConfig(Strict):
     """When a predicted gain is believed."""
 
     confidence: float = Field(default=0.9, gt=0, lt=1)
@@ -196,17 +240,22 @@ class DecisionConfig(_Strict):
         )
 
 
-class SearchConfig(_Strict):
+class SearchConfig(Strict):
     """One decision: checkpoint + domains -> mixture."""
 
     model: ModelConfig
     domains: dict[str, DomainConfig] = Field(min_length=2)
     old_mixture: dict[str, float] | None = None
     """Token shares the model was last trained on; domains not in it are new. None: uniform over all domains."""
+    new_domains: tuple[str, ...] | None = None
+    """Domains weighed against the old mixture as a whole, in it or not; None: those not in it."""
     budget: BudgetConfig
     sequence_length: Count = 1024
     document_mask: bool = False
     """Keep attention inside documents when sequences are packed."""
+    objective: Literal["causal_lm", "sft", "sdft"] = "causal_lm"
+    """Of probes and full run: every token of texts; the answers of conversations; or self-distillation on their prompts."""
+    sdft: SdftConfig = SdftConfig()
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Passed to `transformers.TrainingArguments` as it is (learning_rate, per_device_train_batch_size, bf16, ...)."""
     probes: ProbesConfig = ProbesConfig()
@@ -240,12 +289,13 @@ class SearchConfig(_Strict):
         named += [
             (f"solve.{k}", list(getattr(solve, k))) for k in ("weights", "floors", "ceilings", "fixed", "loss_limits")
         ]
+        named.append(("new_domains", list(self.new_domains or ())))
         named += [(f"solve.groups.{g}", group.domains) for g, group in solve.groups.items()]
         named.append(("solve.prior", list(solve.prior) if isinstance(solve.prior, Mapping) else []))
         for path, names in named:
             for name in names:
                 if name not in self.domains:
-                    yield f"{path}.{name}: unknown domain{_nearest(name, list(self.domains))}"
+                    yield f"{path}.{name}: unknown domain{nearest(name, list(self.domains))}"
 
     def constraints(
         self, *, available: Mapping[str, int] | None = None, baseline: Mapping[str, float] | None = None
@@ -278,80 +328,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
     Raises:
         ConfigError: All problems at once, each with its dotted path; an unknown key with the nearest known one.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", where=str(path)) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"is not valid YAML: {error}", where=str(path)) from error
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"holds {type(content).__name__}; expected a mapping with model, domains and budget",
-            where=str(path),
-        )
-    for override in overrides:
-        apply_override(content, override)
-    return parse_config(content, where=str(path))
+    return parse_config(read_yaml(path, overrides, expected="model, domains and budget"), where=str(path))
 
 
 def parse_config(content: Mapping[str, Any], *, where: str | None = None) -> SearchConfig:
     """Check a mapping as `load_config` does."""
-    try:
-        return SearchConfig.model_validate(content)
-    except ValidationError as error:
-        raise ConfigError([_sentence(item) for item in error.errors()], where=where) from error
-    except ConfigError as error:
-        raise ConfigError(error.problems, where=where) from error
-
-
-def apply_override(content: dict[str, Any], override: str) -> None:
-    """Set `a.b.c=value` (YAML value) in a nested mapping."""
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"--set {override}: expected key.path=value, such as --set probes.steps=100")
-    here: Any = content
-    *parents, last = key.split(".")
-    for parent in parents:
-        inside = here.get(parent)
-        if isinstance(inside, str):  # `model: NAME` and `domain: FILE` are short for a mapping
-            inside = here[parent] = {"name" if parent == "model" else "train": inside}
-        here = here.setdefault(parent, {}) if inside is None else inside
-        if not isinstance(here, dict):
-            raise ConfigError(f"--set {override}: {parent!r} holds {here!r}, not a mapping")
-    here[last] = yaml.safe_load(text)
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {sorted(known)}"
-
-
-def _sentence(error: Any) -> str:
-    location = [str(part) for part in error["loc"]]
-    path = ".".join(location)
-    if error["type"] == "extra_forbidden":
-        return f"{path}: unknown key{_nearest(location[-1], _keys_at(location[:-1]))}"
-    if error["type"] == "missing":
-        return f"{path}: missing; it has no default"
-    given = error.get("input")
-    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
-    return f"{path}: {error['msg']}{shown}"
-
-
-def _keys_at(location: Sequence[str]) -> list[str]:
-    """Field names of the model that a dotted path leads to."""
-    model: Any = SearchConfig
-    for part in location:
-        fields = getattr(model, "model_fields", {})
-        annotation = fields[part].annotation if part in fields else model
-        model = _inner_model(annotation) or model
-    return list(getattr(model, "model_fields", {}))
-
-
-def _inner_model(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        if (found := _inner_model(argument)) is not None:
-            return found
-    return None
+    return validated(SearchConfig, content, where=where)

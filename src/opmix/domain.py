@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sysconfig
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from opmix.errors import ConfigError
 
 SourceFormat = Literal["jsonl", "text", "parquet", "arrow", "hub", "npy", "bin"]
 Split = Literal["train", "valid", "test"]
+Kind = Literal["text", "chat"]
+Supervise = Literal["all", "last"]
+Truncate = Literal["left", "right", "drop"]
 
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,79}$")
+
+
+PACKAGE = "package://"
+
+
+def located(path: str, base: Path) -> str:
+    """A path of a configuration: relative to `base`, or `package://NAME/GLOB` inside an installed package (`stdlib`: Python's own).
+
+    Raises:
+        ConfigError: No such package is installed.
+    """
+    if not path.startswith(PACKAGE):
+        return str(base / Path(path).expanduser())
+    name, _, inside = path.removeprefix(PACKAGE).partition("/")
+    if name == "stdlib":
+        return str(Path(sysconfig.get_paths()["stdlib"]) / inside)
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"{path}: package {name!r} is not installed here; install it, or give a path")
+    return str(Path(next(iter(spec.submodule_search_locations))) / inside)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +71,20 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ChatOptions:
+    """How the conversations of a chat domain become rows to train on."""
+
+    template: str | None = None
+    """Jinja text; None: the tokenizer's own chat template."""
+    supervise: Supervise = "all"
+    """Which assistant turns the loss is on."""
+    packing: bool = True
+    """Several whole conversations to a row, each attending to itself only; or one to a row."""
+    truncate: Truncate = "drop"
+    """What a conversation longer than a row loses: tokens at its left or right end, or its place."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Domain:
     """A named source of training text with its own held-out sets (method.md section 2).
 
@@ -60,6 +100,9 @@ class Domain:
     """How often the training tokens may be repeated in one stage; None: no limit."""
     holdout: float = field(default=0.05)
     """Share of the documents split off `train` for each missing held-out set, in (0, 0.5)."""
+    kind: Kind | None = None
+    """None: told from the first row of a local `train`; a hub dataset counts as text."""
+    chat: ChatOptions = ChatOptions()
 
     def __post_init__(self) -> None:
         problems = []

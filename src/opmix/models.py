@@ -90,12 +90,13 @@ def load_model(
 def load_tokenizer(
     name_or_path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that belongs to `load_model(name_or_path)`; a missing PAD token becomes EOS.
+    """Load the tokenizer that belongs to `load_model(name_or_path)`, or one saved alone; a missing PAD token becomes EOS.
 
     Raises:
         ModelError: Nothing there, or no tokenizer among the files.
     """
-    source, gguf_file = _locate(name_or_path)
+    alone = (Path(name_or_path).expanduser() / "tokenizer_config.json").exists()
+    source, gguf_file = (str(name_or_path), None) if alone else _locate(name_or_path)
     options = {"revision": revision, "gguf_file": gguf_file}
     given = {key: value for key, value in options.items() if value is not None}
     try:
@@ -229,6 +230,7 @@ def model_shape(model: nn.Module) -> ModelShape:
         matmul_parameters=counts.linear + counts.active_experts + counts.head,
         num_layers=config.num_hidden_layers,
         attention_width=heads * head_size,
+        head_parameters=counts.head,
     )
 
 

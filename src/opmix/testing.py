@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,4 +168,41 @@ def write_toy_domains(
         with files[name].open("w", encoding="utf-8") as stream:
             for text in toy_documents(name, num_documents, seed=seed):
                 stream.write(json.dumps({"text": text}) + "\n")
+    return files
+
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A plain chat template; its two marks are tokens of `tiny_chat_tokenizer`."""
+
+
+def tiny_chat_tokenizer(*, vocab_size: int = 512, template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    """`tiny_tokenizer` with two tokens more, `<|im_start|>` and `<|im_end|>`, and a chat template."""
+    tokenizer = tiny_tokenizer(vocab_size=vocab_size)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def toy_conversations(name: str, num: int, *, sentences: int = 1, seed: int = 0) -> Iterator[list[dict[str, str]]]:
+    """Conversations of a toy domain: the user says a sentence, the assistant goes on with `sentences` more."""
+    for text in toy_documents(name, num, seed=seed):
+        parts = [part + "." for part in text.removesuffix(".").split(". ")]
+        question, answer = parts[0], " ".join((parts[1:] * sentences)[:sentences])
+        yield [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def write_toy_chats(
+    folder: str | Path, sentences: Mapping[str, int], num_conversations: int = 200, seed: int = 0
+) -> dict[str, Path]:
+    """Write one `<name>.jsonl` per toy chat domain, `{"messages": ...}` a line; answers have the sentences given."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name, count in sentences.items():
+        files[name] = folder / f"{name}.jsonl"
+        rows = toy_conversations(name, num_conversations, sentences=count, seed=seed)
+        files[name].write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows), encoding="utf-8")
     return files

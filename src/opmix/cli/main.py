@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from opmix.cli import commands
+from opmix.cli import commands, life
 from opmix.cli.verify import verify
 from opmix.errors import OpMixError
 
@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 app.command("demo")(commands.demo)
 app.command("search")(commands.search)
+app.command("run")(life.run)
+app.command("status")(life.status)
 app.command("fit")(commands.fit)
 app.command("report")(commands.report)
 app.command("verify")(verify)

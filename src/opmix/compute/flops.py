@@ -4,7 +4,7 @@ A multiply-add is two FLOPs. Per token, a weight of a matrix product costs 2 in 
 gradient of its input and 2 for its own gradient: 6 N for full training (Kaplan et al., arXiv 2001.08361). LoRA needs no gradient
 of frozen weights: 4 N for the base plus 6 for each adapter weight. Attention adds `2 * 2 * T * width` per layer and token
 forward (scores and weighted values, T the sequence length, not halved for causality: that is what dense kernels and torch's counter do).
-Embedding look-ups are free, the output head is not. Norms, activations and the softmax are left out (under 2 % from 512 wide).
+Self-distillation costs three passes per row, see `ModelShape.distillation`. Embedding look-ups are free, the output head is not. Norms, activations and the softmax are left out (under 2 % from 512 wide).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ class ModelShape:
     num_layers: int
     attention_width: int
     """Heads times head size."""
+    head_parameters: int = 0
+    """Those of `matmul_parameters` that are the output head, which a pass may apply to some tokens only."""
 
     def attention(self, sequence_length: int) -> float:
         """Forward FLOPs per token of attention itself."""
@@ -44,3 +46,34 @@ class ModelShape:
         `adapter_parameters` is the sum over the probes.
         """
         return 4.0 * self.matmul_parameters + 3.0 * self.attention(sequence_length) + 2.0 * adapter_parameters
+
+    def distillation(
+        self, *, rows: int, prompt: int, context: int, sampled: int, adapter_parameters: int | None = None
+    ) -> float:
+        """FLOPs of one micro-batch of on-policy self-distillation, padding included.
+
+        With N weights outside the head, H in it, a in the adapter (which every pass applies), w the attention width of L layers, P
+        prompt, Q teacher's context and C sampled tokens, per row:
+
+        - the student writes, with a cache: (2N + 2a)(P + C - 1) + 2HC + 4Lw(P² + Σ_{j<C}(P + j)),
+        - the teacher reads: (2N + 2a)(Q + C) + 2H(C + 1) + 4Lw(Q + C)²,
+        - the student learns: 3 times the like of P; with an adapter 4N + 6a for 6N, and 4H for 6H.
+
+        Args:
+            rows: Conversations.
+            prompt: Tokens of the longest prompt.
+            context: Tokens of the longest teacher's context.
+            sampled: Tokens of the longest answer.
+            adapter_parameters: Of the adapter that is trained; None: the whole model is.
+        """
+        body, head = self.matmul_parameters - self.head_parameters, self.head_parameters
+        adapter = adapter_parameters or 0
+        pairs = 4.0 * self.num_layers * self.attention_width
+        growing = prompt**2 + (sampled - 1) * prompt + sampled * (sampled - 1) / 2
+        writing = (2.0 * body + 2.0 * adapter) * (prompt + sampled - 1) + 2.0 * head * sampled + pairs * growing
+        teaching = (2.0 * body + 2.0 * adapter) * (context + sampled) + 2.0 * head * (sampled + 1)
+        teaching += pairs * (context + sampled) ** 2
+        each = 6.0 if adapter_parameters is None else 4.0
+        learning = (each * body + 6.0 * adapter) * (prompt + sampled) + each * head * (sampled + 1)
+        learning += 3.0 * pairs * (prompt + sampled) ** 2
+        return rows * (writing + teaching + learning)

@@ -17,6 +17,8 @@ class Entry:
     tokens: int
     flops: float
     seconds: float
+    peak_memory: int = 0
+    """Bytes: of the device on a GPU, of the process else; 0: not watched."""
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Tokenised splits on disk: written once, under a fingerprint of all they depend on, and mapped into memory.
 
-A split is a folder of three flat files and a small JSON that says what is in them. It is written under a
+A split is a folder of three flat files (four with a loss mask) and a small JSON that says what is in them. It is written under a
 temporary name and renamed when complete, so that a folder with its final name is whole; of two processes that
 write the same one, the second finds the first's and drops its own.
 """
@@ -28,11 +28,12 @@ from opmix.errors import DataError
 FORMAT_VERSION = 1
 Int64Array = npt.NDArray[np.int64]
 TokenArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+MaskArray = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenSplit:
-    """The token ids of one split of one domain, documents one after the other, each ended by EOS."""
+    """The token ids of one split of one domain, documents one after the other, each ended by EOS or as its chat template ends it."""
 
     domain: str
     split: Split
@@ -43,13 +44,20 @@ class TokenSplit:
     offsets: Int64Array
     """(num_documents + 1,): document i is `tokens[offsets[i]:offsets[i + 1]]`."""
     byte_counts: Int64Array
-    """(num_documents,): UTF-8 bytes of each document's text, EOS not counted."""
+    """(num_documents,): UTF-8 bytes of each document's text, EOS not counted; of a conversation, of its supervised text."""
     folder: Path | None = None
+    mask: MaskArray | None = None
+    """(num_tokens,): 1 where a token is supervised, else 0; None: all are (text)."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens, one EOS per document included."""
         return len(self.tokens)
+
+    @cached_property
+    def supervised_tokens(self) -> int:
+        """Tokens that the loss is on: what mixtures are shares of."""
+        return self.num_tokens if self.mask is None else int(np.count_nonzero(self.mask))
 
     @property
     def num_documents(self) -> int:
@@ -63,14 +71,15 @@ class TokenSplit:
 
     @property
     def bytes_per_token(self) -> float:
-        """UTF-8 bytes per token, EOS counted among the tokens."""
-        return self.num_bytes / self.num_tokens
+        """UTF-8 bytes per supervised token, EOS counted among the tokens."""
+        return self.num_bytes / self.supervised_tokens
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a place on disk: a worker maps the files again and copies nothing."""
         if self.folder is not None:
             return _reload, (self.folder, self.domain, self.split, self.fingerprint)
-        values = (np.array(self.tokens), np.array(self.offsets), np.array(self.byte_counts))
+        mask = None if self.mask is None else np.array(self.mask)
+        values = (np.array(self.tokens), np.array(self.offsets), np.array(self.byte_counts), mask)
         return _rebuild, (self.domain, self.split, self.fingerprint, *values)
 
 
@@ -94,7 +103,9 @@ class TokenizedDomain:
         return {"train": self.train, "valid": self.valid, "test": self.test}[split]
 
 
-def _rebuild(domain: str, split: Split, fingerprint: str, tokens: Any, offsets: Any, counts: Any) -> TokenSplit:
+def _rebuild(
+    domain: str, split: Split, fingerprint: str, tokens: Any, offsets: Any, counts: Any, mask: Any
+) -> TokenSplit:
     return TokenSplit(
         domain=domain,
         split=split,
@@ -102,6 +113,7 @@ def _rebuild(domain: str, split: Split, fingerprint: str, tokens: Any, offsets: 
         tokens=tokens,
         offsets=offsets,
         byte_counts=counts,
+        mask=mask,
     )
 
 
@@ -135,6 +147,8 @@ def _open(folder: Path, domain: str, split: Split, fingerprint: str) -> TokenSpl
         )
         lengths = {"tokens.bin": (dtype, tokens), "offsets.bin": (np.dtype("<i8"), documents + 1)}
         lengths["bytes.bin"] = (np.dtype("<i8"), documents)
+        if about.get("masked"):
+            lengths["mask.bin"] = (np.dtype("u1"), tokens)
         for name, (kind, count) in lengths.items():
             if (folder / name).stat().st_size != count * kind.itemsize:
                 return None
@@ -148,6 +162,7 @@ def _open(folder: Path, domain: str, split: Split, fingerprint: str) -> TokenSpl
         tokens=arrays[0],
         offsets=arrays[1],
         byte_counts=arrays[2],
+        mask=arrays[3] if len(arrays) > 3 else None,
         folder=folder,
     )
 
@@ -175,8 +190,8 @@ class SplitWriter:
         DataError: The cache folder cannot be made or written.
     """
 
-    def __init__(self, cache_dir: Path, fingerprint: str, dtype: np.dtype[Any]) -> None:
-        self._cache_dir, self._fingerprint, self._dtype = cache_dir, fingerprint, dtype
+    def __init__(self, cache_dir: Path, fingerprint: str, dtype: np.dtype[Any], *, masked: bool = False) -> None:
+        self._cache_dir, self._fingerprint, self._dtype, self._masked = cache_dir, fingerprint, dtype, masked
         self.num_tokens = 0
         self.num_documents = 0
         self._files: dict[str, IO[bytes]] = {}
@@ -184,7 +199,7 @@ class SplitWriter:
             cache_dir.mkdir(parents=True, exist_ok=True)
             self._folder = Path(tempfile.mkdtemp(prefix=f".writing-{fingerprint[:8]}-", dir=cache_dir))
             try:
-                for name in ("tokens.bin", "offsets.bin", "bytes.bin"):
+                for name in ("tokens.bin", "offsets.bin", "bytes.bin", *(["mask.bin"] if masked else [])):
                     self._files[name] = (self._folder / name).open("wb")
                 self._files["offsets.bin"].write(bytes(8))
             except OSError:
@@ -199,13 +214,17 @@ class SplitWriter:
     ) -> None:
         self.discard()
 
-    def write(self, ids: npt.NDArray[Any], lengths: Int64Array, byte_counts: Int64Array) -> None:
-        """Append n documents: `ids` one after the other; `lengths` (in ids) and `byte_counts` are (n,)."""
+    def write(
+        self, ids: npt.NDArray[Any], lengths: Int64Array, byte_counts: Int64Array, mask: MaskArray | None = None
+    ) -> None:
+        """Append n documents: `ids` one after the other; `lengths` (in ids) and `byte_counts` are (n,), `mask` is as long as `ids`."""
         ends = self.num_tokens + np.cumsum(lengths)
         with disk_errors(self._cache_dir):
             self._files["tokens.bin"].write(ids.astype(self._dtype, copy=False).tobytes())
             self._files["offsets.bin"].write(ends.astype("<i8").tobytes())
             self._files["bytes.bin"].write(byte_counts.astype("<i8").tobytes())
+            if mask is not None:
+                self._files["mask.bin"].write(mask.astype("u1").tobytes())
         self.num_tokens += len(ids)
         self.num_documents += len(lengths)
 
@@ -217,6 +236,7 @@ class SplitWriter:
             "dtype": self._dtype.str,
             "num_tokens": self.num_tokens,
             "num_documents": self.num_documents,
+            **({"masked": True} if self._masked else {}),
         }
         with disk_errors(self._cache_dir):
             for file in self._files.values():

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opmix.data.cache import TokenSplit
+from opmix.data.rows import Rows
 from opmix.errors import DataError
 
 Int64 = npt.NDArray[np.int64]
@@ -59,6 +60,25 @@ class PackedSequences:
         starts: Int64 = np.asarray(self.split.offsets[low:high], dtype=np.int64) - first
         return starts
 
+    @property
+    def lengths(self) -> Int64:
+        """Tokens of each sequence, (n,)."""
+        return np.full(len(self), self.sequence_length, dtype=np.int64)
+
+    @property
+    def supervised(self) -> Int64:
+        """Tokens of each sequence that count as supervised, (n,): all."""
+        return self.lengths
+
+    @property
+    def conversations(self) -> bool:
+        """Whether these are conversations, whose positions must be told."""
+        return False
+
+    def labels(self, index: int) -> Int64:
+        """What is to be predicted, (T,): every token."""
+        return self[index]
+
     def position_ids(self, index: int) -> Int64:
         """Positions that restart at each document, (T,)."""
         positions = np.arange(self.sequence_length, dtype=np.int64)
@@ -78,7 +98,7 @@ class PackedSequences:
         return float(np.sum(np.asarray(self.split.byte_counts[low:high]) * inside / np.maximum(ends - starts, 1)))
 
 
-def held_out_batch(packed: PackedSequences, num_sequences: int, seed: int) -> Int64:
+def held_out_batch(packed: Rows, num_sequences: int, seed: int) -> Int64:
     """Sequences to evaluate on: evenly spread over the split, without replacement, shifted by the seed."""
     total = len(packed)
     num = min(num_sequences, total)

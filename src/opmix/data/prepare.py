@@ -6,6 +6,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from opmix.data.cache import FORMAT_VERSION, SplitWriter, TokenizedDomain, TokenSplit, load_split
+from opmix.data.chat.conversation import Conversation, domain_kind, iter_conversations
+from opmix.data.chat.encode import encode_chats
+from opmix.data.chat.template import ChatFormat, chat_format
 from opmix.data.sources import holds_tokens, iter_documents, iter_token_documents, source_fingerprint
 from opmix.data.split import SplitRule
 from opmix.data.tokenization import (
@@ -38,6 +42,7 @@ def prepare_domain(
     cache_dir: Path,
     num_proc: int = 1,
     progress: Progress | None = None,
+    demonstration: str | None = None,
 ) -> TokenizedDomain:
     """Read, split and tokenise a domain, or find it in the cache.
 
@@ -50,15 +55,21 @@ def prepare_domain(
         cache_dir: Folder of the cache; made if missing; may be shared by processes and domains.
         num_proc: Processes that tokenise.
         progress: Told about every batch.
+        demonstration: Of a chat domain, prepare the contexts of self-distillation's teacher instead, document for document;
+            see `ChatFormat.demonstration`.
 
     Returns:
         The three splits, mapped into memory.
 
     Raises:
         DataError: A source cannot be read or is empty, a split is left without documents, the tokenizer has
-            no EOS or is not the one a tokenised source was made with, or the cache cannot be written.
+            no EOS, no chat template for a chat domain, or is not the one a tokenised source was made with, or the cache
+            cannot be written.
     """
-    job = _Preparation(domain, tokenizer, Path(cache_dir), num_proc, progress)
+    chat = None
+    if domain_kind(domain) == "chat":
+        chat = chat_format(tokenizer, domain.chat, domain=domain.name, demonstration=demonstration)
+    job = _Preparation(domain, tokenizer, Path(cache_dir), num_proc, progress, chat)
     whole = SplitRule(carved=(), holdout=domain.holdout)
     rule = SplitRule.of(domain)
     splits = dict(job.source(domain.train, rule, ("train", *rule.carved)))
@@ -79,7 +90,9 @@ class _Preparation:
         cache_dir: Path,
         num_proc: int,
         progress: Progress | None,
+        chat: ChatFormat | None,
     ) -> None:
+        self.chat = chat
         self.domain, self.tokenizer, self.cache_dir = domain, tokenizer, cache_dir
         self.num_proc, self.progress = num_proc, progress
         self.eos = eos_id(tokenizer)
@@ -106,6 +119,8 @@ class _Preparation:
     def _key(self, origin: str, source: Source, rule: SplitRule, split: Split) -> str:
         part = "whole" if not rule.carved else rule.describe(split)
         field = "" if holds_tokens(source) else source.field
+        if self.chat is not None:
+            field = f"chat {self.chat.fingerprint}"
         parts = (FORMAT_VERSION, origin, field, part, self.tokenizer_fingerprint, self.eos)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
@@ -126,26 +141,29 @@ class _Preparation:
 
         def wanted(document: Document) -> bool:
             # The only split of a source that is not carved up is its own, whatever the rule calls it.
-            split = rule.split_of(document) if rule.carved else splits[0]
+            content = document.prompt_key if isinstance(document, Conversation) else document
+            split = rule.split_of(content) if rule.carved else splits[0]
             counts[split] += 1
             if split in missing:
                 codes.append(SPLITS.index(split))
             return split in missing
 
         with ExitStack() as stack:
-            writers = {s: stack.enter_context(SplitWriter(self.cache_dir, key, dtype)) for s, key in missing.items()}
+            writers = {
+                s: stack.enter_context(SplitWriter(self.cache_dir, key, dtype, masked=self.chat is not None))
+                for s, key in missing.items()
+            }
             batches = batched(self._documents(source), keep=wanted)
             done = 0
-            for encoded in encode_batches(self.tokenizer, batches, num_proc=self.num_proc):
+            encode = None if self.chat is None else partial(encode_chats, self.chat)
+            for encoded in encode_batches(self.tokenizer, batches, num_proc=self.num_proc, encode=encode):
                 owner = np.array([codes.popleft() for _ in encoded.lengths])
                 self._check_ids(int(encoded.ids.max()))
                 for split, writer in writers.items():
                     mine = owner == SPLITS.index(split)
-                    writer.write(
-                        encoded.ids[np.repeat(mine, encoded.lengths)],
-                        encoded.lengths[mine],
-                        encoded.byte_counts[mine],
-                    )
+                    ids = np.repeat(mine, encoded.lengths)
+                    mask = None if encoded.mask is None else encoded.mask[ids]
+                    writer.write(encoded.ids[ids], encoded.lengths[mine], encoded.byte_counts[mine], mask)
                 done += len(owner)
                 self._report(done, None)
             _check_counts(name, rule, counts, source)
@@ -154,7 +172,9 @@ class _Preparation:
             self._report(done, done)
 
     def _documents(self, source: Source) -> Iterator[Document]:
-        if holds_tokens(source, domain=self.domain.name):
+        if self.chat is not None:
+            yield from iter_conversations(source, domain=self.domain.name)
+        elif holds_tokens(source, domain=self.domain.name):
             yield from map(self._check_document, iter_token_documents(source, self.eos, domain=self.domain.name))
         else:
             yield from iter_documents(source, domain=self.domain.name)

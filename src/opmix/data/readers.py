@@ -6,9 +6,10 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Protocol, TypeVar, cast
 
 import datasets
 import numpy as np
@@ -22,6 +23,56 @@ from opmix.errors import DataError
 
 BLOCK = 1 << 20
 """Bytes (or tokens) looked at in one go."""
+
+T = TypeVar("T", covariant=True)
+
+
+class Pick(Protocol[T]):
+    """What to make of one row of a table or JSON Lines file."""
+
+    def columns(self, names: Sequence[str], where: str) -> list[str]:
+        """The columns it needs of a table that has `names`.
+
+        Raises:
+            DataError: They are not there.
+        """
+
+    def __call__(self, row: Any, where: str, what: str = "key") -> T:
+        """The document in one row.
+
+        Raises:
+            DataError: There is none that can be used.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class TextField:
+    """Picks the text in one field."""
+
+    field: str
+
+    def columns(self, names: Sequence[str], where: str) -> list[str]:
+        """The field itself."""
+        if self.field not in names:
+            _text_of(dict.fromkeys(names), self.field, where, "column")
+        return [self.field]
+
+    def __call__(self, row: Any, where: str, what: str = "key") -> str:
+        """The text."""
+        return _text_of(row, self.field, where, what)
+
+
+class WholeRow:
+    """Picks the row as it is."""
+
+    def columns(self, names: Sequence[str], where: str) -> list[str]:
+        """All of them."""
+        return list(names)
+
+    def __call__(self, row: Any, where: str, what: str = "key") -> Any:
+        """The row."""
+        return row
+
 
 _BAD_STREAM = (OSError, EOFError, zlib.error, zstandard.ZstdError)
 
@@ -88,32 +139,43 @@ def _text_of(row: Any, field: str, where: str, what: str = "key") -> str:
         raise DataError(f"{where}: a JSON {type(row).__name__}; expected one object a line, like {{{field!r}: ...}}")
     if field not in row:
         have = ", ".join(map(repr, list(row)[:8])) or "none"
-        raise DataError(f"{where}: no {what} {field!r} (it has {have}); set the source's `field`")
+        chat = "; for conversations set the domain's `kind: chat`" if {"messages", "completion"} & set(row) else ""
+        raise DataError(f"{where}: no {what} {field!r} (it has {have}); set the source's `field`{chat}")
     text = row[field]
     if not isinstance(text, str):
         kind = "null" if text is None else type(text).__name__
         raise DataError(f"{where}: {what} {field!r} is {kind}; expected text; drop the row or set another `field`")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{where}: {what} {field!r} holds half a surrogate pair ({error.reason}); "
-                "expected text that UTF-8 can hold; repair or drop the row"
-            ) from error
+    check_utf8(text, where, f"{what} {field!r}")
     return text
 
 
-def read_jsonl(path: Path, field: str, where: str) -> Iterator[str]:
+def check_utf8(text: str, where: str, what: str) -> None:
+    """Refuse text that UTF-8 cannot hold.
+
+    Raises:
+        DataError: It has half a surrogate pair.
+    """
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: {what} holds half a surrogate pair ({error.reason}); "
+            "expected text that UTF-8 can hold; repair or drop the row"
+        ) from error
+
+
+def read_jsonl(path: Path, pick: Pick[T], where: str) -> Iterator[T]:
     """Documents of a JSON Lines file, plain or compressed; blank lines are passed over.
 
     Args:
         path: The file.
-        field: Key of the text.
+        pick: What to make of a line.
         where: Who and where in words, the start of every message.
 
     Yields:
-        One text per line.
+        One document per line.
 
     Raises:
         DataError: The file is damaged, a line is no JSON object, no UTF-8, or lacks the field.
@@ -126,7 +188,7 @@ def read_jsonl(path: Path, field: str, where: str) -> Iterator[str]:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 if line.isspace():
                     continue
-                yield _text_of(_json(line, f"{where}:{number}"), field, f"{where}:{number}")
+                yield pick(_json(line, f"{where}:{number}"), f"{where}:{number}")
     except _BAD_STREAM as error:
         raise _unreadable(f"{where}:{number + 1}", error) from error
 
@@ -161,7 +223,7 @@ def read_text(path: Path, where: str) -> Iterator[str]:
         raise _unreadable(where, error) from error
 
 
-def read_parquet(path: Path, field: str, where: str) -> Iterator[str]:
+def read_parquet(path: Path, pick: Pick[T], where: str) -> Iterator[T]:
     """Documents of a Parquet file, read in batches of rows.
 
     Raises:
@@ -169,19 +231,17 @@ def read_parquet(path: Path, field: str, where: str) -> Iterator[str]:
     """
     try:
         with pq.ParquetFile(path) as file:
-            columns = file.schema_arrow.names
-            if field not in columns:
-                _text_of(dict.fromkeys(columns), field, where, "column")
-            row = 0
-            for batch in file.iter_batches(batch_size=1024, columns=[field]):
-                for text in batch.column(0).to_pylist():
-                    row += 1
-                    yield _text_of({field: text}, field, f"{where}: row {row}", "column")
+            columns = pick.columns(file.schema_arrow.names, where)
+            number = 0
+            for batch in file.iter_batches(batch_size=1024, columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield pick(row, f"{where}: row {number}", "column")
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(where, error) from error
 
 
-def read_arrow(folder: Path, source: Source, where: str) -> Iterator[str]:
+def read_arrow(folder: Path, source: Source, pick: Pick[T], where: str) -> Iterator[T]:
     """Documents of a folder written by `datasets`' `save_to_disk`.
 
     Raises:
@@ -197,10 +257,10 @@ def read_arrow(folder: Path, source: Source, where: str) -> Iterator[str]:
         if name not in names:
             raise DataError(f"{where}: split {source.split!r}; expected one of {names}; set the source's `split`")
         found = found[name]
-    yield from _rows(found, source.field, where)
+    yield from _rows(found, pick, where)
 
 
-def read_hub(name: str, source: Source, where: str) -> Iterator[str]:
+def read_hub(name: str, source: Source, pick: Pick[T], where: str) -> Iterator[T]:
     """Documents of a Hugging Face dataset, streamed; `name@revision` pins the revision.
 
     Raises:
@@ -215,7 +275,7 @@ def read_hub(name: str, source: Source, where: str) -> Iterator[str]:
             streaming=True,
             revision=revision or None,
         )
-        yield from _rows(stream, source.field, where)
+        yield from _rows(stream, pick, where)
     except DataError:
         raise
     except Exception as error:  # network, unknown name, unknown configuration: each raises another kind
@@ -225,14 +285,11 @@ def read_hub(name: str, source: Source, where: str) -> Iterator[str]:
         ) from error
 
 
-def _rows(rows: Any, field: str, where: str) -> Iterator[str]:
-    names = rows.column_names
-    if names is not None and field not in names:
-        _text_of(dict.fromkeys(names), field, where, "column")
-    if names is not None:
-        rows = rows.select_columns([field])
+def _rows(rows: Any, pick: Pick[T], where: str) -> Iterator[T]:
+    if rows.column_names is not None:
+        rows = rows.select_columns(pick.columns(rows.column_names, where))
     for number, row in enumerate(rows, 1):
-        yield _text_of(row, field, f"{where}: row {number}", "column")
+        yield pick(row, f"{where}: row {number}", "column")
 
 
 def read_tokens(path: Path, dtype: str | None, where: str) -> npt.NDArray[np.integer[Any]]:

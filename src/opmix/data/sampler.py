@@ -114,17 +114,20 @@ def plan_mixture(
     max_epochs: Mapping[str, float] | None = None,
     previous: MixturePlan | None = None,
     sequence_length: int | None = None,
+    tokens_per_row: Mapping[str, float] | None = None,
 ) -> MixturePlan:
     """Plan a stretch of `num_sequences` on `mixture`.
 
     Args:
-        mixture: Token shares; sequences are of equal length, so shares of sequences are shares of tokens.
+        mixture: Token shares. Where sequences are worth the same, shares of sequences are shares of tokens; else see `tokens_per_row`.
         num_sequences: N.
         available: Training sequences per domain.
         seed: Of the permutations: epoch e of a domain is a permutation of (seed, name, e), reshuffled every epoch.
         max_epochs: Epochs each domain may be used, counted over all phases; absent: no limit.
         previous: Plan to append to: the mixture changes here, cursors go on.
         sequence_length: Tokens of a sequence, for messages.
+        tokens_per_row: Mean supervised tokens of a sequence by domain: sequences are then drawn in proportion to share / mean,
+            see `row_shares`. None: all are worth the same.
 
     Raises:
         DataError: A domain with a share has no sequences, or would be used more often than `max_epochs`.
@@ -146,7 +149,8 @@ def plan_mixture(
         )
     cursors = {} if previous is None else previous.cursors()
     used = [cursors.get(name, 0) for name in names]
-    order = _schedule(mixture.weights, num_sequences)
+    shares = mixture.weights if tokens_per_row is None else row_shares(mixture, tokens_per_row)
+    order = _schedule(shares, num_sequences)
     rows = np.empty(num_sequences, dtype=np.int64)
     for k, name in enumerate(names):
         where = np.flatnonzero(order == k)
@@ -158,6 +162,18 @@ def plan_mixture(
     before = () if previous is None or not previous.before else previous.before
     before += (0,) * (len(names) - len(before)) if before else ()
     return MixturePlan(names, order, rows, tuple(available[n] for n in names), seed, before)
+
+
+def row_shares(mixture: Mixture, tokens_per_row: Mapping[str, float]) -> npt.NDArray[np.float64]:
+    """Shares of rows, in the mixture's order, that make its shares of tokens: p_k / s_k, normalised; s_k mean tokens of a row.
+
+    Examples:
+        >>> row_shares(Mixture.of({"long": 0.5, "short": 0.5}), {"long": 300, "short": 100}).tolist()
+        [0.25, 0.75]
+    """
+    worth = np.array([tokens_per_row[name] if mixture[name] > 0 else 1.0 for name in mixture.names], dtype=np.float64)
+    rows = np.asarray(mixture.weights) / worth
+    return np.asarray(rows / rows.sum(), dtype=np.float64)
 
 
 def _schedule(shares: npt.NDArray[np.float64], num: int) -> npt.NDArray[np.int16]:

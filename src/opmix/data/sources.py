@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ SUFFIXES: dict[str, SourceFormat] = {
 }
 COMPRESSED = (".gz", ".zst")
 TOKEN_FORMATS: tuple[SourceFormat, ...] = ("npy", "bin")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +52,8 @@ def format_of(path: Path) -> SourceFormat | None:
     return SUFFIXES.get(path.suffix)
 
 
-def _where(domain: str | None, path: str) -> str:
+def place(domain: str | None, path: str) -> str:
+    """The start of a message about a source."""
     return f"domain {domain!r}: {path}" if domain else path
 
 
@@ -107,17 +109,17 @@ def resolve(source: Source, *, domain: str | None = None) -> tuple[SourceFile, .
         return tuple(SourceFile(path=name, format="hub") for name in source.paths)
     files: dict[str, SourceFormat] = {}
     for pattern in source.paths:
-        for path in _expand(pattern, source, _where(domain, pattern)):
+        for path in _expand(pattern, source, place(domain, pattern)):
             kind = source.format or format_of(path)
             if kind is None:
                 raise DataError(
-                    f"{_where(domain, str(path))}: unknown kind of file; expected {', '.join(SUFFIXES)} "
+                    f"{place(domain, str(path))}: unknown kind of file; expected {', '.join(SUFFIXES)} "
                     f"(text and JSON also with {' or '.join(COMPRESSED)}); set the source's `format`"
                 )
             files[str(path)] = kind
     if len({kind in TOKEN_FORMATS for kind in files.values()}) > 1:
         raise DataError(
-            f"{_where(domain, source.paths[0])}: text and token ids in one source; expected one of the two; "
+            f"{place(domain, source.paths[0])}: text and token ids in one source; expected one of the two; "
             "make them two domains, or keep one kind of file"
         )
     return tuple(SourceFile(path=path, format=kind) for path, kind in files.items())
@@ -148,27 +150,33 @@ def iter_documents(source: Source, *, domain: str | None = None) -> Iterator[str
         DataError: A file is missing, damaged, lacks the field, is not UTF-8, or holds token ids.
     """
     for file in resolve(source, domain=domain):
-        where = _where(domain, file.path)
+        where = place(domain, file.path)
         if file.format in TOKEN_FORMATS:
             raise DataError(f"{where}: holds token ids, not text; expected text; read it with iter_token_documents")
-        for text in _read(file, source, where):
+        texts = readers.read_text(Path(file.path), where) if file.format == "text" else None
+        for text in texts or read_rows(file, source, readers.TextField(source.field), where):
             if text:
                 yield text
 
 
-def _read(file: SourceFile, source: Source, where: str) -> Iterator[str]:
+def read_rows(file: SourceFile, source: Source, pick: readers.Pick[T], where: str) -> Iterator[T]:
+    """What `pick` makes of each row of one file.
+
+    Raises:
+        DataError: The file has no rows, or cannot be read.
+    """
     path = Path(file.path)
     match file.format:
         case "jsonl":
-            return readers.read_jsonl(path, source.field, where)
+            return readers.read_jsonl(path, pick, where)
         case "parquet":
-            return readers.read_parquet(path, source.field, where)
+            return readers.read_parquet(path, pick, where)
         case "arrow":
-            return readers.read_arrow(path, source, where)
+            return readers.read_arrow(path, source, pick, where)
         case "hub":
-            return readers.read_hub(file.path, source, where)
+            return readers.read_hub(file.path, source, pick, where)
         case _:
-            return readers.read_text(path, where)
+            raise DataError(f"{where}: a {file.format} file has no rows; expected JSON Lines, Parquet or a dataset")
 
 
 def iter_token_documents(
@@ -188,7 +196,7 @@ def iter_token_documents(
         DataError: A file is missing, damaged, or holds something else than integers.
     """
     for file in resolve(source, domain=domain):
-        where = _where(domain, file.path)
+        where = place(domain, file.path)
         if file.format not in TOKEN_FORMATS:
             raise DataError(f"{where}: holds text, not token ids; expected .npy or .bin; read it with iter_documents")
         tokens = readers.read_tokens(Path(file.path), source.dtype if file.format == "bin" else None, where)
@@ -250,6 +258,6 @@ def _digest(label: str, content: str | Path, domain: str | None) -> str:
                 digest.update(block)
     except OSError as error:
         raise DataError(
-            f"{_where(domain, str(content))}: cannot be read ({error.strerror}); expected a readable file"
+            f"{place(domain, str(content))}: cannot be read ({error.strerror}); expected a readable file"
         ) from error
     return digest.hexdigest()

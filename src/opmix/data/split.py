@@ -42,7 +42,7 @@ class SplitRule:
         return cls(carved=carved, holdout=domain.holdout)
 
     def split_of(self, document: str | npt.NDArray[np.integer[Any]]) -> Split:
-        """The split of a document, text or token ids of shape (n,)."""
+        """The split of a document: text, token ids of shape (n,), or what stands for it."""
         if not self.carved:
             return "train"
         content = document.encode() if isinstance(document, str) else document.astype("<u4").tobytes()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,11 @@ from transformers import PreTrainedTokenizerBase
 
 from opmix.errors import DataError
 
-Document = str | npt.NDArray[np.integer[Any]]
-"""Text, or the ids (n,) of a document that is already tokenised."""
+if TYPE_CHECKING:
+    from opmix.data.chat.conversation import Conversation
+
+Document: TypeAlias = "str | npt.NDArray[np.integer[Any]] | Conversation"
+"""Text, the ids (n,) of a document that is already tokenised, or a conversation."""
 
 PIECE = 1 << 20
 """A text of more characters is tokenised in pieces cut at a line end or space: a fast tokenizer keeps a
@@ -44,7 +47,13 @@ class Encoded:
     lengths: npt.NDArray[np.int64]
     """(n,) ids per document, EOS included."""
     byte_counts: npt.NDArray[np.int64]
-    """(n,) UTF-8 bytes per document."""
+    """(n,) UTF-8 bytes per document; of a conversation, of what is supervised."""
+    mask: npt.NDArray[np.uint8] | None = None
+    """1 for every id that is supervised, else 0; None: all are."""
+
+
+Encode: TypeAlias = "Callable[[PreTrainedTokenizerBase, Sequence[Document]], Encoded]"
+"""Tokenises a batch of documents."""
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -162,19 +171,21 @@ def encode_batch(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Documen
     texts = [document for document in documents if isinstance(document, str)]
     if len(texts) == len(documents):
         return encode_texts(tokenizer, texts)
-    return encode_tokens(tokenizer, [document for document in documents if not isinstance(document, str)])
+    return encode_tokens(tokenizer, [document for document in documents if isinstance(document, np.ndarray)])
 
 
 _worker_tokenizer: PreTrainedTokenizerBase | None = None
+_worker_encode: Encode | None = None
 
 
-def _start_worker(tokenizer: PreTrainedTokenizerBase) -> None:
-    global _worker_tokenizer
-    _worker_tokenizer = tokenizer
+def _start_worker(tokenizer: PreTrainedTokenizerBase, encode: Encode) -> None:
+    global _worker_tokenizer, _worker_encode
+    _worker_tokenizer, _worker_encode = tokenizer, encode
 
 
 def _encode_in_worker(documents: Sequence[Document]) -> Encoded:
-    return encode_batch(_worker_tokenizer, documents)
+    assert _worker_encode is not None
+    return _worker_encode(_worker_tokenizer, documents)
 
 
 @contextmanager
@@ -193,7 +204,11 @@ def _one_thread_per_process() -> Iterator[None]:
 
 
 def encode_batches(
-    tokenizer: PreTrainedTokenizerBase, batches: Iterable[Sequence[Document]], *, num_proc: int = 1
+    tokenizer: PreTrainedTokenizerBase,
+    batches: Iterable[Sequence[Document]],
+    *,
+    num_proc: int = 1,
+    encode: Encode | None = None,
 ) -> Iterator[Encoded]:
     """Tokenise batches of documents, in order, a few batches ahead of the reader at most.
 
@@ -201,6 +216,7 @@ def encode_batches(
         tokenizer: Any Hugging Face tokenizer with an EOS.
         batches: See `batched`.
         num_proc: Worker processes; 1 works in this one, where a fast tokenizer uses threads of its own.
+        encode: None: `encode_batch`, for text and ids.
 
     Yields:
         The tokens of each batch.
@@ -208,14 +224,17 @@ def encode_batches(
     Raises:
         DataError: A worker died.
     """
+    encode = encode or encode_batch
     if num_proc <= 1:
-        yield from map(partial(encode_batch, tokenizer), batches)
+        yield from map(partial(encode, tokenizer), batches)
         return
     # Forked workers start at once and need no `if __name__ == "__main__"`; elsewhere fork is unsafe.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with (
         _one_thread_per_process(),
-        ProcessPoolExecutor(num_proc, mp_context=context, initializer=_start_worker, initargs=(tokenizer,)) as pool,
+        ProcessPoolExecutor(
+            num_proc, mp_context=context, initializer=_start_worker, initargs=(tokenizer, encode)
+        ) as pool,
     ):
         pending: deque[Future[Encoded]] = deque()
         try:

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from opmix.api import SearchResult, run_search
+from opmix import scratch
 from opmix.config import SearchConfig, parse_config
 from opmix.data import PackedSequences, TokenizedDomain, iter_documents, prepare_domain
 from opmix.demo.texts import write_domains
 from opmix.domain import Source
-from opmix.lifecycle.context import held_out
+from opmix.lifecycle.search import SearchResult, run_search
 from opmix.mixing.mixture import Mixture
 from opmix.probes.evaluation import evaluate
+from opmix.probes.held_out import held_out
 from opmix.progress import Progress, Silent
 from opmix.runs.files import write_json
 from opmix.training.full import train_on_mixture
@@ -31,6 +31,10 @@ PREFIX_STEPS = 450
 STAGE_STEPS = 300
 STEP_SEQUENCES = 8
 
+ARCHITECTURE: dict[str, Any] = {
+    "model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "max_position_embeddings": LENGTH, "tie_word_embeddings": True, "bos_token_id": 0,
+}  # fmt: skip
 PREFIX_TRAINER: dict[str, Any] = {
     "per_device_train_batch_size": STEP_SEQUENCES,
     "learning_rate": 3e-3,
@@ -70,7 +74,7 @@ def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> D
         for name, domain in config.domains.items()
     }
     train = {name: PackedSequences(d.train, LENGTH) for name, d in data.items()}
-    model = new_model(len(tokenizer), seed)
+    model = new_model(tokenizer, seed)
     uniform = Mixture.uniform(tuple(files))
     parameters = sum(p.numel() for p in model.parameters())
     progress.note(
@@ -95,33 +99,17 @@ def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> D
 
 def train_tokenizer(files: Mapping[str, Path]) -> PreTrainedTokenizerFast:
     """A byte-level BPE of 2,048 tokens, trained on the start of every domain."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
     texts = (
         text
         for path in files.values()
         for text, _ in zip(iter_documents(Source(paths=(str(path),))), range(80), strict=False)
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
+    return scratch.train_tokenizer(texts, VOCABULARY)
 
 
-def new_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
     """A Llama of about a million parameters from scratch."""
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=4, max_position_embeddings=LENGTH, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
-        )
-    )  # fmt: skip
+    return scratch.new_model(ARCHITECTURE, tokenizer, seed)
 
 
 def search_config(files: Mapping[str, Path], out: Path, seed: int) -> SearchConfig:
@@ -142,7 +130,7 @@ def search_config(files: Mapping[str, Path], out: Path, seed: int) -> SearchConf
 
 
 def _train_arm(
-    base: LlamaForCausalLM,
+    base: PreTrainedModel,
     train: Mapping[str, PackedSequences],
     mixture: Mixture,
     data: Mapping[str, TokenizedDomain],
@@ -157,18 +145,12 @@ def _train_arm(
         model, train, mixture, tokens=STAGE_STEPS * STEP_SEQUENCES * LENGTH, arguments=STAGE_TRAINER, seed=seed + 1,
         output_dir=out / "trainer", progress=progress, name=f"training on the {name} mixture",
     )  # fmt: skip
-    config = search_config({n: Path(n) for n in data}, out, seed).model_copy(update={"proxies": _all_sequences()})
-    measured = evaluate(model, [held_out(n, PackedSequences(d.test, LENGTH), config) for n, d in data.items()])
+    test = [held_out(n, PackedSequences(d.test, LENGTH), num=128, seed=seed) for n, d in data.items()]
+    measured = evaluate(model, test)
     return {
         n: (float(loss), float(error))
         for n, loss, error in zip(measured.names, measured.losses[0], measured.standard_errors[0], strict=True)
     }
-
-
-def _all_sequences() -> Any:
-    from opmix.config import ProxiesConfig
-
-    return ProxiesConfig(eval_sequences=128)
 
 
 def compare(

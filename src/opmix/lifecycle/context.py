@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,22 +11,22 @@ import numpy as np
 from opmix.compute.ledger import Ledger
 from opmix.config import SearchConfig
 from opmix.domain import SPLITS
-from opmix.errors import ConfigError, DataError
+from opmix.errors import ConfigError
+from opmix.lifecycle.estimates import eval_sequences, method_of
 from opmix.methods.base import Simulation, Stage
-from opmix.methods.op_mix import OpMix
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.design import coordinates_of, new_domains
 from opmix.mixing.law import LogLinearLaw
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.solver import SolveSettings
-from opmix.progress import Advance, Progress
+from opmix.progress import Progress
 from opmix.runs.files import default_cache_dir
 from opmix.runs.store import RunStore, fingerprint
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
-    from opmix.data import PackedSequences, TokenizedDomain
-    from opmix.probes.evaluation import HeldOut
+    from opmix.data import TokenizedDomain
+    from opmix.lifecycle.stage_data import StageData
     from opmix.probes.session import ProbeSession
     from opmix.training.factory import TrainerFactory
 
@@ -50,44 +50,43 @@ class SearchContext:
         self.ledger = Ledger()
         self.names = tuple(config.domains)
         self.old = None if config.old_mixture is None else Mixture.of(config.old_mixture)
-        self.method = OpMix(
-            share=config.probes.share,
-            joint=config.probes.joint,
-            num_points=config.proxies.count,
-            huber_delta=config.huber_delta,
-            verify=config.decision.verify,
-            gradients=config.proxies.gradients,
-        )
+        self.method = method_of(config)
 
-    def prepare(self, model: Any, tokenizer: Any) -> None:
+    def prepare(self, model: Any, tokenizer: Any, data: StageData | None = None) -> None:
         """Load, tokenise, check and estimate: everything that can fail cheaply, before anything is trained.
+
+        Args:
+            model: Already loaded, or None.
+            tokenizer: Already loaded, or None.
+            data: Already tokenised, or None.
 
         Raises:
             OpMixError: Whatever is wrong with model, tokenizer, domains or constraints.
         """
         model, tokenizer = self._load(model, tokenizer)
-        self.data = self._prepare(tokenizer)
+        self.prepared = self._prepare(model, tokenizer) if data is None else data
         self.stage = Stage(
             domains=self.names, old=self.old, budget_tokens=self.config.budget.tokens,
-            available_tokens={n: d.train.num_tokens for n, d in self.data.items()}, seed=self.config.seed,
+            available_tokens=self.prepared.available_tokens, seed=self.config.seed, new=self.config.new_domains,
         )  # fmt: skip
         self._check_constraints()
-        self.session = self._session(model, self.data)
+        self.session = self._session(model)
         self._estimate()
+
+    @property
+    def data(self) -> Mapping[str, TokenizedDomain]:
+        """The domains, tokenised."""
+        return self.prepared.domains
 
     @property
     def training_flops(self) -> float:
         """Of the stage that the mixture is for."""
-        return self.config.budget.tokens * self.session.shape.train(self.config.sequence_length)
+        tokens = round(self.config.budget.tokens * self.prepared.row_tokens_per_supervised)
+        return self.prepared.objective.flops(self.session.shape, row_tokens=tokens, length=self.config.sequence_length)
 
     def counts(self) -> dict[str, dict[str, dict[str, int]]]:
         """Tokens, bytes and documents by domain and split."""
-        return {
-            n: {
-                s: {"tokens": d[s].num_tokens, "bytes": d[s].num_bytes, "documents": d[s].num_documents} for s in SPLITS
-            }
-            for n, d in self.data.items()
-        }
+        return {n: {s: self.prepared.counts(n, s) for s in SPLITS} for n in self.data}
 
     # -- what a method may ask for -----------------------------------------------------------------------------
 
@@ -127,7 +126,7 @@ class SearchContext:
             return self.stage.current
         if chosen == "size":
             return self.stage.by_size
-        coordinates = coordinates_of(self.names, self.old)
+        coordinates = coordinates_of(self.names, self.old, self.config.new_domains)
         return coordinates.mixture(np.full(len(coordinates.names), 1 / len(coordinates.names)))
 
     # -- preparation -------------------------------------------------------------------------------------------
@@ -158,18 +157,14 @@ class SearchContext:
         local = self.base / Path(name).expanduser()
         return str(local) if local.exists() else name
 
-    def _prepare(self, tokenizer: Any) -> dict[str, TokenizedDomain]:
-        from opmix.data import prepare_domain
+    def _prepare(self, model: Any, tokenizer: Any) -> StageData:
+        from opmix.lifecycle.stage_data import prepare_stage
 
-        cache = Path(self.config.cache_dir) if self.config.cache_dir else default_cache_dir()
-        data = {}
-        for name, wanted in self.config.domains.items():
-            domain = wanted.domain(name, self.base)
-            with self.progress.task(f"tokenise {name}", 0) as advance:
-                data[name] = prepare_domain(
-                    domain, tokenizer, cache_dir=cache, num_proc=self.config.num_proc, progress=_documents(advance)
-                )
-        return data
+        config, limit = self.config, getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and config.sequence_length > limit:
+            raise ConfigError(f"sequence_length: {config.sequence_length}; the model takes at most {limit} tokens")
+        cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
+        return prepare_stage(config, tokenizer, base=self.base, cache_dir=cache, progress=self.progress, limit=limit)
 
     def _check_constraints(self) -> None:
         """Solve a flat problem: contradictory constraints are named before anything is trained."""
@@ -186,29 +181,28 @@ class SearchContext:
         linear = self.config.constraints(available=self.stage.available_tokens)
         solve(
             flat,
-            coordinates=coordinates_of(self.names, self.old),
+            coordinates=coordinates_of(self.names, self.old, self.config.new_domains),
             settings=SolveSettings(kl=self.config.solve.kl, prior=self._prior()),
             constraints=linear,
         )
 
-    def _session(self, model: Any, data: Mapping[str, TokenizedDomain]) -> ProbeSession:
-        from opmix.data import PackedSequences
+    def _session(self, model: Any) -> ProbeSession:
         from opmix.models import model_shape
+        from opmix.probes.held_out import held_out
         from opmix.probes.session import ProbeSession, ProbeSettings
-        from opmix.training.factory import default_trainer
 
-        config, length = self.config, self.config.sequence_length
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and length > limit:
-            raise ConfigError(f"sequence_length: {length}; the model takes at most {limit} tokens")
+        config, data = self.config, self.prepared
         chosen = config.probes.model_dump(exclude={"share", "joint"})
         return ProbeSession(
-            model=model, shape=model_shape(model), train={n: PackedSequences(d.train, length) for n, d in data.items()},
-            held_out=[held_out(n, PackedSequences(d.valid, length), config) for n, d in data.items()],
-            settings=ProbeSettings(**chosen), trainer=config.trainer, make_trainer=self.make_trainer or default_trainer,
-            store=self.store, data_fingerprint=fingerprint([[d.fingerprint for d in data.values()], length, config.proxies.eval_sequences]),
+            model=model, shape=model_shape(model), train=data.train,
+            held_out=[
+                held_out(n, rows, num=num, seed=config.seed, document_mask=config.document_mask)
+                for (n, rows), num in zip(data.rows("valid").items(), eval_sequences(config, self.old), strict=True)
+            ],
+            settings=ProbeSettings(**chosen), trainer=config.trainer, make_trainer=self.make_trainer, store=self.store,
+            data_fingerprint=fingerprint([*data.fingerprint, eval_sequences(config, self.old)]),
             ledger=self.ledger, progress=self.progress, seed=config.seed, backend=config.proxies.backend,
-            batch_tokens=config.proxies.batch_tokens, document_mask=config.document_mask,
+            batch_tokens=config.proxies.batch_tokens, document_mask=config.document_mask, objective=data.objective,
         )  # fmt: skip
 
     def _estimate(self) -> None:
@@ -216,10 +210,11 @@ class SearchContext:
         design, session = self.method.design(self.stage), self.session
         length, shape = self.config.sequence_length, session.shape
         num_probes = len(design.probes.probes)
-        probe_tokens = num_probes * session.probe_sequences * length
+        probe_tokens = round(num_probes * session.probe_tokens * self.prepared.row_tokens_per_supervised)
         eval_tokens = (len(design.points) + 1) * sum(h.input_ids.size for h in session.held_out)
-        flops = probe_tokens * shape.train_lora(length, 0) + eval_tokens * shape.forward(length)
-        share = flops / (self.config.budget.tokens * shape.train(length))
+        flops = self.prepared.objective.flops(shape, row_tokens=probe_tokens, length=length, adapter_parameters=0)
+        flops += eval_tokens * shape.forward(length)
+        share = flops / self.training_flops
         per_probe = _adapter_bytes(session)
         self.progress.note(
             f"{num_probes} probes x {session.settings.steps} steps ({probe_tokens:,} tokens), {len(design.points)} proxies "
@@ -229,14 +224,13 @@ class SearchContext:
 
     def notes(self) -> list[str]:
         """What a careful reader would want to be told."""
-        notes = []
+        notes = self.prepared.notes()
         design = self.method.design(self.stage).probes
-        drawn = self.session.probe_sequences * self.config.sequence_length
-        for name, domain in self.data.items():
+        for name, available in self.stage.available_tokens.items():
             seen = (
                 float(max(row[i] for row in design.R for i in [design.domains.index(name)]))
-                * drawn
-                / domain.train.num_tokens
+                * self.session.probe_tokens
+                / available
             )
             if seen > 1.5:
                 notes.append(
@@ -249,11 +243,6 @@ class SearchContext:
         return notes
 
 
-def _documents(advance: Advance) -> Callable[[str, int, int | None], None]:
-    """Documents of one source as steps of a task; their total is not known before the end."""
-    return lambda name, done, total: advance(done, total or 0)
-
-
 def _adapter_bytes(session: ProbeSession) -> float:
     from opmix.models import lora_targets
 
@@ -263,22 +252,3 @@ def _adapter_bytes(session: ProbeSession) -> float:
         if any(name == w or name.endswith("." + w) for w in wanted) and hasattr(module, "weight"):
             total += session.settings.rank * sum(module.weight.shape)
     return 4.0 * total
-
-
-def held_out(name: str, packed: PackedSequences, config: SearchConfig) -> HeldOut:
-    """The held-out sequences that every proxy is evaluated on.
-
-    Raises:
-        DataError: Fewer than two sequences: no noise can be estimated.
-    """
-    from opmix.data import held_out_batch
-    from opmix.probes.evaluation import HeldOut
-
-    if len(packed) < 2:
-        raise DataError(
-            f"domain {name!r}: {len(packed)} held-out sequence(s) of {packed.sequence_length} tokens; expected at least 2: give it a "
-            "larger valid set, a larger holdout or a shorter sequence_length"
-        )
-    rows = held_out_batch(packed, min(config.proxies.eval_sequences, len(packed)), config.seed)
-    positions = np.stack([packed.position_ids(int(i)) for i in rows]) if config.document_mask else None
-    return HeldOut(name, packed.batch(rows), np.array([packed.num_bytes(int(i)) for i in rows]), position_ids=positions)

@@ -28,14 +28,14 @@ def full_check(found: Finished) -> dict[str, Any]:
     against = stage.current if rebalancing or prior is None else prior.on(stage.domains)
     other = "current" if rebalancing or prior is None else "prior"
     arms = {"proposal": verdict.optimum.mixture, other: against}
-    tokens = session.probe_sequences * context.config.sequence_length
+    tokens = round(session.probe_tokens)
     evaluations: list[Evaluation] = []
     for name, mixture in arms.items():
         model = copy.deepcopy(session.model)
         train_on_mixture(
             model, session.train, mixture, tokens=tokens, arguments=dict(session.trainer), seed=context.config.seed,
             output_dir=context.store.folder / "trainer", progress=context.progress, name=f"full training on {name}",
-            make_trainer=session.make_trainer,
+            make_trainer=session.make_trainer, objective=session.objective,
         )  # fmt: skip
         evaluations.append(evaluate(model, session.held_out, batch_tokens=session.batch_tokens))
     first, second = evaluations

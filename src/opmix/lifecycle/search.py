@@ -25,6 +25,7 @@ from opmix.runs.files import environment, write_json
 from opmix.runs.store import RunStore
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
+    from opmix.lifecycle.stage_data import StageData
     from opmix.training.factory import TrainerFactory
 
 
@@ -115,8 +116,9 @@ def run_search(
     out: Path | None = None,
     make_trainer: TrainerFactory | None = None,
     progress: Progress | None = None,
+    data: StageData | None = None,
 ) -> SearchResult:
-    """Run a checked configuration; see `search`. Relative paths are resolved against `base`."""
+    """Run a checked configuration; see `opmix.search`. Relative paths are resolved against `base`; `data` is used where given."""
     if out is None:
         with tempfile.TemporaryDirectory(prefix="opmix-") as folder:
             return run_search(
@@ -127,11 +129,12 @@ def run_search(
                 out=Path(folder),
                 make_trainer=make_trainer,
                 progress=progress,
+                data=data,
             )
     with RunStore(out) as store:
         context = SearchContext(config, base or Path.cwd(), store, progress or Silent(), make_trainer)
         clock = [time.perf_counter()]
-        context.prepare(model, tokenizer)
+        context.prepare(model, tokenizer, data)
         clock.append(time.perf_counter())
         proposal = context.method.propose(context)
         clock.append(time.perf_counter())
@@ -140,7 +143,7 @@ def run_search(
             ledger=context.ledger,
             config=config,
             stage=context.stage,
-            bytes_per_token={n: d.valid.num_bytes / d.valid.num_tokens for n, d in context.data.items()},
+            bytes_per_token={n: d.valid.bytes_per_token for n, d in context.data.items()},
             counts=context.counts(),
             training_flops=context.training_flops,
             seconds=dict(zip(("prepare", "search"), np.diff(clock), strict=True)),

@@ -30,6 +30,8 @@ class Stage:
     budget_tokens: int
     available_tokens: Mapping[str, int]
     seed: int = 0
+    new: tuple[str, ...] | None = None
+    """Domains with a coordinate of their own, in the old mixture or not; None: those not in the old mixture."""
 
     @property
     def current(self) -> Mixture:

@@ -47,6 +47,7 @@ class OpMix:
             num_points=self.num_points,
             seed=stage.seed,
             slopes=self.gradients,
+            new=stage.new,
         )
 
     def propose(self, context: MethodContext) -> Proposal:

@@ -46,13 +46,18 @@ class StageDesign:
         return np.array([self.probes.mixture_of(w).weights for w in self.points])
 
 
-def coordinates_of(domains: Sequence[str], old: Mixture | None) -> Coordinates:
+def coordinates_of(domains: Sequence[str], old: Mixture | None, new: Sequence[str] | None = None) -> Coordinates:
     """Directions a stage can vary.
 
     All domains already in the old mixture (or none known): every domain is free (pretraining, rebalancing). Otherwise
     `old` is one coordinate with its inner proportions kept, and each new domain is one.
+
+    Args:
+        domains: D names.
+        old: Mixture the model was last trained on; None: uniform.
+        new: Domains with a coordinate of their own, in the old mixture or not; None: those not in the old mixture.
     """
-    new = new_domains(domains, old)
+    new = new_domains(domains, old) if new is None else new
     if old is None or not new:
         return Coordinates.identity(domains)
     if OLD in domains:
@@ -75,6 +80,7 @@ def design_stage(
     num_points: int | None = None,
     seed: int = 0,
     slopes: bool = False,
+    new: Sequence[str] | None = None,
 ) -> StageDesign:
     r"""Probes and points of one stage (method.md section 3, steps 1 and 2).
 
@@ -90,22 +96,23 @@ def design_stage(
         num_points: Interpolated points besides the probes themselves; None: 9 on a line, else 2 P + 6; with slopes 4.
         seed: Of the Dirichlet points.
         slopes: Evaluate fitted points with slopes along every probe; fewer points then do.
+        new: Domains with a coordinate of their own; None: those not in the old mixture.
 
     Raises:
         ConfigError: Fewer than two domains, or a share outside (0.5, 1].
     """
     if len(domains) < 2:
         raise ConfigError(f"domains: {list(domains)}; a mixture needs at least two")
-    coordinates = coordinates_of(domains, old)
+    coordinates = coordinates_of(domains, old, new)
     collapsed = coordinates.names != coordinates.domains
     lowest = 0.5 if collapsed else 0.0
     if not lowest < share <= 1:
         raise ConfigError(f"probes.share: {share}; expected a number in ({lowest:g}, 1]")
     m = (old or Mixture.uniform(domains)).on(domains).weights
     if collapsed:
-        new = coordinates.E[1:]
+        added = coordinates.E[1:]
         specialists = np.array(
-            [share * m + (1 - share) * new.mean(axis=0), *(share * d + (1 - share) * m for d in new)]
+            [share * m + (1 - share) * added.mean(axis=0), *(share * d + (1 - share) * m for d in added)]
         )
         names = coordinates.names
         R, probes = specialists, list(names)

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,23 @@ from transformers import PreTrainedModel
 
 from opmix.compute.flops import ModelShape
 from opmix.compute.ledger import Entry, Ledger
-from opmix.data import MixtureDataset, PackedSequences, plan_mixture
+from opmix.data import Rows
 from opmix.methods.base import Simulation
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.models import lora_targets, model_fingerprint
+from opmix.probes.borrowing import borrowed
 from opmix.probes.evaluation import Evaluation, HeldOut, evaluate
 from opmix.probes.interpolation import Backend, make_proxies
 from opmix.probes.peft_state import take_off_adapters
 from opmix.probes.slopes import SlopeEvaluation, evaluate_mixed
 from opmix.progress import Progress
 from opmix.runs.store import RunStore, fingerprint
-from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, run_training, sequences_per_step
+from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, run_training
+from opmix.training.matched import Trained, account, plan_training, supervised_per_step
+from opmix.training.objectives import CAUSAL_LM, Objective, Usage
+
+_FULL_RUN_ONLY = {"warmup_ratio", "lr_scheduler_kwargs", "report_to", "run_name", "project", "trackio_space_id"}
+_FULL_RUN_PREFIXES = ("eval_", "save_", "logging_", "push_to_hub", "hub_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +64,11 @@ class ProbeSettings:
         )
 
     def arguments(self, trainer: Mapping[str, Any]) -> dict[str, Any]:
-        """The full run's trainer arguments, with a constant, higher rate and no warm-up (method.md section 3)."""
-        kept = {k: v for k, v in trainer.items() if k not in ("warmup_ratio", "lr_scheduler_kwargs")}
+        """The full run's trainer arguments, with a constant, higher rate and no warm-up (method.md section 3).
+
+        Trackers, evaluations and checkpoints are the full run's: a probe is none of their business.
+        """
+        kept = {k: v for k, v in trainer.items() if k not in _FULL_RUN_ONLY and not k.startswith(_FULL_RUN_PREFIXES)}
         rate = float(trainer.get("learning_rate", 5e-5)) * self.learning_rate_multiplier
         return {**kept, "learning_rate": rate, "lr_scheduler_type": "constant", "warmup_steps": 0}
 
@@ -73,11 +82,11 @@ class ProbeSession:
 
     model: PreTrainedModel
     shape: ModelShape
-    train: Mapping[str, PackedSequences]
+    train: Mapping[str, Rows]
     held_out: Sequence[HeldOut]
     settings: ProbeSettings
     trainer: Mapping[str, Any]
-    make_trainer: TrainerFactory
+    make_trainer: TrainerFactory | None
     store: RunStore
     data_fingerprint: str
     ledger: Ledger
@@ -86,6 +95,7 @@ class ProbeSession:
     backend: Backend = "auto"
     batch_tokens: int = 8192
     document_mask: bool = False
+    objective: Objective = CAUSAL_LM
     _wrapped: PeftModel | None = field(default=None, init=False, repr=False)
     _adapter_parameters: int = field(default=0, init=False, repr=False)
 
@@ -95,9 +105,9 @@ class ProbeSession:
         return next(iter(self.train.values())).sequence_length
 
     @property
-    def probe_sequences(self) -> int:
-        """Sequences each probe is trained on: the same for all."""
-        return self.settings.steps * sequences_per_step(self.trainer)
+    def probe_tokens(self) -> float:
+        """Supervised tokens that each probe is trained on: the same for all."""
+        return self.settings.steps * supervised_per_step(self.train, self.trainer)
 
     def simulate(
         self,
@@ -138,7 +148,7 @@ class ProbeSession:
         Raises:
             TrainingError: A probe diverged.
         """
-        with self._borrowed():
+        with borrowed(self.model):
             try:
                 yield self._train_probes(design, self._base)
             finally:
@@ -146,23 +156,8 @@ class ProbeSession:
                     take_off_adapters(self._wrapped)
                     self._wrapped = None
 
-    @contextmanager
-    def _borrowed(self) -> Any:
-        """Give the model back as it came."""
-        flags = {id(p): p.requires_grad for p in self.model.parameters()}
-        mode, cache = self.model.training, self.model.config.use_cache
-        try:
-            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-                yield
-        finally:
-            self.model.config.use_cache = cache
-            self.model.train(mode)
-            for p in self.model.parameters():
-                p.requires_grad_(flags.get(id(p), p.requires_grad))
-                p.grad = None
-
     def _train_probes(self, design: ProbeDesign, base: Mapping[str, Any]) -> tuple[PeftModel, list[str]]:
-        keys, tokens = [], self.probe_sequences * self.sequence_length
+        keys = []
         arguments = self.settings.arguments(self.trainer)
         for number, probe in enumerate(design.probes):
             adapter = f"probe_{number}"
@@ -173,18 +168,19 @@ class ProbeSession:
                 p.numel() for p in wrapped.parameters() if p.requires_grad
             )
             inputs = {**base, "mixture": dict(design.row(probe)), "settings": vars(self.settings), "trainer": arguments,
-                      "document_mask": self.document_mask}  # fmt: skip
+                      "document_mask": self.document_mask, "objective": [self.objective.name, self.objective.settings()]}  # fmt: skip
             keys.append(fingerprint(inputs))
             place = self._place(number, probe, keys[-1])
             folder = self.store.folder / "probes" / place
 
             def work(
-                probe: str = probe, adapter: str = adapter, folder: Path = folder, model: PeftModel = wrapped
-            ) -> dict[str, Any]:
+                probe: str = probe, adapter: str = adapter, folder: Path = folder, model: PeftModel = wrapped,
+                size: int = adapter_parameters,
+            ) -> dict[str, Any]:  # fmt: skip
                 started = time.perf_counter()
-                loss = self._train_one(model, probe, design.row(probe), arguments, folder)
+                trained = self._train_one(model, probe, design.row(probe), arguments, folder, size)
                 _save_adapter(model, adapter, folder)
-                return {"training_loss": loss, "seconds": time.perf_counter() - started}
+                return {**asdict(trained), "seconds": time.perf_counter() - started}
 
             result, found = self.store.step(
                 f"probe-{place}",
@@ -196,13 +192,12 @@ class ProbeSession:
                 set_peft_model_state_dict(
                     wrapped, load_file(folder / "adapter_model.safetensors"), adapter_name=adapter
                 )
-            flops = tokens * self.shape.train_lora(self.sequence_length, adapter_parameters)
             self.ledger.add(
                 Entry(
                     step=f"probe {probe}",
                     purpose="probes",
-                    tokens=tokens,
-                    flops=flops,
+                    tokens=result["row_tokens"] + result["sampled_tokens"],
+                    flops=result["flops"],
                     seconds=result["seconds"],
                 )
             )
@@ -227,18 +222,20 @@ class ProbeSession:
         return wrapped
 
     def _train_one(
-        self, model: PeftModel, probe: str, mixture: Mixture, arguments: Mapping[str, Any], folder: Path
-    ) -> float:
-        available = {d: len(p) for d, p in self.train.items()}
-        plan = plan_mixture(mixture, self.probe_sequences, available, seed=self.seed)
-        dataset = MixtureDataset(self.train, plan, document_mask=self.document_mask)
-        steps = self.settings.steps
+        self, model: PeftModel, probe: str, mixture: Mixture, arguments: Mapping[str, Any], folder: Path, size: int
+    ) -> Trained:
+        steps, usage = self.settings.steps, Usage()
+        plan = plan_training(
+            self.train, mixture, steps=steps, arguments=arguments, seed=self.seed, objective=self.objective,
+            document_mask=self.document_mask,
+        )  # fmt: skip
         with self.progress.task(f"probe {probe}", steps) as advance:
             spec = TrainSpec(
-                model=model, dataset=dataset, output_dir=folder / "trainer", steps=steps, seed=self.seed, arguments=arguments,
-                callbacks=[StepProgress(advance)],
+                model=model, dataset=plan.dataset, output_dir=folder / "trainer", steps=steps, seed=self.seed,
+                arguments=plan.arguments, callbacks=[StepProgress(advance)],
             )  # fmt: skip
-            return run_training(self.make_trainer, spec)
+            run_training(self.objective.trainer(self.make_trainer, usage, self.shape), spec)
+        return account(plan, usage, self.objective, self.shape, self.sequence_length, size)
 
     def _sweep(
         self,

@@ -22,6 +22,7 @@ from opmix.report import sections
 from opmix.report.document import MixtureDocument, ReportData, load_report_data
 from opmix.report.evidence import agreement, columns, law_curves, positions, quality_table
 from opmix.report.html import Html, el, join, number, percent, raw
+from opmix.report.life import life_sections, load_life
 from opmix.report.model import Model, build_model
 from opmix.report.opening import opening, proposal_of, reference_name
 from opmix.report.verified import verified
@@ -30,6 +31,11 @@ _LABELS = {"size": "by size", "current": "current", "uniform": "uniform", "propo
 _NAV = {
     "summary": "Mixture", "whatif": "What if?", "measured": "Measured", "curves": "Laws", "agreement": "Fit",
     "alternatives": "Alternatives", "check": "Check", "verified": "Verified", "solver": "Solver", "configuration": "Cost",
+}  # fmt: skip
+
+_LIFE_NAV = {
+    "summary": "Life", "stages": "Stages", "losses": "Losses", "forgetting": "Forgetting", "cost": "Cost",
+    "configuration": "Configuration",
 }  # fmt: skip
 
 
@@ -46,7 +52,8 @@ def write_report(folder: Path) -> Path:
         StoreError: The folder has no readable result, or cannot be written.
     """
     folder = Path(folder)
-    page = build_report(load_report_data(folder))
+    life = (folder / "life.json").is_file()
+    page = build_life_report(folder) if life else build_report(load_report_data(folder))
     target = folder / "report.html"
     try:
         with tempfile.NamedTemporaryFile(
@@ -54,7 +61,7 @@ def write_report(folder: Path) -> Path:
         ) as file:
             file.write(page)
         # Temporary files are private; a report is as readable as the files beside it.
-        Path(file.name).chmod((folder / "mixture.json").stat().st_mode & 0o666)
+        Path(file.name).chmod((folder / ("life.json" if life else "mixture.json")).stat().st_mode & 0o666)
         os.replace(file.name, target)  # noqa: PTH105
     except OSError as error:
         with contextlib.suppress(OSError, NameError):
@@ -93,6 +100,31 @@ def build_report(data: ReportData) -> str:
             [f"Losses in {document.units}, predicted unless called measured. Shares are of training tokens."]
         ),
         "data": view[1] if view else raw(""),
+        "scripts": join(raw(f"<script>{s}</script>") for s in scripts),
+    }
+    return fill(_asset("report.html"), parts)
+
+
+def build_life_report(folder: Path) -> str:
+    """The page of a whole life (`opmix run`).
+
+    Raises:
+        StoreError: `life.json` is damaged.
+    """
+    content, manifest = load_life(folder), folder / "manifest.json"
+    made = life_sections(content, json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else None)
+    scripts = [_asset("page.js")]
+    parts: dict[str, Html] = {
+        "csp": raw(" ".join(_allow(s) for s in scripts)),
+        "title": join([f"opmix run · {folder.resolve().name}"]),
+        "subtitle": join([f"run · {folder.resolve().name}"]),
+        "css": raw(_asset("report.css")),
+        "nav": join(el("a", _LIFE_NAV[i], href=f"#{i}") for i in made),
+        "opening": made["summary"],
+        "whatif": raw(""),
+        "sections": join(section for i, section in made.items() if i != "summary"),
+        "footer": join(["Losses in nats per token. Shares are of training tokens."]),
+        "data": raw(""),
         "scripts": join(raw(f"<script>{s}</script>") for s in scripts),
     }
     return fill(_asset("report.html"), parts)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,49 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value) if isinstance(value, Path) else value
+
+
+_FULL = ("No space left", "File too large", "Disk quota exceeded", "PytorchStreamWriter failed")
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Say in our words that the disk is full, whichever library ran into it.
+
+    Raises:
+        StoreError: Instead of what torch, safetensors, numpy or the system raised.
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception as error:
+        if not any(sign in str(error) for sign in _FULL):
+            raise
+        raise StoreError(
+            f"{folder}: the disk is full ({error}); free space there and run the same command again: "
+            "what was finished is kept, the rest goes on from the last whole checkpoint"
+        ) from error
+
+
+def files_signature(folder: Path) -> str:
+    """Names, sizes, and the first and last 64 KB of the files directly in a folder (or of one file), hashed.
+
+    Tells one checkpoint from another without reading all of it; not moved by copying or touching.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    files = [folder] if folder.is_file() else sorted(p for p in folder.iterdir() if p.is_file())
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name if folder.is_dir() else ''}|{size}|".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE))
+            file.seek(max(0, size - _SAMPLE))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+_SAMPLE = 1 << 16
 
 
 def environment() -> dict[str, Any]:

@@ -106,6 +106,26 @@ class RunStore:
             return None
         return content if isinstance(content, dict) else None
 
+    def found(self, name: str, key: str) -> dict[str, Any] | None:
+        """The result of a finished step with just these inputs (`key` is their fingerprint), or None."""
+        record = self.record(name)
+        return dict(record["result"]) if record is not None and record.get("fingerprint") == key else None
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Append a line to `events.jsonl`: what happened when, for people and programs that follow a run.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        line = json.dumps(plain({"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": kind, **facts}))
+        try:
+            with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise StoreError(
+                f"{self.folder}/events.jsonl: cannot be written ({error.strerror or error}); free space"
+            ) from error
+
     def step(
         self,
         name: str,
@@ -126,9 +146,9 @@ class RunStore:
             The result, and whether it was found rather than done.
         """
         key = fingerprint(inputs)
-        found = self.record(name)
-        if found is not None and found.get("fingerprint") == key and intact():
-            return dict(found["result"]), True
+        found = self.found(name, key)
+        if found is not None and intact():
+            return found, True
         started = time.perf_counter()
         result = plain(work())
         write_json(

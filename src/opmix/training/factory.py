@@ -7,16 +7,18 @@ optimiser or callback: probes then learn exactly as the full run will.
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from opmix.errors import ConfigError, TrainingError
+from opmix.errors import ConfigError, StoreError, TrainingError
 
 RESERVED = {
     "output_dir": "the run folder decides",
@@ -48,6 +50,16 @@ class TrainSpec:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """User's TrainingArguments, without the reserved ones."""
     callbacks: Sequence[TrainerCallback] = ()
+    last_callbacks: Sequence[TrainerCallback] = ()
+    """Called after all others, those that the factory adds included."""
+    held_out: Mapping[str, Dataset[Any]] | None = None
+    """Rows by domain that the Trainer evaluates on as it goes (`eval_strategy` in the arguments says when)."""
+    stop_at: int | None = None
+    """Optimizer step to stop at, before `steps`, which the schedule is for."""
+    resume_from: Path | None = None
+    """Trainer checkpoint to go on from."""
+    optimizer_state: Path | None = None
+    """`optimizer.pt` of an earlier run whose moments are taken over; its learning rate is not."""
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -70,13 +82,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         raise ConfigError(problems)
 
 
-def sequences_per_step(arguments: Mapping[str, Any], world_size: int = 1) -> int:
-    """Rows of one optimizer step over all ranks."""
-    per_device = int(arguments.get("per_device_train_batch_size", 8))
-    return per_device * int(arguments.get("gradient_accumulation_steps", 1)) * world_size
-
-
-def default_trainer(spec: TrainSpec) -> Trainer:
+def default_trainer(spec: TrainSpec, kind: type[Trainer] = Trainer) -> Trainer:
     """`transformers.Trainer` on packed sequences; fp32 on CPU, bf16 on a GPU that has it, unless the user says otherwise."""
     cuda = torch.cuda.is_available()
     defaults: dict[str, Any] = {
@@ -95,10 +101,11 @@ def default_trainer(spec: TrainSpec) -> Trainer:
         train_sampling_strategy="sequential",
         **{**defaults, **spec.arguments},
     )
-    trainer = Trainer(
+    trainer = kind(
         model=spec.model,
         args=arguments,
         train_dataset=spec.dataset,
+        eval_dataset=dict(spec.held_out) if spec.held_out else None,
         callbacks=[LossGuard(), *spec.callbacks],
         data_collator=stack_rows,
     )
@@ -113,7 +120,9 @@ def _printer() -> type[TrainerCallback]:
 
 
 def stack_rows(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Rows of equal length to a batch."""
+    """Rows of equal length to a batch; a whole micro-batch (`GroupedDataset`) is one already."""
+    if len(rows) == 1 and next(iter(rows[0].values())).ndim == 2:
+        return dict(rows[0])
     return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
 
@@ -143,23 +152,55 @@ class StepProgress(TrainerCallback):
         self.report(state.global_step, state.max_steps)
 
 
-def run_training(factory: TrainerFactory, spec: TrainSpec) -> float:
-    """Train to the last step; returns the mean training loss.
+def run_training(factory: TrainerFactory, spec: TrainSpec) -> Trainer:
+    """Train to `stop_at`, or to the last step; returns the Trainer, its state and log included.
 
     Raises:
         TrainingError: The loss is not finite, or the trainer stopped early.
+        StoreError: A checkpoint cannot be written.
     """
     trainer = factory(spec)
-    output = trainer.train()
-    if trainer.state.global_step != spec.steps:
+    if spec.optimizer_state is not None and spec.resume_from is None:
+        take_over_optimizer(trainer, spec.optimizer_state)
+    for callback in spec.last_callbacks:
+        trainer.add_callback(callback)
+    wanted = spec.stop_at or spec.steps
+    try:
+        output = trainer.train(resume_from_checkpoint=str(spec.resume_from) if spec.resume_from else None)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"{spec.output_dir}: writing a checkpoint failed ({error}); free space there and run the same command again, "
+            "it goes on from the last whole checkpoint"
+        ) from error
+    if trainer.state.global_step != wanted:
         raise TrainingError(
-            f"the trainer stopped after {trainer.state.global_step} of {spec.steps} steps; probes must be matched, "
+            f"the trainer stopped after {trainer.state.global_step} of {wanted} steps; runs must be matched, "
             "so early stopping and time limits cannot be used here"
         )
     loss = float(output.training_loss)
     if not math.isfinite(loss):
         raise TrainingError(
-            f"the training loss is {loss} after {spec.steps} steps; lower trainer.learning_rate (now "
+            f"the training loss is {loss} after {wanted} steps; lower trainer.learning_rate (now "
             f"{spec.arguments.get('learning_rate', 'the default')}) or look for broken documents"
         )
-    return loss
+    return trainer
+
+
+def take_over_optimizer(trainer: Trainer, file: Path) -> None:
+    """Give a Trainer the moments of an earlier run; groups, rates and decay stay its own.
+
+    Raises:
+        StoreError: The file is damaged or belongs to another model.
+    """
+    optimizer = trainer.create_optimizer()
+    try:
+        saved = torch.load(file, map_location=trainer.args.device, weights_only=True)
+        sizes = [len(group["params"]) for group in saved["param_groups"]]
+        if sizes != [len(group["params"]) for group in optimizer.param_groups]:
+            raise ValueError(f"it holds parameter groups of {sizes}")
+        optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+    except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise StoreError(
+            f"{file}: not the optimizer state of this model ({error}); use `optimizer: fresh` for the stage, "
+            "or train the stage before again"
+        ) from error

@@ -1,0 +1,96 @@
+"""A life killed with SIGKILL at random moments and finished, against the unbroken one: same bytes, same losses.
+
+    python benchmarks/kill_and_resume.py examples/lifecycle.yaml --kills 3 --seed 0
+
+Prints the moments, what was being done, and every file that differs; exits 1 if one does. An unbroken run that exists already is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from common import record
+
+
+def start(config: Path, out: Path, log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "opmix.cli.main", "run", str(config), "--out", str(out)]
+    return subprocess.Popen(command, stdout=log.open("ab"), stderr=subprocess.STDOUT)
+
+
+def last_event(out: Path) -> str:
+    try:
+        event = json.loads((out / "events.jsonl").read_text().splitlines()[-1])
+    except (OSError, IndexError, ValueError):
+        return "before the first step"
+    progress = out / "progress.json"
+    task = json.loads(progress.read_text()) if progress.exists() else {}
+    return f"{event['event']} {event.get('step', '')} ({task.get('task')} {task.get('done')}/{task.get('total')})"
+
+
+def differing(a: Path, b: Path) -> tuple[list[str], int]:
+    """Result files whose bytes differ, and how many were compared."""
+    names = [p.relative_to(a) for p in sorted(a.rglob("mixture.json"))]
+    names += [p.relative_to(a) for p in sorted(a.rglob("*.safetensors"))]
+    names += [Path("life.json"), Path("tables/stages.csv"), Path("tables/costs.csv")]
+    names += [p.relative_to(a) for p in sorted(a.rglob("training.csv"))]
+    wrong = [str(n) for n in names if not (b / n).exists() or (a / n).read_bytes() != (b / n).read_bytes()]
+    return wrong, len(names)
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("config", type=Path)
+    arguments.add_argument("--kills", type=int, default=3)
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--out", type=Path, default=Path("runs/kill-and-resume"))
+    args = arguments.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    whole, broken = args.out / "unbroken", args.out / "killed"
+    if not (whole / "life.json").exists():
+        shutil.rmtree(whole, ignore_errors=True)
+        started = time.monotonic()
+        if start(args.config, whole, args.out / "unbroken.log").wait():
+            sys.exit(f"the unbroken run failed; see {args.out / 'unbroken.log'}")
+        (args.out / "unbroken.seconds").write_text(str(time.monotonic() - started))
+    seconds = float((args.out / "unbroken.seconds").read_text())
+    shutil.rmtree(broken, ignore_errors=True)
+    moments = sorted(random.Random(args.seed).uniform(0.05, 0.95) * seconds for _ in range(args.kills))
+    spans = [b - a for a, b in zip([0.0, *moments[:-1]], moments, strict=True)]
+    killed, began = [], time.monotonic()
+    for span in spans:
+        process = start(args.config, broken, args.out / "killed.log")
+        try:
+            process.wait(span)
+            break  # faster than the unbroken run
+        except subprocess.TimeoutExpired:
+            killed.append(last_event(broken))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            sys.stdout.write(f"killed after {span:.0f} s: {killed[-1]}\n")
+    if start(args.config, broken, args.out / "killed.log").wait():
+        sys.exit(f"the resumed run failed; see {args.out / 'killed.log'}")
+    wrong, compared = differing(whole, broken)
+    took = time.monotonic() - began
+    sys.stdout.write(
+        f"unbroken {seconds:.0f} s; killed {len(killed)} times and finished {took:.0f} s; {compared} files compared, {len(wrong)} differ\n"
+    )
+    for name in wrong:
+        sys.stdout.write(f"  differs: {name}\n")
+    record(
+        args.out / "result.json",
+        {"config": str(args.config), "seed": args.seed, "killed": killed, "seconds": seconds, "seconds_killed": took,
+         "compared": compared, "differ": wrong},
+    )  # fmt: skip
+    return 1 if wrong or len(killed) < args.kills else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

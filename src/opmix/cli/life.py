@@ -1,0 +1,196 @@
+"""`opmix run` and `opmix status`: a whole life, and how far it is."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from opmix.lifecycle.status import RunStatus
+
+
+def run(
+    config: Annotated[Path, typer.Argument(help="lifecycle.yaml: where the model starts, domains, stages.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="Change one setting (stages.0.tokens=2e6); may be repeated."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder; running again resumes.")] = None,
+    redo: Annotated[bool, typer.Option("--redo", help="Do finished steps again whose inputs have changed.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
+) -> None:
+    """Live a whole lifecycle: pretraining, midtraining, instruction tuning; every mixture found on the way. Resumes by itself."""
+    from opmix.lifecycle.config import load_lifecycle
+
+    settings, folder = load_lifecycle(config, set_ or []), out or Path("runs") / config.stem
+
+    from opmix.cli.console import Display, quiet_libraries
+
+    with Display(silent=as_json) as display:
+        display.note("loading torch and transformers")
+        quiet_libraries()
+        from opmix.lifecycle.life import run_life
+
+        result = run_life(settings, out=folder, base=config.parent.resolve(), redo=redo, progress=display)
+    if as_json:
+        sys.stdout.write(json.dumps(result.content, indent=2, ensure_ascii=False) + "\n")
+    else:
+        show_life(result.content, folder)
+
+
+def status(
+    folder: Annotated[Path, typer.Argument(help="Run folder of `opmix run`.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Against this lifecycle.yaml: what would be stale, and why.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until the run is finished.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
+) -> None:
+    """What of a run is done, stale (and why) or left; tokens, FLOPs and time spent, and an estimate of the rest."""
+    from opmix.lifecycle.config import load_lifecycle
+    from opmix.lifecycle.status import run_status
+
+    settings = None if config is None else load_lifecycle(config)
+    found = run_status(folder, settings)
+    if as_json:
+        sys.stdout.write(json.dumps(_status_json(found), indent=2) + "\n")
+        return
+    console = Console()
+    if not watch:
+        console.print(_status_view(found))
+        return
+    from rich.live import Live
+
+    with Live(_status_view(found), console=console, refresh_per_second=2) as live:
+        while found.holder is not None:
+            time.sleep(1)
+            found = run_status(folder, settings)
+            live.update(_status_view(found))
+
+
+def show_life(content: Mapping[str, Any], folder: Path) -> None:
+    """One table per stage, then where things are."""
+    console = Console()
+    for seed, life in content["seeds"].items():
+        for number, stage in enumerate(life["stages"], 1):
+            several = f", seed {seed}" if len(content["seeds"]) > 1 else ""
+            console.print(stage_table(number, stage, several))
+            for line in stage_sentences(stage):
+                console.print(line, highlight=False, soft_wrap=True)
+    if len(content["seeds"]) > 1:
+        console.print(seeds_table(content))
+    for seed, life in content["seeds"].items():
+        console.print(f"model (seed {seed}): {folder / life['model']}", highlight=False, soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def stage_table(number: int, stage: dict[str, Any], suffix: str = "") -> Table:
+    """Mixture, interval, predicted and measured losses, forgetting."""
+    decided: Mapping[str, Any] = next((p for p in reversed(stage["parts"]) if p["decided"]), {})
+    table = Table(
+        "domain", "share", "interval", "predicted", "valid", "test", "forgotten", box=SIMPLE, padding=(0, 1), pad_edge=False,
+        title=f"Stage {number}: {stage['name']}{suffix}, {stage['tokens']:,} tokens; nats per token",
+    )  # fmt: skip
+    for domain, test in stage["losses"]["test"].items():
+        valid = stage["losses"]["valid"][domain]
+        low, high = decided.get("interval", {}).get(domain, (None, None))
+        forgotten = stage["forgetting"].get(domain)
+        table.add_row(
+            domain, f"{stage['mixture'].get(domain, 0.0):.3f}", "" if low is None else f"{low:.2f}-{high:.2f}",
+            _number(decided.get("predicted", {}).get(domain)), f"{_number(valid['before'])}>{_number(valid['after'])}",
+            f"{_number(test['before'])}>{_number(test['after'])}", "" if forgotten is None else f"{forgotten:+.3f}",
+        )  # fmt: skip
+    return table
+
+
+def stage_sentences(stage: dict[str, Any]) -> list[str]:
+    """Decisions, cost and notes of a stage."""
+    lines = [f"  step {p['steps'][0]}: {p['reason']}" for p in stage["parts"] if p["decided"]]
+    tokens, flops = stage["cost"]["tokens"], stage["cost"]["flops"]
+    spent = ", ".join(f"{purpose} {tokens[purpose]:,.0f} tokens {flops[purpose]:.2g} FLOPs" for purpose in flops)
+    lines.append(f"  {spent}; search {stage['cost']['search_share']:.1%} of training")
+    return lines + [f"  note: {note}" for note in stage["notes"]]
+
+
+def seeds_table(content: Mapping[str, Any]) -> Table:
+    """Mean and standard deviation over seeds."""
+    table = Table("stage", "n", "mean test loss", "shares", title="Over seeds: mean +- standard deviation")
+    for stage in content["stages"]:
+        shares = ", ".join(f"{d} {_spread(s, 3)}" for d, s in stage["mixture"].items())
+        table.add_row(stage["name"], str(stage["n"]), _spread(stage["mean_test_loss"], 4), shares)
+    return table
+
+
+def _status_view(found: RunStatus) -> Group:
+    table = Table("step", "state", "why, or when", title=str(found.folder))
+    colours = {"done": "green", "stale": "yellow", "running": "bold cyan", "left": "dim"}
+    for step in found.steps:
+        table.add_row(
+            step.name, Text(step.state, style=colours[step.state]), "; ".join(step.why[:3]) or (step.finished or "")
+        )
+    return Group(table, *_account(found))
+
+
+def _account(found: RunStatus) -> list[Text]:
+    spent, left = found.spent, found.flops_left
+    lines = [
+        Text(
+            f"{purpose}: {spent['tokens'][purpose]:,.0f} tokens, {flops:.3g} FLOPs, {_time(spent['seconds'].get(purpose, 0))}"
+        )
+        for purpose, flops in spent.get("flops", {}).items()
+    ]
+    peak = max((step.peak_memory or 0 for step in found.steps), default=0)
+    if peak:
+        lines.append(Text(f"peak memory {peak / 1e9:.2f} GB"))
+    waiting = sum(step.state != "done" for step in found.steps)
+    if not waiting:
+        lines.append(Text("finished"))
+    else:
+        known = f", {sum(left.values()):.3g} FLOPs" if left else ""
+        seconds = found.seconds_left
+        lines.append(
+            Text(f"left: {waiting} steps{known}" + ("" if seconds is None or not left else f", about {_time(seconds)}"))
+        )
+    if found.changed:
+        lines.append(Text(f"changed on disk since they were read: {', '.join(found.changed)}", style="yellow"))
+    if found.holder is not None:
+        now = found.task or {}
+        doing = f": {now['task']} {now['done']}/{now['total'] or '?'}" if now else ""
+        lines.append(Text(f"process {found.holder} is working on it{doing}"))
+    return lines
+
+
+def _status_json(found: RunStatus) -> dict[str, Any]:
+    return {
+        "folder": str(found.folder), "spent": found.spent, "flops_left": found.flops_left, "seconds_left": found.seconds_left,
+        "holder": found.holder, "task": found.task, "changed": found.changed,
+        "steps": [{"name": s.name, "kind": s.kind, "state": s.state, "why": s.why, "peak_memory": s.peak_memory} for s in found.steps],
+    }  # fmt: skip
+
+
+def _spread(value: dict[str, Any], digits: int) -> str:
+    deviation = "" if value["sd"] is None else f" +- {value['sd']:.{digits}f}"
+    return f"{value['mean']:.{digits}f}{deviation}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return (
+        f"{minutes // 60} h {minutes % 60} min"
+        if minutes >= 60
+        else (f"{minutes} min {rest} s" if minutes else f"{rest} s")
+    )

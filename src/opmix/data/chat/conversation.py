@@ -1,0 +1,193 @@
+"""Conversations and the rows they are read from: `messages`, or `prompt` and `completion`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+from opmix.data.readers import WholeRow, check_utf8
+from opmix.data.sources import TOKEN_FORMATS, place, read_rows, resolve
+from opmix.domain import Domain, Kind, Source
+from opmix.errors import DataError
+
+Schema = Literal["messages", "prompt and completion"]
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn."""
+
+    role: str
+    content: str
+
+    def plain(self) -> dict[str, str]:
+        """As chat templates want it."""
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns, at least one of them an assistant's that may be learned from."""
+
+    messages: tuple[Message, ...]
+    where: str
+    """File and line, for messages."""
+    first: int = 0
+    """Index of the first turn that is not part of a given prompt."""
+
+    def __len__(self) -> int:
+        return sum(len(message.content) for message in self.messages)
+
+    @property
+    def answers(self) -> list[int]:
+        """Indices of the assistant turns that may be learned from."""
+        return [i for i, m in enumerate(self.messages) if i >= self.first and m.role == "assistant"]
+
+    @property
+    def prompt_key(self) -> str:
+        """All before the last answer: the same for the same question, whatever the answer is."""
+        return json.dumps([[m.role, m.content] for m in self.messages[: self.answers[-1]]], ensure_ascii=False)
+
+
+class ChatRow:
+    """Picks the conversation in a row; all rows of one source must have the same schema."""
+
+    def __init__(self) -> None:
+        self._schema: Schema | None = None
+
+    def columns(self, names: Sequence[str], where: str) -> list[str]:
+        """Those of its schema, and `tools` to refuse it."""
+        _schema_of(names, where)
+        wanted = ("messages", "tools") if "messages" in names else ("prompt", "completion", "tools")
+        return [name for name in names if name in wanted]
+
+    def __call__(self, row: Any, where: str, what: str = "key") -> Conversation:
+        """The conversation.
+
+        Raises:
+            DataError: Another schema than the rows before, wrong roles, an empty answer or none.
+        """
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: a JSON {type(row).__name__}; expected one object a line with `messages`")
+        if row.get("tools"):
+            raise DataError(f"{where}: has `tools`; expected plain turns; write the tools into the system or user turn")
+        schema = _schema_of(row, where)
+        if self._schema not in (None, schema):
+            raise DataError(
+                f"{where}: has {schema}, the rows before have {self._schema}; expected one schema in a source; "
+                "make them two domains, or convert one"
+            )
+        self._schema = schema
+        if schema == "messages":
+            return _checked(_turns(row["messages"], where), 0, where)
+        prompt, completion = _prompt(row["prompt"], where), _completion(row["completion"], where)
+        return _checked((*prompt, *completion), len(prompt), where)
+
+
+def _schema_of(names: Mapping[str, Any] | Sequence[str], where: str) -> Schema:
+    if isinstance(names, Mapping):  # a table's row has every column of the table
+        names = [name for name, value in names.items() if value is not None]
+    pair = [name for name in ("prompt", "completion") if name in names]
+    if "messages" in names and "completion" not in pair:
+        return "messages"
+    if len(pair) == 2 and "messages" not in names:
+        return "prompt and completion"
+    have = ", ".join(map(repr, list(names)[:8])) or "none"
+    raise DataError(f"{where}: has {have}; expected either `messages`, or `prompt` and `completion`; rename the fields")
+
+
+def _turns(value: Any, where: str) -> tuple[Message, ...]:
+    if not isinstance(value, list) or not value:
+        raise DataError(
+            f"{where}: messages is {_kind(value)}; expected a list of turns with role and content; repair or drop the row"
+        )
+    return tuple(_turn(item, number, where) for number, item in enumerate(value, 1))
+
+
+def _turn(item: Any, number: int, where: str) -> Message:
+    if not isinstance(item, dict) or item.get("role") not in ROLES:
+        role = repr(item.get("role")) if isinstance(item, dict) else _kind(item)
+        raise DataError(
+            f"{where}: role of turn {number} is {role}; expected one of {', '.join(ROLES)}; rename it or drop the row"
+        )
+    if item.get("tool_calls"):
+        raise DataError(
+            f"{where}: turn {number} has `tool_calls`; expected text; write the calls into its content as the model is to say them"
+        )
+    content = item.get("content")
+    if not isinstance(content, str):
+        raise DataError(f"{where}: content of turn {number} is {_kind(content)}; expected text; repair or drop the row")
+    check_utf8(content, where, f"content of turn {number}")
+    return Message(item["role"], content)
+
+
+def _prompt(value: Any, where: str) -> tuple[Message, ...]:
+    if not isinstance(value, str):
+        return _turns(value, where)
+    check_utf8(value, where, "prompt")
+    return (Message("user", value),)
+
+
+def _completion(value: Any, where: str) -> tuple[Message, ...]:
+    if isinstance(value, str):
+        check_utf8(value, where, "completion")
+        return (Message("assistant", value),)
+    turns = _turns(value, where)
+    if turns[0].role != "assistant":
+        raise DataError(
+            f"{where}: the completion starts with a turn of {turns[0].role!r}; expected 'assistant'; move it to the prompt"
+        )
+    return turns
+
+
+def _checked(messages: tuple[Message, ...], first: int, where: str) -> Conversation:
+    conversation = Conversation(messages, where, first)
+    if not conversation.answers:
+        roles = ", ".join(message.role for message in messages)
+        raise DataError(f"{where}: no assistant turn (it has {roles}); expected at least one to learn; drop the row")
+    empty = [i for i in conversation.answers if not messages[i].content.strip()]
+    if empty:
+        raise DataError(f"{where}: assistant turn {empty[0] + 1} is empty; expected an answer to learn; drop the row")
+    if conversation.answers[0] == 0:
+        raise DataError(
+            f"{where}: starts with the assistant's turn; expected a turn of the user before it; drop the row"
+        )
+    return conversation
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else "empty" if value in ([], "", {}) else type(value).__name__
+
+
+def iter_conversations(source: Source, *, domain: str | None = None) -> Iterator[Conversation]:
+    """The conversations of a source, streamed in a fixed order.
+
+    Raises:
+        DataError: A file is missing, damaged or has no rows, or a row is no conversation; see `ChatRow`.
+    """
+    pick = ChatRow()
+    for file in resolve(source, domain=domain):
+        yield from read_rows(file, source, pick, place(domain, file.path))
+
+
+def domain_kind(domain: Domain) -> Kind:
+    """What a domain holds: as said, or as the first row of a local `train` shows.
+
+    Raises:
+        DataError: The source cannot be read.
+    """
+    if domain.kind is not None:
+        return domain.kind
+    file = resolve(domain.train, domain=domain.name)[0]
+    if file.format in (*TOKEN_FORMATS, "text", "hub"):
+        return "text"
+    rows = read_rows(file, domain.train, WholeRow(), place(domain.name, file.path))
+    row = next(islice(rows, 1), None)
+    if not isinstance(row, dict) or domain.train.field in row:
+        return "text"
+    return "chat" if "messages" in row or {"prompt", "completion"} <= set(row) else "text"

@@ -1,0 +1,66 @@
+"""What work will cost before it is done: tokens and FLOPs of searches and stages. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from opmix.compute.budget import sequences_per_step, world_size
+from opmix.compute.flops import ModelShape
+from opmix.config import SearchConfig
+from opmix.methods.base import Stage as Decision
+from opmix.methods.op_mix import OpMix
+from opmix.mixing.design import coordinates_of
+from opmix.mixing.mixture import Mixture
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchEstimate:
+    """Amounts of one search."""
+
+    num_probes: int
+    num_points: int
+    probe_tokens: int
+    proxy_tokens: int
+
+    def flops(self, shape: ModelShape, sequence_length: int) -> dict[str, float]:
+        """By purpose; adapters' own weights are left out (a few percent)."""
+        return {
+            "probes": self.probe_tokens * shape.train_lora(sequence_length, 0),
+            "proxies": self.proxy_tokens * shape.forward(sequence_length),
+        }
+
+
+def method_of(config: SearchConfig) -> OpMix:
+    """The method with the configuration's settings."""
+    return OpMix(
+        share=config.probes.share, joint=config.probes.joint, num_points=config.proxies.count, huber_delta=config.huber_delta,
+        verify=config.decision.verify, gradients=config.proxies.gradients,
+    )  # fmt: skip
+
+
+def eval_sequences(config: SearchConfig, old: Mixture | None) -> list[int]:
+    """Held-out sequences of each domain: old ones that count as one coordinate share twice a domain's number.
+
+    So the cost of a search follows the number of *new* domains, however many the model has learned before.
+    """
+    wanted, names = config.proxies.eval_sequences, tuple(config.domains)
+    coordinates = coordinates_of(names, old, config.new_domains)
+    if coordinates.names == coordinates.domains:
+        return [wanted] * len(names)
+    shared = [n for n in names if n not in coordinates.names]
+    return [min(wanted, max(2, -(-2 * wanted // len(shared)))) if n in shared else wanted for n in names]
+
+
+def estimate_search(config: SearchConfig, old: Mixture | None) -> SearchEstimate:
+    """Tokens of one search; the confirming probe, which only some searches train, is left out."""
+    names, length = tuple(config.domains), config.sequence_length
+    decision = Decision(
+        domains=names, old=old, budget_tokens=config.budget.tokens, available_tokens=dict.fromkeys(names, 1), seed=config.seed,
+        new=config.new_domains,
+    )  # fmt: skip
+    design = method_of(config).design(decision)
+    rows = config.probes.steps * sequences_per_step(config.trainer, world_size())
+    return SearchEstimate(
+        num_probes=len(design.probes.probes), num_points=len(design.points), probe_tokens=len(design.probes.probes) * rows * length,
+        proxy_tokens=(len(design.points) + 1) * sum(eval_sequences(config, old)) * length,
+    )  # fmt: skip

@@ -1,0 +1,165 @@
+"""`opmix run`: a model's whole life, stage after stage, seed after seed; running it again resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opmix.compute.budget import world_size
+from opmix.compute.memory import watch_memory
+from opmix.errors import ConfigError, StoreError
+from opmix.lifecycle.config import LifecycleConfig
+from opmix.lifecycle.limits import check_budgets
+from opmix.lifecycle.stage_run import Carried, StageRun
+from opmix.lifecycle.stages import resolve
+from opmix.lifecycle.steps import Step, chain, differences
+from opmix.lifecycle.tables import life_json, stage_json, write_tables
+from opmix.lifecycle.world import World, make_world, shape_of
+from opmix.mixing.mixture import Mixture
+from opmix.progress import Progress, Silent
+from opmix.report import write_report
+from opmix.runs.files import disk_errors, environment, write_json
+from opmix.runs.progress_file import ProgressFile
+from opmix.runs.store import RunStore
+
+if TYPE_CHECKING:  # torch and transformers are imported where they are used
+    from opmix.training.factory import TrainerFactory
+
+
+@dataclass(frozen=True, kw_only=True)
+class LifeResult:
+    """What a life came to."""
+
+    folder: Path
+    content: Mapping[str, Any]
+    """Of `life.json`: per seed and stage mixture, losses, forgetting and cost; means and deviations over seeds."""
+
+    def model(self, seed: int | None = None) -> Path:
+        """Folder of the last stage's model; `AutoModelForCausalLM.from_pretrained` loads it."""
+        lives = self.content["seeds"]
+        return self.folder / lives[str(seed) if seed is not None else next(iter(lives))]["model"]
+
+
+def run_life(
+    config: LifecycleConfig,
+    *,
+    out: Path,
+    base: Path | None = None,
+    redo: bool = False,
+    make_trainer: TrainerFactory | None = None,
+    progress: Progress | None = None,
+) -> LifeResult:
+    """Live a checked lifecycle, or what is left of it.
+
+    Args:
+        config: The life.
+        out: Run folder.
+        base: Folder that relative paths are resolved against; None: the current one.
+        redo: Do finished steps again whose inputs have changed; else that is an error, for their results would be lost.
+        make_trainer: Replaces `opmix.training.factory.default_trainer`, for probes and full runs alike.
+        progress: Shows what is going on; None: silence.
+
+    Raises:
+        ConfigError: Settings that cannot hold, all at once.
+        StoreError: The folder is held by another process, the disk is full, or finished steps have become stale.
+        OpMixError: Whatever else stops it; running again goes on from there.
+    """
+    from opmix.training.factory import check_arguments
+
+    for stage in config.stages:
+        check_arguments(config.trainer_of(stage))
+    if world_size() > 1:
+        raise ConfigError(
+            f"WORLD_SIZE is {world_size()}; `opmix run` drives one process (which may use one GPU): start it without torchrun"
+        )
+    with RunStore(out) as store, disk_errors(out):
+        progress = ProgressFile(out / "progress.json", progress or Silent())
+        world = make_world(config, base or Path.cwd(), store, progress, make_trainer)
+        check_budgets(config, world.facts)
+        chains = {seed: chain(config, world.facts, seed) for seed in config.seeds}
+        if not redo:
+            refuse_stale(store, [step for steps in chains.values() for step in steps])
+        write_json(out / "manifest.json", {"command": "run", "config": config.model_dump(mode="json"), **environment()})
+        lives = {seed: _live(world, seed, steps) for seed, steps in chains.items()}
+        content = life_json(config, lives)
+        write_json(out / "life.json", content)
+        write_tables(out, content)
+        write_report(out)
+        store.event("finished")
+        return LifeResult(folder=out, content=content)
+
+
+def _live(world: World, seed: int, steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """One seed's life: the stages' outcomes as `life.json` keeps them."""
+    life, store = world.life, world.store
+    carried = _start(world, seed, steps[0])
+    stages, outcomes = resolve(life, world.facts.stages), []
+    for stage in stages:
+        mine = {
+            (s.kind, s.part.start if s.part is not None else None): s
+            for s in steps
+            if s.stage is not None and s.stage.index == stage.index
+        }
+        later = [s for s in steps if s.stage is not None and s.stage.index > stage.index]
+        needed = not later or any(store.found(s.name, s.key) is None for s in later)
+        if any(store.found(s.name, s.key) is None for s in mine.values()):
+            world.progress.note(
+                f"seed {seed}, stage {stage.index + 1} of {len(stages)}: {stage.config.name}, {stage.tokens:,} tokens "
+                f"on {', '.join(stage.domains)}"
+            )
+        run = StageRun(world=world, stage=stage, seed=seed, steps=mine, carried=carried, needed=needed)
+        outcome, carried = run.run()
+        outcomes.append(stage_json(stage, seed, outcome))
+    return outcomes
+
+
+def _start(world: World, seed: int, step: Step) -> Carried:
+    """The model before its first stage: made or loaded once, to know its shape and that it is what it was."""
+    from opmix.models import check_vocabulary, model_fingerprint
+
+    def work() -> dict[str, Any]:
+        watch = watch_memory()
+        model = world.start_model(seed)
+        check_vocabulary(world.tokenizer, model)
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and world.life.sequence_length > limit:
+            raise ConfigError(f"sequence_length: {world.life.sequence_length}; the model takes at most {limit} tokens")
+        kind = type(model).__name__
+        return {
+            "shape": shape_of(model),
+            "fingerprint": model_fingerprint(model),
+            "class": kind,
+            "peak_memory": watch(),
+        }
+
+    result, _ = world.store.step(step.name, step.inputs, work)
+    old = world.life.old_mixture
+    return Carried(
+        model=None,
+        model_key=result["fingerprint"],
+        shape=result["shape"],
+        mixture=None if old is None else Mixture.of(old),
+    )
+
+
+def refuse_stale(store: RunStore, steps: Sequence[Step]) -> None:
+    """Finished work is not thrown away unasked.
+
+    Raises:
+        StoreError: Inputs of finished steps have changed; says which steps and why.
+    """
+    stale = []
+    for step in steps:
+        record = store.record(step.name)
+        if record is not None and record.get("fingerprint") != step.key:
+            stale.append(f"{step.name}: {'; '.join(differences(record['inputs'], step.inputs)[:4])}")
+    if stale:
+        shown = "".join(f"\n  - {line}" for line in stale[:12]) + (
+            f"\n  ... and {len(stale) - 12} more" if len(stale) > 12 else ""
+        )
+        raise StoreError(
+            f"{store.folder}: {len(stale)} finished steps were done with other inputs{shown}\n"
+            "put the inputs back, use another --out, or add --redo to do these steps again (their results are then replaced)"
+        )

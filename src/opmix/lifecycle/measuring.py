@@ -1,0 +1,81 @@
+"""Held-out losses of the full model before and after a stage, and what the Trainer logs in between."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from opmix.data import GroupedDataset, MixtureDataset, MixturePlan, held_out_batch, pad_rows
+from opmix.domain import Split
+from opmix.lifecycle.stages import Stage
+from opmix.lifecycle.world import World
+from opmix.probes.evaluation import evaluate
+from opmix.probes.held_out import held_out
+from opmix.runs.files import write_text
+
+Losses = dict[str, dict[str, dict[str, float]]]
+"""Split, domain: `loss` and its standard `error`, nats per token."""
+
+_SPLITS: tuple[Split, ...] = ("valid", "test")
+
+
+def measure(model: Any, world: World, names: Sequence[str], seed: int) -> tuple[Losses, int]:
+    """Losses on `valid` (which chooses mixtures) and `test` (which judges them), and the tokens it took."""
+    life, tokens, data = world.life, 0, world.data.only(names)
+    losses: Losses = {split: {} for split in _SPLITS}
+    for split in _SPLITS if names else ():
+        sets = [
+            held_out(n, rows, num=life.evaluation.sequences, seed=seed, document_mask=life.document_mask)
+            for n, rows in data.rows(split).items()
+        ]
+        tokens += sum(h.input_ids.size for h in sets)
+        found = evaluate(model, sets)
+        for n, loss, error in zip(found.names, found.losses[0], found.standard_errors[0], strict=True):
+            losses[split][n] = {"loss": float(loss), "error": float(error)}
+    return losses, tokens
+
+
+def watched_rows(world: World, stage: Stage, seed: int) -> dict[str, Dataset[Any]] | None:
+    """Rows of `valid` that the Trainer evaluates as it goes, for every domain seen so far; None where it is not to."""
+    if stage.life.evaluation.every is None:
+        return None
+    watched: dict[str, Dataset[Any]] = {}
+    for name, rows in world.data.only(stage.seen).rows("valid").items():
+        chosen = held_out_batch(rows, stage.life.evaluation.sequences, seed)
+        plan = MixturePlan((name,), np.zeros(len(chosen), dtype=np.int16), chosen, (len(rows),), seed)
+        dataset: Dataset[Any] = MixtureDataset({name: rows}, plan, document_mask=stage.life.document_mask)
+        # Rows of conversations differ in length: each is a batch of its own.
+        watched[name] = (
+            GroupedDataset(dataset, np.arange(1, len(chosen) + 1), pad_rows) if rows.conversations else dataset
+        )
+    return watched
+
+
+def last_loss(history: Sequence[Mapping[str, Any]]) -> float | None:
+    """The training loss that the Trainer logged last."""
+    losses = [float(entry["loss"]) for entry in history if "loss" in entry]
+    return losses[-1] if losses else None
+
+
+def write_log(path: Path, history: Sequence[Mapping[str, Any]], step_tokens: float) -> None:
+    """`training.csv`: losses and learning rate by step, the whole stage so far."""
+    kept = [
+        k
+        for k in dict.fromkeys(k for entry in history for k in entry)
+        if k.endswith("loss") or k in ("learning_rate", "grad_norm")
+    ]
+    columns = [k for k in kept if k != "train_loss"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["step", "tokens", *columns])
+    for step in dict.fromkeys(entry["step"] for entry in history):
+        here = {k: v for entry in history if entry["step"] == step for k, v in entry.items()}
+        if any(c in here for c in columns):
+            writer.writerow([step, round(step * step_tokens), *(here.get(c, "") for c in columns)])
+    write_text(path, text.getvalue())

@@ -1,0 +1,204 @@
+"""The data of one stage: domains tokenised and cut into rows, text and conversations alike, and the objective that fits them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opmix.config import SdftConfig, SearchConfig
+from opmix.data import ChatRows, PackedSequences, Rows, TokenizedDomain, TokenSplit, domain_kind, prepare_domain
+from opmix.data.tokenization import eos_id
+from opmix.domain import ChatOptions, Domain, Split
+from opmix.errors import ConfigError
+from opmix.progress import Advance, Progress
+from opmix.training.distillation import DistillationSettings, SelfDistillation
+from opmix.training.objectives import CAUSAL_LM, SFT, Objective, ObjectiveName
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageData:
+    """What a stage trains and is judged on."""
+
+    domains: Mapping[str, TokenizedDomain]
+    options: Mapping[str, ChatOptions]
+    """Of the chat domains."""
+    sequence_length: int
+    objective: Objective
+
+    def rows(self, split: Split) -> dict[str, Rows]:
+        """Rows of a split by domain.
+
+        Raises:
+            DataError: A domain has not enough tokens for one, or no conversation fits.
+        """
+        return {name: self._rows(name, split) for name in self.domains}
+
+    def _rows(self, name: str, split: Split) -> Rows:
+        tokens = self.domains[name][split]
+        if tokens.mask is None:
+            return PackedSequences(tokens, self.sequence_length)
+        options, keep = self.options[name], None
+        if split == "train" and isinstance(self.objective, SelfDistillation):
+            options, keep = replace(options, packing=False), self.objective.fitting(name)
+        return ChatRows(tokens, self.sequence_length, options, keep=keep)
+
+    @cached_property
+    def train(self) -> Mapping[str, Rows]:
+        """The training rows."""
+        return self.rows("train")
+
+    def only(self, names: Collection[str]) -> StageData:
+        """The same with some of the domains."""
+        return replace(
+            self, domains={n: d for n, d in self.domains.items() if n in names},
+            options={n: o for n, o in self.options.items() if n in names},
+        )  # fmt: skip
+
+    @property
+    def available_tokens(self) -> dict[str, int]:
+        """Supervised tokens to train on by domain: all of a text's whole sequences, those of conversations that stayed."""
+        return {name: int(rows.supervised.sum()) for name, rows in self.train.items()}
+
+    @property
+    def row_tokens_per_supervised(self) -> float:
+        """Tokens that are read for each supervised one, domains weighted alike; 1 for text."""
+        return float(np.mean([rows.lengths.sum() / rows.supervised.sum() for rows in self.train.values()]))
+
+    @property
+    def fingerprint(self) -> list[Any]:
+        """What rows depend on, the domains' names aside; JSON-like."""
+        options = [asdict(self.options[name]) if name in self.options else None for name in self.domains]
+        return [
+            [d.fingerprint for d in self.domains.values()],
+            self.sequence_length,
+            *([options] if self.options else []),
+        ]
+
+    def counts(self, name: str, split: Split) -> dict[str, int]:
+        """Tokens, bytes and documents of a split; of conversations also their supervised tokens, which `bytes` are of."""
+        tokens = self.domains[name][split]
+        counts = {"tokens": tokens.num_tokens, "bytes": tokens.num_bytes, "documents": tokens.num_documents}
+        return counts if tokens.mask is None else {**counts, "supervised_tokens": tokens.supervised_tokens}
+
+    def notes(self) -> list[str]:
+        """What was cut or left out."""
+        notes = []
+        for name, rows in self.train.items():
+            if isinstance(rows, ChatRows):
+                notes.append(rows.report.note(name, self.sequence_length, self.options[name].truncate))
+        return [note for note in notes if note]
+
+
+def prepare_stage(
+    config: SearchConfig, tokenizer: Any, *, base: Path, cache_dir: Path, progress: Progress, limit: int | None = None
+) -> StageData:
+    """Tokenise the domains of a search and choose the objective; see `prepare_data`."""
+    template = config.model.template(base)
+    domains = {name: d.domain(name, base, template) for name, d in config.domains.items()}
+    return prepare_data(
+        domains, tokenizer, objective=config.objective, sdft=config.sdft, sequence_length=config.sequence_length,
+        cache_dir=cache_dir, num_proc=config.num_proc, progress=progress, limit=limit,
+    )  # fmt: skip
+
+
+def prepare_data(
+    domains: Mapping[str, Domain],
+    tokenizer: Any,
+    *,
+    objective: ObjectiveName | None,
+    sdft: SdftConfig,
+    sequence_length: int,
+    cache_dir: Path,
+    num_proc: int,
+    progress: Progress,
+    limit: int | None = None,
+    known: dict[tuple[Domain, str | None], TokenizedDomain] | None = None,
+) -> StageData:
+    """Tokenise domains and choose the objective that fits them.
+
+    Args:
+        domains: By name.
+        tokenizer: The model's.
+        objective: None: `sft` where a domain holds conversations, else `causal_lm`.
+        sdft: Of self-distillation.
+        sequence_length: Tokens of a row at most.
+        cache_dir: Of tokenised data.
+        num_proc: Processes that tokenise.
+        progress: Told about every batch.
+        limit: Positions the model has.
+        known: What has been tokenised in this process, to be used and filled.
+
+    Raises:
+        ConfigError: The objective does not fit what the domains hold.
+        DataError: A domain cannot be read or tokenised.
+    """
+    known = {} if known is None else known
+    wanted = {name: replace(d, kind=domain_kind(d)) for name, d in domains.items()}
+    if objective == "sdft":
+        wanted = {name: replace(d, chat=replace(d.chat, supervise="last")) for name, d in wanted.items()}
+    chats = {name: d for name, d in wanted.items() if d.kind == "chat"}
+    objective = objective or ("sft" if chats else "causal_lm")
+    check_objective(objective, list(chats))
+
+    def prepare(domain: Domain, what: str, demonstration: str | None = None) -> TokenizedDomain:
+        if (domain, demonstration) not in known:
+            with progress.task(f"{what} {domain.name}", 0) as advance:
+                known[domain, demonstration] = prepare_domain(
+                    domain, tokenizer, cache_dir=cache_dir, num_proc=num_proc, progress=_documents(advance),
+                    demonstration=demonstration,
+                )  # fmt: skip
+        return known[domain, demonstration]
+
+    tokenised = {name: prepare(domain, "tokenise") for name, domain in wanted.items()}
+    chosen: Objective = SFT if objective == "sft" else CAUSAL_LM
+    if objective == "sdft":
+        contexts = {name: prepare(domain, "contexts of", sdft.demonstration).train for name, domain in chats.items()}
+        chosen = SelfDistillation(
+            options=DistillationSettings(**sdft.model_dump()), contexts=contexts, limit=limit,
+            stop_ids=stop_ids(tokenizer, {name: tokenised[name].train for name in chats}),
+        )  # fmt: skip
+    return StageData(
+        domains=tokenised,
+        options={name: d.chat for name, d in chats.items()},
+        sequence_length=sequence_length,
+        objective=chosen,
+    )
+
+
+def check_objective(objective: str, chats: list[str]) -> None:
+    """Refuse conversations without an objective for them, and such an objective without conversations.
+
+    Raises:
+        ConfigError: They do not fit.
+    """
+    if objective == "causal_lm" and chats:
+        raise ConfigError(
+            f"objective: 'causal_lm', but domain {chats[0]!r} holds conversations; expected 'sft' or 'sdft' (or set the domain's "
+            "`kind: text` and `field`)"
+        )
+    if objective != "causal_lm" and not chats:
+        raise ConfigError(
+            f"objective: {objective!r}, but no domain holds conversations; expected at least one with `messages`, or `prompt` and "
+            "`completion` (a hub dataset needs `kind: chat`)"
+        )
+
+
+def stop_ids(tokenizer: Any, splits: Mapping[str, TokenSplit]) -> tuple[int, ...]:
+    """Tokens that end an answer: the tokenizer's EOS, and the one that the chat template puts there."""
+    found = {eos_id(tokenizer)}
+    for split in splits.values():
+        mask = np.asarray(split.mask)
+        ends = np.flatnonzero(np.diff(mask.astype(np.int8), append=0) < 0)
+        last = set(np.unique(np.asarray(split.tokens)[ends]).tolist())
+        found |= last if len(last) == 1 else set()
+    return tuple(sorted(found))
+
+
+def _documents(advance: Advance) -> Any:
+    """Documents of one source as steps of a task; their total is not known before the end."""
+    return lambda name, done, total: advance(done, total or 0)

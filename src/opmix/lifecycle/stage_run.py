@@ -1,0 +1,331 @@
+"""One stage lived: measure, then decide and train for every part of it, save, measure again. Each is a step of the run folder."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opmix.compute.memory import watch_memory
+from opmix.data import MixtureDataset, MixturePlan
+from opmix.errors import StoreError
+from opmix.lifecycle.measuring import last_loss, measure, watched_rows, write_log
+from opmix.lifecycle.offer import decision_config, fixed_mixture, old_on_offer
+from opmix.lifecycle.search import run_search
+from opmix.lifecycle.stage_data import StageData
+from opmix.lifecycle.stages import Part, Stage
+from opmix.lifecycle.steps import Kind, Step, epochs_allowed
+from opmix.lifecycle.world import World, shape_from
+from opmix.mixing.mixture import Mixture
+from opmix.runs.files import disk_errors, write_json
+from opmix.training.checkpoints import drop_checkpoints, whole_checkpoints
+from opmix.training.full import Stretch, train_stretch
+from opmix.training.matched import TrainingPlan, account, plan_training
+from opmix.training.objectives import Usage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carried:
+    """What one stage hands to the next."""
+
+    model: Path | None
+    """None: made or loaded from where the life starts."""
+    model_key: str | None
+    """Fingerprint of its weights, checked when it is loaded."""
+    shape: Mapping[str, Any]
+    mixture: Mixture | None
+    """Last trained on; None: nothing yet."""
+    cursors: Mapping[str, int] = field(default_factory=dict)
+    """Training rows drawn so far, by domain."""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """Rows each of these domains had; with another number they were cut otherwise, and the cursor means nothing."""
+    losses: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    """Split, domain: loss and its standard error."""
+    optimizer: Path | None = None
+
+
+@dataclass
+class StageRun:
+    """One stage of one seed."""
+
+    world: World
+    stage: Stage
+    seed: int
+    steps: Mapping[tuple[Kind, int | None], Step]
+    """By kind and the start of the part."""
+    carried: Carried
+    needed: bool
+    """Whether the model must be on disk when this is over: a later stage starts from it, or it is the last."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        """Of this stage."""
+        return self.world.folder / f"seed-{self.seed}" / self.stage.label
+
+    @property
+    def offer(self) -> StageData:
+        """What the stage trains on."""
+        return self.world.offers[self.stage.index]
+
+    @property
+    def rows(self) -> Mapping[str, int]:
+        """Training rows by domain."""
+        return self.world.facts.rows_of(self.stage)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The Trainer's, while the stage runs."""
+        return self.folder / "checkpoints"
+
+    def run(self) -> tuple[dict[str, Any], Carried]:
+        """Live it, or find it lived; returns what happened and what the next stage starts from.
+
+        Raises:
+            OpMixError: Whatever stops it; nothing finished is lost.
+        """
+        if self.stage.searched:
+            old_on_offer(self.stage, self.carried.mixture)  # what cannot be decided is said before anything is trained
+        before = self._measure("before", lambda: self._base())
+        losses = {s: {**self.carried.losses.get(s, {}), **before.get(s, {})} for s in ("valid", "test")}
+        parts: list[dict[str, Any]] = []
+        plan, mixture = self._empty_plan(), self.carried.mixture
+        for part in self.stage.parts:
+            decision = self._decide(part, mixture, plan) if part.decided else None
+            if decision is None:
+                mixture = fixed_mixture(self.stage, self.carried.mixture, self.rows)
+            else:
+                mixture = Mixture.normalised({n: decision["mixture"].get(n, 0.0) for n in self.stage.domains})
+            record, plan = self._train(part, mixture, plan)
+            parts.append({"part": part, "mixture": mixture, "decision": decision, "training": record})
+        model = self._save(parts[-1]["training"]["key"])
+        after = self._measure("after", lambda: self.world.load(self.folder / "model", model["fingerprint"]))
+        self._tidy()
+        assert mixture is not None
+        outcome = {"parts": parts, "before": losses, "after": after, "old": self.carried.mixture, "notes": self.notes}
+        kept = self.folder / "optimizer.pt"
+        return outcome, Carried(
+            model=self.folder / "model", model_key=model["fingerprint"], shape=self.carried.shape, mixture=mixture,
+            cursors={**self.carried.cursors, **plan.plan.cursors()}, rows={**self.carried.rows, **self.rows},
+            losses=after, optimizer=kept if kept.exists() else None,
+        )  # fmt: skip
+
+    # -- deciding -----------------------------------------------------------------------------------------------
+
+    def _decide(self, part: Part, old: Mixture | None, plan: TrainingPlan) -> dict[str, Any]:
+        folder, drawn, rows = self.folder / f"search-{part.start}", plan.plan.cursors(), self.rows
+        config = decision_config(self.stage, part, old, rows, drawn, self.seed)
+        self.notes += [f"{d} is used up and no longer on offer" for d in self.stage.domains if d not in config.domains]
+
+        def work() -> dict[str, Any]:
+            model = self._model_at(part)
+            watch = watch_memory()
+            result = run_search(
+                config, base=self.world.base, model=model, tokenizer=self.world.tokenizer, out=folder,
+                make_trainer=self.world.make_trainer, progress=self.world.progress,
+                data=self.offer.only(config.domains),
+            )  # fmt: skip
+            chosen = result.mixture
+            predicted = dict(zip(result.law.metrics, map(float, result.law.predict(chosen.weights)[0]), strict=True))
+            if not self.world.life.keep.probes:
+                shutil.rmtree(folder / "probes", ignore_errors=True)
+            return {
+                "mixture": dict(chosen), "optimum": dict(result.verdict.optimum.mixture), "interval": dict(result.interval),
+                "action": result.verdict.decision.action, "reason": result.verdict.decision.reason, "predicted": predicted,
+                "baseline": dict(result.proposal.baseline), "notes": list(result.notes), "peak_memory": watch(),
+                "amounts": result.ledger.by_purpose(), "probes": len(result.table.probes),
+                "share": result.json()["cost"]["search_share"],
+            }  # fmt: skip
+
+        return self._step("search", part.start, work, intact=(folder / "mixture.json").exists)
+
+    # -- training -----------------------------------------------------------------------------------------------
+
+    def _empty_plan(self) -> TrainingPlan:
+        """The stream before its first row, going on where earlier stages ended."""
+        names, rows, carried = self.stage.domains, self.rows, self.carried
+        same = {n for n in names if carried.rows.get(n) == rows[n] and self.stage.config.replay == "remaining"}
+        empty = np.empty(0, dtype=np.int64)
+        drawn = tuple(carried.cursors.get(n, 0) if n in same else 0 for n in names)
+        plan = MixturePlan(names, empty.astype(np.int16), empty, tuple(rows[n] for n in names), self.seed, drawn)
+        return TrainingPlan(
+            plan=plan,
+            dataset=MixtureDataset(self.offer.train, plan),
+            arguments={},
+            steps=0,
+            row_tokens=0,
+            supervised_tokens=0,
+            shares={},
+        )
+
+    def _planned(self, mixture: Mixture, steps: int, previous: TrainingPlan, *, limited: bool = True) -> TrainingPlan:
+        return plan_training(
+            self.offer.train, mixture, steps=steps, arguments=self.stage.trainer, seed=self.seed, objective=self.offer.objective,
+            max_epochs=epochs_allowed(self.stage) if limited else None, document_mask=self.stage.life.document_mask, previous=previous,
+        )  # fmt: skip
+
+    def _train(self, part: Part, mixture: Mixture, plan: TrainingPlan) -> tuple[dict[str, Any], TrainingPlan]:
+        stage, step, length = self.stage, self.steps["train", part.start], self.stage.life.sequence_length
+        plan = self._planned(mixture, part.stop - part.start, plan)
+
+        def work() -> dict[str, Any]:
+            # The Trainer wants the whole stage's rows; those after this part are never read.
+            rest = stage.steps - part.stop
+            stream = self._planned(mixture, rest, plan, limited=False) if rest else plan
+            self._check_room()
+            model, started, watch, usage = self._model_at(part), time.perf_counter(), watch_memory(), Usage()
+            shape = shape_from(self.carried.shape)
+            with self.world.progress.task(self._task("train"), part.stop - part.start) as advance:
+                trainer = train_stretch(
+                    model, stream.dataset, self._stretch(part, stream.arguments), folder=self.checkpoints, seed=self.seed,
+                    make_trainer=self.offer.objective.trainer(self.world.make_trainer, usage, shape), report=advance, usage=usage,
+                    held_out=watched_rows(self.world, stage, self.seed),
+                    optimizer_state=self.carried.optimizer if stage.config.optimizer == "continued" else None,
+                )  # fmt: skip
+            write_log(self.folder / "training.csv", trainer.state.log_history, stage.step_tokens)
+            trained = account(plan, usage, self.offer.objective, shape, length)
+            return {
+                "mixture": dict(mixture), "key": step.key, "cursors": plan.plan.cursors(),
+                "loss": last_loss(trainer.state.log_history), "shares": trained.shares,
+                "supervised_tokens": trained.supervised_tokens,
+                "amounts": _amounts("training", trained.row_tokens + trained.sampled_tokens, trained.flops, started),
+                "peak_memory": watch(),
+            }  # fmt: skip
+
+        def intact() -> bool:
+            return self._is_finished() or any(
+                at == part.stop for at, _ in whole_checkpoints(self.checkpoints, step.key)
+            )
+
+        return self._step("train", part.start, work, intact=intact), plan
+
+    def _stretch(self, part: Part, arguments: Mapping[str, Any]) -> Stretch:
+        stage, life = self.stage, self.stage.life
+        every = (
+            max(1, stage.steps // 10)
+            if life.checkpoint_every is None
+            else round(life.checkpoint_every / stage.step_tokens)
+        )
+        shown = None if life.evaluation.every is None else max(1, round(life.evaluation.every / stage.step_tokens))
+        return Stretch(
+            steps=stage.steps, start=part.start, stop=part.stop, key=self.steps["train", part.start].key,
+            previous_key=self._key_before(part), save_every=max(1, every), evaluate_every=shown, arguments=arguments,
+        )  # fmt: skip
+
+    def _key_before(self, part: Part) -> str | None:
+        if part.start == 0:
+            return None
+        return self.steps["train", self.stage.parts[part.number - 1].start].key
+
+    def _model_at(self, part: Part) -> Any:
+        """The model as it is when a part begins: always read from disk, so that a resumed life is the unbroken one."""
+        key = self._key_before(part)
+        if key is None:
+            return self._base()
+        for at, folder in whole_checkpoints(self.checkpoints, key):
+            if at == part.start:
+                return self.world.load(folder)
+        raise StoreError(f"{self.checkpoints}: no whole checkpoint of step {part.start}; run again to train up to it")
+
+    def _base(self) -> Any:
+        if self.carried.model is None:
+            return self.world.start_model(self.seed)
+        return self.world.load(self.carried.model, self.carried.model_key)
+
+    # -- before and after ---------------------------------------------------------------------------------------
+
+    def _measure(self, kind: Kind, model: Callable[[], Any]) -> dict[str, dict[str, dict[str, float]]]:
+        """Held-out losses of the full model."""
+        step, life = self.steps[kind, None], self.stage.life
+        names = list(step.settings["data"])
+
+        def work() -> dict[str, Any]:
+            started = time.perf_counter()
+            losses, tokens = measure(model() if names else None, self.world, names, self.seed)
+            flops = tokens * shape_from(self.carried.shape).forward(life.sequence_length)
+            return {"losses": losses, "amounts": _amounts("measuring", tokens, flops, started)}
+
+        found: dict[str, dict[str, dict[str, float]]] = self._step(kind, None, work)["losses"]
+        return found
+
+    def _save(self, key: str) -> dict[str, Any]:
+        folder = self.folder / "model"
+
+        def work() -> dict[str, Any]:
+            source = next((f for at, f in whole_checkpoints(self.checkpoints, key) if at == self.stage.steps), None)
+            if source is None:
+                raise StoreError(
+                    f"{self.checkpoints}: the stage's last checkpoint is gone; run again to train up to it"
+                )
+            made = self.world.save(self.world.load(source), folder)
+            if self._continued_next():
+                shutil.copyfile(source / "optimizer.pt", self.folder / ".optimizer.pt")
+                (self.folder / ".optimizer.pt").replace(self.folder / "optimizer.pt")
+            return {"fingerprint": made}
+
+        def intact() -> bool:
+            return not self.needed or (folder / "config.json").exists()
+
+        return self._step("model", None, work, intact=intact)
+
+    def _continued_next(self) -> bool:
+        later = self.stage.index + 1
+        return later < len(self.stage.life.stages) and self.stage.life.stages[later].optimizer == "continued"
+
+    def _tidy(self) -> None:
+        """Drop what is only needed while the stage runs."""
+        if not self.stage.life.keep.checkpoints:
+            drop_checkpoints(self.checkpoints)
+        if self.stage.life.keep.models == "last" and self.carried.model is not None:
+            shutil.rmtree(self.carried.model, ignore_errors=True)
+
+    def _is_finished(self) -> bool:
+        """Whether the model at the end of the stage is there, so that its checkpoints are not missed."""
+        step = self.steps["model", None]
+        there = not self.needed or (self.folder / "model" / "config.json").exists()
+        return there and self.world.store.found(step.name, step.key) is not None
+
+    def _check_room(self) -> None:
+        weights = 4.0 * float(self.carried.shape["parameters"])
+        self.world.check_room(f"stage {self.stage.config.name!r}", weights * (3 * (len(self.stage.parts) + 1) + 1))
+
+    # -- keeping the books --------------------------------------------------------------------------------------
+
+    def _step(
+        self,
+        kind: Kind,
+        start: int | None,
+        work: Callable[[], Mapping[str, Any]],
+        *,
+        intact: Callable[[], bool] = lambda: True,
+    ) -> dict[str, Any]:
+        step, store = self.steps[kind, start], self.world.store
+
+        def watched() -> Mapping[str, Any]:
+            store.event("begin", step=step.name)
+            return work()
+
+        with disk_errors(self.world.folder):
+            result, found = store.step(step.name, step.inputs, watched, intact=intact)
+        if not found:
+            store.event("end", step=step.name)
+            if kind in ("search", "train"):
+                write_json(
+                    self.folder / "mixture.json",
+                    {"stage": self.stage.config.name, "step": start, "mixture": result["mixture"]},
+                )
+        return result
+
+    def _task(self, what: str) -> str:
+        several = len(self.stage.life.seeds) > 1
+        return f"{self.stage.config.name}: {what}" + (f", seed {self.seed}" if several else "")
+
+
+def _amounts(purpose: str, tokens: float, flops: float, started: float) -> dict[str, dict[str, float]]:
+    """What a record says of its cost."""
+    return {"tokens": {purpose: tokens}, "flops": {purpose: flops}, "seconds": {purpose: time.perf_counter() - started}}

@@ -1,0 +1,207 @@
+"""`opmix status`: what of a run is done, stale (and why) or left, what it has cost, and what is still to come. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from opmix.compute.flops import ModelShape
+from opmix.errors import StoreError
+from opmix.lifecycle.config import LifecycleConfig
+from opmix.lifecycle.estimates import estimate_search
+from opmix.lifecycle.stages import resolve
+from opmix.lifecycle.steps import DataFacts, OfferFacts, Step, chain, differences
+from opmix.mixing.mixture import Mixture
+from opmix.runs.store import RunStore
+from opmix.strict import validated
+
+State = Literal["done", "stale", "running", "left"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepStatus:
+    """One step of a run."""
+
+    name: str
+    kind: str
+    state: State
+    why: tuple[str, ...] = ()
+    """Of a stale step."""
+    amounts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Spent: tokens, flops and seconds by purpose."""
+    planned: Mapping[str, float] = field(default_factory=dict)
+    """FLOPs still to come by purpose; empty until the model's shape is known."""
+    peak_memory: int | None = None
+    finished: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """A run folder as it is now."""
+
+    folder: Path
+    steps: tuple[StepStatus, ...]
+    holder: int | None
+    """Process that works on it."""
+    task: Mapping[str, Any] | None
+    """What that process is doing: task, done, total."""
+    changed: tuple[str, ...]
+    """Domains whose files have changed since they were read."""
+
+    @property
+    def spent(self) -> dict[str, dict[str, float]]:
+        """Tokens, FLOPs and seconds by purpose."""
+        return _added(step.amounts for step in self.steps if step.state == "done")
+
+    @property
+    def flops_left(self) -> dict[str, float]:
+        """By purpose."""
+        return _added([{"flops": step.planned} for step in self.steps if step.state != "done"]).get("flops", {})
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the speed so far; None where nothing of the kind has been done yet."""
+        spent, total = self.spent, 0.0
+        for purpose, flops in self.flops_left.items():
+            done, took = spent.get("flops", {}).get(purpose, 0.0), spent.get("seconds", {}).get(purpose, 0.0)
+            if not done:
+                if "training" not in spent.get("seconds", {}):
+                    return None
+                done, took = spent["flops"]["training"], spent["seconds"]["training"]
+            total += flops * took / done
+        return total
+
+
+def run_status(folder: Path, config: LifecycleConfig | None = None) -> RunStatus:
+    """The state of a life; with `config` against another configuration than the one it was run with.
+
+    Raises:
+        StoreError: Not a folder of `opmix run`.
+    """
+    if not (folder / "data.json").is_file():
+        raise StoreError(f"{folder}: no data.json; expected the --out folder of `opmix run`")
+    content = _json(folder / "data.json")
+    if config is None:
+        manifest = _json(folder / "manifest.json")
+        config = validated(LifecycleConfig, manifest["config"], where=str(folder / "manifest.json"))
+    known = set(content["fingerprints"])
+    missing = [n for n in config.domains if n not in known]
+    changed = tuple(n for n, files in content["files"].items() if n in config.domains and _changed(files))
+    known_files = {n: "changed on disk" if n in changed else f for n, f in content["fingerprints"].items()}
+    facts = DataFacts(
+        tokenizer=content["tokenizer"], rows={**dict.fromkeys(missing, 1), **content["rows"]}, model=content["model"],
+        fingerprints={**{n: f"{n} is not read yet" for n in missing}, **known_files}, stages=_offers(config, content),
+    )  # fmt: skip
+    store, holder = RunStore(folder), _holder(folder)
+    running = _running(folder) if holder is not None else None
+    steps = [s for seed in config.seeds for s in _statuses(store, chain(config, facts, seed), running)]
+    task = _json(folder / "progress.json") if holder is not None and (folder / "progress.json").is_file() else None
+    return RunStatus(folder=folder, steps=tuple(steps), holder=holder, task=task, changed=changed)
+
+
+def _offers(config: LifecycleConfig, content: Mapping[str, Any]) -> tuple[OfferFacts, ...]:
+    """Rows of every stage as they were recorded; a stage that is new or changed is told from the domains."""
+    recorded, offers = [OfferFacts(**entry) for entry in content["stages"]], []
+    for stage in resolve(config):
+        found = recorded[stage.index] if stage.index < len(recorded) else None
+        if found is None or set(found.rows) != set(stage.domains):
+            rows = {n: content["rows"].get(n, 1) for n in stage.domains}
+            worth = {n: content["tokens"].get(n, config.sequence_length) / rows[n] for n in stage.domains}
+            found = OfferFacts(rows=rows, worth=worth, objective=stage.objective)
+        offers.append(found)
+    return tuple(offers)
+
+
+def _statuses(store: RunStore, steps: Sequence[Step], running: str | None) -> Iterator[StepStatus]:
+    shape: ModelShape | None = None
+    for step in steps:
+        record = store.record(step.name)
+        if record is not None and step.kind == "start":
+            kept = record["result"]["shape"]
+            shape = ModelShape(**{n: int(kept[n]) for n in ("matmul_parameters", "num_layers", "attention_width")})
+        if record is not None and record.get("fingerprint") == step.key:
+            result = record["result"]
+            yield StepStatus(
+                name=step.name, kind=step.kind, state="done", amounts=result.get("amounts", {}), peak_memory=result.get("peak_memory"),
+                finished=record.get("finished"),
+            )  # fmt: skip
+            continue
+        why = tuple(differences(record["inputs"], step.inputs)) if record is not None else ()
+        state: State = "running" if step.name == running else ("stale" if record is not None else "left")
+        yield StepStatus(name=step.name, kind=step.kind, state=state, why=why, planned=_planned(step, shape))
+
+
+def _planned(step: Step, shape: ModelShape | None) -> dict[str, float]:
+    if shape is None or step.stage is None:
+        return {}
+    stage, length = step.stage, step.stage.life.sequence_length
+    if step.kind == "train" and step.part is not None:
+        return {"training": stage.tokens_of(step.part.stop - step.part.start) * shape.train(length)}
+    if step.kind == "search" and step.part is not None:
+        kept = [d for d in stage.before if d in stage.domains]
+        old = Mixture.uniform(kept) if kept and not (stage.index == 0 and step.part.start) else None
+        config = stage.search(old, stage.tokens_of(step.part.stop - step.part.start), step.seed)
+        return estimate_search(config, old).flops(shape, length)
+    if step.kind in ("before", "after"):
+        rows = 2 * len(step.settings["data"]) * stage.life.evaluation.sequences
+        return {"measuring": rows * length * shape.forward(length)}
+    return {}
+
+
+def _holder(folder: Path) -> int | None:
+    try:
+        lock = json.loads((folder / "lock").read_text())
+        if lock["host"] == socket.gethostname():
+            os.kill(int(lock["pid"]), 0)
+        return int(lock["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _running(folder: Path) -> str | None:
+    """The step that was begun last and has not ended."""
+    try:
+        lines = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        event = json.loads(line)
+        if event["event"] in ("begin", "end"):
+            return str(event["step"]) if event["event"] == "begin" else None
+    return None
+
+
+def _changed(files: Mapping[str, Sequence[int]]) -> bool:
+    for path, (size, modified) in files.items():
+        try:
+            found = Path(path).stat()
+        except OSError:
+            return True
+        if found.st_size != size or found.st_mtime_ns != modified:
+            return True
+    return False
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return dict(content)
+    except (OSError, ValueError, TypeError) as error:
+        raise StoreError(f"{path}: cannot be read ({error}); run `opmix run` again to rewrite it") from error
+
+
+def _added(
+    amounts: Iterator[Mapping[str, Mapping[str, float]]] | Sequence[Mapping[str, Mapping[str, float]]],
+) -> dict[str, dict[str, float]]:
+    total: dict[str, dict[str, float]] = {}
+    for entry in amounts:
+        for kind, purposes in entry.items():
+            for purpose, amount in purposes.items():
+                kinds = total.setdefault(kind, {})
+                kinds[purpose] = kinds.get(purpose, 0.0) + amount
+    return total

@@ -1,0 +1,206 @@
+"""A life as a chain of steps whose keys follow from configuration and data alone. Imports no torch.
+
+A key covers a step's own settings and the keys of the steps it follows from, so what has become stale, and why, is known without
+loading or training anything: `opmix status` and `opmix run` read the same chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from opmix.lifecycle.config import LifecycleConfig
+from opmix.lifecycle.stages import Part, Stage, resolve
+from opmix.runs.store import fingerprint
+
+HARMLESS = {
+    "report_to", "run_name", "project", "trackio_space_id", "disable_tqdm", "log_level", "log_on_each_node", "logging_dir",
+    "logging_first_step", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
+    "dataloader_prefetch_factor", "include_num_input_tokens_seen", "torch_compile", "torch_compile_backend", "torch_compile_mode",
+}  # fmt: skip
+"""Trainer arguments that change what is shown or how fast, not what is learned: they make nothing stale."""
+
+Kind = Literal["start", "before", "search", "train", "model", "after"]
+
+
+@dataclass(frozen=True)
+class OfferFacts:
+    """The training rows of one stage."""
+
+    rows: Mapping[str, int]
+    """By domain: how many."""
+    worth: Mapping[str, float]
+    """By domain: mean supervised tokens of one."""
+    objective: str
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the chain needs to know of the data."""
+
+    tokenizer: str
+    """Fingerprint."""
+    fingerprints: Mapping[str, str]
+    """By domain: sources, splits, tokenizer, and how conversations become rows."""
+    rows: Mapping[str, int]
+    """By domain: training sequences."""
+    model: str = ""
+    """Signature of the starting checkpoint's files; empty: from scratch."""
+    stages: tuple[OfferFacts, ...] = ()
+    """Empty: text, the same in all stages."""
+
+    def of(self, domains: tuple[str, ...]) -> dict[str, str]:
+        """Fingerprints of some domains."""
+        return {name: self.fingerprints[name] for name in domains}
+
+    def rows_of(self, stage: Stage) -> Mapping[str, int]:
+        """Training rows of a stage's domains."""
+        return self.stages[stage.index].rows if self.stages else self.rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One record of the run folder."""
+
+    name: str
+    kind: Kind
+    seed: int
+    stage: Stage | None
+    part: Part | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    after: Mapping[str, str] = field(default_factory=dict)
+    """Keys of the steps it follows from, by name."""
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the record keeps, and the key is made of."""
+        return {**self.settings, "after": dict(self.after)}
+
+    @property
+    def key(self) -> str:
+        """Fingerprint of the inputs."""
+        return fingerprint(self.inputs)
+
+
+def chain(life: LifecycleConfig, data: DataFacts, seed: int) -> list[Step]:
+    """The steps of one seed, in order."""
+    home = f"seed-{seed}"
+    settings: dict[str, Any] = {
+        "architecture": life.architecture,
+        "checkpoint": data.model,
+        "tokenizer": data.tokenizer,
+    }
+    if life.architecture is not None:
+        settings["seed"] = seed
+    steps = [Step(name=f"{home}/start", kind="start", seed=seed, stage=None, settings=settings)]
+    model = steps[0]
+    for stage in resolve(life, data.stages):
+        steps += _stage_steps(stage, data, seed, f"{home}/{stage.label}", model)
+        model = next(step for step in reversed(steps) if step.kind == "model")
+    return steps
+
+
+def _stage_steps(stage: Stage, data: DataFacts, seed: int, home: str, base: Step) -> Iterator[Step]:
+    life = stage.life
+    shared: dict[str, Any] = {
+        "seed": seed,
+        "sequence_length": life.sequence_length,
+        "document_mask": life.document_mask,
+    }
+    measured = {**shared, "sequences": life.evaluation.sequences}
+    limits = epochs_allowed(stage)
+    # Nothing has been measured before the first stage; later ones begin where the stage before was measured.
+    unmeasured = stage.seen if stage.index == 0 else stage.new
+    yield Step(
+        name=f"{home}/before", kind="before", seed=seed, stage=stage,
+        settings={**measured, "data": data.of(unmeasured)}, after={base.name: base.key},
+    )  # fmt: skip
+    reached = base
+    for part in stage.parts:
+        follows = [reached]
+        if part.decided:
+            search = stage.search(None, stage.tokens_of(part.stop - part.start), seed)
+            decision = Step(
+                name=f"{home}/search-{part.start}", kind="search", seed=seed, stage=stage, part=part,
+                settings={
+                    "search": _search_settings(search), "replay": stage.config.replay, "max_epochs": limits,
+                    "data": data.of(stage.domains),
+                },
+                after={reached.name: reached.key},
+            )  # fmt: skip
+            follows.append(decision)
+            yield decision
+        mixture = stage.config.mixture if part.decided or not stage.searched else stage.config.prefix_mixture
+        reached = Step(
+            name=f"{home}/train-{part.stop}", kind="train", seed=seed, stage=stage, part=part,
+            settings={
+                **shared, "mixture": mixture, "trainer": _telling(stage.trainer), "steps": [part.start, part.stop, stage.steps],
+                "rows_per_step": stage.rows_per_step, "replay": stage.config.replay, "optimizer": stage.config.optimizer,
+                "max_epochs": limits, "data": data.of(stage.domains), **_objective(stage),
+            },
+            after={step.name: step.key for step in follows},
+        )  # fmt: skip
+        yield reached
+    model = Step(name=f"{home}/model", kind="model", seed=seed, stage=stage, after={reached.name: reached.key})
+    yield model
+    yield Step(
+        name=f"{home}/after", kind="after", seed=seed, stage=stage, settings={**measured, "data": data.of(stage.seen)},
+        after={model.name: model.key},
+    )  # fmt: skip
+
+
+def epochs_allowed(stage: Stage) -> dict[str, float]:
+    """Limits of repetition by domain, where there are any."""
+    everywhere = {**stage.life.solve, **stage.config.solve}.get("max_epochs")
+    limits = {name: stage.life.domains[name].max_epochs or everywhere for name in stage.domains}
+    return {name: float(limit) for name, limit in limits.items() if limit is not None}
+
+
+def _objective(stage: Stage) -> dict[str, Any]:
+    """What is learned, where it is not simply every token."""
+    if stage.objective != "sdft":
+        return {} if stage.objective == "causal_lm" else {"objective": stage.objective}
+    return {"objective": "sdft", "sdft": (stage.config.sdft or stage.life.sdft).model_dump()}
+
+
+def _search_settings(search: Any) -> dict[str, Any]:
+    """What a decision depends on: not where files lie, nor how many processes read them."""
+    content: dict[str, Any] = search.model_dump(
+        mode="json", exclude={"model", "old_mixture", "num_proc", "cache_dir", "domains"}
+    )
+    if content["objective"] != "sdft":
+        content.pop("sdft")
+    return {**content, "trainer": _telling(content["trainer"])}
+
+
+def _telling(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name not in HARMLESS}
+
+
+def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Why a record is stale: changed settings by dotted path, then the steps it follows from."""
+    changed = []
+    for path in sorted({*_flat(recorded), *_flat(now)} - {()}, key=str):
+        old, new = _flat(recorded).get(path), _flat(now).get(path)
+        if old == new:
+            continue
+        if path[0] == "after":
+            changed.append(f"follows {path[1]}")
+        elif path[0] == "data":
+            what = "changed" if old and new else ("is new" if new else "is gone")
+            changed.append(f"data of {path[1]} {what}")
+        else:
+            changed.append(f"{'.'.join(path)}: {_short(old)} -> {_short(new)}")
+    return sorted(changed, key=lambda text: text.startswith("follows "))
+
+
+def _flat(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    if isinstance(value, Mapping) and value:
+        return {k: v for name, inner in value.items() for k, v in _flat(inner, (*path, str(name))).items()}
+    return {path: value}
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."

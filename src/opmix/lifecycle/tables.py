@@ -1,0 +1,140 @@
+"""What a life came to, as one JSON document and CSV tables. Nothing in them depends on a clock. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from opmix.lifecycle.config import LifecycleConfig
+from opmix.lifecycle.stages import Stage
+from opmix.runs.files import plain, write_text
+
+SEARCH_PURPOSES = ("probes", "proxies", "verification")
+
+
+def stage_json(stage: Stage, seed: int, outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """One stage of one seed, as `life.json` keeps it."""
+    before, after = outcome["before"], outcome["after"]
+    old = outcome["old"]
+    known = (
+        [d for d in stage.seen if d not in stage.new] if stage.index else [d for d, s in (old or {}).items() if s > 0]
+    )
+    parts = [_part(entry, stage) for entry in outcome["parts"]]
+    tokens, flops = _amounts(outcome["parts"], "tokens"), _amounts(outcome["parts"], "flops")
+    training = flops.get("training", 0.0)
+    return plain(
+        {
+            "name": stage.config.name, "phase": stage.config.phase, "folder": f"seed-{seed}/{stage.label}", "domains": stage.domains,
+            "new": stage.new, "objective": stage.objective, "tokens": stage.tokens, "steps": stage.steps,
+            "old_mixture": None if old is None else dict(old),
+            "mixture": parts[-1]["mixture"], "parts": parts,
+            "losses": {
+                split: {
+                    d: {"before": before[split].get(d, {}).get("loss"), "after": after[split][d]["loss"], "error": after[split][d]["error"]}
+                    for d in stage.seen
+                }
+                for split in ("valid", "test")
+            },
+            "forgetting": {
+                d: after["test"][d]["loss"] - before["test"][d]["loss"] for d in known if d in before["test"] and d in after["test"]
+            },
+            "cost": {"tokens": tokens, "flops": flops, "search_share": sum(flops.get(p, 0.0) for p in SEARCH_PURPOSES) / training},
+            "notes": outcome["notes"],
+        }
+    )  # fmt: skip
+
+
+def _part(entry: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
+    part, decision = entry["part"], entry["decision"]
+    made: dict[str, Any] = {
+        "steps": [part.start, part.stop], "tokens": entry["training"]["supervised_tokens"], "decided": part.decided,
+        "mixture": dict(entry["mixture"]), "training_loss": entry["training"]["loss"],
+    }  # fmt: skip
+    if decision is not None:
+        made |= {
+            k: decision[k]
+            for k in ("interval", "action", "reason", "optimum", "predicted", "baseline", "probes", "notes")
+        }
+        made["search_tokens"] = sum(decision["amounts"]["tokens"].values())
+        made["search_flops"] = sum(decision["amounts"]["flops"].values())
+    return made
+
+
+def _amounts(parts: Sequence[Mapping[str, Any]], kind: str) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for entry in parts:
+        for record in (entry["training"], entry["decision"]):
+            for purpose, amount in (record or {}).get("amounts", {}).get(kind, {}).items():
+                total[purpose] = total.get(purpose, 0.0) + amount
+    return total
+
+
+def life_json(life: LifecycleConfig, lives: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """The content of `life.json`."""
+    seeds = {
+        str(seed): {"stages": list(stages), "model": f"{stages[-1]['folder']}/model"} for seed, stages in lives.items()
+    }
+    return plain(
+        {
+            "schema": 1, "kind": "run", "units": "nats per token", "seeds": seeds,
+            "stages": [_over_seeds([stages[i] for stages in lives.values()]) for i in range(len(life.stages))],
+        }
+    )  # fmt: skip
+
+
+def _over_seeds(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean, standard deviation and n of what differs between seeds."""
+    first = stages[0]
+    after = [{d: x["after"] for d, x in s["losses"]["test"].items()} for s in stages]
+    return {
+        "name": first["name"], "n": len(stages),
+        "mixture": _spread([s["mixture"] for s in stages]),
+        "test_loss": _spread(after),
+        "mean_test_loss": spread([statistics.fmean(x.values()) for x in after]),
+        "forgetting": _spread([s["forgetting"] for s in stages]),
+        "search_share": spread([s["cost"]["search_share"] for s in stages]),
+    }  # fmt: skip
+
+
+def _spread(values: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    return {name: spread([v[name] for v in values if name in v]) for name in values[0]}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean, sample standard deviation (NaN for one value) and n."""
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return {"mean": statistics.fmean(values), "sd": deviation, "n": len(values)}
+
+
+def write_tables(folder: Path, content: Mapping[str, Any]) -> None:
+    """`tables/stages.csv` (a row per seed, stage and domain) and `tables/costs.csv` (per seed, stage and purpose)."""
+    rows, costs = [], []
+    for seed, life in content["seeds"].items():
+        for number, stage in enumerate(life["stages"], 1):
+            decided: Mapping[str, Any] = next((p for p in reversed(stage["parts"]) if p["decided"]), {})
+            for domain, test in stage["losses"]["test"].items():
+                valid = stage["losses"]["valid"][domain]
+                low, high = decided.get("interval", {}).get(domain, ("", ""))
+                rows.append(
+                    [seed, number, stage["name"], domain, stage["mixture"].get(domain, 0.0), low, high,
+                     decided.get("predicted", {}).get(domain, ""), valid["before"], valid["after"], test["before"], test["after"],
+                     test["error"], stage["forgetting"].get(domain, "")]
+                )  # fmt: skip
+            for purpose, tokens in stage["cost"]["tokens"].items():
+                costs.append([seed, number, stage["name"], purpose, tokens, stage["cost"]["flops"][purpose]])
+    header = ["seed", "stage", "name", "domain", "share", "share_low", "share_high", "predicted_valid", "valid_before", "valid_after",
+              "test_before", "test_after", "test_error", "forgetting"]  # fmt: skip
+    write_text(folder / "tables" / "stages.csv", _csv(header, rows))
+    write_text(folder / "tables" / "costs.csv", _csv(["seed", "stage", "name", "purpose", "tokens", "flops"], costs))
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([header, *rows])
+    return text.getvalue()

@@ -1,0 +1,241 @@
+"""What all stages of a life share: run folder, tokenizer, tokenised data, and models loaded from disk as they are needed."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from opmix.compute.flops import ModelShape
+from opmix.config import ModelConfig, SdftConfig
+from opmix.data import iter_documents, supervised_per_row
+from opmix.data.sources import resolve, source_fingerprint
+from opmix.data.tokenization import tokenizer_fingerprint
+from opmix.domain import Domain
+from opmix.errors import ConfigError, StoreError
+from opmix.lifecycle.config import LifecycleConfig
+from opmix.lifecycle.stage_data import StageData, prepare_data
+from opmix.lifecycle.stages import resolve as resolve_stages
+from opmix.lifecycle.steps import DataFacts, OfferFacts
+from opmix.models import load_model, load_tokenizer, model_fingerprint, model_shape
+from opmix.progress import Progress
+from opmix.runs.files import default_cache_dir, files_signature
+from opmix.runs.store import RunStore, fingerprint
+from opmix.scratch import new_model, train_tokenizer
+from opmix.training.factory import TrainerFactory
+
+
+@dataclass(kw_only=True)
+class World:
+    """Everything a stage needs that is not its own."""
+
+    life: LifecycleConfig
+    base: Path
+    store: RunStore
+    progress: Progress
+    make_trainer: TrainerFactory | None
+    tokenizer: Any
+    data: StageData
+    """Every domain of the life, as held-out losses are measured."""
+    offers: tuple[StageData, ...]
+    """By stage: what it trains on, and the objective."""
+    facts: DataFacts
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.store.folder
+
+    def start_model(self, seed: int) -> Any:
+        """The model before the first stage."""
+        if self.life.architecture is not None:
+            return new_model(self.life.architecture, self.tokenizer, seed)
+        assert self.life.model is not None
+        return self.load(located(self.life.model.name, self.base))
+
+    def load(self, name: str | Path, expected: str | None = None) -> Any:
+        """A checkpoint of this life, in float32 unless the configuration says otherwise (weights that are trained need it).
+
+        Raises:
+            StoreError: It is not the model that was recorded (`expected` is its fingerprint).
+        """
+        wanted = self.life.model or ModelConfig(name="")
+        dtype = "float32" if wanted.dtype == "auto" else wanted.dtype
+        local = Path(name).is_dir()
+        model = load_model(
+            name, dtype=dtype, device=wanted.device, revision=None if local else wanted.revision,
+            trust_remote_code=wanted.trust_remote_code, attn_implementation=wanted.attn_implementation,
+        )  # fmt: skip
+        if expected is not None and model_fingerprint(model) != expected:
+            kind, weights = type(model).__name__, sum(p.numel() for p in model.parameters())
+            raise StoreError(
+                f"{name}: holds a {kind} of {weights:,} weights that is not the model this run trained; put the trained one back, or "
+                "delete the folder to have it trained again"
+            )
+        return model
+
+    def save(self, model: Any, folder: Path) -> str:
+        """Save model and tokenizer whole or not at all; returns the model's fingerprint."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
+        try:
+            model.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
+            temporary.chmod(0o755)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.replace(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return model_fingerprint(model)
+
+    def check_room(self, what: str, num_bytes: float) -> None:
+        """Refuse to begin what the disk has no room for.
+
+        Raises:
+            StoreError: Less is free than will be written.
+        """
+        free = shutil.disk_usage(self.folder).free
+        if free < num_bytes:
+            raise StoreError(
+                f"{self.folder}: {what} needs about {num_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; free space and run again, "
+                "or set keep.models: last"
+            )
+
+
+def make_world(
+    life: LifecycleConfig, base: Path, store: RunStore, progress: Progress, make_trainer: TrainerFactory | None
+) -> World:
+    """Tokenizer and data of a life; everything that can fail cheaply fails here.
+
+    Raises:
+        OpMixError: A source or the tokenizer cannot be read, or they do not fit each other.
+    """
+    stages = resolve_stages(life)
+    used = dict.fromkeys([*(life.old_mixture or ()), *(name for stage in stages for name in stage.domains)])
+    template = ModelConfig(name="", chat_template=life.chat_template).template(base)
+    domains = {n: life.domains[n].domain(n, base, template) for n in used}
+    tokenizer = _tokenizer(life, base, store, domains, progress)
+    known: dict[Any, Any] = {}
+
+    def prepared(names: Iterable[str], objective: Any = None, sdft: SdftConfig = life.sdft) -> StageData:
+        return prepare_data(
+            {n: domains[n] for n in names}, tokenizer, objective=objective, sdft=sdft, sequence_length=life.sequence_length,
+            cache_dir=Path(life.cache_dir) if life.cache_dir else default_cache_dir(), num_proc=life.num_proc, progress=progress,
+            limit=_positions(life, base), known=known,
+        )  # fmt: skip
+
+    data = prepared(domains)
+    offers = tuple(prepared(s.domains, s.config.objective, s.config.sdft or life.sdft) for s in stages)
+    facts = DataFacts(
+        tokenizer=tokenizer_fingerprint(tokenizer), rows={n: len(r) for n, r in data.train.items()}, model=_signature(life, base),
+        fingerprints={n: fingerprint(data.only([n]).fingerprint) for n in domains},
+        stages=tuple(
+            OfferFacts(
+                rows={n: len(r) for n, r in offer.train.items()}, worth={n: supervised_per_row(r) for n, r in offer.train.items()},
+                objective=offer.objective.name,
+            )
+            for offer in offers
+        ),
+    )  # fmt: skip
+    world = World(
+        life=life, base=base, store=store, progress=progress, make_trainer=make_trainer, tokenizer=tokenizer, data=data, offers=offers,
+        facts=facts,
+    )  # fmt: skip
+    _record_facts(world, domains)
+    return world
+
+
+def _positions(life: LifecycleConfig, base: Path) -> int | None:
+    """Tokens the model can read at once, told from its configuration; None: not told."""
+    try:
+        if life.architecture is not None:
+            config = AutoConfig.for_model(**life.architecture)
+        else:
+            assert life.model is not None
+            config = AutoConfig.from_pretrained(
+                located(life.model.name, base), trust_remote_code=life.model.trust_remote_code
+            )
+    except (OSError, ValueError, TypeError, KeyError):
+        return None  # what is wrong with it is said where the model is made or loaded
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if limit is None else int(limit)
+
+
+def located(name: str, base: Path) -> str:
+    """A checkpoint beside the configuration, or a hub name."""
+    local = base / Path(name).expanduser()
+    return str(local) if local.exists() else name
+
+
+def _signature(life: LifecycleConfig, base: Path) -> str:
+    if life.model is None:
+        return ""
+    place = Path(located(life.model.name, base))
+    return files_signature(place) if place.exists() else f"{life.model.name}@{life.model.revision}"
+
+
+def _tokenizer(
+    life: LifecycleConfig, base: Path, store: RunStore, domains: Mapping[str, Domain], progress: Progress
+) -> Any:
+    wanted = life.tokenizer
+    if wanted is None or wanted.name is not None:
+        model = life.model or ModelConfig(name="")
+        name = wanted.name if wanted is not None and wanted.name is not None else (model.tokenizer or model.name)
+        return load_tokenizer(located(name, base), revision=model.revision, trust_remote_code=model.trust_remote_code)
+    size = int(wanted.vocab_size or 0)
+    if size < 257 + len(wanted.special_tokens):
+        raise ConfigError(
+            f"tokenizer.vocab_size: {size}; expected at least 257 (every byte and the end of a document), and one for each special token"
+        )
+    template = ModelConfig(name="", chat_template=life.chat_template).template(base)
+    first = [domains[n] for n in resolve_stages(life)[0].domains]
+    folder = store.folder / "tokenizer"
+    inputs = {
+        **wanted.model_dump(exclude={"name"}), "chat_template": template,
+        "data": [source_fingerprint(d.train, domain=d.name) for d in first], "fields": [d.train.field for d in first],
+    }  # fmt: skip
+
+    def work() -> dict[str, Any]:
+        progress.note(f"training a tokenizer of {wanted.vocab_size} entries on {len(first)} domains")
+        texts = (t for d in first for t in islice(iter_documents(d.train, domain=d.name), wanted.documents))
+        made = train_tokenizer(texts, size, special_tokens=wanted.special_tokens, chat_template=template)
+        shutil.rmtree(folder, ignore_errors=True)
+        made.save_pretrained(folder)
+        return {"size": len(made)}
+
+    store.step("tokenizer", inputs, work, intact=(folder / "tokenizer.json").exists)
+    return load_tokenizer(folder)
+
+
+def _record_facts(world: World, domains: Mapping[str, Domain]) -> None:
+    """What `opmix status` needs to know of the data without reading them."""
+    from opmix.runs.files import write_json
+
+    files = {}
+    for name, domain in domains.items():
+        sources = [s for s in (domain.train, domain.valid, domain.test) if s is not None]
+        paths = [Path(f.path) for s in sources for f in resolve(s, domain=name)]
+        files[name] = {str(p): [p.stat().st_size, p.stat().st_mtime_ns] for p in paths if p.is_file()}
+    facts = world.facts
+    write_json(
+        world.folder / "data.json",
+        {**asdict(facts), "files": files, "tokens": world.data.available_tokens},
+    )  # fmt: skip
+
+
+def shape_of(model: Any) -> dict[str, int]:
+    """For FLOP counts and estimates, as a record keeps it."""
+    shape = model_shape(model)
+    parameters = sum(p.numel() for p in model.parameters())
+    return {**vars(shape), "parameters": parameters}
+
+
+def shape_from(record: Mapping[str, Any]) -> ModelShape:
+    """What `shape_of` recorded."""
+    return ModelShape(**{name: int(record[name]) for name in ("matmul_parameters", "num_layers", "attention_width")})

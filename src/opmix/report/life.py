@@ -1,0 +1,207 @@
+"""The report of a life: what the mixture was and why, what was learned and forgotten, what it cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from opmix.errors import StoreError
+from opmix.report.html import Html, count, el, folded, join, number, percent, row, scientific, span, table
+from opmix.report.life_figures import loss_panel, stream_panel
+
+Stage = Mapping[str, Any]
+SEARCHES = ("probes", "proxies", "verification")
+
+
+def load_life(folder: Path) -> dict[str, Any]:
+    """The `life.json` of a run folder.
+
+    Raises:
+        StoreError: It is damaged or of another version.
+    """
+    path = folder / "life.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema"] != 1 or not content["seeds"]:
+            raise ValueError(f"schema {content['schema']!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path}: cannot be read ({error}); run `opmix run` again to rewrite it") from error
+    return dict(content)
+
+
+def life_sections(content: Mapping[str, Any], manifest: Mapping[str, Any] | None) -> dict[str, Html]:
+    """Sections by id, in order."""
+    lives: list[list[Stage]] = [life["stages"] for life in content["seeds"].values()]
+    made = {
+        "summary": _opening(content, lives),
+        "stages": _stages(content),
+        "losses": _losses(lives),
+        "forgetting": _forgetting(content, lives),
+        "cost": _cost(lives),
+    }
+    if manifest is not None:
+        text = json.dumps(manifest, indent=2, ensure_ascii=False)
+        made["configuration"] = el(
+            "section", el("h2", "Configuration"), folded("manifest.json", el("pre", text)), id="configuration"
+        )
+    return made
+
+
+def _opening(content: Mapping[str, Any], lives: Sequence[Sequence[Stage]]) -> Html:
+    first, last = lives[0], content["stages"][-1]
+    training = sum(s["cost"]["flops"].get("training", 0.0) for s in first)
+    search = sum(s["cost"]["flops"].get(p, 0.0) for s in first for p in SEARCHES)
+    final = last["mean_test_loss"]
+    worst = max(
+        ((d, v["mean"]) for s in content["stages"] for d, v in s["forgetting"].items()),
+        key=lambda x: x[1],
+        default=None,
+    )
+    facts = [
+        ("Mean test loss", join([number(final["mean"]), el("small", " nats per token")]), _deviation(final)),
+        ("Stages", str(len(first)), f"{count(sum(s['tokens'] for s in first))} tokens"),
+        ("Search", percent(search / training if training else None), f"of {scientific(training)} training FLOPs"),
+        (
+            "Most forgotten in a stage",
+            worst[0] if worst else "nothing old",
+            f"{number(worst[1], sign=True)} nats" if worst else "",
+        ),
+    ]
+    keys = el("dl", *(_key(*fact) for fact in facts), class_="keys")
+    parts = [(part, stage) for stage in first for part in stage["parts"]]
+    names = list(dict.fromkeys(d for _, stage in parts for d in stage["domains"]))
+    ends, starts, done = [], [], 0.0
+    for stage in first:
+        starts.append((done / 1e6, stage["name"]))
+        for part in stage["parts"]:
+            done += part["tokens"]
+            ends.append(done / 1e6)
+    figure = el(
+        "figure",
+        stream_panel(ends, [p["mixture"] for p, _ in parts], names, starts),
+        el("figcaption", "Mixture over the life"),
+    )
+    return el(
+        "section",
+        el("h1", "A life of mixtures"),
+        keys,
+        el("div", figure, _final_table(content, first), class_="split"),
+        id="summary",
+        aria_label="Summary",
+    )
+
+
+def _key(name: str, value: Html | str, note: str) -> Html:
+    return el("div", el("dt", name), el("dd", el("div", value, class_="value"), el("div", note, class_="note")))
+
+
+def _final_table(content: Mapping[str, Any], first: Sequence[Stage]) -> Html:
+    last = content["stages"][-1]
+    rows = [
+        row(d, percent(last["mixture"].get(d, {}).get("mean")), number(loss["mean"]), _deviation(loss))
+        for d, loss in last["test_loss"].items()
+    ]
+    return table(
+        ["Domain", "Last share", "Test loss", "Over seeds"], rows, caption=f"Where it ended: after {first[-1]['name']}"
+    )
+
+
+def _stages(content: Mapping[str, Any]) -> Html:
+    """Decisions, and predicted beside measured, one block a stage of the first seed."""
+    seed, life = next(iter(content["seeds"].items()))
+    blocks = [
+        el("h2", "Stage by stage"),
+        el("p", f"Seed {seed}. Losses in nats per token on the valid split.", class_="lead"),
+    ]
+    for stage in life["stages"]:
+        blocks.append(el("h3", f"{stage['name']}: {count(stage['tokens'])} tokens"))
+        decided = [part for part in stage["parts"] if part["decided"]]
+        for part in decided:
+            link = f"{stage['folder']}/search-{part['steps'][0]}/report.html"
+            blocks.append(el("p", f"Step {part['steps'][0]}: {part['reason']}. ", el("a", "Its report", href=link)))
+        if not decided:
+            blocks.append(el("p", "No search: the mixture was fixed."))
+        last: Mapping[str, Any] = decided[-1] if decided else {}
+        rows = []
+        for domain, loss in stage["losses"]["valid"].items():
+            predicted, baseline = last.get("predicted", {}).get(domain), last.get("baseline", {}).get(domain)
+            told = predicted - baseline if predicted is not None and baseline is not None else None
+            really = loss["after"] - loss["before"] if loss["before"] is not None else None
+            rows.append(
+                row(domain, percent(stage["mixture"].get(domain, 0.0)), span(last.get("interval", {}).get(domain), 2),
+                    number(loss["before"]), number(loss["after"]), number(really, sign=True), number(told, sign=True))
+            )  # fmt: skip
+        head = ["Domain", "Share", "Interval", "Before", "After", "Change", "Probes' change"]
+        blocks.append(
+            table(head, rows, caption="Share and loss; what short probes predicted beside what the whole stage did")
+        )
+        blocks += [el("p", f"Note: {note}", class_="caption") for note in stage["notes"]]
+    return el("section", *blocks, id="stages")
+
+
+def _losses(lives: Sequence[Sequence[Stage]]) -> Html:
+    total = sum(s["tokens"] for s in lives[0]) / 1e6
+    names = list(lives[0][-1]["losses"]["test"])
+    panels = []
+    for name in names:
+        lines = []
+        for stages in lives:
+            done = 0.0
+            points: list[tuple[float, float]] = []
+            for stage in stages:
+                loss = stage["losses"]["test"].get(name)
+                # The loss of random weights would squeeze everything after it.
+                untrained = stage is stages[0] and not stage["old_mixture"]
+                if loss is not None and not points and not untrained and loss["before"] is not None:
+                    points.append((done / 1e6, loss["before"]))
+                done += stage["tokens"]
+                if loss is not None:
+                    points.append((done / 1e6, loss["after"]))
+            lines.append(points)
+        panels.append(el("figure", el("figcaption", name), loss_panel(name, lines, _trained(lives[0], name), total)))
+    lead = el("p", "Test loss before and after every stage; shaded where the domain had a share.", class_="lead")
+    return el("section", el("h2", "Loss over the life"), lead, el("div", *panels, class_="panels"), id="losses")
+
+
+def _trained(stages: Sequence[Stage], name: str) -> list[tuple[float, float]]:
+    spans, done = [], 0.0
+    for stage in stages:
+        for part in stage["parts"]:
+            if part["mixture"].get(name, 0.0) > 0:
+                spans.append((done / 1e6, (done + part["tokens"]) / 1e6))
+            done += part["tokens"]
+    return spans
+
+
+def _forgetting(content: Mapping[str, Any], lives: Sequence[Sequence[Stage]]) -> Html:
+    names = list(lives[0][-1]["losses"]["test"])
+    rows = []
+    for name in names:
+        cells = [stage["forgetting"].get(name) for stage in content["stages"]]
+        rows.append(row(name, *(f"{number(c['mean'], sign=True)} {_deviation(c)}".strip() if c else "" for c in cells)))
+    head = ["Domain", *(stage["name"] for stage in content["stages"])]
+    lead = el(
+        "p",
+        "Rise of the test loss of what was known before a stage, in nats per token; a minus is a gain.",
+        class_="lead",
+    )
+    return el(
+        "section", el("h2", "Forgetting"), lead, table(head, rows, caption="By stage; mean over seeds"), id="forgetting"
+    )
+
+
+def _cost(lives: Sequence[Sequence[Stage]]) -> Html:
+    rows = []
+    for stage in lives[0]:
+        tokens, flops = stage["cost"]["tokens"], stage["cost"]["flops"]
+        for purpose in flops:
+            rows.append(row(stage["name"], purpose, count(tokens[purpose]), scientific(flops[purpose])))
+        rows.append(row(stage["name"], "search of training", "", percent(stage["cost"]["search_share"])))
+    shown = table(["Stage", "Purpose", "Tokens", "FLOPs"], rows, caption="Ledger, first seed", class_="narrow")
+    return el("section", el("h2", "Cost"), shown, id="cost")
+
+
+def _deviation(value: Mapping[str, Any]) -> str:
+    return f"± {number(value['sd'])} ({value['n']} seeds)" if value.get("sd") is not None else ""

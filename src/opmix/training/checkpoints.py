@@ -1,0 +1,79 @@
+"""Trainer checkpoints that are whole: a marker is written last, so one that was being written when the process died is not used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from opmix.runs.files import write_json
+from opmix.training.objectives import Usage
+
+MARKER = "complete.json"
+
+
+class CompleteCheckpoints(TrainerCallback):
+    """Marks a checkpoint when the Trainer has finished writing it, and drops those of the same run that are no longer needed."""
+
+    def __init__(self, key: str, usage: Usage | None = None, keep: int = 1) -> None:
+        self.key, self.usage, self.keep = key, usage or Usage(), keep
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The Trainer calls this after the last file of a checkpoint."""
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir)
+        write_json(
+            folder / f"checkpoint-{state.global_step}" / MARKER,
+            {**vars(self.usage), "key": self.key, "step": state.global_step},
+        )
+        for _, old in whole_checkpoints(folder, self.key)[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+class StopAt(TrainerCallback):
+    """Ends a run before its schedule does, with a checkpoint to go on from."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Save and stop at the step."""
+        if state.global_step >= self.step:
+            control.should_save = control.should_training_stop = True
+        return control
+
+
+def whole_checkpoints(folder: Path, key: str | None = None) -> list[tuple[int, Path]]:
+    """Step and folder of every whole checkpoint, by step; with `key` only those of that run."""
+    found = []
+    for marker in folder.glob(f"checkpoint-*/{MARKER}"):
+        try:
+            content = json.loads(marker.read_text(encoding="utf-8"))
+            if key is None or content["key"] == key:
+                found.append((int(content["step"]), marker.parent))
+        except (ValueError, KeyError, TypeError):
+            continue  # a damaged marker is no marker
+    return sorted(found)
+
+
+def restore_usage(checkpoint: Path, key: str, usage: Usage) -> None:
+    """Go on counting where a checkpoint of the same run left off; another run's counts are not this one's."""
+    content = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
+    if content["key"] == key:
+        usage.sampled_tokens, usage.flops = content.get("sampled_tokens", 0), content.get("flops")
+        usage.extra.update(content.get("extra", {}))
+
+
+def latest_checkpoint(folder: Path, key: str) -> Path | None:
+    """The newest whole checkpoint of one run, or None."""
+    found = whole_checkpoints(folder, key)
+    return found[-1][1] if found else None
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Remove all checkpoints, whole or not."""
+    shutil.rmtree(folder, ignore_errors=True)

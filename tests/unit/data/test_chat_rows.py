@@ -1,0 +1,145 @@
+"""Rows of conversations: whole, counted in supervised tokens, cut only where it was said."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opmix.data import ChatRows, MixtureDataset, PackedSequences, pad_rows, plan_mixture
+from opmix.data.cache import TokenSplit
+from opmix.data.chat.rows import best_fit
+from opmix.domain import ChatOptions
+from opmix.errors import DataError
+from opmix.mixing.mixture import Mixture
+
+
+def split_of(sizes: list[tuple[int, int]]) -> TokenSplit:
+    """Conversations of (prompt, answer) tokens; token t of document i is 100 i + t."""
+    ids = np.concatenate([100 * i + np.arange(p + a) for i, (p, a) in enumerate(sizes, 1)])
+    mask = np.concatenate([np.repeat([0, 1], [p, a]) for p, a in sizes])
+    return TokenSplit(
+        domain="d", split="train", fingerprint="f", tokens=ids.astype(np.uint16), mask=mask.astype(np.uint8),
+        offsets=np.cumsum([0, *(p + a for p, a in sizes)]), byte_counts=np.array([10 * a for _, a in sizes]),
+    )  # fmt: skip
+
+
+def rows_of(sizes, length=10, **options):
+    return ChatRows(split_of(sizes), length, ChatOptions(**options))
+
+
+class TestPacking:
+    def test_conversations_stay_whole_and_positions_restart(self):
+        rows = rows_of([(2, 2), (3, 3), (1, 2)])
+        assert [rows[i].tolist() for i in range(len(rows))] == [
+            [200, 201, 202, 203, 204, 205, 100, 101, 102, 103],
+            [300, 301, 302],
+        ]
+        assert rows.position_ids(0).tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3]
+        assert rows.labels(0).tolist() == [-100, -100, -100, 203, 204, 205, -100, -100, 102, 103]
+        assert rows.supervised.tolist() == [5, 2]
+        assert rows.lengths.tolist() == [10, 3]
+        assert [rows.num_bytes(i) for i in range(2)] == [50, 20]
+
+    def test_one_to_a_row(self):
+        rows = rows_of([(2, 2), (3, 3), (1, 2)], packing=False)
+        assert rows.lengths.tolist() == [4, 6, 3]
+        assert rows.batch([0, 2]).tolist() == [[100, 101, 102, 103], [300, 301, 302, 0]]
+
+    @settings(deadline=None, max_examples=40)
+    @given(st.lists(st.integers(1, 20), min_size=1, max_size=60))
+    def test_every_item_is_in_one_bin_that_holds_it(self, sizes):
+        bins = best_fit(np.array(sizes), 20)
+        assert sorted(i for b in bins for i in b) == list(range(len(sizes)))
+        assert all(sum(sizes[i] for i in b) <= 20 for b in bins)
+        assert len(bins) <= 1.7 * sum(sizes) / 20 + 1
+
+    @settings(deadline=None, max_examples=30)
+    @given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 12)), min_size=1, max_size=30), st.sampled_from(["left", "right", "drop"]), st.booleans())  # fmt: skip
+    def test_counts_are_those_of_the_labels(self, sizes, truncate, packing):
+        try:
+            rows = rows_of(sizes, truncate=truncate, packing=packing)
+        except DataError:
+            return
+        for i in range(len(rows)):
+            labels, ids = rows.labels(i), rows[i]
+            assert len(labels) == len(ids) == len(rows.position_ids(i)) == rows.lengths[i] <= 10
+            assert (labels != -100).sum() == rows.supervised[i] > 0
+            assert (labels[rows.position_ids(i) == 0] == -100).all()
+            assert ((labels == ids) | (labels == -100)).all()
+
+
+class TestOverLong:
+    SIZES = [(2, 2), (8, 6), (20, 3)]  # noqa: RUF012
+
+    def test_dropped_unless_a_side_is_said(self):
+        rows = rows_of(self.SIZES)
+        assert rows.lengths.tolist() == [4]
+        assert (rows.report.conversations, rows.report.truncated, rows.report.dropped) == (3, 0, 2)
+        assert "of 3 conversations 0 were cut to 10 tokens and 2 left out" in (rows.report.note("d", 10, "drop") or "")
+
+    def test_cut_on_the_right_and_left_out_if_no_answer_is_left(self):
+        rows = rows_of(self.SIZES, truncate="right", packing=False)
+        assert rows.lengths.tolist() == [4, 10]
+        assert rows.supervised.tolist() == [2, 2]
+        assert (rows.report.truncated, rows.report.dropped) == (1, 1)
+        assert "1 were cut on the right to 10" in (rows.report.note("d", 10, "right") or "")
+
+    def test_cut_on_the_left_keeps_the_answers(self):
+        rows = rows_of(self.SIZES, truncate="left", packing=False)
+        assert rows.lengths.tolist() == [4, 10, 10]
+        assert rows.supervised.tolist() == [2, 6, 3]
+        assert rows[2].tolist() == list(range(313, 323))
+
+    def test_nothing_lost_nothing_to_say(self):
+        assert rows_of([(2, 2)]).report.note("d", 10, "drop") is None
+
+    def test_nothing_fits(self):
+        with pytest.raises(
+            DataError, match=r"none of 1 conversations fits into sequence_length 10; raise it, or set `truncate`"
+        ):
+            rows_of([(20, 3)])
+
+    def test_text_is_refused(self):
+        split = split_of([(2, 2)])
+        text = TokenSplit(
+            **{k: getattr(split, k) for k in ("domain", "split", "fingerprint", "tokens", "offsets", "byte_counts")}
+        )
+        with pytest.raises(DataError, match="holds text"):
+            ChatRows(text, 4, ChatOptions())
+
+
+class TestMixing:
+    def test_a_sample_is_not_a_token(self):
+        """Rows are drawn so that the *supervised tokens* have the mixture's shares."""
+        rng = np.random.default_rng(0)
+        terse = rows_of([(8, int(a)) for a in rng.integers(1, 3, 200)], length=20, packing=False)
+        wordy = rows_of([(8, int(a)) for a in rng.integers(6, 12, 200)], length=20, packing=False)
+        rows = {"terse": terse, "wordy": wordy}
+        plan = plan_mixture(
+            Mixture.of({"terse": 0.3, "wordy": 0.7}), 600, {n: len(r) for n, r in rows.items()}, seed=0,
+            tokens_per_row={n: float(r.supervised.mean()) for n, r in rows.items()},
+        )  # fmt: skip
+        tokens = {n: r.supervised[plan.row[plan.domain == k]].sum() for k, (n, r) in enumerate(rows.items())}
+        assert tokens["terse"] / sum(tokens.values()) == pytest.approx(0.3, abs=0.01)
+        assert plan.counts()["terse"] > 1.8 * plan.counts()["wordy"]
+
+    def test_text_and_conversations_in_one_stream(self):
+        chat = rows_of([(2, 2), (3, 2)], length=8, packing=False)
+        text = PackedSequences(
+            TokenSplit(domain="t", split="train", fingerprint="f", tokens=np.arange(8, dtype=np.uint16), offsets=np.array([0, 3, 8]), byte_counts=np.array([3, 5])),
+            8,
+        )  # fmt: skip
+        plan = plan_mixture(Mixture.of({"c": 0.5, "t": 0.5}), 4, {"c": len(chat), "t": len(text)}, seed=0)
+        items = list(MixtureDataset({"c": chat, "t": text}, plan))
+        batch = pad_rows(items)
+        assert {k: tuple(v.shape) for k, v in batch.items()} == dict.fromkeys(
+            ("input_ids", "labels", "position_ids"), (4, 8)
+        )
+        for item, k in zip(items, plan.domain, strict=True):
+            if plan.names[k] == "t":
+                assert (item["labels"] == item["input_ids"]).all()
+                assert item["position_ids"].tolist() == list(range(8))
+        masked = MixtureDataset({"c": chat, "t": text}, plan, document_mask=True)
+        assert any((item["position_ids"].diff() < 0).any() for item in masked)

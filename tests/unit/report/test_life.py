@@ -1,0 +1,80 @@
+"""The report of a whole life, from a life.json as `opmix run` writes it."""
+
+import json
+
+import pytest
+
+from opmix.errors import StoreError
+from opmix.report import write_report
+
+
+def loss(before, after):
+    return {"before": before, "after": after, "error": 0.01}
+
+
+def stage(name, seed, mixture, losses, forgetting, decided):
+    part = {"steps": [0, 100], "tokens": 1_000_000, "decided": decided, "mixture": mixture, "training_loss": 3.0}
+    if decided:
+        part |= {
+            "interval": {d: [max(0, s - 0.1), s + 0.1] for d, s in mixture.items()}, "action": "move", "reason": "move: <b>gain</b>",
+            "optimum": mixture, "predicted": dict.fromkeys(mixture, 4.0), "baseline": dict.fromkeys(mixture, 4.5), "probes": 3, "notes": [],
+        }  # fmt: skip
+    return {
+        "name": name, "phase": None, "folder": f"seed-{seed}/01-{name}", "domains": list(mixture), "new": [], "tokens": 1_000_000,
+        "steps": 100, "old_mixture": {"web": 1.0}, "mixture": mixture, "parts": [part], "losses": {"valid": losses, "test": losses},
+        "forgetting": forgetting, "cost": {"tokens": {"training": 1e6}, "flops": {"training": 1e12, "probes": 2e11}, "search_share": 0.2},
+        "notes": ["a <note>"],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    lives, names = {}, ("web", "<script>alert(1)</script>")
+    for seed in (0, 1):
+        first = stage("early", seed, {names[0]: 1.0}, {names[0]: loss(5.0, 4.0)}, {}, False)
+        losses = {names[0]: loss(4.0, 4.1 + seed / 10), names[1]: loss(6.0, 3.0)}
+        last = stage("late", seed, {names[0]: 0.4, names[1]: 0.6}, losses, {names[0]: 0.1 + seed / 10}, True)
+        first["cost"]["tokens"]["probes"] = last["cost"]["tokens"]["probes"] = 1e5
+        lives[str(seed)] = {"stages": [first, last], "model": f"seed-{seed}/02-late/model"}
+    spread = {"mean": 0.15, "sd": 0.0707, "n": 2}
+    over = [
+        {"name": n, "n": 2, "mixture": {d: {**spread, "mean": 0.5} for d in s["mixture"]},
+         "test_loss": dict.fromkeys(s["losses"]["test"], spread),
+         "mean_test_loss": spread, "forgetting": dict.fromkeys(s["forgetting"], spread), "search_share": spread}
+        for n, s in zip(("early", "late"), lives["0"]["stages"], strict=True)
+    ]  # fmt: skip
+    content = {"schema": 1, "kind": "run", "units": "nats per token", "seeds": lives, "stages": over}
+    (tmp_path / "life.json").write_text(json.dumps(content))
+    (tmp_path / "manifest.json").write_text(json.dumps({"command": "run", "config": {"seeds": [0, 1]}}))
+    return tmp_path
+
+
+def test_a_life_becomes_one_page_with_every_section(folder):
+    page = write_report(folder).read_text()
+    for section in ("summary", "stages", "losses", "forgetting", "cost", "configuration"):
+        assert f'id="{section}"' in page
+        assert f'href="#{section}"' in page
+    assert 'href="seed-0/01-late/search-0/report.html"' in page
+    assert "+0.150 ± 0.071 (2 seeds)" in page
+    assert page.count("<svg") == 3  # the stream, and a panel a domain
+    assert len(page) < 500_000
+
+
+def test_names_and_reasons_are_text_not_markup(folder):
+    page = write_report(folder).read_text()
+    assert "<script>alert(1)" not in page
+    assert "<b>gain" not in page
+    assert "a &lt;note&gt;" in page
+
+
+def test_nothing_is_loaded_from_elsewhere(folder):
+    page = write_report(folder).read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+
+
+@pytest.mark.parametrize("content", ["{", '{"schema": 2, "seeds": {"0": {}}}', '{"schema": 1, "seeds": {}}', "[]"])
+def test_a_damaged_life_is_said(tmp_path, content):
+    (tmp_path / "life.json").write_text(content)
+    with pytest.raises(StoreError, match=r"life\.json"):
+        write_report(tmp_path)

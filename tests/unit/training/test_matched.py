@@ -1,0 +1,197 @@
+"""Runs on different mixtures have the same steps and the same supervised tokens in each."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opmix.data import ChatRows, PackedSequences, prepare_domain
+from opmix.domain import ChatOptions, Domain, Source
+from opmix.mixing.mixture import Mixture
+from opmix.models import model_shape
+from opmix.progress import Silent
+from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
+from opmix.training.factory import TrainSpec, default_trainer, run_training
+from opmix.training.full import train_on_mixture
+from opmix.training.matched import account, group_ends, plan_training, steps_for, supervised_per_step
+from opmix.training.objectives import SFT, Usage
+
+ARGUMENTS = {"per_device_train_batch_size": 4, "learning_rate": 1e-3}
+LENGTH = 96
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_chat_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("chats")
+    files = write_toy_chats(folder, {"terse": 1, "wordy": 3}, 250) | write_toy_domains(folder, ["web"], 120)
+    return {
+        name: prepare_domain(Domain(name=name, train=Source(paths=(str(path),))), tokenizer, cache_dir=folder / "cache")
+        for name, path in files.items()
+    }
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["packed", "padded"])
+def rows(request, splits):
+    options = ChatOptions(packing=request.param, truncate="left")
+    chats = {n: ChatRows(splits[n].train, LENGTH, options) for n in ("terse", "wordy")}
+    return {**chats, "web": PackedSequences(splits["web"].train, LENGTH)}
+
+
+MIXTURES = [{"terse": 0.9, "wordy": 0.1}, {"wordy": 0.9, "terse": 0.1}, {"web": 0.5, "terse": 0.25, "wordy": 0.25}]
+
+
+def plan(rows, mixture, steps=12, **changes):
+    return plan_training(
+        rows, Mixture.of(mixture), steps=steps, arguments={**ARGUMENTS, **changes}, seed=0, objective=SFT
+    )
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_steps_and_supervised_tokens_are_matched(rows, accumulation):
+    wanted = supervised_per_step(rows, ARGUMENTS) * accumulation
+    for mixture in MIXTURES:
+        planned = plan(rows, mixture, gradient_accumulation_steps=accumulation)
+        assert planned.supervised_tokens == pytest.approx(12 * wanted, rel=0.04)
+        assert {n: s for n, s in planned.shares.items() if s} == pytest.approx(mixture, abs=0.03)
+        device, groups = (
+            planned.arguments["per_device_train_batch_size"],
+            planned.arguments["gradient_accumulation_steps"],
+        )
+        assert device == 1
+        assert len(planned.dataset) == 12 * groups
+        worth = [(batch["labels"] != -100).sum().item() for batch in planned.dataset]
+        steps = np.add.reduceat(worth, np.arange(0, len(worth), groups))
+        most = max(int(r.supervised.max()) for r in rows.values())
+        assert np.abs(steps - planned.supervised_tokens / 12).max() <= most
+        assert max(len(batch["input_ids"]) for batch in planned.dataset) <= 2 * ARGUMENTS["per_device_train_batch_size"]
+
+
+def test_text_alone_is_batched_as_ever(splits):
+    rows = {"web": PackedSequences(splits["web"].train, 32), "code": PackedSequences(splits["web"].train, 32)}
+    planned = plan(rows, {"web": 0.5, "code": 0.5}, steps=3)
+    assert planned.accumulation == 0
+    assert planned.arguments == ARGUMENTS
+    assert len(planned.dataset) == 12
+    assert set(planned.dataset[0]) == {"input_ids", "labels"}
+    assert planned.supervised_tokens == planned.row_tokens == 12 * 32
+    assert supervised_per_step(rows, ARGUMENTS) == 4 * 32
+    assert steps_for(1000, rows, ARGUMENTS) == 8
+
+
+def test_a_plan_goes_on_where_the_one_before_ends(rows):
+    first = plan(rows, MIXTURES[0], steps=4)
+    more = plan_training(
+        rows, Mixture.of(MIXTURES[2]), steps=5, arguments=ARGUMENTS, seed=0, objective=SFT, previous=first
+    )
+    assert more.accumulation == first.accumulation
+    assert len(more.dataset) == 9 * first.accumulation
+    assert more.shares == pytest.approx(MIXTURES[2], abs=0.06)
+    for a, b in zip(first.dataset, (more.dataset[i] for i in range(len(first.dataset))), strict=True):
+        assert torch.equal(a["input_ids"], b["input_ids"])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 20))
+def test_groups_are_nearly_equal_and_never_empty(worth, groups):
+    if groups > len(worth):
+        return
+    ends = group_ends(np.array(worth), groups)
+    assert ends[-1] == len(worth)
+    assert (np.diff([0, *ends]) >= 1).all()
+
+
+class TestTraining:
+    def test_sft_learns_answers_and_only_them(self, splits, tokenizer, tmp_path):
+        rows = {n: ChatRows(splits[n].train, LENGTH, ChatOptions(truncate="left")) for n in ("terse", "wordy")}
+        model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=LENGTH)
+        planned = plan_training(rows, Mixture.of({"terse": 0.5, "wordy": 0.5}), steps=25, arguments={**ARGUMENTS, "learning_rate": 5e-3}, seed=0, objective=SFT)  # fmt: skip
+
+        def losses():
+            batch = {k: torch.as_tensor(v) for k, v in _batch(rows["terse"], range(8)).items()}
+            with torch.no_grad():
+                answers = model(**batch).loss.item()
+                prompts = batch | {"labels": torch.where(batch["labels"] == -100, batch["input_ids"], -100)}
+                return answers, model(**prompts).loss.item()
+
+        before = losses()
+        spec = TrainSpec(
+            model=model, dataset=planned.dataset, output_dir=tmp_path, steps=25, seed=0, arguments=planned.arguments
+        )
+        run_training(default_trainer, spec)
+        after = losses()
+        assert after[0] < before[0] - 1.0
+        trained = account(planned, Usage(), SFT, model_shape(model), LENGTH)
+        assert trained.flops == pytest.approx(planned.row_tokens * model_shape(model).train(LENGTH))
+        assert trained.supervised_tokens < trained.row_tokens
+
+    def test_the_full_run_counts_supervised_tokens(self, splits, tokenizer, tmp_path):
+        rows = {n: ChatRows(splits[n].train, LENGTH, ChatOptions(truncate="left")) for n in ("terse", "wordy")}
+        model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=LENGTH)
+        seen = train_on_mixture(
+            model, rows, Mixture.of({"terse": 0.5, "wordy": 0.5}), tokens=2000, arguments=ARGUMENTS, seed=0,
+            output_dir=tmp_path, progress=Silent(), name="full", objective=SFT,
+        )  # fmt: skip
+        assert seen == pytest.approx(2000, abs=supervised_per_step(rows, ARGUMENTS))
+
+
+def _batch(rows, indices):
+    from opmix.data import pad_rows
+
+    return pad_rows([
+        {"input_ids": torch.as_tensor(rows[i]), "labels": torch.as_tensor(rows.labels(i)), "position_ids": torch.as_tensor(rows.position_ids(i))}
+        for i in indices
+    ])  # fmt: skip
+
+
+class TestInvariance:
+    """A conversation's loss is its own: not its neighbours', not its padding's, not its side's."""
+
+    @pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen3", "gemma2"])
+    def test_loss_does_not_depend_on_packing_padding_side_or_batch(self, splits, tokenizer, arch):
+        split = splits["terse"].train
+        alone = ChatRows(split, 250, ChatOptions(packing=False))
+        packed = ChatRows(split, 250, ChatOptions(packing=True))
+        model = tiny_model(arch, vocab_size=len(tokenizer))
+
+        def nll(ids, labels, **more):
+            with torch.no_grad():
+                logits = model(input_ids=ids, use_cache=False, **more).logits[:, :-1]
+            loss = torch.nn.functional.cross_entropy(
+                logits.transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none"
+            )
+            return loss.sum(1)
+
+        single = {}
+        for i in range(60):
+            (document,) = [int(alone.documents[m]) for m in alone.members(i)]
+            single[document] = nll(torch.as_tensor(alone[i][None]), torch.as_tensor(alone.labels(i)[None])).item()
+        batch = _batch(alone, range(60))
+        together = nll(batch["input_ids"], batch["labels"], position_ids=batch["position_ids"])
+        assert together.tolist() == pytest.approx(list(single.values()), rel=1e-4)
+        # The same on the left, as generation pads.
+        width = batch["input_ids"].shape[1]
+        sizes = alone.lengths[:60]
+        left = {
+            k: torch.stack([torch.roll(row, width - int(n)) for row, n in zip(batch[k], sizes, strict=True)])
+            for k in batch
+        }
+        mask = torch.stack([(torch.arange(width) >= width - int(n)).long() for n in sizes])
+        shifted = nll(
+            left["input_ids"], left["labels"], attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)
+        )
+        assert shifted.tolist() == pytest.approx(list(single.values()), rel=1e-4)
+        checked = 0
+        for i in range(len(packed)):
+            documents = [int(packed.documents[m]) for m in packed.members(i)]
+            if len(documents) > 1 and set(documents) <= set(single):
+                row = _batch(packed, [i])
+                sums = nll(row["input_ids"], row["labels"], position_ids=row["position_ids"]).item()
+                assert sums == pytest.approx(sum(single[d] for d in documents), rel=1e-4)
+                checked += 1
+        assert checked > 3

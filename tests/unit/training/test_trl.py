@@ -1,0 +1,131 @@
+"""TRL as the oracle: its SFTTrainer learns the same weights from our rows, its SDFT loss is our loss."""
+
+import copy
+import json
+
+import pytest
+import torch
+from transformers import PrinterCallback
+
+from opmix.data import ChatRows, prepare_domain
+from opmix.domain import ChatOptions, Domain, Source
+from opmix.mixing.mixture import Mixture
+from opmix.models import model_shape
+from opmix.testing import tiny_chat_tokenizer, tiny_model, toy_conversations, write_toy_chats
+from opmix.training.distillation import (
+    DistillationSettings,
+    SelfDistillation,
+    distillation_trainer,
+    pad_left,
+    reverse_kl,
+)
+from opmix.training.factory import TrainSpec, default_trainer, run_training
+from opmix.training.matched import plan_training
+from opmix.training.objectives import SFT, Usage
+
+trl = pytest.importorskip("trl")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_chat_tokenizer()
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_trls_sft_trainer_learns_the_same_weights(tokenizer, tmp_path, packing):
+    from opmix.training.trl_sft import sft_trainer
+
+    files = write_toy_chats(tmp_path, {"terse": 1, "wordy": 2}, 120)
+    rows = {
+        name: ChatRows(
+            prepare_domain(Domain(name=name, train=Source(paths=(str(f),))), tokenizer, cache_dir=tmp_path / "cache").train,
+            240, ChatOptions(packing=packing),
+        )
+        for name, f in files.items()
+    }  # fmt: skip
+    plan = plan_training(
+        rows, Mixture.of({"terse": 0.5, "wordy": 0.5}), steps=4, seed=0, objective=SFT,
+        arguments={"per_device_train_batch_size": 3, "learning_rate": 1e-2, "gradient_accumulation_steps": 2},
+    )  # fmt: skip
+    start, trained = tiny_model(vocab_size=len(tokenizer)), []
+    for factory in (default_trainer, sft_trainer):
+        model = copy.deepcopy(start)
+        spec = TrainSpec(
+            model=model, dataset=plan.dataset, output_dir=tmp_path / "o", steps=4, seed=0, arguments=plan.arguments
+        )
+        run_training(factory, spec)
+        trained.append(model.state_dict())
+    moved = max((trained[0][k] - v).abs().max().item() for k, v in start.state_dict().items())
+    apart = max((trained[0][k] - trained[1][k]).abs().max().item() for k in trained[0])
+    assert moved > 1e-2
+    assert apart < 1e-3 * moved
+
+
+def test_reverse_kl_is_trls():
+    from trl.experimental.sdft.loss_utils import compute_full_logit_self_distillation_loss
+
+    student, teacher = torch.randn(2, 2, 5, 40, generator=torch.Generator().manual_seed(0)).unbind()
+    theirs = compute_full_logit_self_distillation_loss(student, teacher, distillation_alpha=1.0)
+    assert torch.allclose(reverse_kl(student, teacher), theirs, atol=1e-6)
+    assert reverse_kl(student, student).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("skip", [0, 2])
+def test_loss_and_gradient_of_a_row_are_trls(tokenizer, tmp_path, skip):
+    """The same sampled answer goes through both trainers: teacher's and student's passes, alignment, mask and loss."""
+    from datasets import Dataset
+    from trl.experimental.sdft import SDFTConfig, SDFTTrainer
+
+    question = [m["content"] for m in next(toy_conversations("alpha", 1))]
+    prompt, context = (
+        torch.tensor(
+            tokenizer.apply_chat_template([{"role": "user", "content": c}], add_generation_prompt=True)["input_ids"]
+        )
+        for c in (question[0], f"{question[0]}\n\n{question[1]}")
+    )
+    ours, theirs = tiny_model(vocab_size=len(tokenizer)), tiny_model(vocab_size=len(tokenizer))
+    objective = SelfDistillation(
+        options=DistillationSettings(demonstration="", teacher="live", max_new_tokens=9, skip_tokens=skip, temperature=0.7),
+        contexts={}, stop_ids=(0, 513),
+    )  # fmt: skip
+    spec = TrainSpec(model=ours, dataset=[{}], output_dir=tmp_path, steps=1, seed=0)
+    trainer = distillation_trainer(spec, objective=objective, usage=Usage(), shape=model_shape(ours))
+    ids, mask = pad_left([prompt])
+    inputs = {
+        "prompt_ids": ids,
+        "prompt_mask": mask,
+        **dict(zip(("context_ids", "context_mask"), pad_left([context]), strict=True)),
+    }
+    answer, kept = trainer.sample(ours, ids, mask)
+    trainer._calls = (-1, 0)  # the same draw again
+    loss = trainer.compute_loss(ours.train(), inputs)
+    loss.backward()
+
+    config = SDFTConfig(
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=1, teacher_model_kind="live", bf16=False, use_cpu=True,
+        gradient_checkpointing=False, num_generations=1, distillation_alpha=1.0, distillation_mode="full_logits", temperature=0.7,
+        num_loss_tokens_to_skip=skip, distillation_is_clip=None, report_to="none",
+    )  # fmt: skip
+    row = {"prompt": question[0], "privileged_context": question[1]}
+    oracle = SDFTTrainer(
+        model=theirs,
+        args=config,
+        train_dataset=Dataset.from_list([json.loads(json.dumps(row))]),
+        processing_class=tokenizer,
+    )
+    oracle.remove_callback(PrinterCallback)
+    oracle.current_gradient_accumulation_steps = 1
+    expected = oracle.compute_loss(
+        theirs.train(),
+        {
+            "prompt_ids": ids, "prompt_mask": mask, "completion_ids": answer, "completion_mask": kept,
+            "teacher_input_ids": torch.cat([context[None], answer], 1),
+            "teacher_attention_mask": torch.cat([torch.ones_like(context)[None], kept], 1),
+        },
+    )  # fmt: skip
+    expected.backward()
+    assert kept.sum() > skip
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, atol=1e-5), name
