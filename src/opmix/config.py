@@ -166,7 +166,7 @@ class ProxiesConfig(Strict):
     backend: Literal["auto", "merge", "scale"] = "auto"
     batch_tokens: Count = 8192
     gradients: bool = False
-    """Evaluate fewer points, each with its slopes along every probe (one backward pass)."""
+    """No interpolated points: the law is fitted to the trained probes and what their slopes say of training between them."""
 
 
 class GroupConfig(Strict):

@@ -107,7 +107,7 @@ def test_continual_stages_and_gradients_are_verified_too(tmp_path):
         trainer={"learning_rate": 1e-2, "per_device_train_batch_size": 4}, probes={"steps": 6, "rank": 4}, decision={"draws": 30},
         proxies={"eval_sequences": 8, "gradients": True}, cache_dir=str(tmp_path / "cache"), out=tmp_path / "run",
     )  # fmt: skip
-    assert len(result.table.points) < 9
+    assert result.table.points == ("probe old", "probe math", "probe joint", "twin")
     assert result.proposal.fit.problem.slopes is not None
     made = verify_run(tmp_path / "run", refine=True, max_rounds=1, model=model, tokenizer=tokenizer)
     assert made.measured.names == ("proposal", "probe old", "probe math", "probe joint")

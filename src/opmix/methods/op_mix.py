@@ -18,7 +18,7 @@ from opmix.mixing.design import StageDesign, design_stage, interference
 from opmix.mixing.law import LawFit, fit_law
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.posterior import resampling_noise
-from opmix.mixing.slopes import SlopeTable, slope_table, value_noise
+from opmix.mixing.slopes import SlopeTable, corrected_slopes, value_noise
 from opmix.mixing.table import ProxyTable
 from opmix.mixing.twins import check_twins
 
@@ -128,25 +128,19 @@ class OpMix:
             delta=self.huber_delta,
         )  # fmt: skip
         plain = law()
-        numbers = len(kept) + (0 if slopes is None else len(slopes))
-        if not with_interference or table.interference is None or numbers < plain.law.rank + 4:
+        too_few = len(kept) < plain.law.rank + 4
+        if not with_interference or table.interference is None or too_few or slopes is not None:
             return plain
         term = law(interference=table.interference[kept])
         return term if left_out_error(term) < left_out_error(plain) else plain
 
 
 def slopes_of(design: StageDesign, simulated: Simulation) -> FittedSlopes:
-    """Slopes towards every probe at the steep points, and their sums by sequence."""
-    steep, kept = list(design.steep), np.flatnonzero(design.fitted)
-    return slope_table(
-        np.array([design.points[i].weights for i in steep]),
-        [int(np.flatnonzero(kept == i)[0]) for i in steep],
-        simulated.slopes,
-        simulated.tokens,
-        R=design.probes.R,
-        gram=simulated.gram,
-        value_noise=value_noise([n[kept] for n in simulated.nll], simulated.tokens),
-    )
+    """What training would show between the trained probes, and its sums by sequence."""
+    probes = list(design.steep)
+    nll = [n[probes] for n in simulated.nll]
+    noise = value_noise(nll, simulated.tokens)
+    return corrected_slopes(design.pairs, nll, simulated.slopes, simulated.tokens, R=design.probes.R, value_noise=noise)
 
 
 def left_out_error(fit: LawFit) -> float:

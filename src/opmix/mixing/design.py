@@ -18,8 +18,6 @@ from opmix.mixing.solver import Coordinates
 
 OLD = "old"
 JOINT = "joint"
-SLOPE_POINTS = 4
-"""Interpolated points where each carries slopes: P numbers apiece, so the number need not grow with P (docs/experiments.md)."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,8 @@ class StageDesign:
     is no mixture anybody trains on (docs/experiments.md, 2026-11-24: left-one-out error 0.007 without them, 0.054 with)."""
     steep: tuple[int, ...] = ()
     """Points to evaluate with slopes along every probe."""
+    pairs: tuple[tuple[int, int], ...] = ()
+    """(at, towards): trained probes between which the law must meet slopes."""
 
     @property
     def mixtures(self) -> FloatArray:
@@ -93,9 +93,9 @@ def design_stage(
         old: Mixture the model was last trained on; None: uniform.
         share: Of a probe's own data, in (0.5, 1]; in rebalancing, where the rest is the old mixture, in (0, 1].
         joint: Train the joint probe in continual stages (one probe more than the paper's).
-        num_points: Interpolated points besides the probes themselves; None: 9 on a line, else 2 P + 6; with slopes 4.
+        num_points: Interpolated points besides the probes themselves; None: 9 on a line, else 2 P + 6.
         seed: Of the Dirichlet points.
-        slopes: Evaluate fitted points with slopes along every probe; fewer points then do.
+        slopes: No interpolated points at all; the trained probes are evaluated with slopes, and the law is fitted to these.
         new: Domains with a coordinate of their own; None: those not in the old mixture.
 
     Raises:
@@ -124,8 +124,12 @@ def design_stage(
         probes, twin = [OLD, *domains], np.append(0.0, m)
         joint = True
     design = ProbeDesign(tuple(probes), tuple(domains), R)
-    num_points = SLOPE_POINTS if slopes and num_points is None else num_points
-    inner = _interpolations(len(probes), coordinates, joint=joint, num_points=num_points, seed=seed)
+    if slopes and (num_points is not None or not joint):
+        raise ConfigError(
+            f"proxies.gradients: uses trained probes alone and needs the joint one; expected no proxies.count (now {num_points}) and "
+            f"probes.joint: true (now {str(joint).lower()})"
+        )
+    inner = [] if slopes else _interpolations(len(probes), coordinates, joint=joint, num_points=num_points, seed=seed)
     centre = (len(probes) - 1 if joint else -1) if collapsed else 0
     line = collapsed and len(coordinates.names) == 2
     points = [*np.eye(len(probes)), *([twin] if joint else []), *inner]
@@ -135,13 +139,14 @@ def design_stage(
         *(f"proxy {i + 1}" for i in range(len(inner))),
     ]
     kinds = ["probe"] * len(probes) + ["proxy"] * (len(points) - len(probes))
-    fitted = tuple(line or kind == "proxy" or index == centre for index, kind in enumerate(kinds))
+    fitted = tuple(
+        kind == "probe" if slopes else line or kind == "proxy" or index == centre for index, kind in enumerate(kinds)
+    )
     needed = len(coordinates.names) + 2
-    told, unit = (sum(fitted) * len(probes), "numbers") if slopes else (sum(fitted), "points")
-    if told < needed:
+    if sum(fitted) < needed and not slopes:
         raise ConfigError(
-            f"proxies.count: {num_points} leaves {told} {unit} for laws over {len(coordinates.names)} coordinates; "
-            f"expected at least {needed} {unit} in all"
+            f"proxies.count: {num_points} leaves {sum(fitted)} points for laws over {len(coordinates.names)} coordinates; "
+            f"expected at least {needed} points in all"
         )
     return StageDesign(
         design,
@@ -151,8 +156,15 @@ def design_stage(
         tuple(kinds),
         ((centre, len(probes)),) if joint else (),
         fitted,
-        tuple(i for i, used in enumerate(fitted) if used) if slopes else (),
+        tuple(range(len(probes))) if slopes else (),
+        _slope_pairs(len(probes), centre) if slopes else (),
     )
+
+
+def _slope_pairs(num_probes: int, centre: int) -> tuple[tuple[int, int], ...]:
+    """Between the jointly trained probe and every other, both ways."""
+    others = [k for k in range(num_probes) if k != centre]
+    return (*((centre, k) for k in others), *((k, centre) for k in others))
 
 
 def _interpolations(

@@ -91,6 +91,47 @@ def slope_table(
     return table, stacked
 
 
+def corrected_slopes(
+    pairs: Sequence[tuple[int, int]],
+    nll: Sequence[FloatArray],
+    sums: Sequence[FloatArray],
+    tokens: Sequence[FloatArray],
+    *,
+    R: FloatArray,
+    value_noise: float,
+) -> tuple[SlopeTable, tuple[FloatArray, ...]]:
+    r"""What *training* would show between two trained probes, from what interpolation shows: `2 slope - chord`.
+
+    The line between two trained probes is right at both ends, and to second order in their deltas has half of the curvature that
+    training on the mixtures between has, because it averages the paths' own slowing down (docs/theory.md). A curve through both ends with
+    twice the line's curvature has this slope at its start. No interference remains to be explained.
+
+    Args:
+        pairs: (at, towards) probes, J of them.
+        nll: Per evaluation set, summed nats of each sequence at each probe, (P, S_e).
+        sums: Per evaluation set, `d nll / d w` of each sequence at each probe, (P, S_e, P).
+        tokens: Per evaluation set, (S_e,).
+        R: Probe design, (P, D).
+        value_noise: Standard error of a difference between two points' losses, nats; sets the scale.
+
+    Returns:
+        As `slope_table`; `points` counts probes.
+    """
+    at, towards = (np.array(side, dtype=np.intp) for side in zip(*pairs, strict=True))
+    stacked = tuple(
+        2 * (s[at, :, towards] - s[at, :, at]) - (n[towards] - n[at]) for s, n in zip(sums, nll, strict=True)
+    )
+    table = SlopeTable(
+        mixtures=R[at],
+        directions=R[towards] - R[at],
+        losses=np.stack([rows.sum(axis=1) / t.sum() for rows, t in zip(stacked, tokens, strict=True)], axis=1),
+        interference=np.zeros(len(at)),
+        points=at,
+        scale=value_noise / max(_slope_noise(stacked, tokens), _TINY),
+    )
+    return table, stacked
+
+
 def _slope_noise(stacked: Sequence[FloatArray], tokens: Sequence[FloatArray]) -> float:
     """Root mean square standard error of the slopes over held-out sequences, nats."""
     errors = [((rows / t).std(axis=1, ddof=1) / np.sqrt(len(t))) for rows, t in _scored(stacked, tokens)]

@@ -7,7 +7,7 @@ from opmix.errors import LawError
 from opmix.mixing.design import interference
 from opmix.mixing.law import fit_law
 from opmix.mixing.posterior import draw_laws, resampling_noise
-from opmix.mixing.slopes import slope_table, towards_probes, value_noise
+from opmix.mixing.slopes import corrected_slopes, slope_table, towards_probes, value_noise
 
 DOMAINS = ("a", "b", "c", "d")
 TOKENS = tuple(np.full(40, 100.0) for _ in DOMAINS)
@@ -87,3 +87,32 @@ def test_left_out_slopes_go_with_their_point():
     assert fit.slope_residuals.shape[1] == 4
     assert np.abs(fit.residuals).max() < 5e-3
     assert np.abs(fit.slope_residuals).max() < 5e-2
+
+
+def path_end(p, time=0.5, steps=400):
+    """Gradient descent on a mixture of quadratic losses whose domains have weights of their own: (4,) weights."""
+    x = np.zeros(4)
+    for _ in range(steps):
+        x = x + time / steps * p * (1 - x)
+    return x
+
+
+def test_corrected_slopes_are_those_of_training():
+    """Interpolation of the paths' ends loses half of the curvature; the correction brings the slope of training back."""
+    m = np.full(4, 0.25)
+    R = np.array([m, *(0.9 * e + 0.1 * m for e in np.eye(4))])
+    ends = np.array([path_end(p) for p in R])  # each probe's weights
+    losses = 0.5 * (1 - ends) ** 2  # (P, E)
+    gradients = -(1 - ends)[:, :, None] * ends.T[None]  # (P, E, P): d loss_e / d w_k at each probe, deltas = ends
+    nll = [100 * np.outer(losses[:, e], np.ones(40)) for e in range(4)]
+    sums = [100 * gradients[:, e, None, :] * np.ones((1, 40, 1)) for e in range(4)]
+    pairs = [(0, k) for k in range(1, 5)]
+    table, _ = corrected_slopes(pairs, nll, sums, TOKENS, R=R, value_noise=1.0)
+    step = 1e-4
+    true = np.array([(0.5 * (1 - path_end(m + step * (R[k] - m))) ** 2 - losses[0]) / step for k in range(1, 5)])
+    raw = np.array([gradients[0, :, k] - gradients[0, :, 0] for k in range(1, 5)])
+    own = np.eye(4, dtype=bool)
+    assert np.abs(table.losses - true).max() < 0.25 * np.abs(raw - true).max()
+    assert np.allclose(table.losses[own], true[own], rtol=0.05)
+    assert np.all(raw[own] / true[own] < 0.95)
+    assert np.allclose(table.directions.sum(axis=1), 0)
