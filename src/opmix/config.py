@@ -165,6 +165,8 @@ class ProxiesConfig(Strict):
     does not grow with what the model already knows."""
     backend: Literal["auto", "merge", "scale"] = "auto"
     batch_tokens: Count = 8192
+    specialised: bool = False
+    """In rebalancing fit the law to the specialised probes too: they were really trained, interpolations were not."""
     gradients: bool = False
     """No interpolated points: the law is fitted to the trained probes and what their slopes say of training between them."""
 
@@ -228,6 +230,8 @@ class DecisionConfig(Strict):
     draws: Count = 200
     verify: bool = True
     """Before a move, train one probe on the optimum itself and let it object (where the reference has its own probe)."""
+    arbiter: bool = False
+    """Train that probe also where the law alone is too unsure to move, and let it decide."""
 
     def settings(self, seed: int) -> DecisionSettings:
         """As the library's value."""

@@ -36,6 +36,8 @@ class OpMix:
     huber_delta: float = 0.02
     verify: bool = True
     gradients: bool = False
+    specialised: bool = False
+    arbiter: bool = False
 
     def design(self, stage: Stage) -> StageDesign:
         """Probes and points of a stage."""
@@ -47,6 +49,7 @@ class OpMix:
             num_points=self.num_points,
             seed=stage.seed,
             slopes=self.gradients,
+            specialised=self.specialised,
             new=stage.new,
         )
 
@@ -56,7 +59,8 @@ class OpMix:
         simulated = context.simulate(design.probes, design.points, label="proxies", slopes=design.steep)
         slopes = slopes_of(design, simulated) if design.steep else None
         made = self.solved(context, design, simulated, slopes)
-        if self.verify and made.verdict.decision.action == "move":
+        action, promised = made.verdict.decision.action, made.verdict.decision.gain
+        if (self.verify and action == "move") or (self.arbiter and promised > context.decision().min_gain):
             verdict = self.verified(context, design, simulated, made.verdict)
             made = replace(made, verdict=verdict, mixture=verdict.mixture)
         return made

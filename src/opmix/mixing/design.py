@@ -80,6 +80,7 @@ def design_stage(
     num_points: int | None = None,
     seed: int = 0,
     slopes: bool = False,
+    specialised: bool = False,
     new: Sequence[str] | None = None,
 ) -> StageDesign:
     r"""Probes and points of one stage (method.md section 3, steps 1 and 2).
@@ -97,6 +98,8 @@ def design_stage(
         seed: Of the Dirichlet points.
         slopes: No interpolated points at all; the trained probes are evaluated with slopes, and the law is fitted to these.
         new: Domains with a coordinate of their own; None: those not in the old mixture.
+
+        specialised: Fit the law to the specialised probes too.
 
     Raises:
         ConfigError: Fewer than two domains, or a share outside (0.5, 1].
@@ -140,7 +143,8 @@ def design_stage(
     ]
     kinds = ["probe"] * len(probes) + ["proxy"] * (len(points) - len(probes))
     fitted = tuple(
-        kind == "probe" if slopes else line or kind == "proxy" or index == centre for index, kind in enumerate(kinds)
+        kind == "probe" if slopes else line or specialised or kind == "proxy" or index == centre
+        for index, kind in enumerate(kinds)
     )
     needed = len(coordinates.names) + 2
     if sum(fitted) < needed and not slopes:
