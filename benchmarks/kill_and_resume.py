@@ -35,6 +35,13 @@ def last_event(out: Path) -> str:
     return f"{event['event']} {event.get('step', '')} ({task.get('task')} {task.get('done')}/{task.get('total')})"
 
 
+def num_events(out: Path) -> int:
+    try:
+        return (out / "events.jsonl").read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
 def differing(a: Path, b: Path) -> tuple[list[str], int]:
     """Result files whose bytes differ, and how many were compared."""
     names = [p.relative_to(a) for p in sorted(a.rglob("mixture.json"))]
@@ -62,19 +69,24 @@ def main() -> int:
         (args.out / "unbroken.seconds").write_text(str(time.monotonic() - started))
     seconds = float((args.out / "unbroken.seconds").read_text())
     shutil.rmtree(broken, ignore_errors=True)
-    moments = sorted(random.Random(args.seed).uniform(0.05, 0.95) * seconds for _ in range(args.kills))
+    rng = random.Random(args.seed)
+    # One random moment in each of equal stretches of the unbroken run, counted from a process's first step.
+    moments = [(i + rng.random()) / args.kills * seconds * 0.9 for i in range(args.kills)]
     spans = [b - a for a, b in zip([0.0, *moments[:-1]], moments, strict=True)]
     killed, began = [], time.monotonic()
     for span in spans:
+        known = num_events(broken)
         process = start(args.config, broken, args.out / "killed.log")
+        while process.poll() is None and num_events(broken) == known:
+            time.sleep(0.05)
         try:
             process.wait(span)
             break  # faster than the unbroken run
         except subprocess.TimeoutExpired:
-            killed.append(last_event(broken))
             process.send_signal(signal.SIGKILL)
             process.wait()
-            sys.stdout.write(f"killed after {span:.0f} s: {killed[-1]}\n")
+            killed.append(last_event(broken))
+            sys.stdout.write(f"killed {span:.1f} s after its first step: {killed[-1]}\n")
     if start(args.config, broken, args.out / "killed.log").wait():
         sys.exit(f"the resumed run failed; see {args.out / 'killed.log'}")
     wrong, compared = differing(whole, broken)

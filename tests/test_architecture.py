@@ -13,7 +13,7 @@ FLOORS = [
     {"errors", "domain", "progress"},
     {"runs", "compute", "mixing", "strict"},
     {"results", "config"},
-    {"report"},
+    {"report", "exporters", "trackers"},
     {"data", "models", "methods", "scratch"},
     {"training", "testing"},
     {"probes"},
@@ -95,7 +95,7 @@ def test_the_public_surface_is_complete_sorted_and_documented():
     assert opmix.__all__ == sorted(opmix.__all__)
     for name in opmix.__all__:
         assert getattr(opmix, name).__doc__, name
-    for package in ("opmix.data", "opmix.demo", "opmix.report"):
+    for package in ("opmix.data", "opmix.demo", "opmix.exporters", "opmix.report", "opmix.trackers"):
         module = importlib.import_module(package)
         assert module.__all__ == sorted(module.__all__, key=lambda n: (n.lower(), n)) or module.__all__ == sorted(
             module.__all__

@@ -9,7 +9,8 @@ import json
 import random
 from pathlib import Path
 
-WORDS = "apple bridge candle dragon ember forest garden harbour island jungle kettle lantern mirror needle orchard pebble".split()
+WORDS = ("apple", "bridge", "candle", "dragon", "ember", "forest", "garden", "harbour", "island", "jungle", "kettle", "lantern",
+         "mirror", "needle", "orchard", "pebble")  # fmt: skip
 FOLDER = Path(__file__).parent / "chats"
 
 

@@ -12,16 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from opmix.errors import ConfigError
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings, Verdict, decide
 from opmix.mixing.law import LawFit, fit_law
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.solver import SolveSettings
-from opmix.mixing.swarm import read_mixtures, read_prior, read_swarm
+from opmix.mixing.swarm import Swarm, read_mixtures, read_prior, read_swarm
 from opmix.mixing.table import ProxyTable
 from opmix.progress import Progress, Silent
 from opmix.results import draws_json, timing_json, verdict_json
 from opmix.runs.files import environment, write_json, write_text
+from opmix.trackers import METRIC_PREFIX, RATIO_PREFIX, read_tracked
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,9 @@ def fit_runs(
     ratios: Path,
     metrics: Path | None = None,
     *,
+    source: str = "table",
+    ratio_prefix: str = RATIO_PREFIX,
+    metric_prefix: str = METRIC_PREFIX,
     prior: Path | None = None,
     kl: float = 0.05,
     predict: Path | None = None,
@@ -76,8 +81,11 @@ def fit_runs(
     """Fit mixing laws to finished runs and solve for the mixture.
 
     Args:
-        ratios: Shares per run, or one joined table with `ratio_*` and `loss_*` columns.
+        ratios: Shares per run, or one joined table with `ratio_*` and `loss_*` columns; or what a tracker wrote.
         metrics: Losses per run; None: the joined table.
+        source: `table`, or the tracker: `wandb`, `mlflow`, `tensorboard`.
+        ratio_prefix: Trackers: of the shares' names.
+        metric_prefix: Trackers: of the losses' names.
         prior: JSON, domain to share; None: uniform.
         kl: Weight of the KL term.
         predict: Ratios to predict losses for.
@@ -87,12 +95,13 @@ def fit_runs(
         progress: Shows what is going on; None: silence.
 
     Raises:
+        ConfigError: An unknown source.
         DataError: Tables that cannot be read or do not match.
         LawError: Too few or degenerate runs.
         InfeasibleError: Constraints that contradict each other.
     """
     clock = [time.perf_counter()]
-    swarm = read_swarm(ratios, metrics)
+    swarm = _swarm(ratios, metrics, source, ratio_prefix, metric_prefix)
     table = swarm.table
     chosen = read_prior(prior, table.domains) if prior is not None else Mixture.uniform(table.domains)
     wanted = read_mixtures(predict, table.domains) if predict is not None else None
@@ -118,6 +127,14 @@ def fit_runs(
     predictions = None if wanted is None else (wanted[0], fit.law.predict(wanted[1]))
     notes = (*swarm.notes, *(() if wanted is None else wanted[2]))
     return FitResult(table, fit, replace(verdict, seconds=seconds), notes, predictions)
+
+
+def _swarm(ratios: Path, metrics: Path | None, source: str, ratio_prefix: str, metric_prefix: str) -> Swarm:
+    if source == "table":
+        return read_swarm(ratios, metrics)
+    if metrics is not None:
+        raise ConfigError(f"METRICS: {metrics}; --from {source} reads shares and losses from one place; leave it out")
+    return read_tracked(ratios, source, ratio_prefix=ratio_prefix, metric_prefix=metric_prefix)
 
 
 def _candidates(table: ProxyTable, prior: Mixture, *, uniform: bool) -> dict[str, Mixture]:

@@ -42,8 +42,15 @@ def search(
 
 
 def fit(
-    ratios: Annotated[Path, typer.Argument(help="Ratios by run, or one table with ratio_* and loss_* columns.")],
+    ratios: Annotated[
+        Path, typer.Argument(help="Ratios by run, or one table with ratio_* and loss_* columns; or a tracker's runs.")
+    ],
     metrics: Annotated[Path | None, typer.Argument(help="Losses by run, joined by run id.")] = None,
+    from_: Annotated[
+        str, typer.Option("--from", help="table, wandb (CSV, JSON, folder), mlflow (mlruns, .db, CSV), tensorboard.")
+    ] = "table",
+    ratio_prefix: Annotated[str, typer.Option("--ratio-prefix", help="Trackers: of the shares' names.")] = "ratio/",
+    metric_prefix: Annotated[str, typer.Option("--metric-prefix", help="Trackers: of the losses' names.")] = "eval/",
     prior: Annotated[str, typer.Option("--prior", help="`uniform`, or a JSON file: domain to share.")] = "uniform",
     kl: Annotated[float, typer.Option("--kl", help="Weight of KL(p || prior).")] = 0.05,
     predict: Annotated[
@@ -63,9 +70,13 @@ def fit(
         raise ConfigError(f"--kl: {kl}; expected a number >= 0")
     chosen = None if prior == "uniform" else Path(prior)
     with Display(silent=as_json) as display:
-        result = fit_runs(ratios, metrics, prior=chosen, kl=kl, predict=predict, progress=display)
+        result = fit_runs(
+            ratios, metrics, source=from_, ratio_prefix=ratio_prefix, metric_prefix=metric_prefix, prior=chosen, kl=kl,
+            predict=predict, progress=display,
+        )  # fmt: skip
     if out is not None:
-        result.write(out, inputs={"ratios": ratios, "metrics": metrics, "prior": prior, "kl": kl, "predict": predict})
+        inputs = {"ratios": ratios, "metrics": metrics, "prior": prior, "kl": kl, "predict": predict, "from": from_}
+        result.write(out, inputs=inputs)
     if as_json:
         _print_json({**result.json(), "timing": result.timing()})
         return

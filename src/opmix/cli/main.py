@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from opmix.cli import commands, life
+from opmix.cli import commands, export, life
 from opmix.cli.verify import verify
 from opmix.errors import OpMixError
 
@@ -24,6 +24,7 @@ app.command("run")(life.run)
 app.command("status")(life.status)
 app.command("fit")(commands.fit)
 app.command("report")(commands.report)
+app.command("export")(export.export)
 app.command("verify")(verify)
 
 

@@ -66,14 +66,25 @@ def read_swarm(ratios: Path, metrics: Path | None = None) -> Swarm:
         _same_runs(table, other)
         loss_names = list(other.names)
         losses = _select(other, loss_names, table.ids)
-    mixtures, notes = _shares(table, ratio_names)
     _finite(losses, table.ids, loss_names, metrics or ratios)
+    return joined(table, ratio_names, losses, loss_names)
+
+
+def joined(
+    table: Columns, ratio_names: Sequence[str], losses: FloatArray, loss_names: Sequence[str], *, notes: Sequence[str] = ()
+) -> Swarm:  # fmt: skip
+    """A swarm from columns of shares and finite losses (M, E) of the same runs, wherever they were read.
+
+    Raises:
+        DataError: Ratios that are not shares.
+    """
+    mixtures, rounded = _shares(table, ratio_names)
     return Swarm(
         ProxyTable(
             points=table.ids, kinds=("run",) * len(table.ids), domains=_domains(ratio_names), metrics=tuple(loss_names),
             mixtures=mixtures, losses=losses,
         ),
-        notes,
+        (*notes, *rounded),
     )  # fmt: skip
 
 

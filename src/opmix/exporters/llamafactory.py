@@ -1,0 +1,75 @@
+"""LLaMA-Factory: the data keys of a training YAML, and `dataset_info.json` which its `dataset` names refer to."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from opmix.errors import ConfigError, DataError
+from opmix.exporters.base import REPEATED, Export, assemble, check_unit, repetition_warning, yaml_text
+from opmix.exporters.locations import TextLocation, held_out_warning, text_location
+from opmix.exporters.plan import MixturePlan, Unit
+
+_INFO = "dataset_info.json"
+
+
+class LlamaFactoryExporter:
+    """`mix_strategy: interleave_*` with `interleave_probs`: each row is drawn from a domain at random.
+
+    A pass of `interleave_under` ends when the first domain does, of `interleave_over` when the last does;
+    `num_train_epochs` is the passes in the budget.
+    """
+
+    name = "llamafactory"
+    trainer = "LLaMA-Factory"
+    unit: Unit = "documents"
+    suffix = ".yaml"
+    limits = (
+        "draws are random; a domain is one file or one folder of files of one kind, or a hub name; nothing compressed"
+    )
+
+    def export(self, plan: MixturePlan) -> Export:
+        """See `MixtureExporter`."""
+        check_unit(self, plan)
+        commas = [name for name in plan.names if "," in name]
+        if commas:
+            raise ConfigError(f"domain {commas[0]!r}: {self.trainer} separates names by commas; rename the domain")
+        places = {d.name: text_location(d, self.trainer) for d in plan.domains}
+        info = {name: _info(name, place, self.trainer) for name, place in places.items()}
+        weights, epochs = plan.row_shares(), plan.epochs()
+        once = epochs is not None and max(epochs.values()) <= REPEATED
+        content: dict[str, Any] = {
+            "dataset_dir": ".",
+            "dataset": ",".join(plan.names),
+            "mix_strategy": "interleave_under" if once else "interleave_over",
+            "interleave_probs": ",".join(f"{weight:.9f}" for weight in weights.values()),
+        }
+        if epochs is not None:
+            content["num_train_epochs"] = round((max if once else min)(epochs.values()), 6)
+        warnings = (
+            *repetition_warning(plan, "its documents come in the same order each time"),
+            *held_out_warning(plan),
+        )
+        return assemble(
+            self, plan, weights, yaml_text(content), warnings=warnings,
+            notes=[f"dataset_dir must be the folder of {_INFO}, and relative file names there start from it"],
+            companions={_INFO: json.dumps(info, indent=2, ensure_ascii=False) + "\n"},
+        )  # fmt: skip
+
+
+def _info(name: str, place: TextLocation, trainer: str) -> dict[str, Any]:
+    columns = {"columns": {"prompt": place.field}}
+    if place.is_hub:
+        return {
+            "hf_hub_url": place.path, **({"subset": place.name} if place.name else {}), "split": place.split, **columns,
+        }  # fmt: skip
+    first = place.data_files[0]
+    folder, _, rest = first.partition("/**/")
+    whole_folder = rest.startswith("*") and not set("*?[") & set(folder)
+    readable = whole_folder or (not set("*?[") & set(first) and first.endswith((".json", ".jsonl", ".parquet")))
+    if len(place.data_files) > 1 or not readable or first.endswith((".gz", ".zst")):
+        raise DataError(
+            f"domain {name!r}: {', '.join(place.data_files)}; {trainer} reads one .json, .jsonl or .parquet file, or a "
+            f"folder with nothing else in it; give --path {name}=FILE_OR_FOLDER"
+        )
+    return {"file_name": folder if whole_folder else first, **columns}
