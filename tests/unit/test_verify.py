@@ -63,8 +63,8 @@ def test_refining_adds_vertices_until_it_settles_or_says_why_not(run):
 
     from opmix.config import parse_config
     from opmix.lifecycle.context import SearchContext
+    from opmix.lifecycle.finished import load_finished
     from opmix.lifecycle.refinement import refined
-    from opmix.lifecycle.verification import load_finished
     from opmix.progress import Silent
     from opmix.runs.store import RunStore
 

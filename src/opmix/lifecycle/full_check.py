@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from opmix.lifecycle.verification import Finished
+from opmix.lifecycle.finished import Finished
 from opmix.mixing.mixture import FloatArray
 from opmix.mixing.verification import objective_error, objective_of
 

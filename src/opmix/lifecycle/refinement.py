@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr
 
-from opmix.lifecycle.verification import Finished, Verification, extend, padded, reference_of
+from opmix.lifecycle.finished import Finished, reference_of
+from opmix.lifecycle.verification import Verification, extend, padded
 from opmix.methods.base import Proposal, Simulation
 from opmix.methods.op_mix import slopes_of
 from opmix.mixing.design import StageDesign

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,12 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opmix.config import SearchConfig, parse_config
-from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.context import SearchContext
-from opmix.methods.base import Proposal, Simulation
-from opmix.methods.op_mix import slopes_of
-from opmix.mixing.design import StageDesign
+from opmix.lifecycle.finished import Finished, among, configuration_of, load_finished, reference_of
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.solver import solve
 from opmix.mixing.verification import (
@@ -85,19 +79,6 @@ class Verification:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """A finished search, loaded again: nothing of it is trained twice."""
-
-    context: SearchContext
-    design: StageDesign
-    simulated: Simulation
-    proposal: Proposal
-    """Law and optimum; without the gate that a search ends with."""
-    recommended: Mixture
-    """What the search said in the end."""
-
-
 def verify_run(
     folder: str | Path,
     *,
@@ -131,7 +112,7 @@ def verify_run(
         OpMixError: As a search.
     """
     folder = Path(folder)
-    config, recorded = _configuration(folder, model)
+    config, recorded = configuration_of(folder, model)
     with RunStore(folder) as store:
         context = SearchContext(config, base or recorded, store, progress or Silent(), make_trainer)
         context.prepare(model, tokenizer)
@@ -153,18 +134,6 @@ def verify_run(
     return made
 
 
-def load_finished(context: SearchContext) -> Finished:
-    """Table, law and decision of a prepared context; every step is found in the run folder."""
-    design = context.method.design(context.stage)
-    simulated = context.simulate(design.probes, design.points, label="proxies", slopes=design.steep)
-    slopes = slopes_of(design, simulated) if design.steep else None
-    said = json.loads((context.store.folder / "mixture.json").read_text(encoding="utf-8"))["mixture"]
-    return Finished(
-        context=context, design=design, simulated=simulated, recommended=Mixture.of(said),
-        proposal=context.method.solved(context, design, simulated, slopes),
-    )  # fmt: skip
-
-
 def further_mixtures(found: Finished, count: int) -> dict[str, Mixture]:
     """Mixtures that could have been chosen: the law's alternatives first, then optima of its posterior draws."""
     verdict, names = found.proposal.verdict, found.context.names
@@ -172,7 +141,7 @@ def further_mixtures(found: Finished, count: int) -> dict[str, Mixture]:
     chosen: dict[str, Mixture] = {}
     for alternative in verdict.alternatives:
         new = len(chosen) < count and alternative.name != PROPOSAL
-        if new and alternative.feasible and not _among(alternative.mixture.weights, taken):
+        if new and alternative.feasible and not among(alternative.mixture.weights, taken):
             chosen[alternative.name] = alternative.mixture
             taken.append(alternative.mixture.weights)
     rng = np.random.default_rng([found.context.config.seed, 7])
@@ -180,7 +149,7 @@ def further_mixtures(found: Finished, count: int) -> dict[str, Mixture]:
         if len(chosen) >= count:
             break
         drawn = verdict.optima.optima[index]
-        if not _among(drawn, taken):
+        if not among(drawn, taken):
             chosen[f"draw-{len(chosen) + 1}"] = Mixture(names, drawn)
             taken.append(drawn)
     return chosen
@@ -248,15 +217,6 @@ def measure(found: Finished, points: Sequence[DirectPoint], nll: Sequence[FloatA
     )
 
 
-def reference_of(found: Finished) -> str:
-    """Name, among the measured, of the probe trained on the mixture in use; may not be there."""
-    current = found.context.stage.current.weights
-    same = [
-        n for n, row in zip(found.design.probes.probes, found.design.probes.R, strict=True) if _among(row, [current])
-    ]
-    return f"probe {same[0]}" if same else "current"
-
-
 def extend(probes: ProbeDesign, names: Sequence[str], mixtures: Sequence[Mixture]) -> ProbeDesign:
     """The design with further probes after its own."""
     rows = np.array([m.on(probes.domains).weights for m in mixtures])
@@ -306,27 +266,3 @@ def _own_cost(context: SearchContext, before: float, trained: int, probes: int) 
     booked = [e for e in context.ledger.entries if e.purpose == "probes"]
     per_probe = booked[-1].flops if booked else 0.0
     return context.ledger.total("flops") - before - (probes - trained) * per_probe
-
-
-def _configuration(folder: Path, model: Any) -> tuple[SearchConfig, Path]:
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            f"{folder}: no readable manifest.json ({error}); expected the --out folder of `opmix search`"
-        ) from error
-    if manifest.get("command") != "search" or not (folder / "mixture.json").is_file():
-        raise StoreError(
-            f"{folder}: holds a run of {manifest.get('command')!r}; expected a finished `opmix search` "
-            "(a law from other people's runs has no probes to verify)"
-        )
-    content = copy.deepcopy(manifest["config"])
-    if content["model"]["name"] == "<model object>" and model is None:
-        raise ConfigError(
-            "model: the search was given a model object; call opmix.lifecycle.verification.verify_run with the same model and tokenizer"
-        )
-    return parse_config(content, where=str(folder / "manifest.json")), Path(manifest.get("base") or Path.cwd())
-
-
-def _among(row: FloatArray, rows: Sequence[FloatArray]) -> bool:
-    return any(np.allclose(row, other, atol=1e-6) for other in rows)
