@@ -84,7 +84,7 @@ class RebalancingStage:
         """Whether the full training on `mixture` was done."""
         file = RESULTS / f"rebalancing-trainings-seed{self.seed}.json"
         shares = {n: round(float(s), 6) for n, s in mixture.on(self.names).items()}
-        return file.exists() and any(e["shares"] == shares for e in json.loads(file.read_text()))
+        return file.exists() and any(_same(e["shares"], shares) for e in json.loads(file.read_text()))
 
     def true_losses(self, mixture: Mixture, seed: int | None = None) -> dict[str, float]:
         """Test losses after the stage on `mixture`, nats per token; kept in `trainings.json`."""
@@ -93,7 +93,7 @@ class RebalancingStage:
         shares = {n: round(float(s), 6) for n, s in mixture.on(self.names).items()}
         order = self.seed + 1 if seed is None else seed
         for entry in known:
-            if entry["shares"] == shares and entry["order"] == order:
+            if _same(entry["shares"], shares) and entry["order"] == order:
                 return dict(entry["losses"])
         model = copy.deepcopy(self.base)
         train_on_mixture(
@@ -113,6 +113,11 @@ class RebalancingStage:
                 rest = (1 - share) / (len(self.names) - 1)
                 made[f"{name}{label}"] = Mixture.of({n: share if n == name else rest for n in self.names})
         return made
+
+
+def _same(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
+    """Mixtures that differ by less than one sequence in five hundred are one training."""
+    return all(abs(a[name] - b[name]) < 2e-3 for name in b)
 
 
 def mean(losses: Mapping[str, float]) -> float:
