@@ -1,4 +1,4 @@
-"""`opmix verify` on the searches of `decisions.py`: how far off is the simulation, and what does the error cost?
+"""`opmix verify` on the default searches of `decisions.py`: how far off is the simulation, and what does the error cost?
 
 python benchmarks/evidence/verified.py [--seeds 0 1] [--points 1] [--refine]
 """
@@ -22,7 +22,7 @@ def main() -> None:
         for seed in args.seeds:
             stage = RebalancingStage(seed, args.out / f"seed{seed}", display)
             made = verify_run(
-                stage.out / "search",
+                stage.out / "search-default",
                 points=args.points,
                 refine=args.refine,
                 model=stage.base,
