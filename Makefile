@@ -15,7 +15,7 @@ install: $(VENV)/.installed ## Build .venv with pinned versions
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch -c constraints.txt
-	$(BIN)/python -m pip install --quiet -e '.[demo,dev,gguf,tensorboard]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[demo,dev,discover,gguf,tensorboard]' -c constraints.txt
 	@touch $@
 
 demo: install ## The main job on real text, with a report to look at (DEMO="--out DIR --seed N")

@@ -14,14 +14,17 @@ FLOORS = [
     {"runs", "compute", "mixing", "strict"},
     {"results", "config"},
     {"report", "exporters", "trackers"},
-    {"data", "models", "methods", "scratch"},
+    {"data", "models", "model_files", "methods", "scratch"},
     {"training", "testing"},
     {"probes"},
     {"scores"},
     {"lifecycle"},
     {"api", "fit"},
+    {"setup"},
+    {"discovery"},
     {"demo"},
     {"cli"},
+    {"__main__"},
 ]
 FLOOR_OF = {name: level for level, names in enumerate(FLOORS) for name in names}
 
@@ -72,6 +75,7 @@ PEERS = {
     "testing",
     "data",
     "models",
+    "model_files",
     "methods",
 }
 

@@ -7,7 +7,6 @@ adapters, so names are always those of the base model.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from opmix.compute.flops import ModelShape
 from opmix.errors import ModelError
+from opmix.model_files import explain, locate
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
@@ -68,7 +69,7 @@ def load_model(
             checkpoint, or a GGUF file without the `gguf` package.
     """
     target = torch.device(device) if device is not None else default_device()
-    source, gguf_file = _locate(name_or_path)
+    source, gguf_file = locate(name_or_path)
     options: dict[str, Any] = {
         "dtype": _resolve_dtype(dtype, target),
         "revision": revision,
@@ -80,7 +81,7 @@ def load_model(
     try:
         model, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **given)
     except (OSError, ValueError, KeyError) as error:
-        raise _explain(source, error, "model") from error
+        raise explain(source, error, "model") from error
     _check_loaded(source, model, report.get("missing_keys") or ())
     if gguf_file is not None:
         _forget_gguf(model)
@@ -95,17 +96,32 @@ def load_tokenizer(
     Raises:
         ModelError: Nothing there, or no tokenizer among the files.
     """
-    alone = (Path(name_or_path).expanduser() / "tokenizer_config.json").exists()
-    source, gguf_file = (str(name_or_path), None) if alone else _locate(name_or_path)
+    source, gguf_file = locate(name_or_path, tokenizer=True)
     options = {"revision": revision, "gguf_file": gguf_file}
     given = {key: value for key, value in options.items() if value is not None}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **given)
     except (OSError, ValueError, KeyError) as error:
-        raise _explain(source, error, "tokenizer") from error
+        raise explain(source, error, "tokenizer") from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def empty_model(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The causal LM of a configuration on the meta device: shapes and names, no numbers, hardly any memory.
+
+    Raises:
+        ModelError: The configuration is not that of a causal LM.
+    """
+    name = str(config.name_or_path or config.model_type)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise explain(name, error, "model") from error
+    _check_loaded(name, model, ())
+    return model
 
 
 def base_model_of(model: nn.Module) -> nn.Module:
@@ -293,35 +309,6 @@ def _resolve_dtype(dtype: DtypeName, device: torch.device) -> torch.dtype:
     return torch.float32 if dtype == "float32" else torch.bfloat16
 
 
-def _locate(name_or_path: str | Path) -> tuple[str, str | None]:
-    """What to hand to `from_pretrained`: a folder or hub name, and a GGUF file inside it."""
-    path = Path(name_or_path).expanduser()
-    text = str(name_or_path)
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise ModelError(f"model {text!r} is a file; expected a folder, a .gguf file or a hub name")
-        return _with_gguf(path)
-    if path.is_dir():
-        if (path / "config.json").exists():
-            return str(path), None
-        if (path / "adapter_config.json").exists():
-            raise ModelError(f"model {text!r} is a PEFT adapter; expected a whole model; give its base model instead")
-        files = sorted(path.glob("*.gguf"))
-        if len(files) == 1:
-            return _with_gguf(files[0])
-        what = f"{len(files)} .gguf files ({', '.join(f.name for f in files)})" if files else "no config.json"
-        raise ModelError(f"model folder {text!r} has {what}; expected a saved model or name one .gguf file")
-    if text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text or path.suffix == ".gguf":
-        raise ModelError(f"model path {text!r} does not exist; expected a folder or a .gguf file")
-    return text, None
-
-
-def _with_gguf(path: Path) -> tuple[str, str]:
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"reading {str(path)!r} needs the gguf package: pip install 'opmix[gguf]'")
-    return str(path.parent), path.name
-
-
 def _forget_gguf(model: PreTrainedModel) -> None:
     """Drop the mark "quantised" that a GGUF origin leaves on plain float weights.
 
@@ -345,19 +332,3 @@ def _check_loaded(source: str, model: PreTrainedModel, missing: Any) -> None:
             f"model {source!r}: {len(names)} weights are not in the checkpoint, among them {names[0]!r}; "
             "expected a complete causal language model (the missing ones would start at random)"
         )
-
-
-def _explain(source: str, error: Exception, what: str) -> ModelError:
-    """Say in our words why `from_pretrained` failed."""
-    local = Path(source).is_dir()
-    if "Unrecognized configuration class" in str(error):
-        return ModelError(f"model {source!r} is not a causal language model; expected a *ForCausalLM kind")
-    if "trust_remote_code" in str(error):
-        return ModelError(f"{what} {source!r} needs its own code to run; read it, then set trust_remote_code")
-    first_line = str(error).strip().partition("\n")[0]
-    if local:
-        return ModelError(f"{what} folder {source!r} cannot be loaded: {first_line}")
-    return ModelError(
-        f"{what} {source!r} is neither a folder here nor reachable on the model hub: {first_line}; "
-        "check the name, log in for gated models, or download it and give the folder"
-    )

@@ -59,29 +59,39 @@ def new_model(architecture: Mapping[str, Any], tokenizer: PreTrainedTokenizerBas
     Raises:
         ConfigError: No such model type, or a setting that its config refuses.
     """
-    settings = dict(architecture)
-    kind = settings.pop("model_type", None)
     # A padding id would freeze that row of the embedding; where padding shares the end's token it must learn.
     pad = None if tokenizer.pad_token_id == tokenizer.eos_token_id else tokenizer.pad_token_id
-    vocabulary = {
-        "vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": pad,
-    }  # fmt: skip
+    config = model_config(
+        architecture,
+        {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": pad},
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def model_config(architecture: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:
+    """The transformers config of an architecture; `defaults` (of the tokenizer) hold where it says nothing.
+
+    Raises:
+        ConfigError: No such model type, not a causal LM, or a setting that its config refuses.
+    """
+    settings = dict(architecture)
+    kind = settings.pop("model_type", None)
     try:
-        config = AutoConfig.for_model(kind, **{**vocabulary, **settings})
-        unknown = sorted(set(settings) - set(config.to_dict()))
-        if unknown:
-            raise ConfigError(
-                [
-                    f"architecture.{name}: {kind} has no such setting; look it up in its transformers config"
-                    for name in unknown
-                ]
-            )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        config = AutoConfig.for_model(kind, **{**defaults, **settings})
+        AutoModelForCausalLM._model_mapping[type(config)]
     except (ValueError, TypeError, KeyError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f"architecture: {kind!r} cannot be built ({first[:200]}); give model_type and the settings of a causal LM"
         ) from error
+    unknown = sorted(set(settings) - set(config.to_dict()))
+    if unknown:
+        raise ConfigError(
+            [
+                f"architecture.{name}: {kind} has no such setting; look it up in its transformers config"
+                for name in unknown
+            ]
+        )
+    return config

@@ -86,11 +86,17 @@ def apply_override(content: dict[str, Any], override: str) -> None:
         here = here.setdefault(parent, {}) if inside is None else inside
         if not isinstance(here, dict | list):
             raise ConfigError(f"--set {override}: {parent!r} holds {here!r}, not a mapping")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"--set {override}: the value is not valid YAML; quote it, as in --set 'key=\"text\"'"
+        ) from error
     if isinstance(here, list):
         _item(here, last, override)
-        here[int(last)] = yaml.safe_load(text)
+        here[int(last)] = value
     else:
-        here[last] = yaml.safe_load(text)
+        here[last] = value
 
 
 def _item(items: list[Any], index: str, override: str) -> Any:

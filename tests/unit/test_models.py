@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM, LlamaModel
 
-from opmix import models
+from opmix import model_files, models
 from opmix.errors import ModelError
 from opmix.testing import ARCHITECTURES, tiny_adapter, tiny_model, tiny_tokenizer
 
@@ -181,7 +181,7 @@ def test_vocabulary_must_fit():
 
 def test_gguf_needs_its_package(tmp_path, monkeypatch):
     (tmp_path / "m.gguf").write_bytes(b"")
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(model_files.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ModelError, match="gguf package"):
         models.load_model(tmp_path / "m.gguf")
 

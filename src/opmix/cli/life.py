@@ -119,6 +119,11 @@ def stage_sentences(stage: dict[str, Any]) -> list[str]:
     tokens, flops = stage["cost"]["tokens"], stage["cost"]["flops"]
     spent = ", ".join(f"{purpose} {tokens[purpose]:,.0f} tokens {flops[purpose]:.2g} FLOPs" for purpose in flops)
     lines.append(f"  {spent}; search {stage['cost']['search_share']:.1%} of training")
+    for domain, score in stage["scores"].items():
+        now, then = score["after"], score["before"]
+        low, high = now["interval"]
+        earlier = "" if then is None else f", before {then['right']}"
+        lines.append(f"  {domain}: {now['right']} of {now['total']} answers right ({low:.0%}-{high:.0%}){earlier}")
     return lines + [f"  note: {note}" for note in stage["notes"]]
 
 

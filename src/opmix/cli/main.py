@@ -6,19 +6,23 @@ import sys
 
 import typer
 
-from opmix.cli import commands, export, life
+from opmix.cli import commands, discover, export, first, life
 from opmix.cli.verify import verify
 from opmix.errors import OpMixError
 
 app = typer.Typer(
     name="opmix",
     help="In what proportions should you mix your data for the next stretch of training?",
-    no_args_is_help=True,
+    invoke_without_command=True,
+    callback=first.first_screen,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 app.command("demo")(commands.demo)
+app.command("init")(first.init)
+app.command("validate")(first.validate)
+app.command("discover")(discover.discover)
 app.command("search")(commands.search)
 app.command("run")(life.run)
 app.command("status")(life.status)
@@ -26,12 +30,13 @@ app.command("fit")(commands.fit)
 app.command("report")(commands.report)
 app.command("export")(export.export)
 app.command("verify")(verify)
+app.command("doctor")(first.doctor)
 
 
 def main() -> None:
     """Entry point: errors that opmix raises on purpose become one message and exit code 1."""
     try:
-        app()
+        app(prog_name="opmix")
     except OpMixError as error:
         from rich.console import Console
 

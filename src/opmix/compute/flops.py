@@ -4,7 +4,8 @@ A multiply-add is two FLOPs. Per token, a weight of a matrix product costs 2 in 
 gradient of its input and 2 for its own gradient: 6 N for full training (Kaplan et al., arXiv 2001.08361). LoRA needs no gradient
 of frozen weights: 4 N for the base plus 6 for each adapter weight. Attention adds `2 * 2 * T * width` per layer and token
 forward (scores and weighted values, T the sequence length, not halved for causality: that is what dense kernels and torch's counter do).
-Self-distillation costs three passes per row, see `ModelShape.distillation`. Embedding look-ups are free, the output head is not. Norms, activations and the softmax are left out (under 2 % from 512 wide).
+Embedding look-ups are free, the output head is not. Norms, activations and the softmax are left out (under 2 % from 512 wide).
+Self-distillation: see `ModelShape.distillation`.
 """
 
 from __future__ import annotations

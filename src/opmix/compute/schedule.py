@@ -21,7 +21,7 @@ def schedule_arguments(
     Args:
         steps: Of the whole run.
         kind: `wsd` (warm-up, stable, decay: the paper's), `cosine`, `linear` (to zero) or `constant`.
-        warmup: Share of the steps in which the rate rises from zero, in [0, 1).
+        warmup: Share of the steps in which the rate rises (`wsd`: from its last rate, the others: from zero), in [0, 1).
         decay: `wsd`: share of the steps in which it falls at the end.
         final: `wsd` and `cosine`: the last rate as a share of the peak (the paper's: 0.1).
 

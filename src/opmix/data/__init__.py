@@ -10,6 +10,7 @@ from opmix.data.rows import Rows, supervised_per_row
 from opmix.data.sampler import MixturePlan, plan_mixture
 from opmix.data.sources import iter_documents, source_fingerprint
 from opmix.data.stream import MixtureStream
+from opmix.data.token_plan import plan_supervised
 
 __all__ = [
     "ChatRows",
@@ -27,6 +28,7 @@ __all__ = [
     "iter_documents",
     "pad_rows",
     "plan_mixture",
+    "plan_supervised",
     "prepare_domain",
     "source_fingerprint",
     "supervised_per_row",

@@ -34,6 +34,11 @@ class MixtureDataset(Dataset[Tensors]):
         self._document_mask = document_mask
         self._positions = document_mask or any(rows.conversations for rows in self._rows)
 
+    @property
+    def restarts(self) -> bool:
+        """Whether positions restart inside rows, so that attention must heed them."""
+        return self._document_mask or any(rows.restarts for rows in self._rows)
+
     def __len__(self) -> int:
         return len(self._plan)
 
@@ -62,6 +67,11 @@ class GroupedDataset(Dataset[Any]):
         self, items: Dataset[Any], ends: npt.NDArray[np.int64], collate: Callable[[Sequence[Any]], Any]
     ) -> None:
         self._items, self._ends, self._collate = items, ends, collate
+
+    @property
+    def restarts(self) -> bool:
+        """That of the rows."""
+        return bool(getattr(self._items, "restarts", False))
 
     def __len__(self) -> int:
         return len(self._ends)

@@ -30,6 +30,11 @@ class PackedSequences:
     def __post_init__(self) -> None:
         if self.sequence_length < 2:
             raise DataError(f"sequence_length: {self.sequence_length}; expected at least 2")
+        if self.split.mask is not None:
+            raise DataError(
+                f"domain {self.split.domain!r} {self.split.split} holds conversations; expected text: conversations are cut into "
+                "ChatRows, and need `objective: sft` or `sdft`"
+            )
         if len(self) == 0:
             raise DataError(
                 f"domain {self.split.domain!r} {self.split.split} has {self.split.num_tokens} tokens, a sequence needs "
@@ -73,6 +78,11 @@ class PackedSequences:
     @property
     def conversations(self) -> bool:
         """Whether these are conversations, whose positions must be told."""
+        return False
+
+    @property
+    def restarts(self) -> bool:
+        """Whether positions must restart inside a row: only if the user wants it (`document_mask`)."""
         return False
 
     def labels(self, index: int) -> Int64:

@@ -36,6 +36,10 @@ class Rows(Protocol):
         """Whether rows hold conversations: positions restart, and lengths differ."""
 
     @property
+    def restarts(self) -> bool:
+        """Whether positions restart inside a row, so that attention must heed them."""
+
+    @property
     def lengths(self) -> Int64:
         """Tokens of each row, (n,)."""
 

@@ -114,20 +114,17 @@ def plan_mixture(
     max_epochs: Mapping[str, float] | None = None,
     previous: MixturePlan | None = None,
     sequence_length: int | None = None,
-    tokens_per_row: Mapping[str, float] | None = None,
 ) -> MixturePlan:
     """Plan a stretch of `num_sequences` on `mixture`.
 
     Args:
-        mixture: Token shares. Where sequences are worth the same, shares of sequences are shares of tokens; else see `tokens_per_row`.
+        mixture: Token shares; sequences are of equal length, so shares of sequences are shares of tokens.
         num_sequences: N.
         available: Training sequences per domain.
         seed: Of the permutations: epoch e of a domain is a permutation of (seed, name, e), reshuffled every epoch.
         max_epochs: Epochs each domain may be used, counted over all phases; absent: no limit.
         previous: Plan to append to: the mixture changes here, cursors go on.
         sequence_length: Tokens of a sequence, for messages.
-        tokens_per_row: Mean supervised tokens of a sequence by domain: sequences are then drawn in proportion to share / mean,
-            see `row_shares`. None: all are worth the same.
 
     Raises:
         DataError: A domain with a share has no sequences, or would be used more often than `max_epochs`.
@@ -149,31 +146,18 @@ def plan_mixture(
         )
     cursors = {} if previous is None else previous.cursors()
     used = [cursors.get(name, 0) for name in names]
-    shares = mixture.weights if tokens_per_row is None else row_shares(mixture, tokens_per_row)
-    order = _schedule(shares, num_sequences)
+    order = _schedule(mixture.weights, num_sequences)
     rows = np.empty(num_sequences, dtype=np.int64)
     for k, name in enumerate(names):
         where = np.flatnonzero(order == k)
         total = used[k] + len(where)
-        _check_repetition(name, mixture[name], total, available[name], (max_epochs or {}).get(name), sequence_length)
-        rows[where] = _draw(name, seed, used[k], len(where), available[name])
+        check_repetition(name, mixture[name], total, available[name], (max_epochs or {}).get(name), sequence_length)
+        rows[where] = draw(name, seed, used[k], len(where), available[name])
     if previous is not None:
         order, rows = np.concatenate([previous.domain, order]), np.concatenate([previous.row, rows])
     before = () if previous is None or not previous.before else previous.before
     before += (0,) * (len(names) - len(before)) if before else ()
     return MixturePlan(names, order, rows, tuple(available[n] for n in names), seed, before)
-
-
-def row_shares(mixture: Mixture, tokens_per_row: Mapping[str, float]) -> npt.NDArray[np.float64]:
-    """Shares of rows, in the mixture's order, that make its shares of tokens: p_k / s_k, normalised; s_k mean tokens of a row.
-
-    Examples:
-        >>> row_shares(Mixture.of({"long": 0.5, "short": 0.5}), {"long": 300, "short": 100}).tolist()
-        [0.25, 0.75]
-    """
-    worth = np.array([tokens_per_row[name] if mixture[name] > 0 else 1.0 for name in mixture.names], dtype=np.float64)
-    rows = np.asarray(mixture.weights) / worth
-    return np.asarray(rows / rows.sum(), dtype=np.float64)
 
 
 def _schedule(shares: npt.NDArray[np.float64], num: int) -> npt.NDArray[np.int16]:
@@ -206,7 +190,7 @@ def _integers(shares: npt.NDArray[np.float64]) -> tuple[list[int], int]:
     return scaled, _SCALE
 
 
-def _draw(name: str, seed: int, first: int, num: int, available: int) -> npt.NDArray[np.int64]:
+def draw(name: str, seed: int, first: int, num: int, available: int) -> npt.NDArray[np.int64]:
     """Occurrences first .. first + num of a domain: its epochs' permutations end to end."""
     if num == 0:
         return np.empty(0, dtype=np.int64)
@@ -221,9 +205,14 @@ def _generator(seed: int, name: str, epoch: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int.from_bytes(key, "little")))
 
 
-def _check_repetition(
+def check_repetition(
     name: str, share: float, drawn: int, available: int, limit: float | None, length: int | None
 ) -> None:
+    """Refuse what a domain has not got.
+
+    Raises:
+        DataError: Sequences are wanted and there are none, or more than `limit` epochs of them.
+    """
     if drawn and not available:
         raise DataError(f"domain {name!r}: weight {share:.4g} but no training sequence; give it more text or weight 0")
     if limit is None or drawn <= np.floor(limit * available + 1e-9):

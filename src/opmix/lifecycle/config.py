@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from opmix.config import DomainConfig, ModelConfig, SdftConfig, SearchConfig
 from opmix.errors import ConfigError
 from opmix.mixing.mixture import Mixture
-from opmix.strict import Count, Strict, read_yaml, validated
+from opmix.strict import Count, Strict, nearest, read_yaml, validated
 
 OWNED = {
     "save_strategy": "use checkpoint_every",
@@ -63,6 +63,20 @@ class ScheduleConfig(Strict):
     final: float = Field(default=0.1, ge=0, le=1)
 
 
+class TaskConfig(Strict):
+    """Right answers of a chat domain, counted on its test split; a plain string in YAML is the extractor."""
+
+    extractor: str = "exact"
+    """`exact`, `number`, `first_word`, `json` or `regex:PATTERN`: what of an answer is compared."""
+    items: Count = 64
+    max_new_tokens: Count = 128
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"extractor": value} if isinstance(value, str) else value
+
+
 class EvaluationConfig(Strict):
     """Held-out losses of the full model, on `valid` and `test`, before and after every stage."""
 
@@ -70,6 +84,8 @@ class EvaluationConfig(Strict):
     """Per domain and split."""
     every: Count | None = None
     """Tokens between evaluations of `valid` while training; None: never."""
+    tasks: dict[str, TaskConfig] = Field(default_factory=dict)
+    """By chat domain: how often its questions are answered right. Reported beside the losses, never fitted."""
 
 
 class KeepConfig(Strict):
@@ -235,6 +251,11 @@ def _start_problems(config: LifecycleConfig) -> list[str]:
             problems.append(f"old_mixture: {error}")
     if not config.seeds or len(set(config.seeds)) != len(config.seeds) or min(config.seeds) < 0:
         problems.append(f"seeds: {list(config.seeds)}; expected different whole numbers >= 0")
+    problems += [
+        f"evaluation.tasks.{n}: unknown domain{nearest(n, list(config.domains))}"
+        for n in config.evaluation.tasks
+        if n not in config.domains
+    ]
     for where, arguments in (
         ("trainer", config.trainer),
         *((f"stages.{i}.trainer", s.trainer) for i, s in enumerate(config.stages)),

@@ -13,7 +13,7 @@ from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.limits import check_budgets
 from opmix.lifecycle.stage_run import Carried, StageRun
-from opmix.lifecycle.stages import resolve
+from opmix.lifecycle.stages import Stage, resolve
 from opmix.lifecycle.steps import Step, chain, differences
 from opmix.lifecycle.tables import life_json, stage_json, write_tables
 from opmix.lifecycle.world import World, make_world, shape_of
@@ -66,10 +66,13 @@ def run_life(
         StoreError: The folder is held by another process, the disk is full, or finished steps have become stale.
         OpMixError: Whatever else stops it; running again goes on from there.
     """
+    from opmix.scores import extractor_of
     from opmix.training.factory import check_arguments
 
     for stage in config.stages:
         check_arguments(config.trainer_of(stage))
+    for task in config.evaluation.tasks.values():
+        extractor_of(task.extractor)  # an unknown one is said now
     if world_size() > 1:
         raise ConfigError(
             f"WORLD_SIZE is {world_size()}; `opmix run` drives one process (which may use one GPU): start it without torchrun"
@@ -81,6 +84,7 @@ def run_life(
         chains = {seed: chain(config, world.facts, seed) for seed in config.seeds}
         if not redo:
             refuse_stale(store, [step for steps in chains.values() for step in steps])
+        world.record_facts()  # not earlier: a run that is refused changes nothing
         write_json(out / "manifest.json", {"command": "run", "config": config.model_dump(mode="json"), **environment()})
         lives = {seed: _live(world, seed, steps) for seed, steps in chains.items()}
         content = life_json(config, lives)
@@ -96,14 +100,14 @@ def _live(world: World, seed: int, steps: Sequence[Step]) -> list[dict[str, Any]
     life, store = world.life, world.store
     carried = _start(world, seed, steps[0])
     stages, outcomes = resolve(life, world.facts.stages), []
+    wanted = _models_needed(world, seed, stages, steps)
     for stage in stages:
         mine = {
             (s.kind, s.part.start if s.part is not None else None): s
             for s in steps
             if s.stage is not None and s.stage.index == stage.index
         }
-        later = [s for s in steps if s.stage is not None and s.stage.index > stage.index]
-        needed = not later or any(store.found(s.name, s.key) is None for s in later)
+        needed = stage.index in wanted
         if any(store.found(s.name, s.key) is None for s in mine.values()):
             world.progress.note(
                 f"seed {seed}, stage {stage.index + 1} of {len(stages)}: {stage.config.name}, {stage.tokens:,} tokens "
@@ -113,6 +117,20 @@ def _live(world: World, seed: int, steps: Sequence[Step]) -> list[dict[str, Any]
         outcome, carried = run.run()
         outcomes.append(stage_json(stage, seed, outcome))
     return outcomes
+
+
+def _models_needed(world: World, seed: int, stages: Sequence[Stage], steps: Sequence[Step]) -> set[int]:
+    """Stages whose models must be on disk: the last one, those not finished, and those that a stage is to start from (again)."""
+    needed: set[int] = set()
+    follower_starts = True
+    for stage in reversed(stages):
+        mine = [s for s in steps if s.stage is not None and s.stage.index == stage.index]
+        finished = all(world.store.found(s.name, s.key) is not None for s in mine)
+        there = (world.folder / f"seed-{seed}" / stage.label / "model" / "config.json").exists()
+        if follower_starts or not finished:
+            needed.add(stage.index)
+        follower_starts = not finished or (follower_starts and not there)
+    return needed
 
 
 def _start(world: World, seed: int, step: Step) -> Carried:

@@ -13,11 +13,14 @@ from torch.utils.data import Dataset
 
 from opmix.data import GroupedDataset, MixtureDataset, MixturePlan, held_out_batch, pad_rows
 from opmix.domain import Split
+from opmix.errors import ConfigError
+from opmix.lifecycle.stage_data import stop_ids
 from opmix.lifecycle.stages import Stage
 from opmix.lifecycle.world import World
 from opmix.probes.evaluation import evaluate
 from opmix.probes.held_out import held_out
 from opmix.runs.files import write_text
+from opmix.scores import extractor_of, score_split
 
 Losses = dict[str, dict[str, dict[str, float]]]
 """Split, domain: `loss` and its standard `error`, nats per token."""
@@ -39,6 +42,29 @@ def measure(model: Any, world: World, names: Sequence[str], seed: int) -> tuple[
         for n, loss, error in zip(found.names, found.losses[0], found.standard_errors[0], strict=True):
             losses[split][n] = {"loss": float(loss), "error": float(error)}
     return losses, tokens
+
+
+def task_scores(model: Any, world: World, names: Sequence[str]) -> dict[str, Any]:
+    """Right answers on the test split of the chat domains that the configuration asks for.
+
+    Raises:
+        ConfigError: Such a domain holds text.
+    """
+    scores = {}
+    for name, task in world.life.evaluation.tasks.items():
+        if name not in names:
+            continue
+        domain = world.data.domains[name]
+        if domain.test.mask is None:
+            raise ConfigError(
+                f"evaluation.tasks.{name}: the domain holds text; expected conversations with answers to compare"
+            )
+        score = score_split(
+            model, world.tokenizer, domain.test, extractor_of(task.extractor), num=task.items, max_new_tokens=task.max_new_tokens,
+            stop_ids=stop_ids(world.tokenizer, {name: domain.train}),
+        )  # fmt: skip
+        scores[name] = score.json()
+    return scores
 
 
 def watched_rows(world: World, stage: Stage, seed: int) -> dict[str, Dataset[Any]] | None:
@@ -65,12 +91,10 @@ def last_loss(history: Sequence[Mapping[str, Any]]) -> float | None:
 
 def write_log(path: Path, history: Sequence[Mapping[str, Any]], step_tokens: float) -> None:
     """`training.csv`: losses and learning rate by step, the whole stage so far."""
-    kept = [
-        k
-        for k in dict.fromkeys(k for entry in history for k in entry)
-        if k.endswith("loss") or k in ("learning_rate", "grad_norm")
-    ]
-    columns = [k for k in kept if k != "train_loss"]
+    # In a fixed order: the entries of a checkpoint come back with their keys sorted.
+    known = {key for entry in history for key in entry}
+    losses = sorted(k for k in known if k.endswith("loss") and k not in ("loss", "train_loss"))
+    columns = [k for k in ("loss", *losses, "learning_rate", "grad_norm") if k in known]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["step", "tokens", *columns])

@@ -14,7 +14,7 @@ import numpy as np
 from opmix.compute.memory import watch_memory
 from opmix.data import MixtureDataset, MixturePlan
 from opmix.errors import StoreError
-from opmix.lifecycle.measuring import last_loss, measure, watched_rows, write_log
+from opmix.lifecycle.measuring import last_loss, measure, task_scores, watched_rows, write_log
 from opmix.lifecycle.offer import decision_config, fixed_mixture, old_on_offer
 from opmix.lifecycle.search import run_search
 from opmix.lifecycle.stage_data import StageData
@@ -46,6 +46,8 @@ class Carried:
     """Rows each of these domains had; with another number they were cut otherwise, and the cursor means nothing."""
     losses: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     """Split, domain: loss and its standard error."""
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    """Task scores by domain."""
     optimizer: Path | None = None
 
 
@@ -89,10 +91,13 @@ class StageRun:
         Raises:
             OpMixError: Whatever stops it; nothing finished is lost.
         """
+        # What cannot be is said before anything is trained.
         if self.stage.searched:
-            old_on_offer(self.stage, self.carried.mixture)  # what cannot be decided is said before anything is trained
+            old_on_offer(self.stage, self.carried.mixture)
+        self._check_moments()
         before = self._measure("before", lambda: self._base())
-        losses = {s: {**self.carried.losses.get(s, {}), **before.get(s, {})} for s in ("valid", "test")}
+        losses = {s: {**self.carried.losses.get(s, {}), **before["losses"].get(s, {})} for s in ("valid", "test")}
+        scores = {**self.carried.scores, **before["scores"]}
         parts: list[dict[str, Any]] = []
         plan, mixture = self._empty_plan(), self.carried.mixture
         for part in self.stage.parts:
@@ -107,12 +112,14 @@ class StageRun:
         after = self._measure("after", lambda: self.world.load(self.folder / "model", model["fingerprint"]))
         self._tidy()
         assert mixture is not None
-        outcome = {"parts": parts, "before": losses, "after": after, "old": self.carried.mixture, "notes": self.notes}
-        kept = self.folder / "optimizer.pt"
+        outcome = {
+            "parts": parts, "before": losses, "after": after["losses"], "scores": (scores, after["scores"]),
+            "old": self.carried.mixture, "notes": self.notes,
+        }  # fmt: skip
         return outcome, Carried(
             model=self.folder / "model", model_key=model["fingerprint"], shape=self.carried.shape, mixture=mixture,
             cursors={**self.carried.cursors, **plan.plan.cursors()}, rows={**self.carried.rows, **self.rows},
-            losses=after, optimizer=kept if kept.exists() else None,
+            losses=after["losses"], scores=after["scores"], optimizer=self._moments(),
         )  # fmt: skip
 
     # -- deciding -----------------------------------------------------------------------------------------------
@@ -239,19 +246,20 @@ class StageRun:
 
     # -- before and after ---------------------------------------------------------------------------------------
 
-    def _measure(self, kind: Kind, model: Callable[[], Any]) -> dict[str, dict[str, dict[str, float]]]:
-        """Held-out losses of the full model."""
+    def _measure(self, kind: Kind, model: Callable[[], Any]) -> dict[str, Any]:
+        """Held-out losses and task scores of the full model."""
         step, life = self.steps[kind, None], self.stage.life
         names = list(step.settings["data"])
 
         def work() -> dict[str, Any]:
             started = time.perf_counter()
-            losses, tokens = measure(model() if names else None, self.world, names, self.seed)
+            loaded = model() if names else None
+            losses, tokens = measure(loaded, self.world, names, self.seed)
+            scores = task_scores(loaded, self.world, names)
             flops = tokens * shape_from(self.carried.shape).forward(life.sequence_length)
-            return {"losses": losses, "amounts": _amounts("measuring", tokens, flops, started)}
+            return {"losses": losses, "scores": scores, "amounts": _amounts("measuring", tokens, flops, started)}
 
-        found: dict[str, dict[str, dict[str, float]]] = self._step(kind, None, work)["losses"]
-        return found
+        return self._step(kind, None, work)
 
     def _save(self, key: str) -> dict[str, Any]:
         folder = self.folder / "model"
@@ -263,6 +271,7 @@ class StageRun:
                     f"{self.checkpoints}: the stage's last checkpoint is gone; run again to train up to it"
                 )
             made = self.world.save(self.world.load(source), folder)
+            (self.folder / "optimizer.pt").unlink(missing_ok=True)
             if self._continued_next():
                 shutil.copyfile(source / "optimizer.pt", self.folder / ".optimizer.pt")
                 (self.folder / ".optimizer.pt").replace(self.folder / "optimizer.pt")
@@ -276,6 +285,20 @@ class StageRun:
     def _continued_next(self) -> bool:
         later = self.stage.index + 1
         return later < len(self.stage.life.stages) and self.stage.life.stages[later].optimizer == "continued"
+
+    def _moments(self) -> Path | None:
+        """The optimiser's state at the end of the stage, where it was kept."""
+        last = self.stage.parts[-1]
+        ends = whole_checkpoints(self.checkpoints, self.steps["train", last.start].key)
+        found = [self.folder / "optimizer.pt", *(f / "optimizer.pt" for at, f in ends if at == last.stop)]
+        return next((path for path in found if path.exists()), None)
+
+    def _check_moments(self) -> None:
+        if self.stage.config.optimizer == "continued" and self.carried.optimizer is None and not self._is_finished():
+            raise StoreError(
+                f"stage {self.stage.config.name!r}: the moments in which the stage before ended were not kept (no stage continued them "
+                f"then); use optimizer: fresh, or delete {self.carried.model} to have that stage trained again"
+            )
 
     def _tidy(self) -> None:
         """Drop what is only needed while the stage runs."""

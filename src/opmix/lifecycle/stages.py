@@ -96,13 +96,18 @@ class Stage:
         """Whether a search decides."""
         return self.config.mixture == "search"
 
+    @property
+    def prefix_steps(self) -> int:
+        """Steps before the first decision."""
+        share = self.config.prefix if self.config.prefix is not None else (0.2 if self.from_scratch else 0.0)
+        return round(share * self.steps)
+
     @cached_property
     def parts(self) -> tuple[Part, ...]:
         """Stretches between decisions, in order."""
         if not self.searched:
             return (Part(0, 0, self.steps, decided=False),)
-        share = self.config.prefix if self.config.prefix is not None else (0.2 if self.from_scratch else 0.0)
-        first = round(share * self.steps)
+        first = self.prefix_steps
         every = (
             self.steps if self.config.remix_every is None else max(1, round(self.config.remix_every / self.step_tokens))
         )
@@ -205,7 +210,7 @@ def _problems_of(stage: Stage) -> Iterator[str]:
     if len(stage.domains) < 2:
         yield f"{where}.domains: {list(stage.domains)}; a search needs at least two (or give a fixed mixture)"
         return
-    if any(part.stop <= part.start for part in stage.parts):
+    if config.prefix and not 0 < stage.prefix_steps < stage.steps:
         yield f"{where}.prefix: {config.prefix}; of {stage.steps} steps that leaves none before or after it"
     kept = [d for d in stage.before if d in stage.domains]
     try:

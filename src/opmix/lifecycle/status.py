@@ -170,7 +170,10 @@ def _running(folder: Path) -> str | None:
     except OSError:
         return None
     for line in reversed(lines):
-        event = json.loads(line)
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # cut off: the process died, or is still writing it
         if event["event"] in ("begin", "end"):
             return str(event["step"]) if event["event"] == "begin" else None
     return None

@@ -109,12 +109,13 @@ def _stage_steps(stage: Stage, data: DataFacts, seed: int, home: str, base: Step
         "document_mask": life.document_mask,
     }
     measured = {**shared, "sequences": life.evaluation.sequences}
+    tasks = {name: task.model_dump() for name, task in life.evaluation.tasks.items()}
     limits = epochs_allowed(stage)
     # Nothing has been measured before the first stage; later ones begin where the stage before was measured.
     unmeasured = stage.seen if stage.index == 0 else stage.new
     yield Step(
         name=f"{home}/before", kind="before", seed=seed, stage=stage,
-        settings={**measured, "data": data.of(unmeasured)}, after={base.name: base.key},
+        settings={**measured, **_tasks(tasks, unmeasured), "data": data.of(unmeasured)}, after={base.name: base.key},
     )  # fmt: skip
     reached = base
     for part in stage.parts:
@@ -145,9 +146,16 @@ def _stage_steps(stage: Stage, data: DataFacts, seed: int, home: str, base: Step
     model = Step(name=f"{home}/model", kind="model", seed=seed, stage=stage, after={reached.name: reached.key})
     yield model
     yield Step(
-        name=f"{home}/after", kind="after", seed=seed, stage=stage, settings={**measured, "data": data.of(stage.seen)},
+        name=f"{home}/after", kind="after", seed=seed, stage=stage,
+        settings={**measured, **_tasks(tasks, stage.seen), "data": data.of(stage.seen)},
         after={model.name: model.key},
     )  # fmt: skip
+
+
+def _tasks(tasks: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Task scores that are taken of some domains."""
+    chosen = {name: task for name, task in tasks.items() if name in names}
+    return {"tasks": chosen} if chosen else {}
 
 
 def epochs_allowed(stage: Stage) -> dict[str, float]:
@@ -183,8 +191,8 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     changed = []
     for path in sorted({*_flat(recorded), *_flat(now)} - {()}, key=str):
         old, new = _flat(recorded).get(path), _flat(now).get(path)
-        if old == new:
-            continue
+        if old == new or (old in (None, {}) and new in (None, {})):
+            continue  # an empty block is told of by what came into it, or left it
         if path[0] == "after":
             changed.append(f"follows {path[1]}")
         elif path[0] == "data":

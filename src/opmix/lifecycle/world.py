@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from opmix.lifecycle.stages import resolve as resolve_stages
 from opmix.lifecycle.steps import DataFacts, OfferFacts
 from opmix.models import load_model, load_tokenizer, model_fingerprint, model_shape
 from opmix.progress import Progress
-from opmix.runs.files import default_cache_dir, files_signature
+from opmix.runs.files import default_cache_dir, files_signature, write_json
 from opmix.runs.store import RunStore, fingerprint
 from opmix.scratch import new_model, train_tokenizer
 from opmix.training.factory import TrainerFactory
@@ -46,11 +46,20 @@ class World:
     offers: tuple[StageData, ...]
     """By stage: what it trains on, and the objective."""
     facts: DataFacts
+    files: Mapping[str, Mapping[str, Sequence[int]]]
+    """By domain and path: size and time."""
 
     @property
     def folder(self) -> Path:
         """The run folder."""
         return self.store.folder
+
+    def record_facts(self) -> None:
+        """Keep what `opmix status` needs to know of the data without reading them."""
+        write_json(
+            self.folder / "data.json",
+            {**asdict(self.facts), "files": self.files, "tokens": self.data.available_tokens},
+        )
 
     def start_model(self, seed: int) -> Any:
         """The model before the first stage."""
@@ -143,12 +152,10 @@ def make_world(
             for offer in offers
         ),
     )  # fmt: skip
-    world = World(
+    return World(
         life=life, base=base, store=store, progress=progress, make_trainer=make_trainer, tokenizer=tokenizer, data=data, offers=offers,
-        facts=facts,
+        facts=facts, files={n: _files(d) for n, d in domains.items()},
     )  # fmt: skip
-    _record_facts(world, domains)
-    return world
 
 
 def _positions(life: LifecycleConfig, base: Path) -> int | None:
@@ -213,20 +220,11 @@ def _tokenizer(
     return load_tokenizer(folder)
 
 
-def _record_facts(world: World, domains: Mapping[str, Domain]) -> None:
-    """What `opmix status` needs to know of the data without reading them."""
-    from opmix.runs.files import write_json
-
-    files = {}
-    for name, domain in domains.items():
-        sources = [s for s in (domain.train, domain.valid, domain.test) if s is not None]
-        paths = [Path(f.path) for s in sources for f in resolve(s, domain=name)]
-        files[name] = {str(p): [p.stat().st_size, p.stat().st_mtime_ns] for p in paths if p.is_file()}
-    facts = world.facts
-    write_json(
-        world.folder / "data.json",
-        {**asdict(facts), "files": files, "tokens": world.data.available_tokens},
-    )  # fmt: skip
+def _files(domain: Domain) -> dict[str, list[int]]:
+    """Size and time of every file of a domain."""
+    sources = [s for s in (domain.train, domain.valid, domain.test) if s is not None]
+    paths = [Path(f.path) for s in sources for f in resolve(s, domain=domain.name)]
+    return {str(p): [p.stat().st_size, p.stat().st_mtime_ns] for p in paths if p.is_file()}
 
 
 def shape_of(model: Any) -> dict[str, int]:

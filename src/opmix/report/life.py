@@ -137,8 +137,25 @@ def _stages(content: Mapping[str, Any]) -> Html:
         blocks.append(
             table(head, rows, caption="Share and loss; what short probes predicted beside what the whole stage did")
         )
+        if stage.get("scores"):
+            blocks.append(_scores(stage["scores"]))
         blocks += [el("p", f"Note: {note}", class_="caption") for note in stage["notes"]]
     return el("section", *blocks, id="stages")
+
+
+def _scores(scores: Mapping[str, Any]) -> Html:
+    rows = []
+    for domain, score in scores.items():
+        cells = [
+            f"{s['right']} of {s['total']} ({span(s['interval'], 2)})" if s else ""
+            for s in (score["before"], score["after"])
+        ]
+        rows.append(row(domain, *cells))
+    return table(
+        ["Domain", "Before", "After"],
+        rows,
+        caption="Right answers on the test split, with 95 % intervals; never fitted",
+    )
 
 
 def _losses(lives: Sequence[Sequence[Stage]]) -> Html:

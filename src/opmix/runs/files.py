@@ -64,7 +64,15 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-_FULL = ("No space left", "File too large", "Disk quota exceeded", "PytorchStreamWriter failed")
+# The last two are all that torch says of a zip archive that it could not finish.
+_FULL = (
+    "No space left",
+    "File too large",
+    "Disk quota exceeded",
+    "PytorchStreamWriter failed",
+    "unexpected pos",
+    "iostream error",
+)
 
 
 @contextmanager
@@ -79,12 +87,21 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except StoreError:
         raise
     except Exception as error:
-        if not any(sign in str(error) for sign in _FULL):
+        if not _is_full(error):
             raise
         raise StoreError(
             f"{folder}: the disk is full ({error}); free space there and run the same command again: "
             "what was finished is kept, the rest goes on from the last whole checkpoint"
         ) from error
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether it, or what it was raised from, says so: torch closes a half-written file and complains of that."""
+    while error is not None:
+        if any(sign in str(error) for sign in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def files_signature(folder: Path) -> str:

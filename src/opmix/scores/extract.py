@@ -23,10 +23,10 @@ def whole(answer: str) -> str | None:
 
 
 def number(answer: str) -> str | None:
-    """The number after the last `####` (GSM8K), else the last number.
+    r"""The number after the last `####` (GSM8K), else the last number.
 
     Examples:
-        >>> number("so 3 x 4 = 12\\n#### 1,012.0"), number("It is -7."), number("none")
+        >>> number("so 3 x 4 = 12\n#### 1,012.0"), number("It is -7."), number("none")
         ('1012', '-7', None)
     """
     marked = _MARKED.findall(answer)
@@ -50,10 +50,10 @@ def first_word(answer: str) -> str | None:
 
 
 def json_value(answer: str) -> str | None:
-    """The first JSON object or list, whatever is around it; order of keys and white space do not count.
+    r"""The first JSON object or list, whatever is around it; order of keys and white space do not count.
 
     Examples:
-        >>> json_value('Here: [{"b": 1, "a": 2.0}] ok') == json_value('```json\\n[{"a":2,"b":1}]\\n```')
+        >>> json_value('Here: [{"b": 1, "a": 2.0}] ok') == json_value('```json\n[{"a":2,"b":1}]\n```')
         True
     """
     decoder = json.JSONDecoder()
@@ -79,13 +79,13 @@ EXTRACTORS: dict[str, Extractor] = {"exact": whole, "number": number, "first_wor
 
 
 def extractor_of(name: str) -> Extractor:
-    """One of `EXTRACTORS`, or `regex:PATTERN`: what its first group (or all of it) last matches.
+    r"""One of `EXTRACTORS`, or `regex:PATTERN`: what its first group (or all of it) last matches.
 
     Raises:
         ConfigError: Unknown name or broken pattern.
 
     Examples:
-        >>> extractor_of("regex:answer is (\\\\w+)")("The answer is B, no, the answer is C.")
+        >>> extractor_of("regex:answer is (\w+)")("The answer is B, no, the answer is C.")
         'C'
     """
     if name in EXTRACTORS:
@@ -101,9 +101,7 @@ def extractor_of(name: str) -> Extractor:
         raise ConfigError(f"extractor {name!r}: no valid regular expression ({error}); repair the pattern") from error
 
     def last_match(answer: str) -> str | None:
-        found = None
-        for found in pattern.finditer(answer):
-            pass
-        return None if found is None else (found[1] if pattern.groups else found[0]).strip()
+        matches = list(pattern.finditer(answer))
+        return (matches[-1][1] if pattern.groups else matches[-1][0]).strip() if matches else None
 
     return last_match

@@ -40,7 +40,7 @@ def greedy_answers(
     device = next(base_model_of(model).get_input_embeddings().parameters()).device
     settings = GenerationConfig(
         do_sample=False, num_beams=1, repetition_penalty=1.0, max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids),
-        pad_token_id=stop_ids[0],
+        pad_token_id=stop_ids[0], use_cache=True,
     )  # fmt: skip
     answers: list[Int64] = [np.zeros(0, dtype=np.int64)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -52,7 +52,7 @@ def greedy_answers(
             mask = np.stack([np.arange(width) >= width - len(prompts[i]) for i in chosen]).astype(np.int64)
             whole = model.generate(
                 input_ids=torch.as_tensor(ids, device=device), attention_mask=torch.as_tensor(mask, device=device),
-                generation_config=settings, use_cache=True,
+                generation_config=settings,
             )  # fmt: skip
             for i, row in zip(chosen, whole[:, width:].cpu().numpy(), strict=True):
                 ends = np.flatnonzero(np.isin(row, list(stop_ids)))

@@ -1,4 +1,7 @@
-"""Trainer checkpoints that are whole: a marker is written last, so one that was being written when the process died is not used."""
+"""Trainer checkpoints that are whole: a marker is written last, so one that was being written when the process died is not used.
+
+The marker keeps the sizes of the files, so one that was cut off later is not used either.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,9 @@ class CompleteCheckpoints(TrainerCallback):
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir)
-        write_json(
-            folder / f"checkpoint-{state.global_step}" / MARKER,
-            {**vars(self.usage), "key": self.key, "step": state.global_step},
-        )
+        saved = folder / f"checkpoint-{state.global_step}"
+        facts = {"key": self.key, "step": state.global_step, "files": _sizes(saved)}
+        write_json(saved / MARKER, {**vars(self.usage), **facts})
         for _, old in whole_checkpoints(folder, self.key)[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -53,11 +55,20 @@ def whole_checkpoints(folder: Path, key: str | None = None) -> list[tuple[int, P
     for marker in folder.glob(f"checkpoint-*/{MARKER}"):
         try:
             content = json.loads(marker.read_text(encoding="utf-8"))
-            if key is None or content["key"] == key:
+            whole = content["files"] == _sizes(
+                marker.parent
+            )  # a power cut can take the end of a file that was written before
+            if whole and (key is None or content["key"] == key):
                 found.append((int(content["step"]), marker.parent))
         except (ValueError, KeyError, TypeError):
             continue  # a damaged marker is no marker
     return sorted(found)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file but the marker, and those that were being written."""
+    files = (path for path in folder.iterdir() if path.is_file() and MARKER not in path.name)
+    return {path.name: path.stat().st_size for path in sorted(files)}
 
 
 def restore_usage(checkpoint: Path, key: str, usage: Usage) -> None:

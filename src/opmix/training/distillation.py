@@ -1,14 +1,15 @@
-"""On-policy self-distillation (SDFT, arXiv 2601.19897): the student answers; the same model, shown a demonstration, says how it should have.
+"""On-policy self-distillation (SDFT, arXiv 2601.19897): the student answers; the same model, shown a demonstration, teaches it.
 
-The demonstration is the row's own answer. The loss is the reverse KL from student to teacher, over the whole vocabulary, on the student's own
-tokens. Not TRL's SDFTTrainer, which was tried (docs/instruct.md): it loads the teacher from the name in the model's config, takes no adapter
-that is not called "default", and cannot replay text. TRL's loss is the oracle in tests.
+The demonstration is the row's own answer. The loss is the reverse KL from student to teacher, over the whole vocabulary, on the student's
+own tokens. Not TRL's SDFTTrainer, which was tried (docs/instruct.md): it loads the teacher from the name in the model's config, takes no
+adapter that is not called "default", and cannot replay text. TRL's loss is the oracle in tests.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -106,7 +107,9 @@ class SelfDistillation:
 
     def trainer(self, make_trainer: TrainerFactory | None, usage: Usage, shape: ModelShape) -> TrainerFactory:
         """`DistillationTrainer`."""
-        return make_trainer or partial(distillation_trainer, objective=self, usage=usage, shape=shape)
+        if make_trainer is not None and make_trainer is not default_trainer:
+            return make_trainer
+        return partial(distillation_trainer, objective=self, usage=usage, shape=shape)
 
     def flops(self, shape: ModelShape, *, row_tokens: int, length: int, adapter_parameters: int | None = None) -> float:
         """An estimate: answers as long as the demonstrations, contexts twice as long as the rows."""
@@ -133,6 +136,11 @@ class DistillationDataset(Dataset[dict[str, torch.Tensor]]):
         self._rows, self._contexts, self._plan = rows, contexts, plan
         self._texts = MixtureDataset(rows, plan, document_mask=document_mask)
 
+    @property
+    def restarts(self) -> bool:
+        """That of the texts."""
+        return self._texts.restarts
+
     def __len__(self) -> int:
         return len(self._plan)
 
@@ -147,10 +155,10 @@ class DistillationDataset(Dataset[dict[str, torch.Tensor]]):
         return {"prompt": torch.from_numpy(prompt_of(rows, row)), "context": torch.from_numpy(context.astype(np.int64))}
 
 
-def prompt_of(rows: Rows, row: int) -> Any:
-    """Token ids of a row before its first supervised one, (t,)."""
-    ids, labels = rows[row], rows.labels(row)
-    return ids[: int(np.argmax(labels != -100))]
+def prompt_of(rows: Rows, row: int) -> npt.NDArray[np.int64]:
+    """Token ids of a row before its last answer, (t,)."""
+    ids, learned = rows[row], rows.labels(row) != -100
+    return ids[: int(np.flatnonzero(np.diff(learned.astype(np.int8), prepend=0) == 1)[-1])]
 
 
 def distillation_trainer(spec: TrainSpec, *, objective: SelfDistillation, usage: Usage, shape: ModelShape) -> Trainer:
@@ -233,7 +241,6 @@ class DistillationTrainer(Trainer):
         )  # fmt: skip
         return torch.where(learned, divergence, 0.0).sum(), int(learned.sum())
 
-    @torch.no_grad()
     def sample(
         self, model: Any, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -242,15 +249,13 @@ class DistillationTrainer(Trainer):
         room = (self.objective.limit or 1 << 30) - prompt_ids.shape[1]
         settings = GenerationConfig(
             do_sample=True, temperature=options.temperature, top_k=0, top_p=1.0, repetition_penalty=1.0, num_beams=1,
-            max_new_tokens=max(1, min(options.max_new_tokens, room)), eos_token_id=list(stop), pad_token_id=stop[0],
+            max_new_tokens=max(1, min(options.max_new_tokens, room)), eos_token_id=list(stop), pad_token_id=stop[0], use_cache=True,
         )  # fmt: skip
         student, training = self.accelerator.unwrap_model(model), model.training
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(self._draw())
             student.eval()
-            whole = student.generate(
-                input_ids=prompt_ids, attention_mask=prompt_mask, generation_config=settings, use_cache=True
-            )
+            whole = student.generate(input_ids=prompt_ids, attention_mask=prompt_mask, generation_config=settings)
             student.train(training)
         answer = whole[:, prompt_ids.shape[1] :].clone()
         ends = torch.isin(answer, torch.tensor(stop, device=answer.device))
@@ -262,18 +267,14 @@ class DistillationTrainer(Trainer):
         rank = self.args.process_index
         return ((self.args.seed * _SEED + step) * _SEED + calls * 4096 + rank) % (1 << 63)
 
-    @torch.no_grad()
     def _teacher_logits(
         self, model: Any, inputs: dict[str, Any], answer: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
         training = model.training
         model.eval()
         try:
-            given = (inputs["context_ids"], inputs["context_mask"], answer, mask)
-            if self.teacher is None:
-                return self._logits(model, *given)
-            with self.teacher.in_place():
-                return self._logits(model, *given)
+            with torch.no_grad(), nullcontext() if self.teacher is None else self.teacher.in_place():
+                return self._logits(model, inputs["context_ids"], inputs["context_mask"], answer, mask)
         finally:
             model.train(training)
 

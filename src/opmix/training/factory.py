@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
+from opmix.data import pad_rows
 from opmix.errors import ConfigError, StoreError, TrainingError
 
 RESERVED = {
@@ -120,10 +121,10 @@ def _printer() -> type[TrainerCallback]:
 
 
 def stack_rows(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Rows of equal length to a batch; a whole micro-batch (`GroupedDataset`) is one already."""
+    """Rows to a batch, padded on the right; a whole micro-batch (`GroupedDataset`) is one already."""
     if len(rows) == 1 and next(iter(rows[0].values())).ndim == 2:
         return dict(rows[0])
-    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    return pad_rows(rows)
 
 
 class LossGuard(TrainerCallback):
@@ -152,6 +153,20 @@ class StepProgress(TrainerCallback):
         self.report(state.global_step, state.max_steps)
 
 
+def check_attention(spec: TrainSpec) -> None:
+    """Refuse an attention that would let packed conversations or documents see each other.
+
+    Raises:
+        ConfigError: Flash attention, which in transformers heeds restarting positions only in batches of one row.
+    """
+    kind = str(getattr(spec.model.config, "_attn_implementation", None))
+    if "flash" in kind and getattr(spec.dataset, "restarts", False):
+        raise ConfigError(
+            f"model.attn_implementation: {kind!r} lets the conversations (or documents, with document_mask) of a row see each other in "
+            "batches of several rows; expected 'sdpa', 'eager' or 'flex_attention'; change it, or set `packing: false`"
+        )
+
+
 def run_training(factory: TrainerFactory, spec: TrainSpec) -> Trainer:
     """Train to `stop_at`, or to the last step; returns the Trainer, its state and log included.
 
@@ -159,6 +174,7 @@ def run_training(factory: TrainerFactory, spec: TrainSpec) -> Trainer:
         TrainingError: The loss is not finite, or the trainer stopped early.
         StoreError: A checkpoint cannot be written.
     """
+    check_attention(spec)
     trainer = factory(spec)
     if spec.optimizer_state is not None and spec.resume_from is None:
         take_over_optimizer(trainer, spec.optimizer_state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,7 +119,8 @@ def train_stretch(
     resume = latest_checkpoint(folder, stretch.key)
     if resume is None and stretch.previous_key is not None:
         resume = latest_checkpoint(folder, stretch.previous_key)
-    logging = int(stretch.arguments.get("logging_steps", 10))
+    wanted = float(stretch.arguments.get("logging_steps", 10))
+    logging = math.ceil(wanted if wanted >= 1 else wanted * stretch.steps)  # transformers takes a share of the run too
     defaults = {"logging_strategy": "steps", "logging_steps": logging}
     own = {
         # A log entry averages the steps since the one before; checkpoints between two entries would cut that average.

@@ -2,8 +2,8 @@
 
 Text rows are worth the same and fill batches of equal size, as ever. Rows of conversations are worth what they have supervised tokens.
 There a step is a number of *supervised tokens*, not of rows: rows are drawn so that the supervised tokens have the mixture's shares, and
-micro-batches end where their quota is reached. Two runs with the same domains and arguments, whatever their mixtures, have the same steps and
-(up to a row a step) the same supervised tokens in each.
+micro-batches end where their quota is reached. Two runs with the same domains and arguments, whatever their mixtures, have the same steps
+and (up to a row a step) the same supervised tokens in each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from opmix.compute.budget import sequences_per_step
 from opmix.compute.flops import ModelShape
-from opmix.data import GroupedDataset, MixturePlan, Rows, plan_mixture, supervised_per_row
+from opmix.data import GroupedDataset, MixturePlan, Rows, plan_mixture, plan_supervised, supervised_per_row
 from opmix.mixing.mixture import Mixture
 from opmix.training.objectives import CAUSAL_LM, Objective, Usage
 
@@ -84,25 +84,27 @@ def plan_training(
         objective: What is learned from a row.
         max_epochs: See `plan_mixture`.
         document_mask: See `MixtureDataset`.
-        previous: Plan of the same run to append to, as when the mixture changes inside a stage.
+        previous: Plan of the same run to append to, as when the mixture changes inside a stage; or one of no steps that says how far
+            earlier stages have read.
         world_size: Ranks.
 
     Raises:
         DataError: A domain with a share has no rows, or would be used more often than `max_epochs`.
     """
-    worth = None
-    num, accumulation = steps * sequences_per_step(arguments, world_size), 0
+    before, accumulation = None if previous is None else previous.plan, 0
     if objective.grouped or any(r.conversations for r in rows.values()):
-        worth = {name: supervised_per_row(r) for name, r in rows.items()}
-        wanted = supervised_per_step(rows, arguments, world_size)
-        num = max(steps * world_size, round(steps * wanted * sum(p / worth[n] for n, p in mixture.items() if p > 0)))
-        accumulation = previous.accumulation if previous is not None else 0
-        accumulation = accumulation or _accumulation(num / steps, arguments, world_size)
-    available = {name: len(r) for name, r in rows.items()}
-    before = None if previous is None else previous.plan
-    plan = plan_mixture(
-        mixture, num, available, seed=seed, max_epochs=max_epochs, tokens_per_row=worth, previous=before
-    )
+        fixed = 0 if previous is None else previous.accumulation
+        plan = plan_supervised(
+            mixture, steps * supervised_per_step(rows, arguments, world_size), {n: r.supervised for n, r in rows.items()},
+            seed=seed, max_epochs=max_epochs, previous=before, min_rows=steps * max(fixed, 1) * world_size,
+        )  # fmt: skip
+        num = len(plan) - (0 if before is None else len(before))
+        accumulation = fixed or _accumulation(num / steps, arguments, world_size)
+    else:
+        plan = plan_mixture(
+            mixture, steps * sequences_per_step(arguments, world_size), {name: len(r) for name, r in rows.items()}, seed=seed,
+            max_epochs=max_epochs, previous=before, sequence_length=next(iter(rows.values())).sequence_length,
+        )  # fmt: skip
     done = len(before) if before is not None else 0
     part = plan[done:]
     supervised = _gather(rows, part, "supervised")

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
@@ -43,12 +42,10 @@ class Teacher:
             for name, p in self._student.items():
                 p.data = kept[name]
 
-    @torch.no_grad()
     def follow(self) -> None:
         """One step towards the student."""
-        if self.rate:
-            for name, p in self._student.items():
-                self._weights[name].lerp_(p.detach().float(), self.rate)
+        for name, p in self._student.items() if self.rate else ():
+            self._weights[name].lerp_(p.detach().float(), self.rate)
 
     def save(self, folder: Path) -> None:
         """Write the weights beside a checkpoint."""

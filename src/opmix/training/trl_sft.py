@@ -44,7 +44,7 @@ def sft_trainer(spec: TrainSpec) -> Trainer:
         return {key: [item[key] for item in items] for key in items[0]}
 
     # TRL takes only `datasets`' own classes: a table of indices, each looked up in the plan when it is read.
-    table = Dataset.from_dict({"index": list(range(len(spec.dataset)))}).with_transform(rows)  # type: ignore[arg-type]
+    table = Dataset.from_dict({"index": list(range(len(spec.dataset)))}).with_transform(rows)
     trainer = SFTTrainer(
         model=spec.model, args=arguments, train_dataset=table, data_collator=stack_rows, processing_class=_no_tokenizer(),
         callbacks=[LossGuard(), *spec.callbacks],

@@ -5,6 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from opmix.compute.ledger import Entry, Ledger
 from opmix.models import model_shape
 from opmix.testing import tiny_adapter, tiny_model
+from opmix.training.factory import TrainSpec, default_trainer, run_training
 
 ARCHITECTURES = ["llama", "gpt2", "qwen2"]
 
@@ -47,3 +48,23 @@ def test_the_ledger_adds_up():
     }  # fmt: skip
     assert ledger.total("flops") == 6.0
     assert [e["step"] for e in ledger.json()] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_whole_trainer_step_agrees_with_torch(tmp_path, checkpointing):
+    """Two accumulated batches; recomputing activations costs another forward pass, which the ledger does not count as training."""
+    rows = torch.randint(2, 250, (8, 32), generator=torch.Generator().manual_seed(0))
+    model = tiny_model("llama", vocab_size=256)
+    model.config._attn_implementation = "eager"
+    spec = TrainSpec(
+        model=model, dataset=[{"input_ids": row, "labels": row.clone()} for row in rows], output_dir=tmp_path, steps=2, seed=0,
+        arguments={
+            "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "gradient_checkpointing": checkpointing,
+        },
+    )  # fmt: skip
+    with FlopCounterMode(display=False) as counter:
+        run_training(default_trainer, spec)
+    shape = model_shape(model)
+    layers = shape.forward(32) - 2 * 256 * 32  # the output head is not recomputed
+    expected = rows.numel() * (shape.train(32) + (layers if checkpointing else 0))
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.06)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -78,7 +78,7 @@ class TestReading:
         assert domain_kind(Domain(name="d", train=Source(paths=(str(tmp_path / "d.txt"),)))) == "text"
         assert domain_kind(Domain(name="d", train=Source(paths=("org/name",), format="hub"))) == "text"
 
-    BAD: dict[str, tuple[Any, str]] = {
+    BAD: ClassVar[dict[str, tuple[Any, str]]] = {
         "role": ({"messages": [{"role": "human", "content": "q"}, ASSISTANT]}, r"role of turn 1 is 'human'; expected one of system"),
         "turn": ({"messages": ["hello", ASSISTANT]}, "role of turn 1 is str"),
         "no answer": ({"messages": [USER]}, r"no assistant turn \(it has user\)"),
@@ -113,8 +113,8 @@ class TestReading:
         domain = Domain(name="d", train=write(tmp_path, [GOOD]), kind="text")
         with pytest.raises(DataError, match="kind: chat"):
             prepare_domain(domain, chat_tokenizer, cache_dir=tmp_path)
+        (tmp_path / "d.txt").write_text("x")
         with pytest.raises(DataError, match="a text file has no rows"):
-            (tmp_path / "d.txt").write_text("x")
             list(iter_conversations(Source(paths=(str(tmp_path / "d.txt"),))))
 
 

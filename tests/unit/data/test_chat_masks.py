@@ -33,7 +33,10 @@ MISTRAL = (
     "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
-REWRITES = "{% for m in messages %}{% if loop.last %}[{{ m.role }}] {{ m.content }}{% else %}({{ m.role }}) {{ m.content }}{% endif %}\n{% endfor %}"
+REWRITES = (
+    "{% for m in messages %}{% if loop.last %}[{{ m.role }}] {{ m.content }}{% else %}({{ m.role }}) {{ m.content }}{% endif %}\n"
+    "{% endfor %}"
+)
 MARKS = [
     "<|im_start|>",
     "<|im_end|>",

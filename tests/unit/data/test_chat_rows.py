@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opmix.data import ChatRows, MixtureDataset, PackedSequences, pad_rows, plan_mixture
+from opmix.data import ChatRows, MixtureDataset, PackedSequences, pad_rows, plan_mixture, plan_supervised
 from opmix.data.cache import TokenSplit
 from opmix.data.chat.rows import best_fit
 from opmix.domain import ChatOptions
 from opmix.errors import DataError
 from opmix.mixing.mixture import Mixture
+
+SIZES = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 12)), min_size=1, max_size=30)
 
 
 def split_of(sizes: list[tuple[int, int]]) -> TokenSplit:
@@ -56,7 +60,7 @@ class TestPacking:
         assert len(bins) <= 1.7 * sum(sizes) / 20 + 1
 
     @settings(deadline=None, max_examples=30)
-    @given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 12)), min_size=1, max_size=30), st.sampled_from(["left", "right", "drop"]), st.booleans())  # fmt: skip
+    @given(SIZES, st.sampled_from(["left", "right", "drop"]), st.booleans())
     def test_counts_are_those_of_the_labels(self, sizes, truncate, packing):
         try:
             rows = rows_of(sizes, truncate=truncate, packing=packing)
@@ -111,24 +115,58 @@ class TestOverLong:
 
 
 class TestMixing:
-    def test_a_sample_is_not_a_token(self):
-        """Rows are drawn so that the *supervised tokens* have the mixture's shares."""
-        rng = np.random.default_rng(0)
-        terse = rows_of([(8, int(a)) for a in rng.integers(1, 3, 200)], length=20, packing=False)
-        wordy = rows_of([(8, int(a)) for a in rng.integers(6, 12, 200)], length=20, packing=False)
-        rows = {"terse": terse, "wordy": wordy}
-        plan = plan_mixture(
-            Mixture.of({"terse": 0.3, "wordy": 0.7}), 600, {n: len(r) for n, r in rows.items()}, seed=0,
-            tokens_per_row={n: float(r.supervised.mean()) for n, r in rows.items()},
-        )  # fmt: skip
-        tokens = {n: r.supervised[plan.row[plan.domain == k]].sum() for k, (n, r) in enumerate(rows.items())}
-        assert tokens["terse"] / sum(tokens.values()) == pytest.approx(0.3, abs=0.01)
-        assert plan.counts()["terse"] > 1.8 * plan.counts()["wordy"]
+    WORTH: ClassVar = {
+        "terse": np.random.default_rng(0).integers(1, 4, 200),
+        "wordy": np.random.default_rng(1).integers(5, 90, 150),
+        "text": np.full(40, 64),
+    }
+
+    @settings(deadline=None, max_examples=60)
+    @given(
+        st.lists(st.integers(0, 20), min_size=3, max_size=3).filter(any), st.integers(300, 20_000), st.integers(0, 5)
+    )
+    def test_a_sample_is_not_a_token(self, parts, tokens, seed):
+        """Each domain's *supervised tokens* are within half a row of its share, at the end and at any moment before."""
+        mixture = Mixture.normalised({n: float(p) for n, p in zip(self.WORTH, parts, strict=True)})
+        plan = plan_supervised(mixture, tokens, self.WORTH, seed=seed)
+        for part in (plan, plan[: max(1, len(plan) // 3)]):
+            read = {n: int(w[part.row[part.domain == k]].sum()) for k, (n, w) in enumerate(self.WORTH.items())}
+            total = tokens if part is plan else sum(read.values())
+            slack = 0.5 if part is plan else 1.5
+            assert all(abs(read[n] - mixture[n] * total) <= slack * 90 for n in read)
+        rows = plan.row[plan.domain == 0]
+        assert len(set(rows[:200].tolist())) == min(len(rows), 200)  # no row twice before an epoch ends
+
+    def test_phases_go_on_where_the_one_before_ended(self):
+        mixture = Mixture.of({"terse": 0.5, "wordy": 0.5})
+        first = plan_supervised(mixture, 200, self.WORTH, seed=0)
+        both = plan_supervised(
+            Mixture.of({"terse": 0.5, "wordy": 0.3, "text": 0.2}), 150, self.WORTH, seed=0, previous=first
+        )
+        assert (both.row[: len(first)] == first.row).all()
+        rows = both.row[both.domain == 0]
+        assert len(set(rows.tolist())) == len(rows)
+        assert both.cursors()["terse"] == len(rows)
+        with pytest.raises(DataError, match="another seed"):
+            plan_supervised(mixture, 10, self.WORTH, seed=1, previous=first)
+
+    def test_limits_and_least_rows(self):
+        worth = {"a": np.array([3, 9, 6]), "b": np.full(100, 10)}
+        half = Mixture.of({"a": 0.5, "b": 0.5})
+        assert plan_supervised(half, 36, worth, seed=0, max_epochs={"a": 1}).counts()["a"] == 3
+        with pytest.raises(DataError, match="raise max_epochs"):
+            plan_supervised(half, 200, worth, seed=0, max_epochs={"a": 1})
+        assert len(plan_supervised(half, 2, worth, seed=0, min_rows=7)) >= 7
+        with pytest.raises(DataError, match="no training row"):
+            plan_supervised(half, 10, {**worth, "a": np.zeros(0, dtype=np.int64)}, seed=0)
 
     def test_text_and_conversations_in_one_stream(self):
         chat = rows_of([(2, 2), (3, 2)], length=8, packing=False)
         text = PackedSequences(
-            TokenSplit(domain="t", split="train", fingerprint="f", tokens=np.arange(8, dtype=np.uint16), offsets=np.array([0, 3, 8]), byte_counts=np.array([3, 5])),
+            TokenSplit(
+                domain="t", split="train", fingerprint="f", tokens=np.arange(8, dtype=np.uint16), offsets=np.array([0, 3, 8]),
+                byte_counts=np.array([3, 5]),
+            ),
             8,
         )  # fmt: skip
         plan = plan_mixture(Mixture.of({"c": 0.5, "t": 0.5}), 4, {"c": len(chat), "t": len(text)}, seed=0)

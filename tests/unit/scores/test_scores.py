@@ -123,7 +123,7 @@ class TestScoring:
     def test_bad_tasks(self, task):
         data, tokenizer = task
         model = tiny_model(vocab_size=len(tokenizer))
-        with pytest.raises(DataError, match="finds nothing in the reference '(down|right)'"):
+        with pytest.raises(DataError, match=r"finds nothing in the reference '(down|right)'"):
             score_split(model, tokenizer, data.valid, extractor_of("number"), stop_ids=STOP, max_new_tokens=6)
         with pytest.raises(DataError, match="leaves room for 300 tokens"):
             score_split(model, tokenizer, data.valid, extractor_of("exact"), stop_ids=STOP, max_new_tokens=300)

@@ -125,7 +125,7 @@ class TestTeacher:
         before, teacher = weights(model), Teacher(model, 1.0)
         assert all("probe_1" in name for name in teacher._weights)
         with torch.no_grad():
-            for name, p in model.named_parameters():
+            for p in model.parameters():
                 if p.requires_grad:
                     p.add_(1.0)
         teacher.follow()

@@ -6,15 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opmix.data import ChatRows, PackedSequences, prepare_domain
+from opmix.data import ChatRows, MixturePlan, PackedSequences, pad_rows, prepare_domain
 from opmix.domain import ChatOptions, Domain, Source
+from opmix.errors import ConfigError
 from opmix.mixing.mixture import Mixture
 from opmix.models import model_shape
 from opmix.progress import Silent
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
-from opmix.training.factory import TrainSpec, default_trainer, run_training
+from opmix.training.factory import TrainSpec, check_attention, default_trainer, run_training
 from opmix.training.full import train_on_mixture
-from opmix.training.matched import account, group_ends, plan_training, steps_for, supervised_per_step
+from opmix.training.matched import TrainingPlan, account, group_ends, plan_training, steps_for, supervised_per_step
 from opmix.training.objectives import SFT, Usage
 
 ARGUMENTS = {"per_device_train_batch_size": 4, "learning_rate": 1e-3}
@@ -54,11 +55,15 @@ def plan(rows, mixture, steps=12, **changes):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_steps_and_supervised_tokens_are_matched(rows, accumulation):
-    wanted = supervised_per_step(rows, ARGUMENTS) * accumulation
+    wanted, most = (
+        supervised_per_step(rows, ARGUMENTS) * accumulation,
+        max(int(r.supervised.max()) for r in rows.values()),
+    )
     for mixture in MIXTURES:
         planned = plan(rows, mixture, gradient_accumulation_steps=accumulation)
-        assert planned.supervised_tokens == pytest.approx(12 * wanted, rel=0.04)
-        assert {n: s for n, s in planned.shares.items() if s} == pytest.approx(mixture, abs=0.03)
+        assert planned.supervised_tokens == pytest.approx(12 * wanted, abs=1.5 * most)
+        off = 0.6 * most / planned.supervised_tokens
+        assert {n: s for n, s in planned.shares.items() if s} == pytest.approx(mixture, abs=off)
         device, groups = (
             planned.arguments["per_device_train_batch_size"],
             planned.arguments["gradient_accumulation_steps"],
@@ -67,7 +72,6 @@ def test_steps_and_supervised_tokens_are_matched(rows, accumulation):
         assert len(planned.dataset) == 12 * groups
         worth = [(batch["labels"] != -100).sum().item() for batch in planned.dataset]
         steps = np.add.reduceat(worth, np.arange(0, len(worth), groups))
-        most = max(int(r.supervised.max()) for r in rows.values())
         assert np.abs(steps - planned.supervised_tokens / 12).max() <= most
         assert max(len(batch["input_ids"]) for batch in planned.dataset) <= 2 * ARGUMENTS["per_device_train_batch_size"]
 
@@ -96,6 +100,23 @@ def test_a_plan_goes_on_where_the_one_before_ends(rows):
         assert torch.equal(a["input_ids"], b["input_ids"])
 
 
+def test_a_stage_goes_on_where_earlier_stages_read_to(rows):
+    first = plan(rows, MIXTURES[2], steps=3)
+    names, cursors = first.plan.names, first.plan.cursors()
+    none = np.empty(0, dtype=np.int64)
+    drawn = tuple(cursors[n] for n in names)
+    empty = MixturePlan(names, none.astype(np.int16), none, tuple(len(rows[n]) for n in names), 0, drawn)
+    start = TrainingPlan(
+        plan=empty, dataset=first.dataset, arguments={}, steps=0, row_tokens=0, supervised_tokens=0, shares={}
+    )
+    later = plan_training(
+        rows, Mixture.of(MIXTURES[2]), steps=3, arguments=ARGUMENTS, seed=0, objective=SFT, previous=start
+    )
+    seen = {(int(d), int(r)) for d, r in zip(first.plan.domain, first.plan.row, strict=True)}
+    again = [(d, r) in seen for d, r in zip(later.plan.domain.tolist(), later.plan.row.tolist(), strict=True)]
+    assert not any(again)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 20))
 def test_groups_are_nearly_equal_and_never_empty(worth, groups):
@@ -107,10 +128,24 @@ def test_groups_are_nearly_equal_and_never_empty(worth, groups):
 
 
 class TestTraining:
+    def test_flash_attention_is_refused_where_it_would_leak(self, splits, tokenizer, tmp_path):
+        model = tiny_model(vocab_size=len(tokenizer))
+        model.config._attn_implementation_internal = "flash_attention_2"
+        for packing in (True, False):
+            rows = {n: ChatRows(splits[n].train, 240, ChatOptions(packing=packing)) for n in ("terse", "wordy")}
+            planned = plan(rows, MIXTURES[0], steps=1)
+            spec = TrainSpec(model=model, dataset=planned.dataset, output_dir=tmp_path, steps=1, seed=0)
+            assert planned.dataset.restarts == packing
+            if packing:
+                with pytest.raises(ConfigError, match="see each other"):
+                    check_attention(spec)
+            else:
+                check_attention(spec)
+
     def test_sft_learns_answers_and_only_them(self, splits, tokenizer, tmp_path):
         rows = {n: ChatRows(splits[n].train, LENGTH, ChatOptions(truncate="left")) for n in ("terse", "wordy")}
         model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=LENGTH)
-        planned = plan_training(rows, Mixture.of({"terse": 0.5, "wordy": 0.5}), steps=25, arguments={**ARGUMENTS, "learning_rate": 5e-3}, seed=0, objective=SFT)  # fmt: skip
+        planned = plan(rows, {"terse": 0.5, "wordy": 0.5}, steps=25, learning_rate=5e-3)
 
         def losses():
             batch = {k: torch.as_tensor(v) for k, v in _batch(rows["terse"], range(8)).items()}
@@ -141,12 +176,8 @@ class TestTraining:
 
 
 def _batch(rows, indices):
-    from opmix.data import pad_rows
-
-    return pad_rows([
-        {"input_ids": torch.as_tensor(rows[i]), "labels": torch.as_tensor(rows.labels(i)), "position_ids": torch.as_tensor(rows.position_ids(i))}
-        for i in indices
-    ])  # fmt: skip
+    parts = {"input_ids": rows.__getitem__, "labels": rows.labels, "position_ids": rows.position_ids}
+    return pad_rows([{key: torch.as_tensor(part(i)) for key, part in parts.items()} for i in indices])
 
 
 class TestInvariance:

@@ -90,6 +90,11 @@ class ChatRows:
         documents = np.searchsorted(np.asarray(self.split.offsets), first, side="right") - 1
         return np.asarray(documents[order], dtype=np.int64)
 
+    @property
+    def restarts(self) -> bool:
+        """Whether a row may hold several conversations."""
+        return self.options.packing
+
     def __len__(self) -> int:
         return len(self._ends)
 

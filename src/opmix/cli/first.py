@@ -1,0 +1,192 @@
+"""The verbs of first contact: a screen for no verb at all, `init`, `validate` and `doctor`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from opmix.setup import Check, FirstConfig, Validation
+
+FIRST_SCREEN = """\
+opmix: in what proportions should you mix your data for the next stretch of
+language-model training?
+
+Start here:
+  opmix demo                      the whole path on real text, minutes on a CPU
+  opmix init FOLDER --model NAME  write search.yaml for a folder of text
+  opmix validate search.yaml      check it and its cost; nothing is trained
+  opmix search search.yaml        find the mixture, with intervals and a report
+
+More:  opmix --help, opmix VERB --help; opmix doctor if something does not work
+Docs:  docs/first-steps.md in the source; docs/search.md has every setting
+"""
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")]
+_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def first_screen(context: typer.Context) -> None:
+    """In what proportions should you mix your data for the next stretch of training?"""
+    if context.invoked_subcommand is None:
+        sys.stdout.write(FIRST_SCREEN)
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Text in files: a sub-folder or a file for each domain.")] = Path(),
+    model: Annotated[
+        str | None, typer.Option("--model", help="Checkpoint folder, .gguf file or hub name; else a placeholder.")
+    ] = None,
+    tokens: Annotated[
+        float | None, typer.Option("--tokens", help="Training tokens of the next stretch (2e9); else all there are.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("search.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Write a commented search.yaml for a folder of text: finds domains, formats, text fields and sizes."""
+    from opmix.errors import ConfigError
+
+    if tokens is not None and not 1 <= tokens < float("inf"):
+        raise ConfigError(f"--tokens: {tokens:g}; expected a positive number of tokens, such as 2e9")
+
+    from opmix.cli.console import Display
+    from opmix.setup import first_config
+
+    with Display() as display:
+        result = first_config(
+            folder, out, model=model, tokens=None if tokens is None else round(tokens), force=force, progress=display
+        )
+    show_first_config(result)
+
+
+def validate(
+    config: Annotated[Path, typer.Argument(help="search.yaml.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a configuration without training: settings, files, fields, constraints, model, and what it will cost."""
+    from opmix.cli.console import Display, quiet_libraries
+    from opmix.setup import validate as check
+
+    quiet_libraries()
+    with Display(silent=as_json) as display:
+        result = check(config, set_ or [], progress=display)
+    if as_json:
+        _print_json(result.json())
+    else:
+        show_validation(result)
+    if not result.valid:
+        raise typer.Exit(1)
+
+
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(help="Also say what would fail for this configuration.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at versions, devices, memory, disk, threads and the model hub: each line ok, warn or fail, with a remedy."""
+    from opmix.cli.console import Display
+    from opmix.setup import examine, failed
+
+    with Display(silent=as_json) as display:
+        checks = examine(config, progress=display)
+    if as_json:
+        _print_json({"ok": not failed(checks), "checks": [check.json() for check in checks]})
+    else:
+        show_checks(checks)
+    if failed(checks):
+        raise typer.Exit(1)
+
+
+def show_checks(checks: Sequence[Check]) -> None:
+    """One line a check, its remedy below it where there is something to do."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    width = max((len(check.name) for check in checks), default=0)
+    for check in checks:
+        line = Text.assemble((f"{check.status:<4}", _STYLES[check.status]), f"  {check.name:<{width}}  {check.detail}")
+        console.print(line, soft_wrap=True)
+        if check.remedy and check.status != "ok":
+            console.print(Text(f"{'':<{width + 8}}{check.remedy}", style="bold"), soft_wrap=True)
+
+
+def show_validation(result: Validation) -> None:
+    """Domains, checks and cost."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from opmix.setup.render import count
+
+    console = Console()
+    if result.sizes:
+        table = Table(
+            "domain", "files", "documents", "tokens", "held out", title="Domains (tokens of text are estimates)"
+        )
+        for name, splits in result.sizes.items():
+            train, valid = splits.get("train"), splits.get("valid")
+            held = "split off" if "valid" not in splits else "?" if valid is None else count(valid.tokens)
+            cells = ("?",) * 3 if train is None else (str(train.files), count(train.documents), count(train.tokens))
+            table.add_row(name, *cells, held)
+        console.print(table)
+    show_checks(result.checks)
+    if (cost := result.cost) is not None:
+        console.print(
+            f"cost: {cost.probes} probes x {cost.steps} steps ({count(cost.probe_tokens)} tokens), "
+            f"{cost.proxies} proxies ({count(cost.eval_tokens)} tokens)", highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        if cost.flops is not None and cost.share is not None and cost.memory_bytes is not None:
+            console.print(
+                f"      about {cost.flops:.2g} FLOPs, {cost.share:.1%} of the stage's training; "
+                f"about {cost.memory_bytes / 1e9:.1f} GB of memory, {(cost.adapter_bytes or 0) / 1e6:.0f} MB of adapters, "
+                f"{cost.cache_bytes / 1e6:.0f} MB of tokens", highlight=False, soft_wrap=True,
+            )  # fmt: skip
+    verdict = "ready: nothing stands in the way of a run" if result.valid else "not ready: see the lines that say fail"
+    console.print(verdict, style="bold", highlight=False)
+
+
+def show_first_config(result: FirstConfig) -> None:
+    """What was found and what to do next."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from opmix.setup.render import count
+
+    console = Console()
+    table = Table("domain", "documents", "tokens", "held out", "from", title="Domains (tokens are estimates)")
+    for each in result.domains:
+        train, source = each.sizes["train"], each.sources["train"]
+        field = "" if source.field == "text" else f", field {source.field!r}"
+        held = ", ".join(split for split in each.sources if split != "train") or "split off"
+        files = f"{train.files} file{'s' if train.files > 1 else ''}{field}"
+        table.add_row(each.name, count(train.documents), count(train.tokens), held, files)
+    console.print(table)
+    for each in result.left_out:
+        console.print(f"left out: {each.problem}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    for note in result.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"wrote {result.path}", markup=False, highlight=False, soft_wrap=True)
+    if not result.has_model:
+        console.print(
+            "No model was given: put yours where the file says REPLACE THIS (or use --set model=NAME).",
+            style="bold",
+            highlight=False,
+        )
+    for verb in ("validate", "search"):
+        console.print(f"next: opmix {verb} {result.path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_json(content: object) -> None:
+    from opmix.runs.files import plain
+
+    sys.stdout.write(json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n")

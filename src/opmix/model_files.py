@@ -1,0 +1,80 @@
+"""Where a model's files are, what its configuration says, and why transformers could not read them."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from opmix.errors import ModelError
+
+
+def load_model_config(
+    name_or_path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedConfig:
+    """Load what a model says of itself, without its weights.
+
+    Raises:
+        ModelError: Nothing there, or no configuration of a model.
+    """
+    source, gguf_file = locate(name_or_path)
+    options = {"revision": revision, "gguf_file": gguf_file}
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **given)
+    except (OSError, ValueError, KeyError) as error:
+        raise explain(source, error, "model") from error
+
+
+def locate(name_or_path: str | Path, *, tokenizer: bool = False) -> tuple[str, str | None]:
+    """What to hand to `from_pretrained`: a folder or hub name, and a GGUF file inside it.
+
+    Args:
+        name_or_path: Folder of a saved model, a `.gguf` file, a folder with one, or a hub name.
+        tokenizer: A folder with nothing but a tokenizer will do, too.
+
+    Raises:
+        ModelError: A path to nothing, or to something else.
+    """
+    path = Path(name_or_path).expanduser()
+    text = str(name_or_path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"model {text!r} is a file; expected a folder, a .gguf file or a hub name")
+        return _with_gguf(path)
+    if path.is_dir():
+        if (path / "config.json").exists() or (tokenizer and (path / "tokenizer_config.json").exists()):
+            return str(path), None
+        if (path / "adapter_config.json").exists():
+            raise ModelError(f"model {text!r} is a PEFT adapter; expected a whole model; give its base model instead")
+        files = sorted(path.glob("*.gguf"))
+        if len(files) == 1:
+            return _with_gguf(files[0])
+        what = f"{len(files)} .gguf files ({', '.join(f.name for f in files)})" if files else "no config.json"
+        raise ModelError(f"model folder {text!r} has {what}; expected a saved model or name one .gguf file")
+    if text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text or path.suffix == ".gguf":
+        raise ModelError(f"model path {text!r} does not exist; expected a folder or a .gguf file")
+    return text, None
+
+
+def _with_gguf(path: Path) -> tuple[str, str]:
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"reading {str(path)!r} needs the gguf package: pip install 'opmix[gguf]'")
+    return str(path.parent), path.name
+
+
+def explain(source: str, error: Exception, what: str) -> ModelError:
+    """Say in our words why `from_pretrained` failed."""
+    local = Path(source).is_dir()
+    if "Unrecognized configuration class" in str(error):
+        return ModelError(f"model {source!r} is not a causal language model; expected a *ForCausalLM kind")
+    if "trust_remote_code" in str(error):
+        return ModelError(f"{what} {source!r} needs its own code to run; read it, then set trust_remote_code")
+    first_line = str(error).strip().partition("\n")[0]
+    if local:
+        return ModelError(f"{what} folder {source!r} cannot be loaded: {first_line}")
+    return ModelError(
+        f"{what} {source!r} is neither a folder here nor reachable on the model hub: {first_line}; "
+        "check the name, log in for gated models, or download it and give the folder"
+    )

@@ -1,0 +1,236 @@
+"""Does the configuration fit together: sizes against lengths and budget, constraints against tokens, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opmix.compute.budget import sequences_per_step, world_size
+from opmix.config import SearchConfig
+from opmix.domain import Split
+from opmix.errors import InfeasibleError
+from opmix.lifecycle.context import SearchContext
+from opmix.lifecycle.estimates import eval_sequences
+from opmix.methods.base import Stage
+from opmix.mixing.design import StageDesign, coordinates_of
+from opmix.mixing.law import LogLinearLaw
+from opmix.mixing.mixture import Mixture
+from opmix.mixing.solver import solve
+from opmix.progress import Silent
+from opmix.runs.store import RunStore
+from opmix.setup.checks import Findings
+from opmix.setup.model_facts import ModelFacts
+from opmix.setup.splits import empty_splits
+from opmix.setup.survey import Size
+
+MAX_EPOCHS = 4.0
+"""Repetitions at equal shares above which a domain is pointed out: about where repeating text stops being as good as new
+text (Muennighoff et al., arXiv 2305.16264)."""
+_PROBE_EPOCHS = 1.5
+_DEAR = 0.5
+"""Share of the stage's FLOPs from which a search is pointed out as costly."""
+_ESTIMATE_SLACK = 1.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a search will cost; tokens of text are estimates, so is all that follows from them."""
+
+    probes: int
+    steps: int
+    probe_tokens: int
+    """Of all probes together."""
+    proxies: int
+    eval_tokens: int
+    flops: float | None
+    """None: the model is not known."""
+    share: float | None
+    """Of the training FLOPs of the stage."""
+    memory_bytes: float | None
+    adapter_bytes: float | None
+    cache_bytes: float
+    """Tokenised text."""
+
+    def json(self) -> dict[str, Any]:
+        """All of it."""
+        return asdict(self)
+
+
+Sizes = Mapping[str, Mapping[Split, Size | None]]
+
+
+def check_plan(
+    config: SearchConfig, base: Path, sizes: Sizes, model: ModelFacts | None, findings: Findings
+) -> Cost | None:
+    """Check a configuration whose settings are valid against its data and model.
+
+    Args:
+        config: The settings.
+        base: Folder of the file.
+        sizes: Domain, split: estimated text; domains that could not be read are missing.
+        model: What is known of the model.
+        findings: Where problems go.
+
+    Returns:
+        The cost; None if a domain could not be read or the probes cannot be laid out.
+    """
+    _check_length(config, model, findings)
+    known = {name: size for name, splits in sizes.items() if (size := splits.get("train")) is not None}
+    train = {name: round(size.tokens * _kept(config, name)) for name, size in known.items()}
+    _check_held_out(config, sizes, findings)
+    for name, size in known.items():
+        with findings.catching(f"domains.{name}"):
+            if empty := empty_splits(config.domains[name].domain(name, base), size.documents):
+                findings.fail(
+                    f"domains.{name}", f"{size.documents} documents; splitting held-out sets off leaves {', '.join(empty)} without any",
+                    "raise holdout, add documents, or give each held-out set a source",
+                )  # fmt: skip
+    if set(sizes) != set(config.domains):
+        return None
+    # The trainer's arguments are checked elsewhere; the context would raise for them here.
+    context = SearchContext(config.model_copy(update={"trainer": {}}), base, RunStore(base), Silent(), None)
+    context.stage = Stage(
+        domains=tuple(config.domains), old=None if config.old_mixture is None else Mixture.of(config.old_mixture),
+        budget_tokens=config.budget.tokens, available_tokens={n: train.get(n, config.budget.tokens) for n in config.domains},
+        seed=config.seed,
+        new=config.new_domains,
+    )  # fmt: skip
+    design: StageDesign | None = None
+    with findings.catching("probes"):
+        design = context.method.design(context.stage)
+    _check_constraints(context, known, findings)
+    if design is None:
+        return None
+    _check_repetition(config, design, train, findings)
+    cost = _cost(config, design, sizes, model)
+    if cost.share is not None and cost.share > _DEAR:
+        findings.warn(
+            "budget", f"the search costs {cost.share:.0%} of the training it is for",
+            "lower probes.steps, proxies.count or proxies.eval_sequences, or search for a longer stretch",
+        )  # fmt: skip
+    return cost
+
+
+def _kept(config: SearchConfig, name: str) -> float:
+    """Share of a domain's training source that is left when held-out sets are split off."""
+    domain = config.domains[name]
+    return 1 - domain.holdout * ((domain.valid is None) + (domain.test is None))
+
+
+def _check_length(config: SearchConfig, model: ModelFacts | None, findings: Findings) -> None:
+    if model is None or model.longest is None:
+        return
+    if config.sequence_length > model.longest:
+        findings.fail(
+            "sequence_length", f"{config.sequence_length}; the model takes at most {model.longest} tokens",
+            f"set sequence_length to {model.longest} or less",
+        )  # fmt: skip
+    else:
+        findings.ok("sequence_length", f"{config.sequence_length} of the model's {model.longest} positions")
+
+
+def _check_held_out(config: SearchConfig, sizes: Sizes, findings: Findings) -> None:
+    """Enough sequences to train and to judge on."""
+    length, wanted = config.sequence_length, config.proxies.eval_sequences
+    for name, splits in sizes.items():
+        train = splits.get("train")
+        if train is not None and train.row_tokens * _kept(config, name) < length:
+            findings.fail(
+                f"domains.{name}.train", f"about {train.row_tokens:,} tokens; a sequence has {length:,}",
+                "add text or shorten sequence_length",
+            )  # fmt: skip
+        if "valid" in splits:
+            held, remedy = splits["valid"], "enlarge valid or shorten sequence_length"
+            tokens = None if held is None else held.row_tokens
+        else:
+            tokens = None if train is None else round(train.row_tokens * config.domains[name].holdout)
+            remedy = "raise holdout, add text, or shorten sequence_length"
+        if tokens is None:
+            continue
+        if tokens < 2 * length:
+            findings.fail(
+                f"domains.{name}.valid", f"about {tokens:,} held-out tokens; expected at least two sequences of {length:,}", remedy
+            )  # fmt: skip
+        elif tokens < wanted * length:
+            findings.warn(
+                f"domains.{name}.valid",
+                f"about {tokens // length} held-out sequences of the {wanted} asked for; losses will be noisier", remedy,
+            )  # fmt: skip
+
+
+def _check_constraints(context: SearchContext, known: Mapping[str, Size], findings: Findings) -> None:
+    """Solve a flat problem, as the search itself does before it trains; here with estimated tokens."""
+    names = context.names
+    flat = LogLinearLaw(names, names, np.zeros(len(names)), np.zeros((len(names),) * 2), np.zeros(len(names)), 1)
+    available = {n: t for n, t in context.stage.available_tokens.items() if n in known}
+
+    def attempt(slack: float) -> None:
+        solve(
+            flat,
+            coordinates=coordinates_of(names, context.old, context.config.new_domains),
+            settings=context.solve_settings(np.zeros(len(names)), names),
+            constraints=context.config.constraints(available={n: round(t * slack) for n, t in available.items()}),
+        )
+
+    with findings.catching("solve"):
+        try:
+            attempt(1.0)
+        except InfeasibleError:
+            attempt(_ESTIMATE_SLACK)  # raises again unless the estimate of the tokens decides
+            findings.warn(
+                "solve",
+                "the constraints can only just be met; whether they can depends on the exact token counts",
+                "loosen a bound",
+            )
+            return
+        findings.ok("solve", "some mixture satisfies all constraints")
+
+
+def _check_repetition(config: SearchConfig, design: StageDesign, train: Mapping[str, int], findings: Findings) -> None:
+    drawn = config.probes.steps * sequences_per_step(config.trainer, world_size()) * config.sequence_length
+    for index, name in enumerate(design.probes.domains):
+        if name not in train:
+            continue
+        tokens = max(train[name], 1)
+        epochs = config.budget.tokens / len(config.domains) / tokens
+        cap = config.domains[name].max_epochs or config.solve.max_epochs
+        if epochs > MAX_EPOCHS and cap is None:
+            findings.warn(
+                f"domains.{name}", f"an equal share of the budget repeats it {epochs:.1f} times",
+                "set max_epochs, or a smaller budget.tokens",
+            )  # fmt: skip
+        seen = float(design.probes.R[:, index].max()) * drawn / tokens
+        if seen > _PROBE_EPOCHS:
+            findings.warn(
+                f"domains.{name}", f"a probe repeats it {seen:.1f} times; its gain is then over-estimated", "lower probes.steps or add text"
+            )  # fmt: skip
+
+
+def _cost(config: SearchConfig, design: StageDesign, sizes: Sizes, model: ModelFacts | None) -> Cost:
+    length, count = config.sequence_length, len(design.probes.probes)
+    probe_tokens = count * config.probes.steps * sequences_per_step(config.trainer, world_size()) * length
+    held = 0
+    old = None if config.old_mixture is None else Mixture.of(config.old_mixture)
+    for name, wanted in zip(config.domains, eval_sequences(config, old), strict=True):
+        splits = sizes[name]
+        size = splits.get("valid") if "valid" in splits else splits.get("train")
+        factor = 1.0 if "valid" in splits else config.domains[name].holdout
+        held += min(wanted, wanted if size is None else int(size.row_tokens * factor // length)) * length
+    eval_tokens = (len(design.points) + 1) * held
+    stored = sum(size.row_tokens for splits in sizes.values() for size in splits.values() if size is not None)
+    wide = 4 if model is not None and model.vocabulary > 1 << 16 else 2
+    flops = share = memory = adapters = None
+    if model is not None:
+        flops = probe_tokens * model.shape.train_lora(
+            length, model.adapter_parameters
+        ) + eval_tokens * model.shape.forward(length)
+        share = flops / (config.budget.tokens * model.shape.train(length))
+        memory, adapters = model.memory(config, count), 4.0 * count * model.adapter_parameters
+    return Cost(
+        probes=count, steps=config.probes.steps, probe_tokens=probe_tokens, proxies=len(design.points), eval_tokens=eval_tokens,
+        flops=flops, share=share, memory_bytes=memory, adapter_bytes=adapters, cache_bytes=float(stored * wide),
+    )  # fmt: skip

@@ -1,0 +1,237 @@
+"""Deciding in the middle of somebody's own Trainer: nothing but the stream changes, and that just where it was promised."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+import opmix
+from opmix.data import MixtureStream, prepare_domain
+from opmix.domain import Domain, Source
+from opmix.errors import ConfigError, DataError, StoreError
+from opmix.lifecycle import remix
+from opmix.testing import tiny_adapter, tiny_model, tiny_tokenizer, toy_documents
+
+LENGTH, BATCH, STEPS = 16, 2, 12
+STEP = 2 * BATCH * LENGTH
+"""Tokens of an optimizer step: two batches are accumulated."""
+SMALL = {
+    "probes": {"steps": 2, "rank": 2}, "proxies": {"eval_sequences": 4}, "decision": {"draws": 10, "verify": False},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer([text for name in ("alpha", "beta") for text in toy_documents(name, 30)], vocab_size=300)
+
+
+@pytest.fixture(scope="module")
+def data(toys, tokenizer):
+    sources = {n: Source(paths=(str(toys.folder / "data" / f"{n}.jsonl"),)) for n in ("alpha", "beta")}
+    return {
+        n: prepare_domain(Domain(name=n, train=s, holdout=0.2), tokenizer, cache_dir=toys.folder / "remix")
+        for n, s in sources.items()
+    }
+
+
+@pytest.fixture
+def make_stream(data, tokenizer):
+    def build(steps=STEPS, **settings):
+        mixture = {"alpha": 0.75, "beta": 0.25}
+        return MixtureStream(
+            data, tokenizer, mixture, num_sequences=steps * 2 * BATCH, sequence_length=LENGTH, **settings
+        )
+
+    return build
+
+
+def model():
+    return tiny_model("llama", vocab_size=300, num_hidden_layers=1, attention_dropout=0.2, max_position_embeddings=32)
+
+
+class Seen(TrainerCallback):
+    """State of everything at the end of every step, as the Trainer goes on from it."""
+
+    def __init__(self):
+        self.states = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        inner = kwargs["optimizer"].optimizer
+        moments = [v.clone() for s in inner.state.values() for v in s.values()]
+        self.states.append(
+            [torch.get_rng_state(), *(v.clone() for v in kwargs["model"].state_dict().values()), *moments]
+        )
+
+
+def train(stream, folder, callbacks=(), resume=None, the_model=None, **arguments):
+    args = TrainingArguments(
+        output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=BATCH, gradient_accumulation_steps=2, learning_rate=1e-2,
+        train_sampling_strategy="sequential", use_cpu=True, report_to="none", disable_tqdm=True, logging_steps=1,
+        dataloader_pin_memory=False, **{"save_strategy": "no", **arguments},
+    )  # fmt: skip
+    trainer = Trainer(model=the_model or model(), args=args, train_dataset=stream, callbacks=list(callbacks))
+    trainer.train(resume_from_checkpoint=resume and str(resume))
+    return trainer
+
+
+def losses(trainer):
+    return [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e]
+
+
+def weights(trainer):
+    return {n: v.clone() for n, v in trainer.model.state_dict().items()}
+
+
+def assert_same(one, other):
+    assert losses(one) == losses(other)
+    for name, value in weights(other).items():
+        assert torch.equal(weights(one)[name], value), name
+
+
+@pytest.fixture
+def stay(monkeypatch):
+    """Every decision keeps the mixture: the search is real, its answer is not taken."""
+    real = remix.run_search
+
+    def search(config, **settings):
+        return Answer(real(config, **settings).verdict, config.old_mixture)
+
+    monkeypatch.setattr(remix, "run_search", search)
+
+
+@pytest.fixture
+def move(monkeypatch):
+    """Every decision moves to much more of beta, without a search."""
+    verdict = SimpleNamespace(decision=SimpleNamespace(action="move", reason="because"))
+    monkeypatch.setattr(remix, "run_search", lambda config, **_: Answer(verdict, {"alpha": 0.125, "beta": 0.875}))
+
+
+class Answer:
+    """What the callback takes from a search."""
+
+    def __init__(self, verdict, mixture):
+        self.verdict, self.mixture = verdict, opmix.Mixture.of(mixture)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, pytest.param({"gradient_checkpointing": True, "bf16": True}, marks=pytest.mark.slow)], ids=["plain", "bf16"]
+)  # fmt: skip
+def test_a_decision_that_keeps_leaves_no_trace(make_stream, tmp_path, stay, arguments):
+    seen, watched = Seen(), Seen()
+    alone = train(make_stream(), tmp_path / "a", [seen], **arguments)
+    callback = opmix.RemixCallback(make_stream(), every=5 * STEP, out=tmp_path / "out", **SMALL)
+    accompanied = train(callback.stream, tmp_path / "b", [callback, watched], **arguments)
+    assert [s.step for s in callback.switches] == [5, 10]
+    assert (tmp_path / "out" / "step-5" / "report.html").exists()
+    for step, (one, other) in enumerate(zip(seen.states, watched.states, strict=True), 1):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True)), step
+    assert_same(accompanied, alone)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_switch_takes_effect_at_the_promised_sequence(make_stream, tmp_path, move, workers):
+    """Trained rows are recorded by the model's inputs, and are those of the stream as it is after the run."""
+    stream, fed = make_stream(), []
+
+    the_model = model()
+    the_model.register_forward_pre_hook(
+        lambda module, args, kwargs: fed.append(kwargs["input_ids"].clone()) if recording else None, with_kwargs=True
+    )
+    recording = True
+    callback = opmix.RemixCallback(stream, at=[4 * STEP], out=tmp_path / "out", **SMALL)
+    real = callback.on_step_end
+
+    def without_recording(*args, **kwargs):
+        nonlocal recording
+        recording = False
+        real(*args, **kwargs)
+        recording = True
+
+    callback.on_step_end = without_recording
+    train(stream, tmp_path / "run", [callback], the_model=the_model, dataloader_num_workers=workers)
+    (switch,) = callback.switches
+    rows = 2 * BATCH
+    assert switch.step == 4
+    assert switch.index == (20 if not workers else 28)  # accelerate holds a batch; two workers hold two each
+    found = torch.cat(fed)
+    assert torch.equal(found, torch.stack([stream[i]["input_ids"] for i in range(STEPS * rows)]))
+    before, after = stream.plan[: switch.index].counts(), stream.plan[switch.index :].counts()
+    assert before["alpha"] == 3 * before["beta"]
+    assert after["beta"] > 3 * after["alpha"]
+    kept = json.loads((tmp_path / "out" / "switches.json").read_text())["switches"]
+    assert kept == [vars(switch)]
+
+
+def test_resumed_from_a_checkpoint_it_goes_on_with_the_same_stream(make_stream, tmp_path, move):
+    settings = {**SMALL, "at": [4 * STEP, 8 * STEP], "out": tmp_path / "out"}
+    whole = opmix.RemixCallback(make_stream(), **settings)
+    first = train(whole.stream, tmp_path / "run", [whole], save_steps=6, save_strategy="steps")
+    again = opmix.RemixCallback(make_stream(), **settings)
+    resumed = train(again.stream, tmp_path / "run", [again], resume=tmp_path / "run" / "checkpoint-6")
+    assert again.switches == whole.switches
+    assert len(again.results) == 1  # the decision at step 8; that at step 4 was taken over
+    assert again.stream.plan.fingerprint == whole.stream.plan.fingerprint
+    assert_same(resumed, first)
+
+
+def test_damaged_decisions_are_named(make_stream, tmp_path, move):
+    settings = {**SMALL, "at": [4 * STEP], "out": tmp_path / "out"}
+    whole = opmix.RemixCallback(make_stream(), **settings)
+    train(whole.stream, tmp_path / "run", [whole], save_steps=6, save_strategy="steps")
+    (tmp_path / "out" / "switches.json").write_text('{"switches": [{"st')
+    again = opmix.RemixCallback(make_stream(), **settings)
+    with pytest.raises(StoreError, match=r"switches\.json: damaged"):
+        train(again.stream, tmp_path / "run", [again], resume=tmp_path / "run" / "checkpoint-6")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"expected either at=\[tokens, ...\] or every=tokens"),
+        ({"at": [1], "every": 1}, r"expected either at=\[tokens, ...\] or every=tokens"),
+        ({"every": 0}, r"every=0; expected positive token counts"),
+        ({"at": [100, -5]}, r"expected positive token counts"),
+        ({"at": [100], "probes": {"stepz": 1}}, "probes.stepz: unknown key; did you mean 'steps'"),
+        ({"at": [100], "new_domains": ["gama"]}, "new_domains.gama: unknown domain"),
+    ],
+)
+def test_settings_that_cannot_hold(make_stream, tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        opmix.RemixCallback(make_stream(), out=tmp_path, **settings)
+
+
+def test_trainers_that_cannot_be_used(make_stream, tmp_path, monkeypatch):
+    def callback(stream):
+        return opmix.RemixCallback(stream, at=[4 * STEP], out=tmp_path / "out", **SMALL)
+
+    stream = make_stream(steps=STEPS + 1)
+    with pytest.raises(ConfigError, match="the stream has 52 sequences; expected 48: 12 steps of 4"):
+        train(stream, tmp_path, [callback(stream)])
+    stream = make_stream()
+    with pytest.raises(ConfigError, match="the model carries PEFT adapters"):
+        train(stream, tmp_path, [callback(stream)], the_model=tiny_adapter(model(), "a"))
+    args = TrainingArguments(output_dir=str(tmp_path), max_steps=STEPS, use_cpu=True, report_to="none")
+    with pytest.raises(ConfigError, match="RemixCallback needs 'sequential'"):
+        Trainer(model=model(), args=args, train_dataset=stream, callbacks=[callback(stream)]).train()
+    state = type("State", (), {"max_steps": STEPS, "global_step": 0})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ordered = TrainingArguments.__new__(TrainingArguments)
+    ordered.train_sampling_strategy = "sequential"
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 2; RemixCallback drives one process"):
+        callback(stream).on_train_begin(ordered, state, None, model=model())
+
+
+def test_a_stream_that_was_read_too_far_is_said_so(make_stream, tmp_path, move):
+    stream = make_stream()
+    _ = stream[40]
+    with pytest.raises(DataError, match="the mixture cannot change at sequence 20: 41 have been handed out"):
+        train(stream, tmp_path, [opmix.RemixCallback(stream, at=[4 * STEP], out=tmp_path / "out", **SMALL)])
+
+
+def test_too_late_to_decide_about_anything(make_stream, tmp_path, move):
+    stream = make_stream()
+    callback = opmix.RemixCallback(stream, at=[11 * STEP, 99 * STEP], out=tmp_path / "out", **SMALL)
+    train(stream, tmp_path / "run", [callback])
+    assert callback.switches == []

@@ -1,0 +1,153 @@
+"""What somebody meets who has just installed opmix."""
+
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from opmix.cli.main import app
+
+ROOT = Path(__file__).parents[2]
+runner = CliRunner()
+
+
+def opmix(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "opmix", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_no_arguments_show_where_to_start():
+    shown = opmix()
+    assert shown.returncode == 0
+    for verb in ("demo", "init", "validate", "search"):
+        assert f"opmix {verb}" in shown.stdout
+    assert "docs/" in shown.stdout
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert len(shown.stdout.splitlines()) <= 14
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("serach", "search"), ("vaildate", "validate"), ("docter", "doctor"), ("discovr", "discover")]
+)
+def test_a_mistyped_verb_gets_the_nearest_one(typed, meant):
+    said = opmix(typed)
+    assert said.returncode == 2
+    assert f"Did you mean '{meant}'" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_every_verb_has_help_of_its_own():
+    names = [command.name for command in app.registered_commands]
+    assert {"init", "validate", "doctor", "discover"} <= set(names)
+    for name in names:
+        shown = runner.invoke(app, [name, "--help"])
+        assert shown.exit_code == 0
+        assert len(shown.output.splitlines()) > 5
+
+
+HEAVY = {"torch", "transformers", "pydantic", "scipy", "sklearn", "pyarrow", "datasets", "matplotlib", "yaml"}
+
+
+@pytest.mark.parametrize("verb", ["", "init", "validate", "doctor", "discover", "search"])
+def test_help_imports_nothing_heavy(verb):
+    # typer itself looks at a verb's parameters with pydantic; our own schema, which costs more, must stay out.
+    heavy = HEAVY if not verb else HEAVY - {"pydantic"} | {"opmix.config"}
+    code = (
+        f"import sys; sys.argv = ['opmix', *{verb.split()!r}, '--help']\nfrom opmix.cli.main import app\n"
+        f"try: app()\nexcept SystemExit: pass\nfound = sorted({heavy!r} & set(sys.modules))\nassert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_help_is_fast():
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        opmix("--help")
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 1.0  # 0.13 s on an idle core
+
+
+def complete(shell: str, *words: str) -> str:
+    """What the shell would be offered for the last of the words."""
+    done = opmix(
+        _OPMIX_COMPLETE=f"complete_{shell}", COMP_WORDS=" ".join(["opmix", *words]), COMP_CWORD=str(len(words)),
+        _TYPER_COMPLETE_ARGS=" ".join(["opmix", *words]), _TYPER_COMPLETE_FISH_ACTION="get-args",
+    )  # fmt: skip
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_offers_verbs_options_and_choices(shell):
+    assert "discover" in complete(shell, "dis")
+    assert "search" not in complete(shell, "dis")
+    assert "--index-only" in complete(shell, "discover", "--in")
+    assert "auto" in complete(shell, "discover", "--domains", "a")
+
+
+def test_completion_can_be_installed(tmp_path):
+    shown = opmix("--show-completion", "bash", HOME=str(tmp_path), _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert "complete -o default -F _opmix_completion opmix" in shown.stdout
+    done = opmix("--install-completion", "bash", HOME=str(tmp_path), _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert done.returncode == 0, done.stderr
+    script = tmp_path / ".bash_completions" / "opmix.sh"
+    assert str(script) in (tmp_path / ".bashrc").read_text()
+    words = "COMP_WORDS=(opmix val); COMP_CWORD=1; _opmix_completion opmix; echo ${COMPREPLY[@]}"
+    shim = tmp_path / "bin" / "opmix"
+    shim.parent.mkdir()
+    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m opmix "$@"\n')
+    shim.chmod(0o755)
+    path = {**os.environ, "PATH": f"{shim.parent}:{os.environ['PATH']}"}
+    real = subprocess.run(
+        ["bash", "-c", f"source {script}; {words}"], capture_output=True, text=True, check=True, env=path
+    )
+    assert real.stdout.strip() == "validate"
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_everything_and_runs_elsewhere(tmp_path):
+    pytest.importorskip("hatchling", reason="builds without a network need the build backend here")
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        str(ROOT),
+        "--no-deps",
+        "--no-build-isolation",
+        "--quiet",
+        "-w",
+        str(tmp_path),
+    ]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("opmix-*.whl")
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    package = ROOT / "src" / "opmix"
+    for path in package.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            assert f"opmix/{path.relative_to(package).as_posix()}" in inside, path
+    target = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", str(target), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    where = "import opmix, sys; sys.stdout.write(opmix.__file__)"
+    elsewhere = {**os.environ, "PYTHONPATH": f"{target}:{os.environ.get('PYTHONPATH', '').partition(':')[2]}"}
+    loaded = subprocess.run(
+        [sys.executable, "-c", where], capture_output=True, text=True, check=True, env=elsewhere, cwd=tmp_path
+    )
+    assert Path(loaded.stdout).is_relative_to(target)
+    for command in ([sys.executable, "-m", "opmix"], [sys.executable, str(target / "bin" / "opmix")]):
+        shown = subprocess.run(
+            [*command, "--help"], capture_output=True, text=True, check=True, env=elsewhere, cwd=tmp_path
+        )
+        assert "discover" in shown.stdout
