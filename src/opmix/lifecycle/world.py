@@ -21,9 +21,10 @@ from opmix.data.tokenization import tokenizer_fingerprint
 from opmix.domain import Domain
 from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.config import LifecycleConfig
-from opmix.lifecycle.stage_data import StageData, prepare_data
+from opmix.lifecycle.stage_data import StageData, placed, prepare_data
 from opmix.lifecycle.stages import resolve as resolve_stages
 from opmix.lifecycle.steps import DataFacts, OfferFacts
+from opmix.model_files import located
 from opmix.models import load_model, load_tokenizer, model_fingerprint, model_shape
 from opmix.progress import Progress
 from opmix.runs.files import default_cache_dir, files_signature, write_json
@@ -135,7 +136,7 @@ def make_world(
 
     def prepared(names: Iterable[str], objective: Any = None, sdft: SdftConfig = life.sdft) -> StageData:
         return prepare_data(
-            {n: domains[n] for n in names}, tokenizer, objective=objective, sdft=sdft, sequence_length=life.sequence_length,
+            {n: domains[n] for n in names}, tokenizer, objective=objective, sdft=placed(sdft, base), sequence_length=life.sequence_length,
             cache_dir=Path(life.cache_dir) if life.cache_dir else default_cache_dir(), num_proc=life.num_proc, progress=progress,
             limit=_positions(life, base), known=known,
         )  # fmt: skip
@@ -173,12 +174,6 @@ def _positions(life: LifecycleConfig, base: Path) -> int | None:
         return None  # what is wrong with it is said where the model is made or loaded
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return None if limit is None else int(limit)
-
-
-def located(name: str, base: Path) -> str:
-    """A checkpoint beside the configuration, or a hub name."""
-    local = base / Path(name).expanduser()
-    return str(local) if local.exists() else name
 
 
 def _signature(life: LifecycleConfig, base: Path) -> str:
