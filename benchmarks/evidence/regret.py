@@ -2,9 +2,10 @@
 
     python benchmarks/evidence/regret.py --seeds 0 1 [--stages code medical speeches reviews]
 
-A cell is one stage and seed: a base from scratch on old domains, one new domain, a search, and the full model trained for equal tokens on every point of
-a nine-point grid (0.1 to 0.9 of the new domain, so 10 % replay is among them) and on the proposal. Mean test loss decides; no search sees
-that split. Full trainings are kept, so a run that is broken off goes on. Cells are added to results/regret.json.
+A cell is one stage and seed: a base from scratch on old domains, one new domain, a search, and the full model trained for equal
+tokens on every point of a nine-point grid (0.1 to 0.9 of the new domain, so 10 % replay is among them) and on the proposal. Mean test
+loss decides; no search sees that split. Full trainings are kept, so a run that is broken off goes on. Cells are added to
+results/regret.json.
 """
 
 from __future__ import annotations
