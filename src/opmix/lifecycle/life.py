@@ -12,7 +12,8 @@ from opmix.compute.memory import watch_memory
 from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.limits import check_budgets
-from opmix.lifecycle.stage_run import Carried, StageRun
+from opmix.lifecycle.stage_folder import Carried
+from opmix.lifecycle.stage_run import StageRun
 from opmix.lifecycle.stages import Stage, resolve
 from opmix.lifecycle.steps import Step, chain, differences
 from opmix.lifecycle.tables import life_json, stage_json, write_tables

@@ -6,70 +6,32 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from opmix.compute.memory import watch_memory
-from opmix.config import ModelConfig
 from opmix.data import MixtureDataset, MixturePlan
-from opmix.errors import StoreError
 from opmix.lifecycle.measuring import last_loss, measure, task_scores, watched_rows, write_log
 from opmix.lifecycle.offer import decision_config, declined, fixed_mixture, old_on_offer
 from opmix.lifecycle.search import run_search
 from opmix.lifecycle.stage_data import StageData
-from opmix.lifecycle.stages import Part, Stage
-from opmix.lifecycle.steps import Kind, Step, epochs_allowed
-from opmix.lifecycle.world import World, shape_from
+from opmix.lifecycle.stage_folder import Carried, StageFolder
+from opmix.lifecycle.stages import Part
+from opmix.lifecycle.steps import Kind, epochs_allowed
+from opmix.lifecycle.world import shape_from
 from opmix.mixing.mixture import Mixture
-from opmix.runs.files import disk_errors, write_json
-from opmix.training.checkpoints import drop_checkpoints, whole_checkpoints
+from opmix.training.checkpoints import whole_checkpoints
 from opmix.training.full import Stretch, train_stretch
 from opmix.training.matched import TrainingPlan, account, plan_training
 from opmix.training.objectives import Usage
 
 
-@dataclass(frozen=True, kw_only=True)
-class Carried:
-    """What one stage hands to the next."""
-
-    model: Path | None
-    """None: made or loaded from where the life starts."""
-    model_key: str | None
-    """Fingerprint of its weights, checked when it is loaded."""
-    shape: Mapping[str, Any]
-    mixture: Mixture | None
-    """Last trained on; None: nothing yet."""
-    cursors: Mapping[str, int] = field(default_factory=dict)
-    """Training rows drawn so far, by domain."""
-    rows: Mapping[str, int] = field(default_factory=dict)
-    """Rows each of these domains had; with another number they were cut otherwise, and the cursor means nothing."""
-    losses: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
-    """Split, domain: loss and its standard error."""
-    scores: Mapping[str, Any] = field(default_factory=dict)
-    """Task scores by domain."""
-    optimizer: Path | None = None
-
-
-@dataclass
-class StageRun:
+@dataclass(kw_only=True)
+class StageRun(StageFolder):
     """One stage of one seed."""
 
-    world: World
-    stage: Stage
-    seed: int
-    steps: Mapping[tuple[Kind, int | None], Step]
-    """By kind and the start of the part."""
-    carried: Carried
-    needed: bool
-    """Whether the model must be on disk when this is over: a later stage starts from it, or it is the last."""
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def folder(self) -> Path:
-        """Of this stage."""
-        return self.world.folder / f"seed-{self.seed}" / self.stage.label
 
     @property
     def offer(self) -> StageData:
@@ -80,11 +42,6 @@ class StageRun:
     def rows(self) -> Mapping[str, int]:
         """Training rows by domain."""
         return self.world.facts.rows_of(self.stage)
-
-    @property
-    def checkpoints(self) -> Path:
-        """The Trainer's, while the stage runs."""
-        return self.folder / "checkpoints"
 
     def run(self) -> tuple[dict[str, Any], Carried]:
         """Live it, or find it lived; returns what happened and what the next stage starts from.
@@ -160,20 +117,6 @@ class StageRun:
 
         return self._step("search", part.start, work, intact=(folder / "mixture.json").exists)
 
-    def _named(self, part: Part, model: ModelConfig) -> ModelConfig:
-        """Where the model of a decision can be found again (`opmix verify`), if it stays on disk."""
-        life = self.world.life
-        start = life.model or model
-        dtype = "float32" if start.dtype == "auto" else start.dtype  # as the life loads it, whatever the device
-        told = start.model_copy(update={"dtype": dtype, "chat_template": life.chat_template})
-        if part.start or (self.carried.model is None and life.model is None):
-            return told.model_copy(update={"name": model.name})
-        return (
-            told
-            if self.carried.model is None
-            else told.model_copy(update={"name": str(self.carried.model.resolve()), "tokenizer": None})
-        )
-
     # -- training -----------------------------------------------------------------------------------------------
 
     def _empty_plan(self) -> TrainingPlan:
@@ -247,26 +190,6 @@ class StageRun:
             previous_key=self._key_before(part), save_every=max(1, every), evaluate_every=shown, arguments=arguments,
         )  # fmt: skip
 
-    def _key_before(self, part: Part) -> str | None:
-        if part.start == 0:
-            return None
-        return self.steps["train", self.stage.parts[part.number - 1].start].key
-
-    def _model_at(self, part: Part) -> Any:
-        """The model as it is when a part begins: always read from disk, so that a resumed life is the unbroken one."""
-        key = self._key_before(part)
-        if key is None:
-            return self._base()
-        for at, folder in whole_checkpoints(self.checkpoints, key):
-            if at == part.start:
-                return self.world.load(folder)
-        raise StoreError(f"{self.checkpoints}: no whole checkpoint of step {part.start}; run again to train up to it")
-
-    def _base(self) -> Any:
-        if self.carried.model is None:
-            return self.world.start_model(self.seed)
-        return self.world.load(self.carried.model, self.carried.model_key)
-
     # -- before and after ---------------------------------------------------------------------------------------
 
     def _measure(self, kind: Kind, model: Callable[[], Any]) -> dict[str, Any]:
@@ -283,93 +206,6 @@ class StageRun:
             return {"losses": losses, "scores": scores, "amounts": _amounts("measuring", tokens, flops, started)}
 
         return self._step(kind, None, work)
-
-    def _save(self, key: str) -> dict[str, Any]:
-        folder = self.folder / "model"
-
-        def work() -> dict[str, Any]:
-            source = next((f for at, f in whole_checkpoints(self.checkpoints, key) if at == self.stage.steps), None)
-            if source is None:
-                raise StoreError(
-                    f"{self.checkpoints}: the stage's last checkpoint is gone; run again to train up to it"
-                )
-            made = self.world.save(self.world.load(source), folder)
-            (self.folder / "optimizer.pt").unlink(missing_ok=True)
-            if self._continued_next():
-                shutil.copyfile(source / "optimizer.pt", self.folder / ".optimizer.pt")
-                (self.folder / ".optimizer.pt").replace(self.folder / "optimizer.pt")
-            return {"fingerprint": made}
-
-        def intact() -> bool:
-            return not self.needed or (folder / "config.json").exists()
-
-        return self._step("model", None, work, intact=intact)
-
-    def _continued_next(self) -> bool:
-        later = self.stage.index + 1
-        return later < len(self.stage.life.stages) and self.stage.life.stages[later].optimizer == "continued"
-
-    def _moments(self) -> Path | None:
-        """The optimiser's state at the end of the stage, where it was kept."""
-        last = self.stage.parts[-1]
-        ends = whole_checkpoints(self.checkpoints, self.steps["train", last.start].key)
-        found = [self.folder / "optimizer.pt", *(f / "optimizer.pt" for at, f in ends if at == last.stop)]
-        return next((path for path in found if path.exists()), None)
-
-    def _check_moments(self) -> None:
-        if self.stage.config.optimizer == "continued" and self.carried.optimizer is None and not self._is_finished():
-            raise StoreError(
-                f"stage {self.stage.config.name!r}: the moments in which the stage before ended were not kept (no stage continued them "
-                f"then); use optimizer: fresh, or delete {self.carried.model} to have that stage trained again"
-            )
-
-    def _tidy(self) -> None:
-        """Drop what is only needed while the stage runs."""
-        if not self.stage.life.keep.checkpoints:
-            drop_checkpoints(self.checkpoints)
-        if self.stage.life.keep.models == "last" and self.carried.model is not None:
-            shutil.rmtree(self.carried.model, ignore_errors=True)
-
-    def _is_finished(self) -> bool:
-        """Whether the model at the end of the stage is there, so that its checkpoints are not missed."""
-        step = self.steps["model", None]
-        there = not self.needed or (self.folder / "model" / "config.json").exists()
-        return there and self.world.store.found(step.name, step.key) is not None
-
-    def _check_room(self) -> None:
-        weights = 4.0 * float(self.carried.shape["parameters"])
-        self.world.check_room(f"stage {self.stage.config.name!r}", weights * (3 * (len(self.stage.parts) + 1) + 1))
-
-    # -- keeping the books --------------------------------------------------------------------------------------
-
-    def _step(
-        self,
-        kind: Kind,
-        start: int | None,
-        work: Callable[[], Mapping[str, Any]],
-        *,
-        intact: Callable[[], bool] = lambda: True,
-    ) -> dict[str, Any]:
-        step, store = self.steps[kind, start], self.world.store
-
-        def watched() -> Mapping[str, Any]:
-            store.event("begin", step=step.name)
-            return work()
-
-        with disk_errors(self.world.folder):
-            result, found = store.step(step.name, step.inputs, watched, intact=intact)
-        if not found:
-            store.event("end", step=step.name)
-            if kind in ("search", "train"):
-                write_json(
-                    self.folder / "mixture.json",
-                    {"stage": self.stage.config.name, "step": start, "mixture": result["mixture"]},
-                )
-        return result
-
-    def _task(self, what: str) -> str:
-        several = len(self.stage.life.seeds) > 1
-        return f"{self.stage.config.name}: {what}" + (f", seed {self.seed}" if several else "")
 
 
 def _amounts(purpose: str, tokens: float, flops: float, started: float) -> dict[str, dict[str, float]]:
