@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from opmix.cli import commands, export, life
+from opmix.cli import commands, evaluate, export, life
 from opmix.errors import OpMixError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command("search")(commands.search)
 app.command("run")(life.run)
 app.command("status")(life.status)
 app.command("fit")(commands.fit)
+app.command("eval")(evaluate.evaluate)
 app.command("report")(commands.report)
 app.command("export")(export.export)
 
