@@ -124,6 +124,9 @@ def stage_sentences(stage: dict[str, Any]) -> list[str]:
         low, high = now["interval"]
         earlier = "" if then is None else f", before {then['right']}"
         lines.append(f"  {domain}: {now['right']} of {now['total']} answers right ({low:.0%}-{high:.0%}){earlier}")
+    for score in stage["tasks"]:
+        sure = "" if score["interval"] is None else " ({:.3f} to {:.3f})".format(*score["interval"])
+        lines.append(f"  {score['task']}, {score['metric']}: {score['value']:.3f}{sure}")
     return lines + [f"  note: {note}" for note in stage["notes"]]
 
 

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from opmix.cli import commands, discover, export, first, life
+from opmix.cli import commands, discover, evaluate, export, first, life
 from opmix.cli.verify import verify
 from opmix.errors import OpMixError
 
@@ -27,6 +27,7 @@ app.command("search")(commands.search)
 app.command("run")(life.run)
 app.command("status")(life.status)
 app.command("fit")(commands.fit)
+app.command("eval")(evaluate.evaluate)
 app.command("report")(commands.report)
 app.command("export")(export.export)
 app.command("verify")(verify)

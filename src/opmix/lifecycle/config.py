@@ -80,6 +80,22 @@ class TaskConfig(Strict):
         return {"extractor": value} if isinstance(value, str) else value
 
 
+class HarnessConfig(Strict):
+    """Tasks of lm-evaluation-harness (the extra `eval`); a plain list in YAML is `tasks`."""
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    limit: Count | None = None
+    """Items a task; None: all."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    include_path: str | None = None
+    """Folder of task YAMLs of your own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"tasks": value} if isinstance(value, list | tuple) else value
+
+
 class EvaluationConfig(Strict):
     """Held-out losses of the full model, on `valid` and `test`, before and after every stage."""
 
@@ -89,6 +105,8 @@ class EvaluationConfig(Strict):
     """Tokens between evaluations of `valid` while training; None: never."""
     tasks: dict[str, TaskConfig] = Field(default_factory=dict)
     """By chat domain: how often its questions are answered right. Reported beside the losses, never fitted."""
+    harness: HarnessConfig | None = None
+    """Further tasks, scored after every stage; never fitted either."""
 
 
 class KeepConfig(Strict):

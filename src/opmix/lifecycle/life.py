@@ -68,12 +68,16 @@ def run_life(
         OpMixError: Whatever else stops it; running again goes on from there.
     """
     from opmix.scores import extractor_of
+    from opmix.scores.harness import task_manager
     from opmix.training.factory import check_arguments
 
     for stage in config.stages:
         check_arguments(config.trainer_of(stage))
     for task in config.evaluation.tasks.values():
         extractor_of(task.extractor)  # an unknown one is said now
+    if (wanted := config.evaluation.harness) is not None:
+        place = base or Path.cwd()
+        task_manager(wanted.tasks, None if wanted.include_path is None else place / wanted.include_path)
     if world_size() > 1:
         raise ConfigError(
             f"WORLD_SIZE is {world_size()}; `opmix run` drives one process (which may use one GPU): start it without torchrun"

@@ -21,6 +21,7 @@ from opmix.probes.evaluation import evaluate
 from opmix.probes.held_out import held_out
 from opmix.runs.files import write_text
 from opmix.scores import extractor_of, score_split
+from opmix.scores.harness import harness_scores
 
 Losses = dict[str, dict[str, dict[str, float]]]
 """Split, domain: `loss` and its standard `error`, nats per token."""
@@ -65,6 +66,23 @@ def task_scores(model: Any, world: World, names: Sequence[str]) -> dict[str, Any
         )  # fmt: skip
         scores[name] = score.json()
     return scores
+
+
+def harness_results(model: Any, world: World) -> list[dict[str, Any]]:
+    """Scores on tasks of lm-evaluation-harness, where the configuration names some.
+
+    Raises:
+        ModelError: The package is missing.
+        ConfigError: Unknown task.
+    """
+    wanted = world.life.evaluation.harness
+    if wanted is None:
+        return []
+    found = harness_scores(
+        model, world.tokenizer, wanted.tasks, limit=wanted.limit, num_fewshot=wanted.num_fewshot,
+        include_path=None if wanted.include_path is None else world.base / wanted.include_path,
+    )  # fmt: skip
+    return [score.json() for score in found]
 
 
 def watched_rows(world: World, stage: Stage, seed: int) -> dict[str, Dataset[Any]] | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from opmix.compute.memory import watch_memory
 from opmix.data import MixtureDataset, MixturePlan
-from opmix.lifecycle.measuring import last_loss, measure, task_scores, watched_rows, write_log
+from opmix.lifecycle.measuring import harness_results, last_loss, measure, task_scores, watched_rows, write_log
 from opmix.lifecycle.offer import decision_config, declined, fixed_mixture, old_on_offer
 from opmix.lifecycle.search import run_search
 from opmix.lifecycle.stage_data import StageData
@@ -71,7 +71,7 @@ class StageRun(StageFolder):
         self._tidy()
         assert mixture is not None
         outcome = {
-            "parts": parts, "before": losses, "after": after["losses"], "scores": (scores, after["scores"]),
+            "parts": parts, "before": losses, "after": after["losses"], "scores": (scores, after["scores"]), "tasks": after["tasks"],
             "old": self.carried.mixture, "notes": self.notes,
         }  # fmt: skip
         return outcome, Carried(
@@ -203,7 +203,13 @@ class StageRun(StageFolder):
             losses, tokens = measure(loaded, self.world, names, self.seed)
             scores = task_scores(loaded, self.world, names)
             flops = tokens * shape_from(self.carried.shape).forward(life.sequence_length)
-            return {"losses": losses, "scores": scores, "amounts": _amounts("measuring", tokens, flops, started)}
+            tasks = harness_results(loaded, self.world) if kind == "after" else []
+            return {
+                "losses": losses,
+                "scores": scores,
+                "tasks": tasks,
+                "amounts": _amounts("measuring", tokens, flops, started),
+            }
 
         return self._step(kind, None, work)
 

@@ -147,7 +147,7 @@ def _stage_steps(stage: Stage, data: DataFacts, seed: int, home: str, base: Step
     yield model
     yield Step(
         name=f"{home}/after", kind="after", seed=seed, stage=stage,
-        settings={**measured, **_tasks(tasks, stage.seen), "data": data.of(stage.seen)},
+        settings={**measured, **_tasks(tasks, stage.seen), **_harness(life), "data": data.of(stage.seen)},
         after={model.name: model.key},
     )  # fmt: skip
 
@@ -156,6 +156,12 @@ def _tasks(tasks: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """Task scores that are taken of some domains."""
     chosen = {name: task for name, task in tasks.items() if name in names}
     return {"tasks": chosen} if chosen else {}
+
+
+def _harness(life: LifecycleConfig) -> dict[str, Any]:
+    """Tasks of lm-evaluation-harness, where there are any."""
+    chosen = life.evaluation.harness
+    return {} if chosen is None else {"harness": chosen.model_dump(exclude={"include_path"})}
 
 
 def epochs_allowed(stage: Stage) -> dict[str, float]:

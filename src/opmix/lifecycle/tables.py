@@ -44,6 +44,7 @@ def stage_json(stage: Stage, seed: int, outcome: Mapping[str, Any]) -> dict[str,
                 d: after["test"][d]["loss"] - before["test"][d]["loss"] for d in known if d in before["test"] and d in after["test"]
             },
             "scores": {d: {"before": outcome["scores"][0].get(d), "after": score} for d, score in outcome["scores"][1].items()},
+            "tasks": outcome["tasks"],
             "cost": {"tokens": tokens, "flops": flops, "search_share": sum(flops.get(p, 0.0) for p in SEARCH_PURPOSES) / training},
             "notes": outcome["notes"],
         }

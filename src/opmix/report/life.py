@@ -139,6 +139,13 @@ def _stages(content: Mapping[str, Any]) -> Html:
         )
         if stage.get("scores"):
             blocks.append(_scores(stage["scores"]))
+        if stage.get("tasks"):
+            rows = [row(t["task"], t["metric"], number(t["value"]), span(t["interval"])) for t in stage["tasks"]]
+            blocks.append(
+                table(
+                    ["Task", "Metric", "Value", "95 % interval"], rows, caption="lm-evaluation-harness, after the stage"
+                )
+            )
         blocks += [el("p", f"Note: {note}", class_="caption") for note in stage["notes"]]
     return el("section", *blocks, id="stages")
 

@@ -2,6 +2,17 @@
 
 from opmix.scores.extract import EXTRACTORS, Extractor, extractor_of
 from opmix.scores.intervals import wilson
+from opmix.scores.paired import Difference, TaskScore, paired_difference
 from opmix.scores.task import Score, score_split
 
-__all__ = ["EXTRACTORS", "Extractor", "Score", "extractor_of", "score_split", "wilson"]
+__all__ = [
+    "EXTRACTORS",
+    "Difference",
+    "Extractor",
+    "Score",
+    "TaskScore",
+    "extractor_of",
+    "paired_difference",
+    "score_split",
+    "wilson",
+]

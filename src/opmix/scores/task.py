@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ class Score:
     """Questions too long for the model."""
     unreadable: int
     """Answers in which nothing was found to compare; they count as wrong."""
+    outcomes: Mapping[int, bool] = field(default_factory=dict)
+    """Right or not, by document of the split: what two models are compared on."""
 
     @property
     def share(self) -> float:
@@ -38,8 +40,9 @@ class Score:
         return self.right / self.total
 
     def json(self) -> dict[str, Any]:
-        """As a mapping."""
-        return {**asdict(self), "share": self.share}
+        """As a mapping, without the outcomes."""
+        content = {key: value for key, value in asdict(self).items() if key != "outcomes"}
+        return {**content, "share": self.share}
 
 
 def question_and_answer(split: TokenSplit, document: int) -> tuple[Int64, Int64]:
@@ -92,7 +95,8 @@ def score_split(
     )
     limit = getattr(base_model_of(model).config.get_text_config(), "max_position_embeddings", None) or 1 << 30
     pairs = [question_and_answer(split, document) for document in chosen]
-    fitting = [(question, answer) for question, answer in pairs if len(question) + max_new_tokens <= limit]
+    asked = [i for i, (question, _) in enumerate(pairs) if len(question) + max_new_tokens <= limit]
+    fitting = [pairs[i] for i in asked]
     if not fitting:
         raise DataError(
             f"domain {split.domain!r} {split.split}: none of {len(pairs)} questions leaves room for {max_new_tokens} tokens in the "
@@ -110,8 +114,9 @@ def score_split(
         batch_size=batch_size, progress=progress,
     )  # fmt: skip
     found = [extract(tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
-    right = sum(a == b for a, b in zip(found, references, strict=True))
+    outcomes = {chosen[i]: a == b for i, a, b in zip(asked, found, references, strict=True)}
+    right = sum(outcomes.values())
     return Score(
         name=split.domain, right=right, total=len(found), interval=wilson(right, len(found), level=level), level=level,
-        left_out=len(pairs) - len(fitting), unreadable=found.count(None),
+        left_out=len(pairs) - len(fitting), unreadable=found.count(None), outcomes=outcomes,
     )  # fmt: skip

@@ -1,12 +1,13 @@
 """Text, then a skill by SFT, then one by self-distillation, in one life; and a stage's decision verified."""
 
+import importlib.util
 import json
 
 import pytest
 from lives import ARCHITECTURE, content
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from opmix.errors import ConfigError
+from opmix.errors import ConfigError, ModelError
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.life import run_life
 from opmix.lifecycle.verification import verify_run
@@ -116,3 +117,30 @@ def test_a_decision_can_be_verified_afterwards(lived, folder):
 def test_what_cannot_be_is_said(folder, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         run_life(life(folder, **changes), out=tmp_path / "run", base=folder)
+
+
+def test_harness_tasks_need_the_package_before_anything_is_trained(folder, tmp_path):
+    if importlib.util.find_spec("lm_eval") is not None:
+        pytest.skip("lm_eval is installed")
+    with pytest.raises(ModelError, match=r"pip install 'opmix\[eval\]'"):
+        run_life(life(folder, evaluation={"harness": ["arc_easy"]}), out=tmp_path / "run", base=folder)
+
+
+def test_harness_tasks_are_scored_after_every_stage(folder, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    rows = [{"question": f"up {i}", "choices": ["down", "left"], "answer": i % 2} for i in range(6)]
+    (tmp_path / "mc.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mc.yaml").write_text(
+        f"task: toy_mc\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/mc.jsonl}}}}\n"
+        'output_type: multiple_choice\ntest_split: test\ndoc_to_text: "{{question}}"\ndoc_to_choice: "{{choices}}"\n'
+        'doc_to_target: "{{answer}}"\nmetric_list: [{metric: acc}]\n'
+    )
+    evaluation = {"sequences": 4, "harness": {"tasks": ["toy_mc"], "include_path": str(tmp_path)}}
+    stages = [{"name": "text", "domains": ["web"], "tokens": 500, "mixture": "uniform"}]
+    lived = run_life(life(folder, evaluation=evaluation, stages=stages), out=tmp_path / "run", base=folder)
+    (score,) = lived.content["seeds"]["0"]["stages"][0]["tasks"]
+    assert (score["task"], score["metric"], score["total"]) == ("toy_mc", "acc", 6)
+    assert 0 <= score["value"] <= 1

@@ -1,0 +1,140 @@
+"""Which model of a run folder, and its task scores."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opmix.data import prepare_domain
+from opmix.domain import Domain, Source
+from opmix.errors import ConfigError, StoreError
+from opmix.lifecycle.stage_data import stop_ids
+from opmix.models import load_model, load_tokenizer
+from opmix.progress import Progress
+from opmix.runs.files import default_cache_dir
+from opmix.scores import Difference, TaskScore, extractor_of, paired_difference, score_split
+from opmix.scores.harness import harness_scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What to ask a model."""
+
+    tasks: tuple[str, ...] = ()
+    """Of lm-evaluation-harness."""
+    include_path: Path | None = None
+    num_fewshot: int | None = None
+    chat: bool = False
+    domain: Path | None = None
+    """Conversations; the last answer of each is asked for."""
+    extractor: str = "exact"
+    max_new_tokens: int = 256
+    limit: int | None = None
+    """Items of a task or file."""
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        problems = [] if self.tasks or self.domain else ["nothing to ask; expected --tasks, --domain, or both"]
+        if self.domain is not None and not self.domain.exists():
+            problems.append(f"--domain: {str(self.domain)!r} does not exist; expected a file of conversations")
+        for name in ("max_new_tokens", "batch_size", "limit"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                problems.append(f"--{name.replace('_', '-')}: {number}; expected at least 1")
+        if problems:
+            raise ConfigError(problems)
+        extractor_of(self.extractor)
+
+
+def find_model(path: str, *, stage: str | None = None, seed: int | None = None) -> str:
+    """The model that is meant: a folder or name as it is, or one of a run folder of `opmix run`.
+
+    Args:
+        path: Model or run folder.
+        stage: Of a run: whose model; None: the finished life's last.
+        seed: Of a run: which life; None: the first.
+
+    Raises:
+        ConfigError: No such stage or seed, or one is named where there is no run.
+        StoreError: The run's `life.json` is damaged.
+    """
+    folder = Path(path).expanduser()
+    lives = sorted(folder.glob("seed-*/*/"))
+    if not lives:
+        if stage is not None or seed is not None:
+            raise ConfigError(
+                f"{path!r} is no run folder of `opmix run`; leave out the stage and the seed, or name one"
+            )
+        return path
+    seeds = sorted({int(life.parent.name.removeprefix("seed-")) for life in lives})
+    number = seeds[0] if seed is None else seed
+    if number not in seeds:
+        raise ConfigError(f"seed {number} is not in {path!r}; expected one of {', '.join(map(str, seeds))}")
+    if stage is None:
+        return str(folder / _last(folder, number))
+    there = {
+        re.sub(r"^\d+-", "", life.name): life / "model"
+        for life in lives
+        if life.parent.name == f"seed-{number}" and (life / "model" / "config.json").exists()
+    }
+    if stage not in there:
+        names = ", ".join(there) or "none yet"
+        raise ConfigError(f"stage {stage!r} has no model in {path!r}, seed {number}; those that have one: {names}")
+    return str(there[stage])
+
+
+def _last(folder: Path, seed: int) -> str:
+    try:
+        content = json.loads((folder / "life.json").read_text(encoding="utf-8"))
+        return str(content["seeds"][str(seed)]["model"])
+    except FileNotFoundError:
+        raise ConfigError(f"{str(folder)!r} holds a life that is not finished; name a stage with --stage") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{folder / 'life.json'} is damaged ({error}); run `opmix run` again") from error
+
+
+def evaluate_model(path: str, wanted: Wanted, progress: Progress) -> list[TaskScore]:
+    """Scores of one model.
+
+    Raises:
+        ModelError: It cannot be loaded, or lm_eval is missing.
+        DataError: What it is asked cannot be read.
+    """
+    tokenizer, model = load_tokenizer(path), load_model(path)
+    scores = [] if wanted.domain is None else [_questions(model, tokenizer, wanted, wanted.domain, progress)]
+    if wanted.tasks:
+        scores += harness_scores(
+            model, tokenizer, wanted.tasks, limit=wanted.limit, num_fewshot=wanted.num_fewshot,
+            include_path=wanted.include_path, batch_size=wanted.batch_size, chat=wanted.chat,
+        )  # fmt: skip
+    return scores
+
+
+def _questions(model: Any, tokenizer: Any, wanted: Wanted, file: Path, progress: Progress) -> TaskScore:
+    """The whole file is asked: given for all three splits, it is not cut up."""
+    source = Source(paths=(str(file),))
+    name = re.sub(r"[^A-Za-z0-9_.\-]", "-", file.name.partition(".")[0]).lstrip("_.-")[:80] or "domain"
+    domain = Domain(name=name, train=source, valid=source, test=source, kind="chat")
+    split = prepare_domain(domain, tokenizer, cache_dir=default_cache_dir()).test
+    with progress.task(f"answers to {name}", 0) as advance:
+        score = score_split(
+            model, tokenizer, split, extractor_of(wanted.extractor), stop_ids=stop_ids(tokenizer, {name: split}),
+            num=wanted.limit, max_new_tokens=wanted.max_new_tokens, batch_size=wanted.batch_size, progress=advance,
+        )  # fmt: skip
+    return TaskScore(
+        task=name, metric=f"right ({wanted.extractor})", value=score.share,
+        stderr=(score.share * (1 - score.share) / score.total) ** 0.5, interval=score.interval, total=score.total,
+        higher_is_better=True, details={"left_out": score.left_out, "unreadable": score.unreadable},
+        items={document: float(right) for document, right in score.outcomes.items()},
+    )  # fmt: skip
+
+
+def differences(first: Sequence[TaskScore], second: Sequence[TaskScore]) -> list[Difference]:
+    """Of every metric that both have item by item."""
+    other = {(score.task, score.metric): score for score in second if score.items}
+    pairs = [(score, other.get((score.task, score.metric))) for score in first if score.items]
+    return [paired_difference(score, against) for score, against in pairs if against is not None]
