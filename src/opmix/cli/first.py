@@ -23,6 +23,7 @@ Start here:
   opmix init FOLDER --model NAME  write search.yaml for a folder of text
   opmix validate search.yaml      check it and its cost; nothing is trained
   opmix search search.yaml        find the mixture, with intervals and a report
+  opmix run lifecycle.yaml        a whole life: find it, train on it, and again
 
 More:  opmix --help, opmix VERB --help; opmix doctor if something does not work
 Docs:  docs/first-steps.md in the source; docs/search.md has every setting
