@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
+SMOKE := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/kill_and_resume.py --kills 2 --fresh
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit slow check format lint types fix clean
+.PHONY: help install demo test unit slow smoke check format lint types fix clean
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +41,10 @@ unit: install ## Fast tests and doctests
 
 slow: install ## Tests that train for more than a few seconds
 	$(PYTEST) -m slow tests
+
+smoke: install ## Two small lives (examples/smoke), each killed and resumed: same bytes as unbroken
+	$(SMOKE) examples/smoke/lifecycle.yaml --out runs/smoke/lifecycle
+	$(SMOKE) examples/smoke/instruction.yaml --out runs/smoke/instruction
 
 fix: install ## Format and repair what can be repaired
 	$(BIN)/ruff check --fix .

@@ -58,10 +58,11 @@ def main() -> int:
     arguments.add_argument("--kills", type=int, default=3)
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--out", type=Path, default=Path("runs/kill-and-resume"))
+    arguments.add_argument("--fresh", action="store_true", help="do the unbroken run again even if it is there")
     args = arguments.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     whole, broken = args.out / "unbroken", args.out / "killed"
-    if not (whole / "life.json").exists():
+    if args.fresh or not (whole / "life.json").exists():
         shutil.rmtree(whole, ignore_errors=True)
         started = time.monotonic()
         if start(args.config, whole, args.out / "unbroken.log").wait():

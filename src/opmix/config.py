@@ -139,12 +139,12 @@ class ProbesConfig(Strict):
     """How probes are trained; all of them for the same number of steps and tokens."""
 
     steps: Count = 200
-    share: float = Field(default=0.9, gt=0.5, le=1)
-    """Of a probe's own data in its training mixture (paper's code: 0.9)."""
+    share: float = Field(default=0.9, gt=0, le=1)
+    """Of a probe's own data in its training mixture (paper's code: 0.9); above 0.5 where domains are new."""
     joint: bool = True
     """In continual stages also train one probe on the centre, so that interference can be measured."""
     rank: Count = 16
-    alpha: float = Field(default=32, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     rslora: bool = False
     target_modules: tuple[str, ...] | None = None
@@ -165,6 +165,10 @@ class ProxiesConfig(Strict):
     does not grow with what the model already knows."""
     backend: Literal["auto", "merge", "scale"] = "auto"
     batch_tokens: Count = 8192
+    specialised: bool = False
+    """In rebalancing fit the law to the specialised probes too: they were really trained, interpolations were not."""
+    gradients: bool = False
+    """No interpolated points: the law is fitted to the trained probes and what their slopes say of training between them."""
 
 
 class GroupConfig(Strict):
@@ -226,6 +230,8 @@ class DecisionConfig(Strict):
     draws: Count = 200
     verify: bool = True
     """Before a move, train one probe on the optimum itself and let it object (where the reference has its own probe)."""
+    arbiter: bool = False
+    """Train that probe also where the law alone is too unsure to move, and let it decide."""
 
     def settings(self, seed: int) -> DecisionSettings:
         """As the library's value."""

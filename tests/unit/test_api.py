@@ -147,6 +147,21 @@ def test_a_move_between_old_domains_is_held_against_a_probe_trained_on_it(toys, 
     assert unchecked.json()["optimum"] == result.json()["optimum"]
 
 
+def test_specialised_probes_join_the_fit_and_a_direct_probe_decides(toys):
+    unsure = {"draws": 20, "confidence": 0.999}
+    result = opmix.search(
+        **settings(
+            toys,
+            old_mixture=None,
+            decision={**unsure, "arbiter": True},
+            proxies={"eval_sequences": 8, "specialised": True},
+        )
+    )
+    assert all(result.table.fitted)
+    decision = result.verdict.decision
+    assert decision.direct_gain is not None or decision.gain <= 0
+
+
 def test_modules_trained_in_full_are_interpolated_too(toys):
     result = opmix.search(**settings(toys, probes={"steps": 3, "rank": 2, "modules_to_save": ["embed_tokens"]}))
     assert np.isfinite(result.table.losses).all()

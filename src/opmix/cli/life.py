@@ -107,8 +107,8 @@ def stage_table(number: int, stage: dict[str, Any], suffix: str = "") -> Table:
         forgotten = stage["forgetting"].get(domain)
         table.add_row(
             domain, f"{stage['mixture'].get(domain, 0.0):.3f}", "" if low is None else f"{low:.2f}-{high:.2f}",
-            _number(decided.get("predicted", {}).get(domain)), f"{_number(valid['before'])}>{_number(valid['after'])}",
-            f"{_number(test['before'])}>{_number(test['after'])}", "" if forgotten is None else f"{forgotten:+.3f}",
+            _number(decided.get("predicted", {}).get(domain)), _change(valid),
+            _change(test), "" if forgotten is None else f"{forgotten:+.3f}",
         )  # fmt: skip
     return table
 
@@ -190,6 +190,11 @@ def _spread(value: dict[str, Any], digits: int) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
+
+
+def _change(loss: Mapping[str, float | None]) -> str:
+    before, after = loss["before"], loss["after"]
+    return f"{'?' if before is None else f'{before:.2f}'}>{after:.2f}"
 
 
 def _time(seconds: float) -> str:

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from opmix.cli import commands, discover, export, first, life
+from opmix.cli.verify import verify
 from opmix.errors import OpMixError
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app.command("status")(life.status)
 app.command("fit")(commands.fit)
 app.command("report")(commands.report)
 app.command("export")(export.export)
+app.command("verify")(verify)
 app.command("doctor")(first.doctor)
 
 

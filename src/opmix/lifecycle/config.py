@@ -25,6 +25,9 @@ OWNED = {
 }
 """Trainer arguments that a life decides itself."""
 
+MODEL = "<model object>"
+"""Of a decision whose model is not kept on disk."""
+
 SEARCH_BLOCKS = ("probes", "proxies", "solve", "decision")
 _BY_DOMAIN = ("weights", "floors", "ceilings", "fixed", "loss_limits")
 
@@ -200,7 +203,7 @@ class LifecycleConfig(Strict):
         known = set(domains)
         blocks = {b: {**_restricted(b, getattr(self, b), known), **getattr(stage, b)} for b in SEARCH_BLOCKS}
         content = {
-            "model": "<the life's model>", "domains": {n: d.model_dump() for n, d in domains.items()},
+            "model": MODEL, "domains": {n: d.model_dump() for n, d in domains.items()},
             "old_mixture": None if old is None else dict(old), "new_domains": weighed,
             "budget": {"tokens": tokens}, "sequence_length": self.sequence_length, "document_mask": self.document_mask,
             "trainer": self.trainer_of(stage), "huber_delta": self.huber_delta, "seed": seed, "num_proc": self.num_proc,

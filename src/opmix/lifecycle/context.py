@@ -90,9 +90,11 @@ class SearchContext:
 
     # -- what a method may ask for -----------------------------------------------------------------------------
 
-    def simulate(self, design: ProbeDesign, points: Sequence[InterpolationWeights], *, label: str) -> Simulation:
+    def simulate(
+        self, design: ProbeDesign, points: Sequence[InterpolationWeights], *, label: str, slopes: Sequence[int] = ()
+    ) -> Simulation:
         """See `MethodContext`."""
-        return self.session.simulate(design, points, label=label)
+        return self.session.simulate(design, points, label=label, slopes=slopes)
 
     def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
         """See `MethodContext`."""

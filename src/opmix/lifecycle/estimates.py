@@ -34,7 +34,8 @@ def method_of(config: SearchConfig) -> OpMix:
     """The method with the configuration's settings."""
     return OpMix(
         share=config.probes.share, joint=config.probes.joint, num_points=config.proxies.count, huber_delta=config.huber_delta,
-        verify=config.decision.verify,
+        verify=config.decision.verify, gradients=config.proxies.gradients, specialised=config.proxies.specialised,
+        arbiter=config.decision.arbiter,
     )  # fmt: skip
 
 

@@ -45,6 +45,8 @@ class SearchResult:
     """Of the stage that the mixture is for."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    base: Path = Path()
+    """Folder that relative paths of the configuration start from."""
 
     @property
     def mixture(self) -> Mixture:
@@ -97,6 +99,7 @@ class SearchResult:
         manifest = {
             "command": "search",
             "config": self.config.model_dump(mode="json"),
+            "base": str(self.base.resolve()),
             "ledger": self.ledger.json(),
         }
         write_json(folder / "manifest.json", {**manifest, **environment()})
@@ -145,6 +148,7 @@ def run_search(
             training_flops=context.training_flops,
             seconds=dict(zip(("prepare", "search"), np.diff(clock), strict=True)),
             notes=tuple(context.notes()),
+            base=context.base,
         )
         result.write(out)
         return result

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from opmix.compute.memory import watch_memory
+from opmix.config import ModelConfig
 from opmix.data import MixtureDataset, MixturePlan
 from opmix.errors import StoreError
 from opmix.lifecycle.measuring import last_loss, measure, task_scores, watched_rows, write_log
@@ -127,6 +128,7 @@ class StageRun:
     def _decide(self, part: Part, old: Mixture | None, plan: TrainingPlan) -> dict[str, Any]:
         folder, drawn, rows = self.folder / f"search-{part.start}", plan.plan.cursors(), self.rows
         config = decision_config(self.stage, part, old, rows, drawn, self.seed)
+        config = config.model_copy(update={"model": self._named(part, config.model)})
         self.notes += [f"{d} is used up and no longer on offer" for d in self.stage.domains if d not in config.domains]
 
         def work() -> dict[str, Any]:
@@ -150,6 +152,20 @@ class StageRun:
             }  # fmt: skip
 
         return self._step("search", part.start, work, intact=(folder / "mixture.json").exists)
+
+    def _named(self, part: Part, model: ModelConfig) -> ModelConfig:
+        """Where the model of a decision can be found again (`opmix verify`), if it stays on disk."""
+        life = self.world.life
+        start = life.model or model
+        dtype = "float32" if start.dtype == "auto" else start.dtype  # as the life loads it, whatever the device
+        told = start.model_copy(update={"dtype": dtype, "chat_template": life.chat_template})
+        if part.start or (self.carried.model is None and life.model is None):
+            return told.model_copy(update={"name": model.name})
+        return (
+            told
+            if self.carried.model is None
+            else told.model_copy(update={"name": str(self.carried.model.resolve()), "tokenizer": None})
+        )
 
     # -- training -----------------------------------------------------------------------------------------------
 

@@ -55,6 +55,9 @@ class Simulation:
     tokens: tuple[FloatArray, ...]  # per eval set (S_e,)
     baseline: FloatArray  # (E,) the current model
     gram: FloatArray  # (P, P) inner products of the probes' delta weights
+    slope_points: tuple[int, ...] = ()
+    """Points that were evaluated with slopes, G of them."""
+    slopes: tuple[FloatArray, ...] = ()  # per eval set (G, S_e, P), d nll / d w
 
     def paired_error(self, a: int, b: int) -> FloatArray:
         """Standard error of the loss difference of two models, (E,)."""
@@ -72,10 +75,13 @@ class MethodContext(Protocol):
     def stage(self) -> Stage:
         """The decision to make."""
 
-    def simulate(self, design: ProbeDesign, points: Sequence[InterpolationWeights], *, label: str) -> Simulation:
+    def simulate(
+        self, design: ProbeDesign, points: Sequence[InterpolationWeights], *, label: str, slopes: Sequence[int] = ()
+    ) -> Simulation:
         """Train the probes of the design and evaluate the model at each interpolation.
 
-        `label` names the work in the run folder; held-out sequences are the same for all labels.
+        `label` names the work in the run folder; held-out sequences are the same for all labels. `slopes` numbers the points whose
+        slopes along every probe are wanted too.
         """
 
     def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:

@@ -7,7 +7,8 @@ the law's own error.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -17,8 +18,12 @@ from opmix.mixing.design import StageDesign, design_stage, interference
 from opmix.mixing.law import LawFit, fit_law
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.posterior import resampling_noise
+from opmix.mixing.slopes import SlopeTable, corrected_slopes, value_noise
 from opmix.mixing.table import ProxyTable
 from opmix.mixing.twins import check_twins
+
+FittedSlopes = tuple[SlopeTable, tuple[FloatArray, ...]]
+"""Slopes, and per evaluation set their sums by sequence, (J, S_e)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,9 @@ class OpMix:
     num_points: int | None = None
     huber_delta: float = 0.02
     verify: bool = True
+    gradients: bool = False
+    specialised: bool = False
+    arbiter: bool = False
 
     def design(self, stage: Stage) -> StageDesign:
         """Probes and points of a stage."""
@@ -40,21 +48,37 @@ class OpMix:
             joint=self.joint,
             num_points=self.num_points,
             seed=stage.seed,
+            slopes=self.gradients,
+            specialised=self.specialised,
             new=stage.new,
         )
 
     def propose(self, context: MethodContext) -> Proposal:
         """One decision."""
-        stage = context.stage
-        design = self.design(stage)
-        simulated = context.simulate(design.probes, design.points, label="proxies")
+        design = self.design(context.stage)
+        simulated = context.simulate(design.probes, design.points, label="proxies", slopes=design.steep)
+        slopes = slopes_of(design, simulated) if design.steep else None
+        made = self.solved(context, design, simulated, slopes)
+        action, promised = made.verdict.decision.action, made.verdict.decision.gain
+        if (self.verify and action == "move") or (self.arbiter and promised > context.decision().min_gain):
+            verdict = self.verified(context, design, simulated, made.verdict)
+            made = replace(made, verdict=verdict, mixture=verdict.mixture)
+        return made
+
+    def solved(
+        self, context: MethodContext, design: StageDesign, simulated: Simulation, slopes: FittedSlopes | None = None
+    ) -> Proposal:
+        """Law, optimum and decision from what was simulated, without the test of a move by a probe of its own."""
+        stage, rule = context.stage, context.decision()
         table = proxy_table(design, simulated)
-        fit = self.fit(table, with_interference=bool(design.twins))
+        kept = table.fitted_rows
+        rows = [n[kept] for n in simulated.nll]
+        if slopes is not None:
+            rows = [np.concatenate(both) for both in zip(rows, slopes[1], strict=True)]
+        fit = self.fit(table, None if slopes is None else slopes[0], with_interference=bool(design.twins))
         errors = np.array([simulated.paired_error(a, b) for a, b in design.twins])
         check = check_twins(design, table, fit.law, errors, corrected=fit.problem.v is not None)
         baseline = dict(zip(table.metrics, map(float, simulated.baseline), strict=True))
-        rule = context.decision()
-        kept = table.fitted_rows
         settings = context.solve_settings(simulated.baseline, table.metrics)
         verdict = decide(
             fit,
@@ -64,17 +88,10 @@ class OpMix:
             settings=settings,
             constraints=context.constraints(baseline),
             decision=rule,
-            noise=resampling_noise(
-                [n[kept] for n in simulated.nll],
-                simulated.tokens,
-                num_draws=rule.num_draws,
-                seed=rule.seed + 1,
-            ),
+            noise=resampling_noise(rows, simulated.tokens, num_draws=rule.num_draws, seed=rule.seed + 1),
             structural=check.structural,
             measured=_measured(design, table, candidates(stage, settings.prior)),
         )
-        if self.verify and verdict.decision.action == "move":
-            verdict = self.verified(context, design, simulated, verdict)
         spread = float(np.ptp(table.losses.mean(axis=1)))
         return Proposal(
             mixture=verdict.mixture, table=table, fit=fit, verdict=verdict, baseline=baseline,
@@ -107,23 +124,27 @@ class OpMix:
         )
         return confirm(verdict, float(kept - moved), error)
 
-    def fit(self, table: ProxyTable, *, with_interference: bool) -> LawFit:
+    def fit(self, table: ProxyTable, slopes: SlopeTable | None = None, *, with_interference: bool) -> LawFit:
         """The law; with a term for interference where that predicts left-out points better."""
         kept = table.fitted_rows
-        plain = fit_law(
-            table.mixtures[kept],
-            table.losses[kept],
-            domains=table.domains,
-            metrics=table.metrics,
+        law = partial(
+            fit_law, table.mixtures[kept], table.losses[kept], domains=table.domains, metrics=table.metrics, slopes=slopes,
             delta=self.huber_delta,
-        )
-        if not with_interference or table.interference is None or len(kept) < plain.law.rank + 4:
-            return plain
-        term = fit_law(
-            table.mixtures[kept], table.losses[kept], domains=table.domains, metrics=table.metrics,
-            interference=table.interference[kept], delta=self.huber_delta,
         )  # fmt: skip
+        plain = law()
+        too_few = len(kept) < plain.law.rank + 4
+        if not with_interference or table.interference is None or too_few or slopes is not None:
+            return plain
+        term = law(interference=table.interference[kept])
         return term if left_out_error(term) < left_out_error(plain) else plain
+
+
+def slopes_of(design: StageDesign, simulated: Simulation) -> FittedSlopes:
+    """What training would show between the trained probes, and its sums by sequence."""
+    probes = list(design.steep)
+    nll = [n[probes] for n in simulated.nll]
+    noise = value_noise(nll, simulated.tokens)
+    return corrected_slopes(design.pairs, nll, simulated.slopes, simulated.tokens, R=design.probes.R, value_noise=noise)
 
 
 def left_out_error(fit: LawFit) -> float:

@@ -164,10 +164,10 @@ def decide(
 
 
 def confirm(verdict: Verdict, direct_gain: float, direct_error: float) -> Verdict:
-    """Let a direct measurement stop a move that only the simulation supports.
+    """Let a direct measurement have the last word: stop a move that only the simulation supports, or make one it was too unsure of.
 
     Args:
-        verdict: One that says move.
+        verdict: What the law says by itself.
         direct_gain: Objective of a probe trained on the reference minus that of one trained on the optimum, nats.
         direct_error: Its standard error, paired over held-out sequences.
     """
@@ -177,10 +177,21 @@ def confirm(verdict: Verdict, direct_gain: float, direct_error: float) -> Verdic
         f"one probe trained on each measured {direct_gain:+.4f} +- {direct_error:.4f} nats (probability {sure:.0%})"
     )
     if sure >= rule.confidence:
+        unsure = decision.action == "keep"
+        numbers = decision.reason.removeprefix(f"keep the {decision.reference} mixture: ")
         stands = replace(
+            decision,
+            action="move",
+            reason=f"move: {numbers}; but {measured}" if unsure else f"{decision.reason}; {measured}",
+            direct_gain=direct_gain,
+            direct_error=direct_error,
+        )
+        return replace(verdict, mixture=verdict.optimum.mixture, decision=stands)
+    if decision.action == "keep":
+        stays = replace(
             decision, reason=f"{decision.reason}; {measured}", direct_gain=direct_gain, direct_error=direct_error
         )
-        return replace(verdict, decision=stands)
+        return replace(verdict, decision=stays)
     kept = next(a.mixture for a in verdict.alternatives if a.name == decision.reference)
     numbers = decision.reason.removeprefix("move: ")
     stopped = replace(

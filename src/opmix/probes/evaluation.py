@@ -24,7 +24,7 @@ from opmix.probes.token_losses import (
     sequence_nll,
 )
 
-_WHOLE_LOGITS = 1 << 27
+WHOLE_LOGITS = 1 << 27
 """Logits of a batch that may exist at once where they cannot be avoided."""
 
 
@@ -66,6 +66,11 @@ class HeldOut:
             )
         if not self.tokens.sum():
             raise DataError(f"held-out set {self.name!r}: every token is masked; expected some labels besides -100")
+
+    def first(self, num: int) -> HeldOut:
+        """The first `num` sequences."""
+        parts = {n: None if (a := getattr(self, n)) is None else a[:num] for n in ("labels", "position_ids")}
+        return HeldOut(self.name, self.input_ids[:num], self.num_bytes[:num], **parts)
 
     @property
     def tokens(self) -> FloatArray:
@@ -191,8 +196,8 @@ def predictive_kl(
             with context_a() as model, evaluating(model):
                 if rows is None:
                     width = int(base_model_of(model).get_output_embeddings().weight.shape[0])
-                    rows = _rows(held, min(batch_tokens, _WHOLE_LOGITS // width))
-                batch = _batch(held, first, first + rows, _device(model))
+                    rows = _rows(held, min(batch_tokens, WHOLE_LOGITS // width))
+                batch = _batch(held, first, first + rows, device_of(model))
                 head = separate_head(model, batch.inputs["input_ids"])
                 states = scored_states(model, head, batch)
                 ours = [logits for _, logits in logits_in_chunks(head, states)]
@@ -216,15 +221,15 @@ def _evaluate_all(
 ) -> list[FloatArray]:
     """Summed nats of each sequence per evaluation set; results leave the device once, at the end."""
     sums: list[torch.Tensor] = []
-    device = _device(model)
+    device = device_of(model)
     with evaluating(model, dtype):
         head = separate_head(model, torch.as_tensor(held_out[0].input_ids[:1, :16], device=device))
         limit = batch_tokens
         if head is None:
             vocabulary = int(base_model_of(model).get_input_embeddings().weight.shape[0])
-            limit = min(batch_tokens, _WHOLE_LOGITS // vocabulary)
+            limit = min(batch_tokens, WHOLE_LOGITS // vocabulary)
         for held in held_out:
-            sums.extend(sequence_nll(model, head, batch) for batch in _batches(held, limit, device))
+            sums.extend(sequence_nll(model, head, batch) for batch in batches(held, limit, device))
         flat = torch.cat(sums).cpu().numpy().astype(np.float64)
     ends = np.cumsum([len(held.input_ids) for held in held_out])
     return list(np.split(flat, ends[:-1]))
@@ -234,7 +239,8 @@ def _rows(held: HeldOut, batch_tokens: int) -> int:
     return max(1, batch_tokens // held.input_ids.shape[1])
 
 
-def _batches(held: HeldOut, batch_tokens: int, device: torch.device) -> Iterator[Batch]:
+def batches(held: HeldOut, batch_tokens: int, device: torch.device) -> Iterator[Batch]:
+    """Sequences in batches of about so many tokens, at least one sequence each."""
     rows = _rows(held, batch_tokens)
     for first in range(0, len(held.input_ids), rows):
         yield _batch(held, first, first + rows, device)
@@ -255,7 +261,8 @@ def _batch(held: HeldOut, first: int, last: int, device: torch.device) -> Batch:
     )
 
 
-def _device(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
+    """Where the token embedding is, and so where batches go."""
     embedding = base_model_of(model).get_input_embeddings()
     device: torch.device = next(embedding.parameters()).device
     return device

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from opmix.methods.base import Simulation
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.models import lora_targets, model_fingerprint
 from opmix.probes.borrowing import borrowed
-from opmix.probes.evaluation import Evaluation, HeldOut, evaluate, evaluate_proxies
+from opmix.probes.evaluation import Evaluation, HeldOut, evaluate
 from opmix.probes.interpolation import Backend, make_proxies
 from opmix.probes.peft_state import take_off_adapters
+from opmix.probes.slopes import SlopeEvaluation, evaluate_mixed
 from opmix.progress import Progress
 from opmix.runs.store import RunStore, fingerprint
 from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, run_training
@@ -95,6 +97,7 @@ class ProbeSession:
     document_mask: bool = False
     objective: Objective = CAUSAL_LM
     _wrapped: PeftModel | None = field(default=None, init=False, repr=False)
+    _adapter_parameters: int = field(default=0, init=False, repr=False)
 
     @property
     def sequence_length(self) -> int:
@@ -107,22 +110,20 @@ class ProbeSession:
         return self.settings.steps * supervised_per_step(self.train, self.trainer)
 
     def simulate(
-        self, design: ProbeDesign, points: Sequence[InterpolationWeights], *, label: str = "proxies"
+        self,
+        design: ProbeDesign,
+        points: Sequence[InterpolationWeights],
+        *,
+        label: str = "proxies",
+        slopes: Sequence[int] = (),
     ) -> Simulation:
-        """Train what is missing of the design's probes and evaluate every point.
+        """Train what is missing of the design's probes and evaluate every point, those in `slopes` with slopes.
 
         Raises:
             TrainingError: A probe diverged.
         """
-        base = {"model": model_fingerprint(self.model), "data": self.data_fingerprint, "seed": self.seed}
-        with borrowed(self.model):
-            try:
-                wrapped, keys = self._train_probes(design, base)
-                evaluation, baseline, gram = self._sweep(wrapped, keys, points, base, label)
-            finally:
-                if self._wrapped is not None:
-                    take_off_adapters(self._wrapped)
-                    self._wrapped = None
+        with self.probed(design) as (wrapped, keys):
+            evaluation, baseline, gram, steep = self._sweep(wrapped, keys, points, self._base, label, tuple(slopes))
         return Simulation(
             metrics=evaluation.names,
             losses=evaluation.losses,
@@ -131,20 +132,46 @@ class ProbeSession:
             tokens=evaluation.tokens,
             baseline=baseline,
             gram=gram,
+            slope_points=tuple(slopes),
+            slopes=steep,
         )
+
+    @property
+    def _base(self) -> dict[str, Any]:
+        """What every step depends on."""
+        return {"model": model_fingerprint(self.model), "data": self.data_fingerprint, "seed": self.seed}
+
+    @contextmanager
+    def probed(self, design: ProbeDesign) -> Iterator[tuple[PeftModel, list[str]]]:
+        """The model carrying the design's probes as `probe_0`, ...; missing ones are trained. With each probe's fingerprint.
+
+        Raises:
+            TrainingError: A probe diverged.
+        """
+        with borrowed(self.model):
+            try:
+                yield self._train_probes(design, self._base)
+            finally:
+                if self._wrapped is not None:
+                    take_off_adapters(self._wrapped)
+                    self._wrapped = None
 
     def _train_probes(self, design: ProbeDesign, base: Mapping[str, Any]) -> tuple[PeftModel, list[str]]:
         keys = []
         arguments = self.settings.arguments(self.trainer)
         for number, probe in enumerate(design.probes):
-            adapter, folder = f"probe_{number}", self.store.folder / "probes" / f"{number:02d}-{probe}"
+            adapter = f"probe_{number}"
             # Every adapter starts from the same factors: averaging then interpolates paths with a common start.
             torch.manual_seed(self.seed)
             wrapped = self._wrapped = self._add(adapter)
-            adapter_parameters = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+            self._adapter_parameters = adapter_parameters = sum(
+                p.numel() for p in wrapped.parameters() if p.requires_grad
+            )
             inputs = {**base, "mixture": dict(design.row(probe)), "settings": vars(self.settings), "trainer": arguments,
                       "document_mask": self.document_mask, "objective": [self.objective.name, self.objective.settings()]}  # fmt: skip
             keys.append(fingerprint(inputs))
+            place = self._place(number, probe, keys[-1])
+            folder = self.store.folder / "probes" / place
 
             def work(
                 probe: str = probe, adapter: str = adapter, folder: Path = folder, model: PeftModel = wrapped,
@@ -156,7 +183,7 @@ class ProbeSession:
                 return {**asdict(trained), "seconds": time.perf_counter() - started}
 
             result, found = self.store.step(
-                f"probe-{number:02d}-{probe}",
+                f"probe-{place}",
                 inputs,
                 work,
                 intact=(folder / "adapter_model.safetensors").exists,
@@ -175,6 +202,14 @@ class ProbeSession:
                 )
             )
         return wrapped, keys
+
+    def _place(self, number: int, probe: str, key: str) -> str:
+        """`NN-NAME`, or where the same probe was kept before under another number."""
+        for record in sorted((self.store.folder / "steps").glob(f"probe-*-{probe}.json")):
+            found = self.store.record(record.stem)
+            if found is not None and found.get("fingerprint") == key:
+                return record.stem.removeprefix("probe-")
+        return f"{number:02d}-{probe}"
 
     def _add(self, adapter: str) -> PeftModel:
         wrapped = self._wrapped
@@ -209,8 +244,10 @@ class ProbeSession:
         points: Sequence[InterpolationWeights],
         base: Mapping[str, Any],
         label: str,
-    ) -> tuple[Evaluation, FloatArray, FloatArray]:
+        slopes: tuple[int, ...],
+    ) -> tuple[Evaluation, FloatArray, FloatArray, tuple[FloatArray, ...]]:
         inputs = {"probes": keys, "points": [w.weights for w in points], "backend": self.backend, **base}
+        inputs |= {"slopes": slopes} if slopes else {}
         file = self.store.folder / "tables" / f"sequences-{label}.npz"
         names = tuple(h.name for h in self.held_out)
 
@@ -224,11 +261,11 @@ class ProbeSession:
             with proxies.at_vector(np.zeros(len(keys))) as model:
                 baseline = evaluate(model, self.held_out, batch_tokens=self.batch_tokens)
             with self.progress.task(label, len(points)) as advance:
-                swept = evaluate_proxies(
-                    proxies, renamed, self.held_out, batch_tokens=self.batch_tokens, progress=advance
+                deltas = DeltaSet.from_peft(wrapped, adapters)
+                swept, steep = evaluate_mixed(
+                    proxies, deltas, renamed, slopes, self.held_out, batch_tokens=self.batch_tokens, progress=advance
                 )
-            gram = DeltaSet.from_peft(wrapped, adapters).gram()
-            _save_arrays(file, swept, baseline, gram)
+            _save_arrays(file, swept, baseline, deltas.gram(), steep)
             return {"seconds": time.perf_counter() - started}
 
         result, _ = self.store.step(label, inputs, work, intact=file.exists)
@@ -236,10 +273,13 @@ class ProbeSession:
             stack = [tuple(arrays[f"{kind}_{i}"] for i in range(len(names))) for kind in ("nll", "tokens", "bytes")]
             evaluation = Evaluation(names, *stack)
             baseline, gram = arrays["baseline"], arrays["gram"]
-        tokens = int(sum(h.input_ids.size for h in self.held_out)) * (len(points) + 1)
-        flops = tokens * self.shape.forward(self.held_out[0].input_ids.shape[1])
+            steep = tuple(arrays[f"slopes_{i}"] for i in range(len(names))) if slopes else ()
+        held = int(sum(h.input_ids.size for h in self.held_out))
+        length, tokens = self.held_out[0].input_ids.shape[1], held * (len(points) + 1)
+        flops = (tokens - held * len(slopes)) * self.shape.forward(length)
+        flops += held * len(slopes) * self.shape.slopes(length, len(keys) * self._adapter_parameters)
         self.ledger.add(Entry(step=label, purpose="proxies", tokens=tokens, flops=flops, seconds=result["seconds"]))
-        return evaluation, baseline, gram
+        return evaluation, baseline, gram, steep
 
 
 def _save_adapter(model: PeftModel, adapter: str, folder: Path) -> None:
@@ -254,12 +294,16 @@ def _save_adapter(model: PeftModel, adapter: str, folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _save_arrays(file: Path, swept: Evaluation, baseline: Evaluation, gram: FloatArray) -> None:
+def _save_arrays(
+    file: Path, swept: Evaluation, baseline: Evaluation, gram: FloatArray, steep: SlopeEvaluation | None
+) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}")
     arrays = {"baseline": baseline.losses[0], "gram": gram}
     for kind, columns in (("nll", swept.nll), ("tokens", swept.tokens), ("bytes", swept.num_bytes)):
         arrays |= {f"{kind}_{i}": column for i, column in enumerate(columns)}
+    if steep is not None:
+        arrays |= {f"slopes_{i}": column for i, column in enumerate(steep.slopes)}
     with temporary.open("wb") as stream:
         np.savez(stream, **arrays)
     temporary.replace(file)

@@ -184,6 +184,40 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VerifiedPoint:
+    """A mixture trained directly and simulated; nats per token by eval set."""
+
+    name: str
+    mixture: Shares = field(default_factory=dict)
+    direct: Losses = field(default_factory=dict)
+    proxy: Losses = field(default_factory=dict)
+    law: Losses = field(default_factory=dict)
+    standard_error: Losses = field(default_factory=dict)
+    kl: Losses = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredMixture:
+    """Objective of a directly trained mixture, and the law's."""
+
+    name: str
+    direct: float
+    law: float
+    standard_error: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerificationDocument:
+    """`verification.json`: what `opmix verify` found."""
+
+    points: tuple[VerifiedPoint, ...]
+    measured: tuple[MeasuredMixture, ...] = ()
+    sentence: str = ""
+    matters: bool = False
+    refinement: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class DrawsDocument:
     """`law_draws.json`: B posterior draws of the laws."""
 
@@ -216,6 +250,7 @@ class ReportData:
     proxies: ProxyTable | None = None
     draws: DrawsDocument | None = None
     comparison: Comparison | None = None
+    verification: VerificationDocument | None = None
     manifest: Mapping[str, Any] | None = None
     name: str = ""
 
@@ -225,7 +260,7 @@ def load_report_data(folder: Path) -> ReportData:
 
     Args:
         folder: Holds `mixture.json` and, where the run made them, `timing.json`, `tables/proxies.csv`, `law_draws.json`,
-            `comparison.json` and `manifest.json`.
+            `comparison.json`, `verification.json` and `manifest.json`.
 
     Raises:
         StoreError: `mixture.json` is missing, or one of the files is damaged.
@@ -243,12 +278,14 @@ def load_report_data(folder: Path) -> ReportData:
     if not document.mixture:
         raise StoreError(f"{path}: mixture is empty; expected a share per domain; run the command again")
     draws, comparison, manifest = (folder / f"{n}.json" for n in ("law_draws", "comparison", "manifest"))
+    verified = folder / "verification.json"
     table = folder / "tables" / "proxies.csv"
     return ReportData(
         document=document,
         proxies=_read_proxies(table) if table.is_file() else None,
         draws=_read_draws(draws) if draws.is_file() else None,
         comparison=_typed(Comparison, _read_json(comparison), comparison) if comparison.is_file() else None,
+        verification=_typed(VerificationDocument, _read_json(verified), verified) if verified.is_file() else None,
         manifest=_read_json(manifest) if manifest.is_file() else None,
         name=folder.resolve().name,
     )

@@ -27,7 +27,7 @@ class Draws:
 
     def predict(self, mixture: FloatArray) -> FloatArray:
         """Losses (B, E) at one mixture (D,)."""
-        return self.c + np.exp(self.t @ mixture)
+        return self.c + np.exp(np.minimum(self.t @ mixture, 50.0))  # a draw may extrapolate absurdly
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -25,11 +25,12 @@ from opmix.report.html import Html, el, join, number, percent, raw
 from opmix.report.life import life_sections, load_life
 from opmix.report.model import Model, build_model
 from opmix.report.opening import opening, proposal_of, reference_name
+from opmix.report.verified import verified
 
 _LABELS = {"size": "by size", "current": "current", "uniform": "uniform", "proposal": "proposal"}
 _NAV = {
     "summary": "Mixture", "whatif": "What if?", "measured": "Measured", "curves": "Laws", "agreement": "Fit",
-    "alternatives": "Alternatives", "check": "Check", "solver": "Solver", "configuration": "Cost",
+    "alternatives": "Alternatives", "check": "Check", "verified": "Verified", "solver": "Solver", "configuration": "Cost",
 }  # fmt: skip
 
 _LIFE_NAV = {
@@ -139,6 +140,8 @@ def _sections(data: ReportData, model: Model | None) -> list[Html]:
     made: list[Html | None] = []
     if data.comparison is not None:
         made.append(sections.comparison(data.comparison, document.units))
+    if data.verification is not None:
+        made.append(verified(data.verification))
     if model is not None:
         made.append(law_curves(document, model, data.proxies))
         fit = agreement(document, model, data.proxies) if data.proxies is not None else None

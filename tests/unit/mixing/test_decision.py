@@ -99,7 +99,7 @@ def test_absurd_extrapolation_is_cut_at_the_ceiling():
     assert np.array_equal(draws.law(2).predict(np.eye(3)), draws.predict(np.eye(3))[2])
 
 
-def test_a_direct_measurement_can_stop_a_move_but_not_start_one():
+def test_a_direct_measurement_has_the_last_word():
     verdict = judge(swarm(0, noise=0.001, slope=1.0)[0], settings=SolveSettings(kl=0.01))
     stands, stopped = confirm(verdict, 0.05, 0.01), confirm(verdict, 0.002, 0.002)
     assert stands.decision.action == "move"
@@ -108,3 +108,8 @@ def test_a_direct_measurement_can_stop_a_move_but_not_start_one():
     assert stopped.mixture == Mixture.uniform(DOMAINS)
     assert stopped.decision.direct_gain == 0.002
     assert stopped.optimum is verdict.optimum
+    moved, stays = confirm(stopped, 0.05, 0.01), confirm(stopped, 0.002, 0.002)
+    assert (moved.decision.action, moved.mixture) == ("move", verdict.optimum.mixture)
+    assert moved.decision.reason.startswith("move: predicted gain")
+    assert stays.decision.action == "keep"
+    assert stays.mixture == stopped.mixture

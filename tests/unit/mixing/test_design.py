@@ -48,6 +48,22 @@ def test_rebalancing_leaves_specialised_probes_out_of_the_fit():
     assert all(design.fitted[4:])
 
 
+def test_with_slopes_the_trained_probes_are_enough_however_many_domains():
+    domains = tuple(f"d{i}" for i in range(12))
+    design = design_stage(domains, None, slopes=True)
+    assert len(design.points) == 13 + 1
+    assert design.steep == tuple(np.flatnonzero(design.fitted)) == tuple(range(13))
+    assert set(design.pairs) == {(0, k) for k in range(1, 13)} | {(k, 0) for k in range(1, 13)}
+    line = design_stage(("a", "b"), Mixture.of({"a": 1.0}), slopes=True)
+    assert line.pairs == ((2, 0), (2, 1), (0, 2), (1, 2))
+    with pytest.raises(ConfigError, match="points in all"):
+        design_stage(domains, None, num_points=4)
+    with pytest.raises(ConfigError, match=r"proxies\.gradients"):
+        design_stage(("a", "b"), Mixture.of({"a": 1.0}), slopes=True, joint=False)
+    with pytest.raises(ConfigError, match=r"proxies\.gradients"):
+        design_stage(domains, None, slopes=True, num_points=20)
+
+
 def test_interference_is_zero_at_a_probe_and_the_variance_between():
     deltas = np.random.default_rng(0).normal(size=(3, 7))
     gram = deltas @ deltas.T
@@ -61,6 +77,8 @@ def test_bad_designs_are_refused():
     with pytest.raises(ConfigError, match="at least two"):
         design_stage(("a",), None)
     with pytest.raises(ConfigError, match="share"):
-        design_stage(("a", "b"), None, share=0.4)
+        design_stage(("a", "b"), Mixture.of({"a": 1.0}), share=0.4)
+    with pytest.raises(ConfigError, match="share"):
+        design_stage(("a", "b"), None, share=0.0)
     with pytest.raises(ConfigError, match="'old' is taken"):
         coordinates_of(("old", "b"), Mixture.of({"old": 1.0}))

@@ -1,0 +1,80 @@
+"""`opmix verify`: is the simulation behind a search true?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from opmix.lifecycle.verification import Verification
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(help="Run folder of a finished `opmix search`.")],
+    points: Annotated[int, typer.Option("--points", min=0, help="Further mixtures to train adapters on.")] = 0,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Also train the whole model for a probe's length on proposal and mixture in use."),
+    ] = False,
+    refine: Annotated[
+        bool,
+        typer.Option("--refine", help="While the error matters, add the trained adapter as a probe and solve again."),
+    ] = False,
+    max_rounds: Annotated[int, typer.Option("--max-rounds", min=1, help="Of refining.")] = 3,
+    base: Annotated[
+        Path | None, typer.Option("--base", help="Folder that relative paths start from; default: as recorded.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
+) -> None:
+    """Train an adapter on the proposed mixture itself and hold the simulation against it."""
+    from opmix.cli.console import Display, quiet_libraries
+    from opmix.lifecycle.verification import verify_run
+
+    quiet_libraries()
+    with Display(silent=as_json) as display:
+        made = verify_run(
+            run, points=points, full=full, refine=refine, max_rounds=max_rounds, base=base, progress=display
+        )
+    if as_json:
+        sys.stdout.write(json.dumps(made.json(), indent=2, ensure_ascii=False) + "\n")
+    else:
+        _show(made, run)
+
+
+def _show(made: Verification, run: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    heads = ("eval set", "trained on it", "interpolated", "by the law", "trained - interpolated", "KL")
+    table = Table(*heads, title="The proposal, nats per token")
+    first = made.points[0]
+    for e, metric in enumerate(made.metrics):
+        difference = f"{first.direct[e] - first.proxy[e]:+.4f} +- {first.error[e]:.4f}"
+        table.add_row(
+            metric,
+            f"{first.direct[e]:.4f}",
+            f"{first.proxy[e]:.4f}",
+            f"{first.law[e]:.4f}",
+            difference,
+            f"{first.kl[e]:.4f}",
+        )
+    console.print(table)
+    for sentence in made.sentences:
+        console.print(sentence, highlight=False)
+    if made.full is not None:
+        full = made.full
+        console.print(
+            f"Full training on {full['tokens']:,} tokens: gain over {full['against']} {full['gain']:+.4f} +- {full['standard_error']:.4f} "
+            f"nats (law {full['law_gain']:+.4f}).",
+            highlight=False,
+        )
+    if made.refinement is not None:
+        console.print(f"Refining: {made.refinement['reason']}.", style="bold", highlight=False)
+        for domain, share in made.refinement["mixture"].items():
+            console.print(f"  {domain}: {share:.3f}", highlight=False)
+    console.print(f"report: {run / 'report.html'}", highlight=False, soft_wrap=True)

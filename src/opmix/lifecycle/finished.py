@@ -1,0 +1,84 @@
+"""A finished search, loaded again from its run folder: configuration, table, law."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opmix.config import SearchConfig, parse_config
+from opmix.errors import ConfigError, StoreError
+from opmix.lifecycle.context import SearchContext
+from opmix.methods.base import Proposal, Simulation
+from opmix.methods.op_mix import slopes_of
+from opmix.mixing.design import StageDesign
+from opmix.mixing.mixture import FloatArray, Mixture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A finished search, loaded again: nothing of it is trained twice."""
+
+    context: SearchContext
+    design: StageDesign
+    simulated: Simulation
+    proposal: Proposal
+    """Law and optimum; without the gate that a search ends with."""
+    recommended: Mixture
+    """What the search said in the end."""
+
+
+def configuration_of(folder: Path, model: Any) -> tuple[SearchConfig, Path]:
+    """What a finished search was told, and the folder that its relative paths start from.
+
+    Raises:
+        StoreError: No finished search there.
+        ConfigError: It had a model object, and none is given.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{folder}: no readable manifest.json ({error}); expected the --out folder of `opmix search`"
+        ) from error
+    if manifest.get("command") != "search" or not (folder / "mixture.json").is_file():
+        raise StoreError(
+            f"{folder}: holds a run of {manifest.get('command')!r}; expected a finished `opmix search` "
+            "(a law from other people's runs has no probes to verify)"
+        )
+    content = manifest["config"]
+    if content["model"]["name"] == "<model object>" and model is None:
+        raise ConfigError(
+            "model: the search was given a model object; call opmix.lifecycle.verification.verify_run with the same model and tokenizer"
+        )
+    return parse_config(content, where=str(folder / "manifest.json")), Path(manifest.get("base") or Path.cwd())
+
+
+def load_finished(context: SearchContext) -> Finished:
+    """Table, law and decision of a prepared context; every step is found in the run folder."""
+    design = context.method.design(context.stage)
+    simulated = context.simulate(design.probes, design.points, label="proxies", slopes=design.steep)
+    slopes = slopes_of(design, simulated) if design.steep else None
+    said = json.loads((context.store.folder / "mixture.json").read_text(encoding="utf-8"))["mixture"]
+    return Finished(
+        context=context, design=design, simulated=simulated, recommended=Mixture.of(said),
+        proposal=context.method.solved(context, design, simulated, slopes),
+    )  # fmt: skip
+
+
+def reference_of(found: Finished) -> str:
+    """Name, among the measured, of the probe trained on the mixture in use; may not be there."""
+    current = found.context.stage.current.weights
+    same = [
+        n for n, row in zip(found.design.probes.probes, found.design.probes.R, strict=True) if among(row, [current])
+    ]
+    return f"probe {same[0]}" if same else "current"
+
+
+def among(row: FloatArray, rows: Sequence[FloatArray]) -> bool:
+    """Whether a mixture is one of several."""
+    return any(np.allclose(row, other, atol=1e-6) for other in rows)

@@ -1,0 +1,140 @@
+"""Refining: the adapter trained on the proposal becomes a probe and the law is fitted again, until its error stops mattering."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr
+
+from opmix.lifecycle.finished import Finished, reference_of
+from opmix.lifecycle.verification import Verification, extend, padded
+from opmix.methods.base import Proposal, Simulation
+from opmix.methods.op_mix import slopes_of
+from opmix.mixing.design import StageDesign
+from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture
+from opmix.mixing.verification import objective_error, objective_of
+
+NEIGHBOURS = 4
+"""Fitted points, the nearest in mixture, that every new probe is also interpolated half-way with."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """The search as it stands: design, what was simulated, and the answer."""
+
+    design: StageDesign
+    simulated: Simulation
+    proposal: Proposal
+
+    @property
+    def optimum(self) -> Mixture:
+        return self.proposal.verdict.optimum.mixture
+
+
+def refined(found: Finished, verified: Verification, *, max_rounds: int) -> dict[str, Any]:
+    """Refine a verified search.
+
+    Stops where the new law promises no more than the tolerance over the last mixture that was trained directly, or at the cap.
+
+    Args:
+        found: The search.
+        verified: Its verification; the proposal is the first new probe.
+        max_rounds: Directly trained mixtures at most, the proposal included.
+
+    Returns:
+        Rounds, reason, and the recommended mixture: the best one measured, if it is better than the mixture in use as surely as the
+        decision asks, else that one. For `verification.json`.
+    """
+    tolerance, state = verified.tolerance, _State(found.design, found.simulated, found.proposal)
+    direct = {p.name: Mixture.of(p.mixture) for p in verified.points[:1]}
+    rounds: list[dict[str, Any]] = []
+    if not verified.matters:
+        reason = f"not needed: the error can cost {verified.measured.regret_bound:.4f} nats, within the tolerance of {tolerance:.4f}"
+        return _answer(found, state, direct, rounds, reason)
+    reason = f"stopped at the cap of {max_rounds} rounds before it settled; raise the cap, or keep what you have"
+    for number in range(1, max_rounds + 1):
+        name, last = next(reversed(direct.items()))
+        state = _with_vertex(found, state, name, last, number)
+        law, settings = state.proposal.fit.law, state.proposal.verdict.settings
+        now, then = objective_of(law.predict(np.stack([state.optimum.weights, last.weights])), settings)
+        promised = float(then - now)
+        rounds.append(
+            {
+                "added": name,
+                "mixture": dict(last),
+                "optimum": dict(state.optimum),
+                "promised": promised,
+                "law_error": float(np.sqrt(np.mean(state.proposal.fit.residuals.mean(axis=1) ** 2))),
+                "decision": state.proposal.verdict.decision.reason,
+            }
+        )
+        if promised <= tolerance:
+            reason = (
+                f"settled after {number} round(s): the refined law promises {promised:+.4f} nats over the last mixture trained "
+                f"directly, within the tolerance of {tolerance:.4f}"
+            )
+            break
+        if number < max_rounds:
+            direct[f"refined-{number}"] = state.optimum
+    return _answer(found, state, direct, rounds, reason)
+
+
+def _with_vertex(found: Finished, state: _State, name: str, mixture: Mixture, number: int) -> _State:
+    """One more probe: evaluated alone and half-way to its nearest fitted points, then everything fitted and solved again."""
+    old = state.design
+    probes = extend(old.probes, [name], [mixture])
+    points = [padded(w, probes) for w in old.points]
+    vertex = np.eye(len(probes.probes))[-1]
+    fitted = np.flatnonzero(old.fitted)
+    near = fitted[np.argsort(np.sum((old.mixtures[fitted] - mixture.weights) ** 2, axis=1))[:NEIGHBOURS]]
+    new = [
+        InterpolationWeights(probes.probes, w) for w in (vertex, *(0.5 * (vertex + points[i].weights) for i in near))
+    ]
+    made = found.context.simulate(probes, new, label=f"refine-{number}")
+    design = replace(
+        old,
+        probes=probes,
+        points=(*points, *new),
+        names=(*old.names, f"probe {name}", *(f"{name} with {old.names[i]}" for i in near)),
+        kinds=(*old.kinds, "probe", *["proxy"] * len(near)),
+        fitted=(*old.fitted, *[True] * len(new)),
+    )
+    simulated = replace(
+        state.simulated,
+        losses=np.concatenate([state.simulated.losses, made.losses]),
+        standard_errors=np.concatenate([state.simulated.standard_errors, made.standard_errors]),
+        nll=tuple(np.concatenate(both) for both in zip(state.simulated.nll, made.nll, strict=True)),
+        gram=made.gram,
+    )
+    slopes = slopes_of(found.design, found.simulated) if found.design.steep else None
+    return _State(design, simulated, found.context.method.solved(found.context, design, simulated, slopes))
+
+
+def _answer(
+    found: Finished, state: _State, direct: dict[str, Mixture], rounds: list[dict[str, Any]], reason: str
+) -> dict[str, Any]:
+    """The best directly trained mixture against the mixture in use, where that has a probe."""
+    settings, rule = found.proposal.verdict.settings, found.proposal.verdict.decision_settings
+    rows = [i for i, name in enumerate(state.design.names) if name.removeprefix("probe ") in direct]
+    content: dict[str, Any] = {"rounds": rounds, "reason": reason}
+    if not rows:
+        return {**content, "mixture": dict(found.recommended)}
+    best = rows[int(objective_of(state.simulated.losses[rows], settings).argmin())]
+    mixture = state.design.mixtures[best]
+    reference = reference_of(found)
+    if reference in state.design.names:
+        kept = state.design.names.index(reference)
+        gain, error = _gain(state.simulated, kept, best, settings)
+        sure = float(ndtr((gain - rule.min_gain) / max(error, 1e-12)))
+        content |= {"gain": gain, "standard_error": error, "probability": sure}
+        if sure < rule.confidence:
+            mixture = state.design.mixtures[kept]
+    names = state.design.probes.domains
+    return {**content, "best": state.design.names[best], "mixture": dict(zip(names, map(float, mixture), strict=True))}
+
+
+def _gain(simulated: Simulation, kept: int, best: int, settings: Any) -> tuple[float, float]:
+    values: FloatArray = objective_of(simulated.losses[[kept, best]], settings)
+    return float(values[0] - values[1]), objective_error(simulated.paired_error(kept, best), settings)
