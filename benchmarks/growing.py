@@ -27,7 +27,11 @@ def main() -> int:
     names = [f"domain{i:02d}" for i in range(args.domains)]
     files = write_toy_domains(args.out / "data", names, 200)
     first = {"name": "two", "domains": names[:2], "tokens": 8192, "mixture": "uniform"}
-    later = [{"name": f"to-{i + 1}", "add": [names[i]], "tokens": 8192} for i in range(2, args.domains)]
+    # A floor: so short a run could turn a domain down, and what is turned down is not weighed again.
+    later = [
+        {"name": f"to-{i + 1}", "add": [names[i]], "tokens": 8192, "solve": {"floors": {names[i]: 0.05}}}
+        for i in range(2, args.domains)
+    ]
     life = {
         "architecture": {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
                          "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64, "tie_word_embeddings": True},

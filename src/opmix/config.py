@@ -204,6 +204,8 @@ class SdftConfig(Strict):
     """What the teacher is asked: text with `{prompt}` and `{demonstration}`."""
     teacher: Literal["ema", "frozen", "live"] = "ema"
     """Weights that follow the student's slowly, those it started from, or its own."""
+    teacher_model: str | None = None
+    """Another model with the same vocabulary as the teacher: on-policy distillation. It is asked just `{prompt}` unless said otherwise."""
     ema_rate: float = Field(default=0.01, gt=0, le=1)
     """Share of the student in the teacher's weights that each step adds."""
     max_new_tokens: Count = 256
@@ -212,12 +214,17 @@ class SdftConfig(Strict):
     skip_tokens: int = Field(default=3, ge=0)
     """First tokens of an answer that are not learned from (paper's code: 3)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_question(cls, value: Any) -> Any:
+        other = isinstance(value, Mapping) and value.get("teacher_model") is not None
+        return {"demonstration": "{prompt}", **value} if other else value
+
     @model_validator(mode="after")
     def _has_places(self) -> SdftConfig:
-        if missing := [p for p in ("{prompt}", "{demonstration}") if p not in self.demonstration]:
-            raise ConfigError(
-                f"sdft.demonstration: has no {missing[0]}; expected both {{prompt}} and {{demonstration}}"
-            )
+        needed = ("{prompt}",) if self.teacher_model is not None else ("{prompt}", "{demonstration}")
+        if missing := [p for p in needed if p not in self.demonstration]:
+            raise ConfigError(f"sdft.demonstration: has no {missing[0]}; expected {' and '.join(needed)}")
         return self
 
 

@@ -27,6 +27,12 @@ def load_model_config(
         raise explain(source, error, "model") from error
 
 
+def located(name: str, base: Path) -> str:
+    """A model beside a configuration (`base` is its folder), or a hub name as it is."""
+    local = base / Path(name).expanduser()
+    return str(local) if local.exists() else name
+
+
 def locate(name_or_path: str | Path, *, tokenizer: bool = False) -> tuple[str, str | None]:
     """What to hand to `from_pretrained`: a folder or hub name, and a GGUF file inside it.
 

@@ -49,7 +49,14 @@ class ModelShape:
         return 4.0 * self.matmul_parameters + 3.0 * self.attention(sequence_length) + 2.0 * adapter_parameters
 
     def distillation(
-        self, *, rows: int, prompt: int, context: int, sampled: int, adapter_parameters: int | None = None
+        self,
+        *,
+        rows: int,
+        prompt: int,
+        context: int,
+        sampled: int,
+        adapter_parameters: int | None = None,
+        teacher: ModelShape | None = None,
     ) -> float:
         """FLOPs of one micro-batch of on-policy self-distillation, padding included.
 
@@ -66,14 +73,20 @@ class ModelShape:
             context: Tokens of the longest teacher's context.
             sampled: Tokens of the longest answer.
             adapter_parameters: Of the adapter that is trained; None: the whole model is.
+            teacher: Of another model that teaches; None: the student's own weights do.
         """
         body, head = self.matmul_parameters - self.head_parameters, self.head_parameters
         adapter = adapter_parameters or 0
         pairs = 4.0 * self.num_layers * self.attention_width
         growing = prompt**2 + (sampled - 1) * prompt + sampled * (sampled - 1) / 2
         writing = (2.0 * body + 2.0 * adapter) * (prompt + sampled - 1) + 2.0 * head * sampled + pairs * growing
-        teaching = (2.0 * body + 2.0 * adapter) * (context + sampled) + 2.0 * head * (sampled + 1)
-        teaching += pairs * (context + sampled) ** 2
+        other = teacher or self
+        applied = 0 if teacher is not None else adapter
+        other_body = other.matmul_parameters - other.head_parameters
+        teaching = (2.0 * other_body + 2.0 * applied) * (context + sampled) + 2.0 * other.head_parameters * (
+            sampled + 1
+        )
+        teaching += 4.0 * other.num_layers * other.attention_width * (context + sampled) ** 2
         each = 6.0 if adapter_parameters is None else 4.0
         learning = (each * body + 6.0 * adapter) * (prompt + sampled) + each * head * (sampled + 1)
         learning += 3.0 * pairs * (prompt + sampled) ** 2

@@ -132,6 +132,7 @@ class SearchContext:
     # -- preparation -------------------------------------------------------------------------------------------
 
     def _load(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
+        from opmix.model_files import located
         from opmix.models import check_vocabulary, load_model, load_tokenizer
 
         wanted = self.config.model
@@ -139,23 +140,18 @@ class SearchContext:
             raise ConfigError("tokenizer: missing; a model object needs the tokenizer it was trained with")
         if tokenizer is None:
             tokenizer = load_tokenizer(
-                wanted.tokenizer or self._name(wanted.name),
+                wanted.tokenizer or located(wanted.name, self.base),
                 revision=wanted.revision,
                 trust_remote_code=wanted.trust_remote_code,
             )
         if model is None:
             self.progress.note(f"loading {wanted.name}")
             model = load_model(
-                self._name(wanted.name), dtype=wanted.dtype, device=wanted.device, revision=wanted.revision,
+                located(wanted.name, self.base), dtype=wanted.dtype, device=wanted.device, revision=wanted.revision,
                 trust_remote_code=wanted.trust_remote_code, attn_implementation=wanted.attn_implementation,
             )  # fmt: skip
         check_vocabulary(tokenizer, model)
         return model, tokenizer
-
-    def _name(self, name: str) -> str:
-        """A checkpoint beside the configuration, or a hub name."""
-        local = self.base / Path(name).expanduser()
-        return str(local) if local.exists() else name
 
     def _prepare(self, model: Any, tokenizer: Any) -> StageData:
         from opmix.lifecycle.stage_data import prepare_stage

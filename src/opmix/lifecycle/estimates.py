@@ -49,7 +49,7 @@ def eval_sequences(config: SearchConfig, old: Mixture | None) -> list[int]:
     if coordinates.names == coordinates.domains:
         return [wanted] * len(names)
     shared = [n for n in names if n not in coordinates.names]
-    return [min(wanted, max(2, -(-2 * wanted // len(shared)))) if n in shared else wanted for n in names]
+    return [min(wanted, max(2, 2 * wanted // len(shared))) if n in shared else wanted for n in names]
 
 
 def estimate_search(config: SearchConfig, old: Mixture | None) -> SearchEstimate:

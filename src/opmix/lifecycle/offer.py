@@ -51,6 +51,17 @@ def old_on_offer(stage: Stage, mixture: Mixture | None) -> Mixture | None:
     return Mixture.normalised(kept)
 
 
+def declined(stage: Stage, old: Mixture | None) -> tuple[str, ...]:
+    """Domains that an earlier decision gave nothing and that this stage does not add again: they are not weighed.
+
+    So a stage costs what it adds, however much was turned down before.
+    """
+    kept = old_on_offer(stage, old)
+    if kept is None or stage.weighed is None:
+        return ()
+    return tuple(d for d in stage.domains if kept.get(d, 0.0) == 0 and d not in stage.weighed)
+
+
 def decision_config(
     stage: Stage, part: Part, old: Mixture | None, rows: Mapping[str, int], drawn: Mapping[str, int], seed: int
 ) -> SearchConfig:
@@ -59,7 +70,9 @@ def decision_config(
     Raises:
         DataError: Too little is left to choose from.
     """
-    names, limits, kept = offered(stage, rows, drawn), epochs_allowed(stage), old_on_offer(stage, old)
+    limits, kept = epochs_allowed(stage), old_on_offer(stage, old)
+    left_out = declined(stage, old)
+    names = tuple(d for d in offered(stage, rows, drawn) if d not in left_out)
     config = stage.search(kept, stage.tokens_of(part.stop - part.start), seed)
     domains = {}
     for name in names:
@@ -71,9 +84,7 @@ def decision_config(
         )
         domains[name] = config.domains[name].model_copy(update={"max_epochs": left})
     shares = None if kept is None else {n: s for n, s in kept.items() if n in names}
-    # What is on offer without having a share yet can only get one as a coordinate of its own.
-    silent = [d for d in names if kept is not None and kept.get(d, 0.0) == 0] if config.new_domains else []
-    weighed = tuple(d for d in dict.fromkeys([*(config.new_domains or ()), *silent]) if d in names) or None
+    weighed = tuple(d for d in config.new_domains or () if d in names) or None
     changes = {
         "domains": domains, "new_domains": weighed, "old_mixture": dict(Mixture.normalised(shares)) if shares else None,
         "solve": config.solve.model_copy(update={"max_epochs": None}),

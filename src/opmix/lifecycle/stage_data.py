@@ -15,6 +15,7 @@ from opmix.data import ChatRows, PackedSequences, Rows, TokenizedDomain, TokenSp
 from opmix.data.tokenization import eos_id
 from opmix.domain import ChatOptions, Domain, Split
 from opmix.errors import ConfigError
+from opmix.model_files import located
 from opmix.progress import Advance, Progress
 from opmix.training.distillation import DistillationSettings, SelfDistillation
 from opmix.training.objectives import CAUSAL_LM, SFT, Objective, ObjectiveName
@@ -101,7 +102,7 @@ def prepare_stage(
     template = config.model.template(base)
     domains = {name: d.domain(name, base, template) for name, d in config.domains.items()}
     return prepare_data(
-        domains, tokenizer, objective=config.objective, sdft=config.sdft, sequence_length=config.sequence_length,
+        domains, tokenizer, objective=config.objective, sdft=placed(config.sdft, base), sequence_length=config.sequence_length,
         cache_dir=cache_dir, num_proc=config.num_proc, progress=progress, limit=limit,
     )  # fmt: skip
 
@@ -168,6 +169,12 @@ def prepare_data(
         sequence_length=sequence_length,
         objective=chosen,
     )
+
+
+def placed(sdft: SdftConfig, base: Path) -> SdftConfig:
+    """With the teacher's folder found beside the configuration."""
+    name = sdft.teacher_model
+    return sdft if name is None else sdft.model_copy(update={"teacher_model": located(name, base)})
 
 
 def check_objective(objective: str, chats: list[str]) -> None:

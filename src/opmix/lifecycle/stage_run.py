@@ -16,7 +16,7 @@ from opmix.config import ModelConfig
 from opmix.data import MixtureDataset, MixturePlan
 from opmix.errors import StoreError
 from opmix.lifecycle.measuring import last_loss, measure, task_scores, watched_rows, write_log
-from opmix.lifecycle.offer import decision_config, fixed_mixture, old_on_offer
+from opmix.lifecycle.offer import decision_config, declined, fixed_mixture, old_on_offer
 from opmix.lifecycle.search import run_search
 from opmix.lifecycle.stage_data import StageData
 from opmix.lifecycle.stages import Part, Stage
@@ -129,7 +129,14 @@ class StageRun:
         folder, drawn, rows = self.folder / f"search-{part.start}", plan.plan.cursors(), self.rows
         config = decision_config(self.stage, part, old, rows, drawn, self.seed)
         config = config.model_copy(update={"model": self._named(part, config.model)})
-        self.notes += [f"{d} is used up and no longer on offer" for d in self.stage.domains if d not in config.domains]
+        turned_down = declined(self.stage, old)
+        for name in self.stage.domains:
+            if name in turned_down:
+                self.notes.append(
+                    f"{name} was turned down before and is not weighed again; name it in `add` to have it weighed"
+                )
+            elif name not in config.domains:
+                self.notes.append(f"{name} is used up and no longer on offer")
 
         def work() -> dict[str, Any]:
             model = self._model_at(part)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,14 +15,16 @@ from transformers import AutoConfig
 from opmix.compute.flops import ModelShape
 from opmix.config import ModelConfig, SdftConfig
 from opmix.data import iter_documents, supervised_per_row
+from opmix.data.chat.conversation import domain_kind, iter_conversations
 from opmix.data.sources import resolve, source_fingerprint
 from opmix.data.tokenization import tokenizer_fingerprint
 from opmix.domain import Domain
 from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.config import LifecycleConfig
-from opmix.lifecycle.stage_data import StageData, prepare_data
+from opmix.lifecycle.stage_data import StageData, placed, prepare_data
 from opmix.lifecycle.stages import resolve as resolve_stages
 from opmix.lifecycle.steps import DataFacts, OfferFacts
+from opmix.model_files import located
 from opmix.models import load_model, load_tokenizer, model_fingerprint, model_shape
 from opmix.progress import Progress
 from opmix.runs.files import default_cache_dir, files_signature, write_json
@@ -134,7 +136,7 @@ def make_world(
 
     def prepared(names: Iterable[str], objective: Any = None, sdft: SdftConfig = life.sdft) -> StageData:
         return prepare_data(
-            {n: domains[n] for n in names}, tokenizer, objective=objective, sdft=sdft, sequence_length=life.sequence_length,
+            {n: domains[n] for n in names}, tokenizer, objective=objective, sdft=placed(sdft, base), sequence_length=life.sequence_length,
             cache_dir=Path(life.cache_dir) if life.cache_dir else default_cache_dir(), num_proc=life.num_proc, progress=progress,
             limit=_positions(life, base), known=known,
         )  # fmt: skip
@@ -174,12 +176,6 @@ def _positions(life: LifecycleConfig, base: Path) -> int | None:
     return None if limit is None else int(limit)
 
 
-def located(name: str, base: Path) -> str:
-    """A checkpoint beside the configuration, or a hub name."""
-    local = base / Path(name).expanduser()
-    return str(local) if local.exists() else name
-
-
 def _signature(life: LifecycleConfig, base: Path) -> str:
     if life.model is None:
         return ""
@@ -210,7 +206,7 @@ def _tokenizer(
 
     def work() -> dict[str, Any]:
         progress.note(f"training a tokenizer of {wanted.vocab_size} entries on {len(first)} domains")
-        texts = (t for d in first for t in islice(iter_documents(d.train, domain=d.name), wanted.documents))
+        texts = (t for d in first for t in islice(_texts(d), wanted.documents))
         made = train_tokenizer(texts, size, special_tokens=wanted.special_tokens, chat_template=template)
         shutil.rmtree(folder, ignore_errors=True)
         made.save_pretrained(folder)
@@ -225,6 +221,13 @@ def _files(domain: Domain) -> dict[str, list[int]]:
     sources = [s for s in (domain.train, domain.valid, domain.test) if s is not None]
     paths = [Path(f.path) for s in sources for f in resolve(s, domain=domain.name)]
     return {str(p): [p.stat().st_size, p.stat().st_mtime_ns] for p in paths if p.is_file()}
+
+
+def _texts(domain: Domain) -> Iterator[str]:
+    """What a tokenizer learns from: documents, or the turns of conversations."""
+    if domain_kind(domain) == "text":
+        return iter_documents(domain.train, domain=domain.name)
+    return ("\n".join(m.content for m in c.messages) for c in iter_conversations(domain.train, domain=domain.name))
 
 
 def shape_of(model: Any) -> dict[str, int]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,8 +24,9 @@ from transformers import GenerationConfig, Trainer
 
 from opmix.compute.flops import ModelShape
 from opmix.data import ChatRows, MixtureDataset, MixturePlan, Rows, TokenSplit, pad_rows
-from opmix.errors import DataError
-from opmix.models import base_model_of
+from opmix.errors import DataError, ModelError
+from opmix.models import base_model_of, load_model, model_shape
+from opmix.runs.files import files_signature
 from opmix.training.factory import TrainerFactory, TrainSpec, default_trainer
 from opmix.training.objectives import ObjectiveName, Usage
 from opmix.training.teacher import Teacher, TeacherFollows
@@ -38,6 +40,7 @@ class DistillationSettings:
 
     demonstration: str
     teacher: Literal["ema", "frozen", "live"] = "ema"
+    teacher_model: str | None = None
     ema_rate: float = 0.01
     max_new_tokens: int = 256
     temperature: float = 1.0
@@ -90,7 +93,11 @@ class SelfDistillation:
     def settings(self) -> dict[str, Any]:
         """All of them."""
         contexts = {name: split.fingerprint for name, split in self.contexts.items()}
-        return {**asdict(self.options), "contexts": contexts, "stop_ids": list(self.stop_ids)}
+        made = {**asdict(self.options), "contexts": contexts, "stop_ids": list(self.stop_ids)}
+        other = made.pop("teacher_model")
+        if other is None:
+            return made
+        return {**made, "teacher_model": files_signature(Path(other)) if Path(other).exists() else other}
 
     def dataset(self, rows: Mapping[str, Rows], plan: MixturePlan, *, document_mask: bool) -> Dataset[Any]:
         """Prompts and contexts of conversations, rows of text."""
@@ -183,15 +190,17 @@ class DistillationTrainer(Trainer):
             False  # our mean over a micro-batch's tokens is divided by the accumulation steps
         )
         self.teacher: Teacher | None = None
-        if objective.options.teacher != "live":
+        self._other: Any = None
+        if objective.options.teacher_model is not None:
+            self._other = other_teacher(objective.options.teacher_model, self.model)
+        elif objective.options.teacher != "live":
             rate = objective.options.ema_rate if objective.options.teacher == "ema" else 0.0
             self.teacher = Teacher(self.model, rate)
             self.add_callback(TeacherFollows(self.teacher))
         adapted = hasattr(self.model, "peft_config")
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self._adapter_parameters = trainable if adapted else None
-        forward = inspect.signature(base_model_of(self.model).forward).parameters
-        self._can_keep_logits = "logits_to_keep" in forward
+        self._other_shape = None if self._other is None else model_shape(self._other)
         self._calls = (-1, 0)
 
     def compute_loss(
@@ -237,6 +246,7 @@ class DistillationTrainer(Trainer):
             self.shape.distillation(
                 rows=len(answer), prompt=inputs["prompt_ids"].shape[1], context=inputs["context_ids"].shape[1],
                 sampled=answer.shape[1], adapter_parameters=self._adapter_parameters,
+                teacher=self._other_shape,
             )
         )  # fmt: skip
         return torch.where(learned, divergence, 0.0).sum(), int(learned.sum())
@@ -270,6 +280,9 @@ class DistillationTrainer(Trainer):
     def _teacher_logits(
         self, model: Any, inputs: dict[str, Any], answer: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
+        if self._other is not None:
+            with torch.no_grad():
+                return self._logits(self._other, inputs["context_ids"], inputs["context_mask"], answer, mask)
         training = model.training
         model.eval()
         try:
@@ -284,7 +297,7 @@ class DistillationTrainer(Trainer):
         """What is predicted for each token of the answers, (n, C, V), at the sampling temperature."""
         attention, num = torch.cat([before_mask, mask], dim=1), answer.shape[1]
         positions = (attention.cumsum(1) - 1).clamp(min=0)
-        keep = {"logits_to_keep": num + 1} if self._can_keep_logits else {}
+        keep = {"logits_to_keep": num + 1} if can_keep_logits(model) else {}
         out = model(
             input_ids=torch.cat([before, answer], dim=1), attention_mask=attention, position_ids=positions,
             use_cache=False, **keep,
@@ -294,6 +307,28 @@ class DistillationTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Nothing: `usage` counts."""
         return 0
+
+
+def can_keep_logits(model: Any) -> bool:
+    """Whether a model can be asked for its last logits only."""
+    return "logits_to_keep" in inspect.signature(base_model_of(getattr(model, "module", model)).forward).parameters
+
+
+def other_teacher(name: str, student: Any) -> Any:
+    """Another model as the teacher, on the student's device and in its precision, frozen.
+
+    Raises:
+        ModelError: It cannot be loaded, or has another vocabulary.
+    """
+    weight = next(student.parameters())
+    dtype: Literal["bfloat16", "float32"] = "bfloat16" if weight.dtype == torch.bfloat16 else "float32"
+    teacher = load_model(name, dtype=dtype, device=weight.device).requires_grad_(False)
+    have, wanted = (int(base_model_of(m).config.get_text_config().vocab_size) for m in (teacher, student))
+    if have != wanted:
+        raise ModelError(
+            f"sdft.teacher_model {name!r}: a vocabulary of {have}, the student's has {wanted}; expected the same tokenizer for both"
+        )
+    return teacher
 
 
 def reverse_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:

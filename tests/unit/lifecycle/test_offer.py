@@ -5,7 +5,7 @@ from lives import NAMES, STEP, facts, fixed, life, stage
 
 from opmix.errors import ConfigError, DataError
 from opmix.lifecycle.limits import check_budgets
-from opmix.lifecycle.offer import decision_config, fixed_mixture, offered, old_on_offer
+from opmix.lifecycle.offer import decision_config, declined, fixed_mixture, offered, old_on_offer
 from opmix.lifecycle.stages import resolve
 from opmix.mixing.mixture import Mixture
 
@@ -45,6 +45,18 @@ def test_a_weighed_domain_that_is_used_up_is_weighed_no_more():
     old = Mixture.of({"alpha": 0.5, "beta": 0.5})
     assert decision_config(two, two.parts[0], old, ROWS, {}, 0).new_domains == ("gamma",)
     assert decision_config(two, two.parts[0], old, ROWS, {"gamma": 99}, 0).new_domains is None
+
+
+def test_what_was_turned_down_is_only_weighed_when_it_is_added_again():
+    first = stage("one", 8, domains=["alpha", "beta"], prefix=0)
+    old = Mixture.of({"alpha": 0.5, "beta": 0.5, "gamma": 0.0})
+    _, _, three = resolve(life(first, stage("two", 8, add=["gamma"]), stage("three", 8, add=["delta"])))
+    assert declined(three, old) == ("gamma",)
+    config = decision_config(three, three.parts[0], old, ROWS, {}, 0)
+    assert (tuple(config.domains), config.new_domains) == (("alpha", "beta", "delta"), ("delta",))
+    _, _, again = resolve(life(first, stage("two", 8, add=["gamma"]), stage("three", 8, add=["delta", "gamma"])))
+    assert declined(again, old) == ()
+    assert decision_config(again, again.parts[0], old, ROWS, {}, 0).new_domains == ("delta", "gamma")
 
 
 def test_the_old_mixture_without_what_was_dropped():

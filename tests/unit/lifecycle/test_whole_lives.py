@@ -477,3 +477,17 @@ def test_a_yaml_file_lives_too(toys, tmp_path):
     config = load_lifecycle(file, [f"cache_dir={toys.folder / 'data' / 'cache'}", "stages.0.tokens=384"])
     assert stages(toys.live(config, tmp_path / "life").folder)[0]["steps"] == 3
     assert isinstance(toys.live(config, tmp_path / "life").model(), Path)
+
+
+def test_trackers_work_because_they_are_the_trainers(toys, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    only = fixed("one", 8, domains=["alpha", "beta"])
+    result = toys.live(
+        toys.config(only, trainer={**toys.config().trainer, "report_to": "tensorboard"}), tmp_path / "life"
+    )
+    (events,) = (result.folder / "seed-0" / "01-one").rglob("events.out.tfevents*")
+    shown = EventAccumulator(str(events.parent)).Reload()
+    assert "train/loss" in shown.Tags()["scalars"]
+    assert not list((result.folder / "seed-0" / "01-one").rglob("checkpoint-*"))
