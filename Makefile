@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 SMOKE := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/kill_and_resume.py --kills 2 --fresh
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit slow smoke check format lint types fix clean
+.PHONY: help install demo test unit slow smoke docs check format lint types fix clean
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,9 +47,14 @@ smoke: install ## Two small lives (examples/smoke), each killed and resumed: sam
 	$(SMOKE) examples/smoke/lifecycle.yaml --out runs/smoke/lifecycle
 	$(SMOKE) examples/smoke/instruction.yaml --out runs/smoke/instruction
 
+docs: install ## The documentation as a site in site/, after its notebooks have run (installs the extra `docs`)
+	$(BIN)/python -m pip install --quiet -e '.[docs]' -c constraints.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	$(PYTEST) tests/test_notebooks.py
+
 fix: install ## Format and repair what can be repaired
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## Remove caches, not .venv
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site

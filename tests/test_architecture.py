@@ -13,7 +13,7 @@ FLOORS = [
     {"errors", "domain", "progress"},
     {"runs", "compute", "mixing", "strict"},
     {"results", "config"},
-    {"report", "exporters", "trackers"},
+    {"report", "exporters", "trackers", "display"},
     {"data", "models", "model_files", "methods", "scratch"},
     {"training", "testing"},
     {"probes"},

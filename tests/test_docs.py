@@ -1,10 +1,15 @@
 """The documentation tells of every setting, and its example configuration is valid."""
 
+import re
 from pathlib import Path
 
+import pytest
+import typer
 from pydantic import BaseModel
 
+from opmix.cli.main import app
 from opmix.config import SearchConfig, load_config
+from opmix.lifecycle import config as life
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,3 +31,41 @@ def test_the_example_configuration_is_valid():
     config = load_config(ROOT / "examples" / "search.yaml")
     assert config.budget.tokens == 2_000_000_000
     assert config.solve.loss_limits == {"web": 2}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [life.LifecycleConfig, life.StageConfig, life.EvaluationConfig, life.KeepConfig, life.ScheduleConfig,
+     life.TokenizerConfig, life.TaskConfig],
+)  # fmt: skip
+def test_every_setting_of_a_life_is_documented(kind):
+    text = (ROOT / "docs" / "lifecycle.md").read_text()
+    assert [key for key in kind.model_fields if key not in text] == []
+
+
+def test_every_verb_and_option_is_documented_and_no_other():
+    group = typer.main.get_command(app)
+    pages = {
+        p.name: p.read_text() for p in (ROOT / "docs").glob("*.md") if p.name not in ("experiments.md", "decisions.md")
+    }
+    text = "\n".join(pages.values())
+    known = {"--install-completion", "--show-completion"}
+    for verb, command in group.commands.items():
+        assert f"opmix {verb}" in text
+        options = {o for p in command.params for o in p.opts if o.startswith("--")}
+        known |= options
+        assert [o for o in options if o not in text] == [], verb
+    lines = [
+        (page, line)
+        for page, content in pages.items()
+        for line in re.findall(r"^(?:\$ )?(opmix [a-z-].*)$", content, re.MULTILINE)
+    ]
+    assert len(lines) > 20
+    for page, line in lines:
+        assert line.split()[1] in {*group.commands, *known}, (page, line)
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)) <= known, (page, line)
+
+
+def test_every_page_is_on_the_site():
+    named = set(re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text()))
+    assert named == {page.name for page in (ROOT / "docs").glob("*.md")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from opmix.config import parse_config
 from opmix.lifecycle.config import LifecycleConfig, load_lifecycle
@@ -30,7 +30,7 @@ def search(
     old_mixture: Mapping[str, float] | None = None,
     out: str | Path | None = None,
     make_trainer: TrainerFactory | None = None,
-    progress: Progress | None = None,
+    progress: Progress | Literal["auto"] | None = None,
     **settings: Any,
 ) -> SearchResult:
     """Find the mixture for the next stretch of training.
@@ -43,7 +43,7 @@ def search(
         old_mixture: Token shares the model was last trained on; domains not in it are new. None: uniform.
         out: Run folder; running again with the same inputs resumes. None: nothing is kept.
         make_trainer: Replaces `opmix.training.factory.default_trainer`.
-        progress: Shows what is going on; None: silence.
+        progress: Shows what is going on; "auto": bars on a terminal or in a notebook, else silence; None: silence.
         **settings: Further keys of `search.yaml`: sequence_length, trainer, probes, proxies, solve, decision, seed, ...
 
     Returns:
@@ -62,10 +62,13 @@ def search(
         "old_mixture": old_mixture,
         **settings,
     }
-    return run_search(
-        parse_config(content), model=None if named is model else model, tokenizer=tokenizer, out=None if out is None else Path(out),
-        make_trainer=make_trainer, progress=progress,
-    )  # fmt: skip
+    from opmix.display import shown
+
+    with shown(progress) as display:
+        return run_search(
+            parse_config(content), model=None if named is model else model, tokenizer=tokenizer, out=None if out is None else Path(out),
+            make_trainer=make_trainer, progress=display,
+        )  # fmt: skip
 
 
 def run(
@@ -74,7 +77,7 @@ def run(
     out: str | Path,
     redo: bool = False,
     make_trainer: TrainerFactory | None = None,
-    progress: Progress | None = None,
+    progress: Progress | Literal["auto"] | None = None,
 ) -> LifeResult:
     """Take a model through a lifecycle: every stage's mixture found, trained on, and found again. Running it again resumes.
 
@@ -83,7 +86,7 @@ def run(
         out: Run folder.
         redo: Do finished steps again whose inputs have changed; else that is an error.
         make_trainer: Replaces `opmix.training.factory.default_trainer`, for probes and full runs alike.
-        progress: Shows what is going on; None: silence.
+        progress: Shows what is going on; "auto": bars on a terminal or in a notebook, else silence; None: silence.
 
     Raises:
         ConfigError: All problems of the settings at once.
@@ -94,7 +97,10 @@ def run(
         config, base = validated(LifecycleConfig, lifecycle), Path.cwd()
     else:
         config, base = load_lifecycle(Path(lifecycle)), Path(lifecycle).parent.resolve()
-    return run_life(config, out=Path(out), base=base, redo=redo, make_trainer=make_trainer, progress=progress)
+    from opmix.display import shown
+
+    with shown(progress) as display:
+        return run_life(config, out=Path(out), base=base, redo=redo, make_trainer=make_trainer, progress=display)
 
 
 __all__ = ["LifeResult", "SearchResult", "run", "run_search", "search"]

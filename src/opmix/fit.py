@@ -45,6 +45,11 @@ class FitResult:
         """The content of `mixture.json`."""
         return verdict_json("fit", self.fit, self.verdict, notes=list(self.notes))
 
+    def _repr_html_(self) -> str:
+        from opmix.report.notebook import decision_html
+
+        return decision_html(self.json())
+
     def timing(self) -> dict[str, Any]:
         """The content of `timing.json`."""
         return timing_json(self.verdict)

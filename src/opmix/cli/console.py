@@ -1,90 +1,23 @@
-"""What a person sees in a terminal: progress with time left, and results as small tables."""
+"""What a person sees in a terminal: results as small tables (`Display` shows progress)."""
 
 from __future__ import annotations
 
 import logging
-import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
-from opmix.progress import Advance
+from opmix.display import Display
 
 if TYPE_CHECKING:
     from opmix.api import SearchResult
     from opmix.demo import DemoResult
     from opmix.fit import FitResult
     from opmix.mixing.decision import Verdict
-
-_PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
-_WORTH_A_LINE = 1.0  # seconds a task must take to be told of there
-
-
-class Display:
-    """Progress bars on a terminal, plain lines in a log file; both on standard error."""
-
-    def __init__(self, *, silent: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=silent)
-        self._live = self._console.is_terminal and not silent
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-        )
-
-    def __enter__(self) -> Self:
-        if self._live:
-            self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live:
-            self._bars.stop()
-
-    def note(self, text: str) -> None:
-        """A sentence of its own."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    @contextmanager
-    def task(self, name: str, total: int) -> Iterator[Advance]:
-        """A bar, or a line every ten seconds and one at the end."""
-        started = last = time.monotonic()
-        bar = self._bars.add_task(name, total=total or None) if self._live else None
-
-        def advance(done: int, of: int) -> None:
-            nonlocal last
-            if bar is not None:
-                self._bars.update(bar, completed=done, total=of or None)
-                return
-            now = time.monotonic()
-            if now - last >= _PLAIN_EVERY and (done < of or not of):
-                last = now
-                left = (now - started) / max(done, 1) * (of - done)
-                self.note(f"{name}: {done}/{of}, about {left:.0f} s left" if of else f"{name}: {done:,} documents")
-
-        yield advance
-        if bar is None and time.monotonic() - started >= _WORTH_A_LINE:
-            self.note(f"{name}: done in {time.monotonic() - started:.1f} s")
 
 
 def quiet_libraries() -> None:
@@ -166,3 +99,6 @@ def _show_verdict(console: Console, verdict: Verdict, reference: str) -> None:
 def _show_report(console: Console, folder: Path | None) -> None:
     if folder is not None:
         console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+__all__ = ["Display", "quiet_libraries", "show_demo", "show_fit", "show_search"]

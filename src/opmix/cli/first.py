@@ -67,7 +67,7 @@ def init(
 
 
 def validate(
-    config: Annotated[Path, typer.Argument(help="search.yaml.")],
+    config: Annotated[Path, typer.Argument(help="search.yaml or lifecycle.yaml.")],
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated.")
     ] = None,

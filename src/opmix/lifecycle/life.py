@@ -37,6 +37,11 @@ class LifeResult:
     content: Mapping[str, Any]
     """Of `life.json`: per seed and stage mixture, losses, forgetting and cost; means and deviations over seeds."""
 
+    def _repr_html_(self) -> str:
+        from opmix.report.notebook import life_html
+
+        return life_html(self.content)
+
     def model(self, seed: int | None = None) -> Path:
         """Folder of the last stage's model; `AutoModelForCausalLM.from_pretrained` loads it."""
         lives = self.content["seeds"]

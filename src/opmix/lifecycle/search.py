@@ -85,6 +85,11 @@ class SearchResult:
             epochs=self.mixture.epochs(self.stage.budget_tokens, self.stage.available_tokens),
         )  # fmt: skip
 
+    def _repr_html_(self) -> str:
+        from opmix.report.notebook import decision_html
+
+        return decision_html(self.json())
+
     def timing(self) -> dict[str, Any]:
         """The content of `timing.json`."""
         return timing_json(self.verdict, seconds=dict(self.seconds), cost=self.ledger.by_purpose()["seconds"])

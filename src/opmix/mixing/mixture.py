@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Self
 
 import numpy as np
@@ -91,6 +92,11 @@ class _Simplex(Mapping[str, float]):
     def __repr__(self) -> str:
         inside = ", ".join(f"{name}={weight:.4g}" for name, weight in self.items())
         return f"{type(self).__name__}({inside})"
+
+    def _repr_html_(self) -> str:
+        # By hand: the report's helpers live above this package.
+        rows = "".join(f"<tr><th>{escape(name)}</th><td>{weight:.4f}</td></tr>" for name, weight in self.items())
+        return f"<table><caption>{type(self).__name__}</caption><tbody>{rows}</tbody></table>"
 
 
 class Mixture(_Simplex):

@@ -1,0 +1,95 @@
+"""Progress that a person sees: bars with time left on a terminal or in a notebook, plain lines in a log file."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Literal, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from opmix.errors import ConfigError
+from opmix.progress import Advance, Progress
+
+_PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
+_WORTH_A_LINE = 1.0  # seconds a task must take to be told of there
+
+
+class Display:
+    """Progress bars on a terminal or in a notebook, plain lines in a log file; on standard error."""
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=silent)
+        # rich draws bars in a notebook with ipywidgets only; without it, lines.
+        widgets = self._console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+        self._live = (self._console.is_terminal or widgets) and not silent
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._bars.stop()
+
+    def note(self, text: str) -> None:
+        """A sentence of its own."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def task(self, name: str, total: int) -> Iterator[Advance]:
+        """A bar, or a line every ten seconds and one at the end."""
+        started = last = time.monotonic()
+        bar = self._bars.add_task(name, total=total or None) if self._live else None
+
+        def advance(done: int, of: int) -> None:
+            nonlocal last
+            if bar is not None:
+                self._bars.update(bar, completed=done, total=of or None)
+                return
+            now = time.monotonic()
+            if now - last >= _PLAIN_EVERY and (done < of or not of):
+                last = now
+                left = (now - started) / max(done, 1) * (of - done)
+                self.note(f"{name}: {done}/{of}, about {left:.0f} s left" if of else f"{name}: {done:,} documents")
+
+        yield advance
+        if bar is None and time.monotonic() - started >= _WORTH_A_LINE:
+            self.note(f"{name}: done in {time.monotonic() - started:.1f} s")
+
+
+@contextmanager
+def shown(progress: Progress | Literal["auto"] | None) -> Iterator[Progress | None]:
+    """What `progress="auto"` stands for: a `Display` where somebody looks (terminal, notebook), else silence.
+
+    Raises:
+        ConfigError: Another text.
+    """
+    if not isinstance(progress, str):
+        yield progress
+        return
+    if progress != "auto":
+        raise ConfigError(f"progress: {progress!r}; expected 'auto', None or an object with task() and note()")
+    console = Console(stderr=True)
+    with Display(silent=not (console.is_terminal or console.is_jupyter)) as display:
+        yield display
+
+
+__all__ = ["Display", "shown"]

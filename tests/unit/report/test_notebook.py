@@ -1,0 +1,63 @@
+"""What a notebook shows of results: complete, escaped, no script."""
+
+import json
+
+import pytest
+
+from opmix.lifecycle.life import LifeResult
+from opmix.mixing.mixture import Mixture
+from opmix.report.notebook import decision_html, life_html
+
+EVIL = "<script>alert(1)</script>"
+
+
+def safe(text):
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_a_decision_is_a_table_a_sentence_and_a_cost(folders):
+    content = json.loads((folders["continual"] / "mixture.json").read_text())
+    text = decision_html(content)
+    assert all(f'<th scope="row">{domain}</th>' in text for domain in content["mixture"])
+    low, high = next(iter(content["interval"].values()))
+    assert f"{low:.3f} to {high:.3f}" in text
+    assert "The search cost" in text
+    assert "style" not in text
+    content["mixture"] = {EVIL: 1.0}
+    content["optimum"], content["interval"] = {EVIL: 1.0}, {}
+    content["decision"]["reason"], content["notes"] = f"move: {EVIL}", [EVIL]
+    safe(decision_html(content))
+
+
+def test_without_a_cost_nothing_is_said_of_it(folders):
+    content = json.loads((folders["swarm"] / "mixture.json").read_text())
+    content.pop("cost", None)
+    assert "cost" not in decision_html(content)
+
+
+@pytest.fixture
+def life():
+    losses = {"test": {"web": {"before": 4.0, "after": 4.25}, EVIL: {"before": None, "after": 3.0}}}
+    part = {"decided": True, "interval": {"web": [0.1, 0.3]}, "reason": f"move: {EVIL}", "steps": [20, 100]}
+    stage = {
+        "name": EVIL, "tokens": 1e6, "mixture": {"web": 0.2, EVIL: 0.8}, "parts": [part], "losses": losses,
+        "forgetting": {"web": 0.25}, "cost": {"search_share": 0.2},
+    }  # fmt: skip
+    return {"seeds": {"0": {"stages": [stage]}, "1": {"stages": [stage]}}}
+
+
+def test_a_life_is_a_table_a_stage(life, tmp_path):
+    text = life_html(life)
+    safe(text)
+    assert text.count("<table") == 2
+    for shown in ("seed 1", "0.100 to 0.300", "+0.250", "step 20: move", "4.250"):
+        assert shown in text
+    assert LifeResult(folder=tmp_path, content=life)._repr_html_() == text
+
+
+def test_a_mixture_is_a_table():
+    text = Mixture.of({EVIL: 0.75, "web": 0.25})._repr_html_()
+    safe(text)
+    assert "<caption>Mixture</caption>" in text
+    assert "0.7500" in text

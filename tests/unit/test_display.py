@@ -1,0 +1,36 @@
+"""`progress="auto"`: something where somebody looks, nothing elsewhere."""
+
+import pytest
+
+from opmix.display import Display, shown
+from opmix.errors import ConfigError
+from opmix.progress import Silent
+
+
+def test_auto_is_silent_where_nobody_looks(capsys):
+    with shown("auto") as progress:
+        assert isinstance(progress, Display)
+        progress.note("not said")
+        with progress.task("work", 2) as advance:
+            advance(1, 2)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_auto_speaks_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("rich.console.Console.is_terminal", property(lambda self: True))
+    with shown("auto") as progress:
+        progress.note("said")
+    assert "said" in capsys.readouterr().err
+
+
+def test_a_given_display_and_none_are_left_alone():
+    mine = Silent()
+    with shown(mine) as progress:
+        assert progress is mine
+    with shown(None) as progress:
+        assert progress is None
+
+
+def test_another_word_is_refused():
+    with pytest.raises(ConfigError, match="expected 'auto'"), shown("loud"):
+        pass
