@@ -107,7 +107,7 @@ def bonett_price(ahead: int, behind: int, total: int, *, level: float = 0.95) ->
 
     Examples:
         >>> [round(x, 3) for x in bonett_price(10, 2, 40)]
-        [0.027, 0.354]
+        [0.026, 0.355]
     """
     z = NormalDist().inv_cdf((1 + level) / 2)
     p, q = (ahead + 1) / (total + 2), (behind + 1) / (total + 2)

@@ -87,7 +87,7 @@ def latest_checkpoint(folder: Path, key: str) -> Path | None:
 
 def drop_checkpoints(folder: Path) -> None:
     """Remove all checkpoints, whole or not; what a tracker wrote beside them stays."""
-    for path in folder.glob("checkpoint-*"):
+    for path in folder.glob("*checkpoint-*"):
         shutil.rmtree(path, ignore_errors=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
