@@ -98,14 +98,13 @@ def _key(name: str, value: Html | str, note: str) -> Html:
 
 
 def _final_table(content: Mapping[str, Any], first: Sequence[Stage]) -> Html:
-    last = content["stages"][-1]
-    rows = [
-        row(d, percent(last["mixture"].get(d, {}).get("mean")), number(loss["mean"]), _deviation(loss))
-        for d, loss in last["test_loss"].items()
-    ]
-    return table(
-        ["Domain", "Last share", "Test loss", "Over seeds"], rows, caption=f"Where it ended: after {first[-1]['name']}"
-    )
+    last, several = content["stages"][-1], len(content["seeds"]) > 1
+    rows = []
+    for domain, loss in last["test_loss"].items():
+        share = percent(last["mixture"].get(domain, {}).get("mean"))
+        rows.append(row(domain, share, number(loss["mean"]), *([_deviation(loss)] if several else [])))
+    head = ["Domain", "Last share", "Test loss", *(["Over seeds"] if several else [])]
+    return table(head, rows, caption=f"Where it ended: after {first[-1]['name']}")
 
 
 def _stages(content: Mapping[str, Any]) -> Html:
