@@ -1,4 +1,4 @@
-"""From a budget in tokens to optimizer steps (standard library only)."""
+"""Rows of an optimizer step, and processes of a run (standard library only)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,3 @@ def sequences_per_step(arguments: Mapping[str, Any], processes: int = 1) -> int:
     """Rows of one optimizer step over all processes; `arguments` are those of `transformers.TrainingArguments`."""
     per_device = int(arguments.get("per_device_train_batch_size", 8))
     return per_device * int(arguments.get("gradient_accumulation_steps", 1)) * processes
-
-
-def steps_for(tokens: float, arguments: Mapping[str, Any], sequence_length: int) -> int:
-    """Whole optimizer steps nearest to a budget of tokens, at least one.
-
-    Examples:
-        >>> steps_for(2_000_000, {"per_device_train_batch_size": 8}, 128)
-        1953
-    """
-    return max(1, round(tokens / (sequences_per_step(arguments, world_size()) * sequence_length)))
