@@ -198,7 +198,7 @@ class StageRun(StageFolder):
         names = list(step.settings["data"])
 
         def work() -> dict[str, Any]:
-            started = time.perf_counter()
+            started, watch = time.perf_counter(), watch_memory()
             loaded = model() if names else None
             losses, tokens = measure(loaded, self.world, names, self.seed)
             scores = task_scores(loaded, self.world, names)
@@ -209,6 +209,7 @@ class StageRun(StageFolder):
                 "scores": scores,
                 "tasks": tasks,
                 "amounts": _amounts("measuring", tokens, flops, started),
+                "peak_memory": watch(),
             }
 
         return self._step(kind, None, work)
