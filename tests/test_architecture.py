@@ -16,6 +16,7 @@ FLOORS = [
     {"report", "exporters", "trackers", "display"},
     {"data", "models", "model_files", "methods", "scratch"},
     {"training", "testing"},
+    {"learners"},
     {"probes"},
     {"scores"},
     {"lifecycle"},

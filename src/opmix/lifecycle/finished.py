@@ -13,7 +13,7 @@ import numpy as np
 from opmix.config import SearchConfig, parse_config
 from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.context import SearchContext
-from opmix.methods.base import Proposal, Simulation
+from opmix.methods.base import LawProposal, Simulation
 from opmix.methods.op_mix import slopes_of
 from opmix.mixing.design import StageDesign
 from opmix.mixing.mixture import FloatArray, Mixture
@@ -26,7 +26,7 @@ class Finished:
     context: SearchContext
     design: StageDesign
     simulated: Simulation
-    proposal: Proposal
+    proposal: LawProposal
     """Law and optimum; without the gate that a search ends with."""
     recommended: Mixture
     """What the search said in the end."""

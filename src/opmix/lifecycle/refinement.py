@@ -10,7 +10,7 @@ from scipy.special import ndtr
 
 from opmix.lifecycle.finished import Finished, reference_of
 from opmix.lifecycle.verification import Verification, extend, padded
-from opmix.methods.base import Proposal, Simulation
+from opmix.methods.base import LawProposal, Simulation
 from opmix.methods.op_mix import slopes_of
 from opmix.mixing.design import StageDesign
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture
@@ -26,7 +26,7 @@ class _State:
 
     design: StageDesign
     simulated: Simulation
-    proposal: Proposal
+    proposal: LawProposal
 
     @property
     def optimum(self) -> Mixture:

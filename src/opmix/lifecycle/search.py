@@ -14,7 +14,7 @@ import numpy as np
 from opmix.compute.ledger import Ledger
 from opmix.config import SearchConfig
 from opmix.lifecycle.context import SearchContext
-from opmix.methods.base import Proposal, Stage
+from opmix.methods.base import LawProposal, Stage
 from opmix.mixing.decision import Verdict
 from opmix.mixing.law import LogLinearLaw
 from opmix.mixing.mixture import Mixture
@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # torch and transformers are imported where they are used
 class SearchResult:
     """The answer of a search, with its evidence."""
 
-    proposal: Proposal
+    proposal: LawProposal
     ledger: Ledger
     config: SearchConfig
     stage: Stage

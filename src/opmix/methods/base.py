@@ -7,7 +7,7 @@ new ways of running touch no method.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -96,9 +96,17 @@ class MethodContext(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """A method's answer with its evidence."""
+    """A method's answer."""
 
     mixture: Mixture
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    """JSON-like: what it was decided on, for the record and for people."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawProposal(Proposal):
+    """An answer read off a mixing law, with everything that says how sure it is."""
+
     table: ProxyTable
     fit: LawFit
     verdict: Verdict

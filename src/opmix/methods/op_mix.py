@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from opmix.methods.base import MethodContext, Proposal, Simulation, Stage
+from opmix.methods.base import LawProposal, MethodContext, Simulation, Stage
 from opmix.mixing.decision import Verdict, confirm, decide, objective_values
 from opmix.mixing.design import StageDesign, design_stage, interference
 from opmix.mixing.law import LawFit, fit_law
@@ -53,7 +53,7 @@ class OpMix:
             new=stage.new,
         )
 
-    def propose(self, context: MethodContext) -> Proposal:
+    def propose(self, context: MethodContext) -> LawProposal:
         """One decision."""
         design = self.design(context.stage)
         simulated = context.simulate(design.probes, design.points, label="proxies", slopes=design.steep)
@@ -67,7 +67,7 @@ class OpMix:
 
     def solved(
         self, context: MethodContext, design: StageDesign, simulated: Simulation, slopes: FittedSlopes | None = None
-    ) -> Proposal:
+    ) -> LawProposal:
         """Law, optimum and decision from what was simulated, without the test of a move by a probe of its own."""
         stage, rule = context.stage, context.decision()
         table = proxy_table(design, simulated)
@@ -93,7 +93,7 @@ class OpMix:
             measured=_measured(design, table, candidates(stage, settings.prior)),
         )
         spread = float(np.ptp(table.losses.mean(axis=1)))
-        return Proposal(
+        return LawProposal(
             mixture=verdict.mixture, table=table, fit=fit, verdict=verdict, baseline=baseline,
             check=check.json(design, table.metrics, spread),
         )  # fmt: skip

@@ -1,0 +1,82 @@
+"""Every method there is: one row each. Imports none of them, so that listing is quick.
+
+To add one: a file with a frozen dataclass whose fields are its settings, a row here, and an entry in docs/methods.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from opmix.errors import ConfigError
+from opmix.strict import nearest
+
+Family = Literal["fixed", "searched", "online", "continual"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One method, as `opmix methods` lists it."""
+
+    name: str
+    title: str
+    family: Family
+    """`fixed`: a rule; `searched`: decided before the run; `online`: decided during it; `continual`: another way to train."""
+    path: str
+    """`module:Class`."""
+    line: str
+    """What it does, in one line."""
+    paper: str = ""
+    """arXiv number or address."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the class, different from its own defaults."""
+    stage: Mapping[str, Any] = field(default_factory=dict)
+    """Of a lifecycle's stage, changed for this method (such as `{"objective": "sdft"}`)."""
+
+    def load(self) -> type:
+        """The class."""
+        module, _, name = self.path.partition(":")
+        kind: type = getattr(importlib.import_module(module), name)
+        return kind
+
+    def make(self, settings: Mapping[str, Any] | None = None) -> Any:
+        """The method with some of its settings changed.
+
+        Raises:
+            ConfigError: It has no such setting.
+        """
+        kind, given = self.load(), {**self.settings, **(settings or {})}
+        known = [f.name for f in fields(kind) if f.init]
+        if unknown := [n for n in given if n not in known]:
+            raise ConfigError(
+                [f"{self.name}.{n}: no such setting{nearest(n, known) if known else '; it has none'}" for n in unknown]
+            )
+        return kind(**given)
+
+
+ENTRIES: tuple[Entry, ...] = (
+    Entry(
+        name="op_mix", title="OP-Mix", family="searched", path="opmix.methods.op_mix:OpMix", paper="2605.15220",
+        line="one LoRA probe per domain, interpolated; a law fitted to what is simulated; a convex solve",
+    ),
+    Entry(
+        name="uniform", title="Uniform", family="fixed", path="opmix.methods.fixed:Uniform",
+        line="the same share of every domain (ERM without mixing)",
+    ),
+)  # fmt: skip
+
+
+METHODS: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
+
+
+def entry_of(name: str) -> Entry:
+    """The method of that name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"method: {name!r} is unknown{nearest(name, list(METHODS))}; `opmix methods` lists them")
+    return METHODS[name]

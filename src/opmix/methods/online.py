@@ -1,0 +1,66 @@
+"""The seam of methods that decide while a model trains: an explicit state, told what was seen, says what to train on next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from opmix.mixing.mixture import FloatArray, Mixture
+
+if TYPE_CHECKING:
+    from opmix.methods.bench import Bench
+
+Signal = Literal["train_loss", "held_out", "gradients", "excess"]
+"""What a mixer must be told, beside steps and tokens. `train_loss` is free; the others cost passes, which are charged."""
+
+State = Mapping[str, Any]
+"""JSON-like (arrays as lists): kept with every checkpoint, so that a killed run goes on just so."""
+
+
+@dataclass(frozen=True)
+class Stint:
+    """A mixture to train on, and for how long."""
+
+    mixture: Mixture
+    steps: int
+    """Optimizer steps until the next decision; the last stint of a run is cut where the run ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What happened in the stint that just ended. D domains, in the stage's order."""
+
+    step: int
+    """Optimizer steps done in this run."""
+    total_steps: int
+    """Of the whole run."""
+    mixture: Mixture
+    """The stint was trained on it."""
+    tokens: FloatArray  # (D,) supervised tokens trained on so far in this run
+    learning_rate: float
+    """At the end of the stint, as a share of the highest."""
+    train_loss: FloatArray | None = None
+    """(D,) mean training loss in the stint, nats per token; NaN where no row of a domain was drawn."""
+    held_out: FloatArray | None = None
+    """(E,) held-out losses now; E = D, in the same order."""
+    gradients: FloatArray | None = None
+    """(D, E) inner products of the gradient of a training batch of each domain with that of each domain's held-out loss."""
+    gradient_norms: FloatArray | None = None
+    """(D,) norms of the training batches' gradients."""
+    excess: FloatArray | None = None
+    """(D,) mean over tokens of max(loss - reference model's loss, 0) on training rows of each domain."""
+
+
+class OnlineMixer(Protocol):
+    """Decides what to train on while the model trains. Holds no state of its own."""
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """What it must be told."""
+
+    def init(self, bench: Bench, total_steps: int) -> tuple[State, Stint]:
+        """State and stint at the start of a run of `total_steps`; may do work on the bench first."""
+
+    def update(self, state: State, seen: Observation) -> tuple[State, Stint]:
+        """The next state and stint."""
