@@ -14,11 +14,11 @@ from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.stages import Stage
 from opmix.runs.files import plain, write_text
 
-SEARCH_PURPOSES = ("probes", "proxies", "verification")
+SEARCH_PURPOSES = ("probes", "proxies", "verification", "trials")
 
 
-def stage_json(stage: Stage, seed: int, outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """One stage of one seed, as `life.json` keeps it."""
+def stage_json(stage: Stage, home: str, outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """One stage of one seed, as `life.json` keeps it; `home` is the life's folder in the run folder."""
     before, after = outcome["before"], outcome["after"]
     old = outcome["old"]
     known = (
@@ -29,7 +29,7 @@ def stage_json(stage: Stage, seed: int, outcome: Mapping[str, Any]) -> dict[str,
     training = flops.get("training", 0.0)
     return plain(
         {
-            "name": stage.config.name, "phase": stage.config.phase, "folder": f"seed-{seed}/{stage.label}", "domains": stage.domains,
+            "name": stage.config.name, "phase": stage.config.phase, "folder": f"{home}/{stage.label}", "domains": stage.domains,
             "new": stage.new, "objective": stage.objective, "tokens": stage.tokens, "steps": stage.steps,
             "old_mixture": None if old is None else dict(old),
             "mixture": parts[-1]["mixture"], "parts": parts,
