@@ -75,8 +75,8 @@ def show(content: Mapping[str, Any], folder: Path) -> None:
     """One row an entrant, best first."""
     reference = content["reference"]
     table = Table(
-        "entrant", "test loss", f"less {reference}", "forgotten", "worst", "search", "FLOPs in all", box=SIMPLE, padding=(0, 1),
-        pad_edge=False, title=f"Mean test loss over {_seeds(content)}, nats per token; training tokens are equal",
+        "entrant", "test loss", f"against {reference}", "forgotten", "worst", "search", "FLOPs in all", box=SIMPLE, padding=(0, 1),
+        pad_edge=False, title=f"Mean test loss over {_seeds(content)}, nats per token",
     )  # fmt: skip
     for row in sorted(content["table"], key=lambda r: r["mean_loss"]["mean"]):
         searched, trained = row["search_flops"]["mean"], row["training_flops"]["mean"]

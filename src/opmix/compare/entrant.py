@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
@@ -49,7 +48,7 @@ class EntrantRun(StageRun):
     def _decide(self, part: Part, old: Mixture | None, plan: TrainingPlan) -> dict[str, Any]:
         folder = self.folder / f"search-{part.start}"
         if self.entry.own_search:
-            return {**super()._decide(part, old, plan), "bytes": bytes_of(folder)}
+            return super()._decide(part, old, plan)
         config = decision_config(self.stage, part, old, self.rows, plan.plan.cursors(), self.seed)
 
         def work() -> dict[str, Any]:
@@ -66,8 +65,7 @@ class EntrantRun(StageRun):
             return {
                 "mixture": dict(chosen), "optimum": dict(chosen), "interval": {}, "action": "move", "reason": self.entry.line,
                 "predicted": {}, "baseline": {}, "notes": bench.prepared.notes(), "peak_memory": watch(), "probes": 0,
-                "amounts": spent, "share": sum(spent["flops"].values()) / bench.training_flops, "bytes": bytes_of(folder),
-                "evidence": proposal.evidence,
+                "amounts": spent, "share": sum(spent["flops"].values()) / bench.training_flops, "evidence": proposal.evidence,
             }  # fmt: skip
 
         return self._step("search", part.start, work, intact=(folder / "mixture.json").exists)
@@ -171,11 +169,6 @@ class MergedRun(EntrantRun):
 
     def _left(self, part: Part) -> bool:
         return (self.checkpoints / f"checkpoint-{part.stop}").exists()
-
-
-def bytes_of(folder: Path) -> int:
-    """Of all files in a folder: what a search has written and kept."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _without_cursors(carried: Any) -> Any:

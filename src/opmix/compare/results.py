@@ -20,15 +20,15 @@ Lives = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]
 """Entrant, seed: its stages as `opmix.lifecycle.tables.stage_json` keeps them, the shared ones first."""
 
 
-def compare_json(config: CompareConfig, lives: Lives, store: RunStore) -> dict[str, Any]:
-    """The content of `compare.json`; losses are of the test split, in nats per token."""
+def compare_json(config: CompareConfig, lives: Lives) -> dict[str, Any]:
+    """The content of `compare.json`; losses are of the test split, in nats per token. Nothing in it depends on a clock."""
     entrants = {}
     for name, by_seed in lives.items():
         entry = config.entry(name)
         entrants[name] = {
             "method": entry.name, "title": entry.title, "family": entry.family, "line": entry.line, "paper": entry.paper,
             "settings": {**entry.settings, **config.methods[name].settings}, "stage": dict(config.methods[name].stage),
-            "seeds": {str(seed): _life(config, name, seed, stages, store) for seed, stages in by_seed.items()},
+            "seeds": {str(seed): _life(config, stages) for seed, stages in by_seed.items()},
         }  # fmt: skip
     return plain(
         {
@@ -39,13 +39,10 @@ def compare_json(config: CompareConfig, lives: Lives, store: RunStore) -> dict[s
     )  # fmt: skip
 
 
-def _life(
-    config: CompareConfig, name: str, seed: int, stages: Sequence[Mapping[str, Any]], store: RunStore
-) -> dict[str, Any]:
+def _life(config: CompareConfig, stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One entrant's life from one seed."""
     last, first = stages[-1], config.contested
     losses = {d: x["after"] for d, x in last["losses"]["test"].items()}
-    seconds, written = _clock(store, config, name, seed)
     return {
         "stages": [
             {k: s[k] for k in ("name", "folder", "tokens", "mixture", "losses", "forgetting", "scores", "cost")}
@@ -65,8 +62,6 @@ def _life(
             }
             for what in ("tokens", "flops")
         },
-        "seconds": seconds,
-        "bytes_written": written,
     }  # fmt: skip
 
 
@@ -80,21 +75,30 @@ def forgetting(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {d: stages[-1]["losses"]["test"][d]["after"] - loss for d, loss in learned.items()}
 
 
-def _clock(store: RunStore, config: CompareConfig, name: str, seed: int) -> tuple[dict[str, float], int]:
-    """Seconds by kind of work and bytes that searches wrote, from the step records of the entrant's own stages."""
+def spent_json(config: CompareConfig, lives: Lives, store: RunStore) -> dict[str, Any]:
+    """The content of `spent.json`: what differs from run to run. By entrant and seed: `seconds` by kind of work, and `bytes_written`.
+
+    Bytes are those that searches have left on disk.
+    """
+    return {
+        name: {str(seed): _spent(store, config, home_of(seed, name)) for seed in by_seed}
+        for name, by_seed in lives.items()
+    }
+
+
+def _spent(store: RunStore, config: CompareConfig, home: str) -> dict[str, Any]:
     seconds, written = {"search": 0.0, "training": 0.0}, 0
-    for stage in config.stages[config.contested :]:
-        index = config.stages.index(stage)
-        folder = store.folder / "steps" / home_of(seed, name) / f"{index + 1:02d}-{stage.name}"
-        for file in sorted(folder.glob("*.json")):
-            record = store.record(str(file.relative_to(store.folder / "steps").with_suffix("")))
-            result = {} if record is None else record["result"]
-            for purpose, amount in result.get("amounts", {}).get("seconds", {}).items():
-                kind = "training" if purpose == "training" else "search"
+    for index, stage in enumerate(config.stages[config.contested :], config.contested + 1):
+        label = f"{index:02d}-{stage.name}"
+        for file in sorted((store.folder / "steps" / home / label).glob("*.json")):
+            record = store.record(f"{home}/{label}/{file.stem}")
+            spent = {} if record is None else record["result"].get("amounts", {}).get("seconds", {})
+            for purpose, amount in spent.items():
                 if purpose != "measuring":
-                    seconds[kind] += amount
-            written += int(result.get("bytes", 0))
-    return seconds, written
+                    seconds["training" if purpose == "training" else "search"] += amount
+        for folder in (store.folder / home / label).glob("search-*"):
+            written += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return {"seconds": seconds, "bytes_written": written}
 
 
 def _row(reference: str, name: str, entrants: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,8 +114,6 @@ def _row(reference: str, name: str, entrants: Mapping[str, Any]) -> dict[str, An
         "training_flops": spread([life["cost"]["flops"]["training"] for life in lives.values()]),
         "total_flops": spread([sum(life["cost"]["flops"].values()) for life in lives.values()]),
         "tokens": spread([life["cost"]["tokens"]["training"] for life in lives.values()]),
-        "seconds": spread([sum(life["seconds"].values()) for life in lives.values()]),
-        "bytes_written": spread([life["bytes_written"] for life in lives.values()]),
     }  # fmt: skip
     others = entrants.get(reference, {"seeds": {}})["seeds"]
     paired = [seed for seed in lives if seed in others]
@@ -120,11 +122,12 @@ def _row(reference: str, name: str, entrants: Mapping[str, Any]) -> dict[str, An
     return row
 
 
-def write_compare(folder: Path, content: Mapping[str, Any]) -> None:
-    """`compare.json`, `tables/compare.csv` (a row an entrant) and `tables/domains.csv` (a row per entrant, seed and domain)."""
+def write_compare(folder: Path, content: Mapping[str, Any], spent: Mapping[str, Any]) -> None:
+    """`compare.json`, `spent.json`, `tables/compare.csv` (a row an entrant), `tables/domains.csv` (per entrant, seed and domain)."""
     write_json(folder / "compare.json", content)
+    write_json(folder / "spent.json", spent)
     header = ["entrant", "seeds", "mean_loss", "sd", "difference", "difference_sd", "forgetting", "worst_forgetting", "search_flops",
-              "training_flops", "total_flops", "seconds", "bytes_written"]  # fmt: skip
+              "training_flops", "total_flops"]  # fmt: skip
     rows = []
     for row in content["table"]:
         difference = row.get("difference", {})

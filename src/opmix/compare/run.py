@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from opmix.compare.config import CompareConfig
 from opmix.compare.entrant import EntrantRun, MergedRun, RestartedRun
-from opmix.compare.results import compare_json, write_compare
+from opmix.compare.results import compare_json, spent_json, write_compare
 from opmix.compare.steps import entrant_chain, home_of
 from opmix.compute.budget import world_size
 from opmix.errors import ConfigError
@@ -115,8 +115,9 @@ def _raced(config: CompareConfig, shared: World, entrants: list[_Entrant], wante
                 make_run=_run_of(config, entrant.name),
             )  # fmt: skip
             outcomes[entrant.name][seed] = [*before, *own]
-            content = compare_json(config, {n: found for n, found in outcomes.items() if found}, shared.store)
-            write_compare(out, content)
+            lives = {n: found for n, found in outcomes.items() if found}
+            content = compare_json(config, lives)
+            write_compare(out, content, spent_json(config, lives, shared.store))
             write_report(out)
     shared.store.event("finished")
     return CompareResult(folder=out, content=content)

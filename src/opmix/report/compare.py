@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from opmix.errors import StoreError
 from opmix.report.compare_figures import Spent, frontier, pareto_panel
 from opmix.report.html import (
+    THIN,
     Html,
     Scale,
     count,
@@ -38,6 +39,8 @@ def load_comparison(folder: Path) -> dict[str, Any]:
     path = folder / "compare.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        spent = folder / "spent.json"
+        content["spent"] = json.loads(spent.read_text(encoding="utf-8")) if spent.is_file() else {}
         if content["schema"] != 1 or not content["table"]:
             raise ValueError(f"schema {content['schema']!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -112,7 +115,7 @@ def _table(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
                 spread_text(r["forgetting"], sign=True), scientific(r["total_flops"]["mean"]))
         )  # fmt: skip
     seeds = max(r["seeds"] for r in rows)
-    head = ["Method", "Test loss", "", f"Less {content['reference']}", "Forgotten", "FLOPs"]
+    head = ["Method", "Test loss", "", f"Against {content['reference']}", "Forgotten", "FLOPs"]
     said = f"mean ± standard deviation over {seeds} seeds, differences paired by seed" if seeds > 1 else "one seed"
     return table(head, made, caption=f"Mean over domains, nats per token; {said}")
 
@@ -174,10 +177,12 @@ def _cost(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
     for r in rows:
         shared = fmean(life["cost"]["flops"]["shared"] for life in _lives(content, r))
         searched, trained = r["search_flops"]["mean"], r["training_flops"]["mean"]
+        seconds = duration(_spent(content, r, lambda s: sum(s["seconds"].values())))
+        written = _bytes(_spent(content, r, lambda s: s["bytes_written"]))
         share = percent(searched / trained if trained else None)
         made.append(
             row(r["entrant"], scientific(shared), scientific(searched), share, scientific(trained),
-                count(r["tokens"]["mean"]), duration(r["seconds"]["mean"]), f"{count(r['bytes_written']['mean'])}B")
+                count(r["tokens"]["mean"]), seconds, written)
         )  # fmt: skip
     head = ["Method", "Shared", "Search", "of training", "Training", "Tokens trained", "Time", "Search wrote"]
     lead = el(
@@ -195,6 +200,16 @@ def _lives(content: Mapping[str, Any], r: Row) -> list[Mapping[str, Any]]:
 
 def _mean(content: Mapping[str, Any], r: Row, what: str, domain: str) -> float:
     return fmean(life[what][domain] for life in _lives(content, r) if domain in life[what])
+
+
+def _spent(content: Mapping[str, Any], r: Row, amount: Callable[[Any], float]) -> float | None:
+    """Mean over seeds of what differs from run to run; None where it was not kept."""
+    found = content["spent"].get(r["entrant"], {})
+    return fmean(map(amount, found.values())) if found else None
+
+
+def _bytes(value: float | None) -> str:
+    return f"{value:.0f}{THIN}B" if value is not None and value < 1000 else f"{count(value)}B"
 
 
 def spread_text(value: Mapping[str, Any], digits: int = 3, *, sign: bool = False) -> str:
