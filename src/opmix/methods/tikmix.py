@@ -15,6 +15,7 @@ sign; where SLSQP finds no point that obeys the constraints, the mixture stays. 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,14 +78,12 @@ class Tikmix:
         """
         num, largest = len(prior), influence.max(axis=1)
         scaled = influence / np.where(largest > 0, largest + _TINY, np.abs(influence).max(axis=1) + _TINY)[:, None]
-        rules: Any = [
+        rules = [
             {"type": "eq", "fun": lambda w: w.sum() - 1},
             {"type": "ineq", "fun": lambda w: scaled @ (w - prior)},
         ]
-        found = minimize(
-            lambda w: self.objective(scaled, w), uniform(num), method="SLSQP", bounds=[(0.0, 1.0)] * num, constraints=rules,
-            options={"maxiter": 500, "ftol": 1e-10},
-        )  # fmt: skip
+        settings: Any = {"bounds": [(0.0, 1.0)] * num, "constraints": rules, "options": {"maxiter": 500, "ftol": 1e-10}}
+        found = minimize(partial(self.objective, scaled), uniform(num), method="SLSQP", **settings)
         weights = np.maximum(np.asarray(found.x, dtype=np.float64), 0.0)
         total = float(weights.sum())
         if not np.isfinite(total) or total <= 0:
