@@ -41,11 +41,11 @@ class OnlineRun:
 
     mixer: OnlineMixer
     start: tuple[State, Stint]
-    """From `mixer.init(bench, steps)`; its mixture names the domains, in the stage's order."""
+    """From `mixer.init(bench, steps - begin_at)`; its mixture names the domains, in the stage's order."""
     rows: Mapping[str, Rows]
     """Training rows by domain."""
     steps: int
-    """Optimizer steps of the run."""
+    """Optimizer steps of the whole run, which the schedule is for."""
     arguments: Mapping[str, Any]
     """The user's trainer arguments."""
     seed: int
@@ -54,6 +54,8 @@ class OnlineRun:
     max_epochs: Mapping[str, float] | None = None
     """See `StintRows`."""
     document_mask: bool = False
+    begin_at: int = 0
+    """Steps that were trained before, on `previous`: a stage's prefix. The mixer's own steps are those after it."""
     previous: TrainingPlan | None = None
     """See `StintRows`."""
 
@@ -64,6 +66,8 @@ class Checkpoints:
 
     key: str
     """Of the run; its checkpoints carry it."""
+    previous_key: str | None = None
+    """Of the run that ended at `begin_at`, in the same folder: this one starts from its last checkpoint."""
     save_every: int = 100
     """Steps between checkpoints."""
     evaluate_every: int | None = None
@@ -108,19 +112,18 @@ def train_online(
         callbacks: Further ones.
 
     Raises:
-        ConfigError: The run cannot tell what the mixer wants to know, or is of a kind that cannot be mixed as it goes.
+        ConfigError: The run cannot tell what the mixer wants to know, or cannot be mixed as it goes.
         DataError: A domain with a share has no rows, or all together have too few.
         TrainingError: The loss is not finite.
         StoreError: A checkpoint cannot be written, or is not of this run.
     """
-    check_run(run)
+    check_run(run, checkpoints)
     usage = usage or Usage()
-    course = Course(model, run, usage)
+    course = Course(model, run, usage, key=None if checkpoints is None else checkpoints.key)
     watchers = [Decides(course), *callbacks]
     factory = partial(_trainer, course=course)
     arguments = {**course.rows.arguments, "remove_unused_columns": False}
     if checkpoints is None:
-        course.begin()
         if report is not None:
             watchers.append(StepProgress(report))
         spec = TrainSpec(
@@ -130,8 +133,8 @@ def train_online(
         trainer = run_training(factory, spec)
     else:
         stretch = Stretch(
-            steps=run.steps, start=0, stop=run.steps, key=checkpoints.key, save_every=checkpoints.save_every,
-            evaluate_every=checkpoints.evaluate_every, arguments=arguments,
+            steps=run.steps, start=run.begin_at, stop=run.steps, key=checkpoints.key, previous_key=checkpoints.previous_key,
+            save_every=checkpoints.save_every, evaluate_every=checkpoints.evaluate_every, arguments=arguments,
         )  # fmt: skip
         trainer = train_stretch(
             model, course.rows.places, stretch, folder=folder, seed=run.seed, make_trainer=factory, held_out=checkpoints.watched,
@@ -140,7 +143,7 @@ def train_online(
     return OnlineResult(stints=tuple(course.rows.stints), state=course.state, plan=course.rows.whole, trainer=trainer)
 
 
-def check_run(run: OnlineRun) -> None:
+def check_run(run: OnlineRun, checkpoints: Checkpoints | None = None) -> None:
     """Refuse before any work.
 
     Raises:
@@ -149,6 +152,15 @@ def check_run(run: OnlineRun) -> None:
     if run.objective.name == "sdft":
         raise ConfigError(
             "objective 'sdft': its batches are prompts, not rows, and cannot be mixed as the run goes; use 'causal_lm' or 'sft'"
+        )
+    heard = run.mixer.signals & {"train_loss", "excess"}
+    if heard and run.arguments.get("use_liger_kernel"):
+        raise ConfigError(
+            f"trainer.use_liger_kernel: {sorted(heard)[0]!r} is read off the logits, which its fused loss never makes; remove it"
+        )
+    if run.begin_at and (checkpoints is None or checkpoints.previous_key is None):
+        raise ConfigError(
+            f"begin_at is {run.begin_at} without `previous_key`; expected the checkpoint of those steps to go on from"
         )
     if (processes := world_size()) > 1:
         raise ConfigError(
@@ -160,12 +172,12 @@ def check_run(run: OnlineRun) -> None:
 class Course:
     """Where an online run stands: rows, the mixer's state, and what was heard in the present stint."""
 
-    def __init__(self, model: Any, run: OnlineRun, usage: Usage) -> None:
+    def __init__(self, model: Any, run: OnlineRun, usage: Usage, *, key: str | None = None) -> None:
         first = run.start[1].mixture
-        self.run, self.domains, self.signals = run, first.names, run.mixer.signals
+        self.run, self.key, self.domains, self.signals = run, key, first.names, run.mixer.signals
         self.rows = StintRows(
             run.rows, self.domains, first, steps=run.steps, arguments=run.arguments, seed=run.seed, objective=run.objective,
-            max_epochs=run.max_epochs, document_mask=run.document_mask, previous=run.previous,
+            max_epochs=run.max_epochs, document_mask=run.document_mask, begin_at=run.begin_at, previous=run.previous,
         )  # fmt: skip
         self.state: State = {}
         self.sums = Sums.of(len(self.domains))
@@ -177,34 +189,42 @@ class Course:
             charge=self.bill.gradient,
         )  # fmt: skip
 
-    def begin(self) -> None:
-        """At the run's start."""
-        state, stint = self.run.start
-        self._turn(state, stint)
-
-    def read(self, checkpoint: Path) -> None:
-        """As it stood at a checkpoint.
+    def begin(self, checkpoint: Path | None) -> None:
+        """At the run's start, or as it stood at a checkpoint of its own.
 
         Raises:
-            StoreError: The file is missing, damaged or of other domains.
+            StoreError: What the checkpoint says of the mixer is damaged or of other domains.
         """
-        file = checkpoint / MIXER_FILE
+        kept = self._kept(checkpoint / MIXER_FILE) if checkpoint is not None else None
+        if kept is None:
+            self._turn(*self.run.start)
+            return
+        for weights, steps in kept["stints"]:
+            self.rows.replay(weights, steps)
+        self.state, self.sums = kept["state"], Sums.read(kept["sums"])
+
+    def _kept(self, file: Path) -> dict[str, Any] | None:
+        """None: of the run before this one."""
+        if not file.is_file():
+            return None
         try:
-            kept = json.loads(file.read_text(encoding="utf-8"))
+            kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            if kept["key"] != self.key:
+                return None
             if tuple(kept["domains"]) != self.domains:
                 raise ValueError(f"its domains are {kept['domains']}")
-            for weights, steps in kept["stints"]:
-                self.rows.replay(weights, steps)
-            self.state, self.sums = kept["state"], Sums.read(kept["sums"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
-                f"{file}: not the mixer of this run ({error}); expected the stints over {list(self.domains)}; remove the checkpoint "
-                "to train from the start"
+                f"{file}: not the mixer of this run ({error}); expected its stints over {list(self.domains)}; remove the "
+                "checkpoint to train from the start"
             ) from error
+        return kept
 
     def json(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"domains": list(self.domains), "state": self.state, "stints": self.rows.given, "sums": self.sums.json()}
+        return {
+            "key": self.key, "domains": list(self.domains), "state": self.state, "stints": self.rows.given, "sums": self.sums.json(),
+        }  # fmt: skip
 
     def _turn(self, state: State, stint: Stint) -> None:
         self.state = json.loads(json.dumps(state))  # what a resumed run would read
@@ -247,8 +267,8 @@ class Course:
             told["excess"] = self.sums.means("excess")
         mixture: Mixture = self.rows.stints[-1].mixture
         seen = Observation(
-            step=step, total_steps=self.run.steps, mixture=mixture, tokens=self.rows.counted("supervised"),
-            learning_rate=learning_rate, **told,
+            step=step - self.run.begin_at, total_steps=self.run.steps - self.run.begin_at, mixture=mixture,
+            tokens=self.rows.counted("supervised"), learning_rate=learning_rate, **told,
         )  # fmt: skip
         self._turn(*self.run.mixer.update(self.state, seen))
 
@@ -262,7 +282,7 @@ class Decides(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The optimizer has stepped, nothing of the next step has been looked up."""
         if state.global_step == self.course.rows.planned < state.max_steps:
-            rate = kwargs["lr_scheduler"].get_last_lr()[0] / args.learning_rate
+            rate = kwargs["lr_scheduler"].get_last_lr()[0] / (args.learning_rate or 1.0)
             self.course.decide(kwargs["model"], state.global_step, float(rate))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -301,8 +321,5 @@ def _trainer(spec: TrainSpec, *, course: Course) -> Trainer:
     trainer = default_trainer(spec, OnlineTrainer)
     assert isinstance(trainer, OnlineTrainer)
     trainer.course = course
-    if spec.resume_from is not None:
-        course.read(spec.resume_from)
-    elif not course.rows.stints:
-        course.begin()
+    course.begin(spec.resume_from)
     return trainer

@@ -48,27 +48,24 @@ class StintRows:
         rows: Training rows by domain.
         domains: Of the run, in order.
         first: The first mixture, for the size of matched micro-batches.
-        steps: Optimizer steps of the whole run.
+        steps: Optimizer steps of the whole run, those of `previous` included.
         arguments: The user's trainer arguments.
         seed: Of the order.
         objective: What is learned from a row.
         max_epochs: See `plan_mixture`; a mixture that asks for more than is left is lowered to it, at the gain of the other domains.
         document_mask: See `MixtureDataset`.
-        previous: A plan of no steps that says how far earlier stages have read.
+        begin_at: Optimizer steps that `previous` holds, such as a stage's prefix.
+        previous: The plan to go on from; with no steps it says how far earlier stages have read.
 
     Raises:
-        ConfigError: `previous` has steps.
+        ConfigError: `previous` has other domains or other steps.
     """
 
     def __init__(
         self, rows: Mapping[str, Rows], domains: Sequence[str], first: Mixture, *, steps: int, arguments: Mapping[str, Any], seed: int,
-        objective: Objective, max_epochs: Mapping[str, float] | None = None, document_mask: bool = False,
+        objective: Objective, max_epochs: Mapping[str, float] | None = None, document_mask: bool = False, begin_at: int = 0,
         previous: TrainingPlan | None = None,
     ) -> None:  # fmt: skip
-        if previous is not None and len(previous.plan):
-            raise ConfigError(
-                f"an online run begins on a plan of {len(previous.plan)} rows; expected one of none, with the cursors of earlier stages"
-            )
         self.rows, self.domains, self.steps = {n: rows[n] for n in domains}, tuple(domains), steps
         self.given: list[tuple[list[float], int]] = []
         """Weights and steps of the stints so far, as numbers: adding them to new `StintRows` plans the same rows."""
@@ -79,8 +76,27 @@ class StintRows:
         whole = plan_training(self.rows, first, steps=steps, arguments=arguments, **self._rest) if grouped else None
         self._accumulation = 0 if whole is None else whole.accumulation
         self.arguments: Mapping[str, Any] = arguments if whole is None else whole.arguments
-        self._plan = self._phase = replace(previous or self._nothing(), accumulation=self._accumulation)
-        self._phase_steps = 0
+        before = previous or self._nothing()
+        if whole is not None and before.accumulation:  # what earlier steps have is what all have
+            self._accumulation = before.accumulation
+            self.arguments = {**self.arguments, "gradient_accumulation_steps": self._accumulation}
+        self._plan = self._phase = replace(before, accumulation=self._accumulation)
+        self._phase_steps, self._begin_at, self._first_row = 0, begin_at, len(before.plan)
+        self._check(before)
+
+    def _check(self, before: TrainingPlan) -> None:
+        groups = 0 if before.ends is None else len(before.ends)
+        found = groups / self._accumulation if self._accumulation else len(before.plan) / self._each
+        if before.plan.names != self.domains or found != self._begin_at:
+            raise ConfigError(
+                f"previous: a plan of {found:g} steps over {list(before.plan.names)}; expected {self._begin_at} steps over "
+                f"{list(self.domains)}, in that order: a run goes on with the plan of what was trained before it"
+            )
+
+    @property
+    def _each(self) -> int:
+        """Places of a step."""
+        return self._accumulation or sequences_per_step(self._given_arguments)
 
     def _nothing(self) -> TrainingPlan:
         none = np.empty(0, dtype=np.int64)
@@ -94,12 +110,12 @@ class StintRows:
     @property
     def planned(self) -> int:
         """Optimizer steps that rows are known for: where the present stint ends."""
-        return sum(stint.steps for stint in self.stints)
+        return self._begin_at + sum(stint.steps for stint in self.stints)
 
     @property
     def places(self) -> Places:
         """One number for every row, or for every micro-batch where these are matched."""
-        return Places(self.steps * (self._accumulation or sequences_per_step(self._given_arguments)))
+        return Places(self.steps * self._each)
 
     def add(self, stint: Stint) -> Stint:
         """Plan the next stint; returns it as it will be: cut where the run ends, and no domain beyond its `max_epochs`.
@@ -148,20 +164,20 @@ class StintRows:
         return {**batch, DOMAINS: torch.from_numpy(plan.plan.domain[indices].astype(np.int64))}
 
     def counted(self, what: str) -> FloatArray:
-        """`supervised` or `lengths` of all rows planned so far, by domain, (D,)."""
-        plan, sums = self._plan.plan, np.zeros(len(self.domains))
+        """`supervised` or `lengths` of the rows of all stints so far, by domain, (D,)."""
+        plan, sums = self._plan.plan[self._first_row :], np.zeros(len(self.domains))
         for k, name in enumerate(self.domains):
             sums[k] = getattr(self.rows[name], what)[plan.row[plan.domain == k]].sum()
         return sums
 
     @property
     def whole(self) -> TrainingPlan:
-        """The run as one plan, its numbers those of all stints."""
+        """The run's rows from `previous` on as one plan, its numbers those of all stints."""
         supervised = self.counted("supervised")
         shares = {n: float(s / supervised.sum()) for n, s in zip(self.domains, supervised, strict=True)}
         return replace(
-            self._plan, steps=self.planned, row_tokens=int(self.counted("lengths").sum()), supervised_tokens=int(supervised.sum()),
-            shares=shares, arguments=self.arguments,
+            self._plan, steps=self.planned - self._begin_at, row_tokens=int(self.counted("lengths").sum()),
+            supervised_tokens=int(supervised.sum()), shares=shares, arguments=self.arguments,
         )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """A run whose mixture is decided as it goes: killed anywhere it ends in the same bytes, and what it tells is what is so."""
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 
@@ -344,12 +345,56 @@ def test_earlier_stages_are_not_read_again(texts, tokenizer, tmp_path):
     first, second = ({(int(d), int(r)) for d, r in zip(p.domain, p.row, strict=True)} for p in (read, result.plan.plan))
     assert len(first) == len(second) == 16
     assert not first & second
-    with pytest.raises(ConfigError, match="begins on a plan of 16 rows"):
-        train_online(
-            fresh(tokenizer),
-            run_of(Fixed(mixture), ({}, Stint(mixture, 4)), texts, tokenizer, previous=rows.whole),
-            folder=tmp_path,
+    with pytest.raises(ConfigError, match=r"a plan of 4 steps over .* expected 0 steps"):
+        train_online(fresh(tokenizer), replace(run, previous=rows.whole), folder=tmp_path)
+    with pytest.raises(ConfigError, match="without `previous_key`"):
+        train_online(fresh(tokenizer), replace(run, previous=rows.whole, begin_at=4), folder=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["texts", "chats"])
+def test_a_run_goes_on_after_a_prefix(request, tokenizer, tmp_path, kind):
+    rows, objective = request.getfixturevalue(kind), CAUSAL_LM if kind == "texts" else SFT
+    names, mixture = tuple(rows), Mixture.uniform(tuple(rows))
+    first = plan_training(rows, mixture, steps=4, arguments=ARGUMENTS, seed=3, objective=objective)
+    whole = plan_training(rows, mixture, steps=6, arguments=ARGUMENTS, seed=3, objective=objective, previous=first)
+    plain = fresh(tokenizer)
+    stretch = Stretch(steps=STEPS, start=0, stop=4, key="prefix", arguments=whole.arguments)
+    train_stretch(plain, whole.dataset, stretch, folder=tmp_path / "plain", seed=3)
+    shutil.copytree(tmp_path / "plain", tmp_path / "online")
+    shutil.copytree(tmp_path / "plain", tmp_path / "fixed")
+    ends = []
+    for kill in (True, False):
+        mixer, online = Everything(every=4), fresh(tokenizer, seed=7)
+        senses = Senses(
+            evaluate=evaluate_on(rows), held_out=rows, reference=fresh(tokenizer, seed=9).eval(), gradient_rows=2
         )
+        run = OnlineRun(
+            mixer=mixer, start=mixer.init(names), rows=rows, steps=STEPS, arguments=ARGUMENTS, seed=3, senses=senses, begin_at=4,
+            previous=first, objective=objective,
+        )  # fmt: skip
+        kept, killer = Checkpoints(key="o", previous_key="prefix", save_every=1), [KillAt(9, "end")] if kill else []
+        try:
+            result = train_online(online, run, folder=tmp_path / "online", checkpoints=kept, callbacks=killer)
+        except KilledError:
+            (seen,) = mixer.seen
+            continue
+        ends.append(result)
+    rest = Stretch(steps=STEPS, start=4, stop=STEPS, key="rest", previous_key="prefix", arguments=whole.arguments)
+    train_stretch(plain, whole.dataset, rest, folder=tmp_path / "plain", seed=3)
+    fixed, never = fresh(tokenizer, seed=7), replace(run, mixer=Fixed(mixture), start=({}, Stint(mixture, 6)))
+    train_online(fixed, never, folder=tmp_path / "fixed", checkpoints=Checkpoints(key="f", previous_key="prefix"))
+    assert same(weights(fixed), weights(plain))
+    assert (seen.step, seen.total_steps) == (4, 6)
+    assert [s.steps for s in ends[0].stints] == [4, 2]
+    plan = ends[0].plan
+    assert plan.steps == 6
+    assert plan.plan[: len(first.plan)].fingerprint == first.plan.fingerprint
+    drawn = sum(
+        rows[n].supervised[plan.plan.row[len(first.plan) :][plan.plan.domain[len(first.plan) :] == k]].sum()
+        for k, n in enumerate(names)
+    )
+    assert plan.supervised_tokens == drawn
+    assert seen.tokens.sum() < drawn
 
 
 def test_what_cannot_be_told_or_mixed_is_refused_first(texts, tokenizer, tmp_path, monkeypatch):
@@ -367,17 +412,21 @@ def test_what_cannot_be_told_or_mixed_is_refused_first(texts, tokenizer, tmp_pat
         train_online(
             fresh(tokenizer), run_of(mixer, mixer.init(NAMES), texts, tokenizer, objective=sdft), folder=tmp_path
         )
+    liger = run_of(mixer, mixer.init(NAMES), texts, tokenizer, arguments={**ARGUMENTS, "use_liger_kernel": True})
+    with pytest.raises(ConfigError, match="'excess' is read off the logits"):
+        train_online(fresh(tokenizer), liger, folder=tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="2 processes"):
         train_online(fresh(tokenizer), run_of(mixer, mixer.init(NAMES), texts, tokenizer), folder=tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["missing", "other"])
+@pytest.mark.parametrize("damage", ["broken", "domains"])
 def test_a_checkpoint_of_another_mixer_is_refused(texts, tokenizer, tmp_path, damage):
     mixer = Everything()
-    course = Course(fresh(tokenizer), run_of(mixer, mixer.init(NAMES), texts, tokenizer), Usage())
-    if damage == "other":
-        course.begin()
-        (tmp_path / MIXER_FILE).write_text(json.dumps({**course.json(), "domains": ["x"]}))
+    run = run_of(mixer, mixer.init(NAMES), texts, tokenizer)
+    course = Course(fresh(tokenizer), run, Usage(), key="k")
+    course.begin(None)
+    kept = {**course.json(), **({"domains": ["x"]} if damage == "domains" else {})}
+    (tmp_path / MIXER_FILE).write_text(json.dumps(kept)[: 50 if damage == "broken" else None])
     with pytest.raises(StoreError, match="not the mixer of this run"):
-        course.read(tmp_path)
+        Course(fresh(tokenizer), run, Usage(), key="k").begin(tmp_path)
