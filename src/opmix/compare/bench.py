@@ -6,19 +6,22 @@ import copy
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from opmix.compute.flops import ModelShape
 from opmix.compute.ledger import Entry
 from opmix.compute.schedule import with_schedule
 from opmix.config import SearchConfig
 from opmix.errors import ConfigError
 from opmix.lifecycle.context import SearchContext
-from opmix.methods.bench import ProxyModel, Trials
+from opmix.methods.bench import ProxyModel, Trials, Watched
+from opmix.methods.online import OnlineMixer, Stint
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.models import model_fingerprint, model_shape
 from opmix.probes.evaluation import evaluate
@@ -26,7 +29,9 @@ from opmix.runs.store import RunStore, fingerprint
 from opmix.scratch import new_model
 from opmix.training.factory import StepProgress, TrainSpec, run_training
 from opmix.training.matched import account, plan_training, steps_for, supervised_per_step
-from opmix.training.objectives import Usage
+from opmix.training.objectives import Objective, Usage
+from opmix.training.online import OnlineResult, OnlineRun, train_online
+from opmix.training.senses import Senses
 
 TRIALS = "trials"
 """What runs of the bench are booked as."""
@@ -97,6 +102,54 @@ class TrialBench(SearchContext):
         self._book_evaluations(f"{label}: averages", len(weights), result["shape"], result["seconds"])
         averaged = [Mixture(self.names, row @ shares) for row in weights]
         return self._trials(averaged, result["evaluations"], proxy)
+
+    def watch(self, mixer: OnlineMixer, proxy: ProxyModel, *, label: str, reference: Mixture | None = None) -> Watched:
+        """See `Bench`."""
+        steps = steps_for(proxy.tokens, self.prepared.train, self.config.trainer)
+        start = mixer.init(self, steps)
+        inputs = {
+            **self._inputs(proxy), "mixer": [type(mixer).__name__, asdict(cast("Any", mixer))], "start": [start[0], dict(start[1].mixture)],
+            "reference": None if reference is None else dict(reference),
+        }  # fmt: skip
+
+        def work() -> dict[str, Any]:
+            started, amounts, other = time.perf_counter(), [], None
+            if reference is not None:
+                other = self._start(proxy)
+                amounts.append(self._trained(other, reference, proxy, f"{label}: reference"))
+            model, usage = self._start(proxy), Usage()
+            with self.progress.task(label, steps) as advance:
+                run = OnlineRun(
+                    mixer=mixer, start=start, rows={n: self.prepared.train[n] for n in self.names}, steps=steps,
+                    arguments=_quiet(with_schedule(self.config.trainer, steps, self.schedule)), seed=self.config.seed,
+                    senses=self.senses(other), objective=self.prepared.objective, document_mask=self.config.document_mask,
+                )  # fmt: skip
+                result = train_online(
+                    model, run, folder=self.store.folder / TRIALS / "trainer", usage=usage, report=advance
+                )
+            amounts.append(
+                spent_on(result, usage, self.prepared.objective, model_shape(model), self.config.sequence_length)
+            )
+            return {
+                "stints": stints_json(result.stints), "state": result.state, **self._evaluated(model),
+                "tokens": sum(a["tokens"] for a in amounts), "flops": sum(a["flops"] for a in amounts),
+                "shape": vars(model_shape(model)), "seconds": time.perf_counter() - started,
+            }  # fmt: skip
+
+        result, _ = self.store.step(f"watched-{label}", inputs, work)
+        self.ledger.add(
+            Entry(step=label, purpose=TRIALS, tokens=result["tokens"], flops=result["flops"], seconds=result["seconds"])
+        )
+        self._book_evaluations(label, 1, result["shape"], 0.0)
+        return Watched(stints=stints_of(result["stints"]), state=result["state"], losses=np.array(result["losses"]))
+
+    def senses(self, reference: Any = None) -> Senses:
+        """What a run tells its mixer, from the valid split."""
+        held = self.session.held_out
+        return Senses(
+            evaluate=lambda model: evaluate(model, held, batch_tokens=self.session.batch_tokens).losses[0],
+            evaluate_tokens=float(sum(h.input_ids.size for h in held)), held_out=self.prepared.rows("valid"), reference=reference,
+        )  # fmt: skip
 
     # -- one run -----------------------------------------------------------------------------------------------
 
@@ -189,8 +242,6 @@ class TrialBench(SearchContext):
         return {"losses": found.losses[0].tolist(), "errors": found.standard_errors[0].tolist()}
 
     def _book_evaluations(self, step: str, num: int, shape: Mapping[str, int], seconds: float) -> None:
-        from opmix.compute.flops import ModelShape
-
         tokens = num * sum(h.input_ids.size for h in self.session.held_out)
         flops = tokens * ModelShape(**shape).forward(self.config.sequence_length)
         self.ledger.add(Entry(step=f"{step}: losses", purpose="proxies", tokens=tokens, flops=flops, seconds=seconds))
@@ -213,6 +264,25 @@ class TrialBench(SearchContext):
             standard_errors=np.array([run["errors"] for run in runs]),
             baseline=self._baseline(proxy),
         )
+
+
+def spent_on(
+    result: OnlineResult, usage: Usage, objective: Objective, shape: ModelShape, length: int
+) -> dict[str, Any]:
+    """Tokens and FLOPs of an online run, passes that only served its mixer included."""
+    trained = account(result.plan, usage, objective, shape, length)
+    extra = usage.extra
+    return {"tokens": trained.row_tokens + extra.get("tokens", 0.0), "flops": trained.flops + extra.get("flops", 0.0)}
+
+
+def stints_json(stints: Sequence[Stint]) -> list[dict[str, Any]]:
+    """For a record."""
+    return [{"steps": s.steps, "mixture": dict(s.mixture)} for s in stints]
+
+
+def stints_of(kept: Sequence[Mapping[str, Any]]) -> tuple[Stint, ...]:
+    """What a record holds."""
+    return tuple(Stint(Mixture.of(s["mixture"]), int(s["steps"])) for s in kept)
 
 
 def load_average(model: Any, states: Sequence[Mapping[str, torch.Tensor]], weights: FloatArray) -> None:

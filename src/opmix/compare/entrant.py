@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import Trainer
@@ -135,11 +135,11 @@ class RestartedRun(EntrantRun):
     def _model_at(self, part: Part) -> Any:
         return self.world.start_model(self.seed) if part.start == 0 else super()._model_at(part)
 
-    def _empty_plan(self) -> TrainingPlan:
+    def _empty_plan(self, domains: Sequence[str] | None = None) -> TrainingPlan:
         carried = self.carried
-        self.carried = _without_cursors(carried)
+        self.carried = replace(carried, cursors={}, rows={})
         try:
-            return super()._empty_plan()
+            return super()._empty_plan(domains)
         finally:
             self.carried = carried
 
@@ -169,9 +169,3 @@ class MergedRun(EntrantRun):
 
     def _left(self, part: Part) -> bool:
         return (self.checkpoints / f"checkpoint-{part.stop}").exists()
-
-
-def _without_cursors(carried: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(carried, cursors={}, rows={})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from opmix.compare.config import CompareConfig
 from opmix.compare.entrant import EntrantRun, MergedRun, RestartedRun
+from opmix.compare.online import OnlineStage
 from opmix.compare.results import compare_json, spent_json, write_compare
 from opmix.compare.steps import entrant_chain, home_of
 from opmix.compute.budget import world_size
@@ -147,8 +148,12 @@ def _entrant(config: CompareConfig, name: str, shared: World) -> _Entrant:
 
 def _run_of(config: CompareConfig, name: str) -> partial[EntrantRun]:
     method = config.method(name)
-    kind = RestartedRun if getattr(method, "restarts", False) else EntrantRun
-    if getattr(method, "merges", False):
+    kind: type[EntrantRun] = EntrantRun
+    if hasattr(method, "update"):
+        kind = OnlineStage
+    elif getattr(method, "restarts", False):
+        kind = RestartedRun
+    elif getattr(method, "merges", False):
         kind = MergedRun
     return partial(kind, entry=config.entry(name), method=method)
 

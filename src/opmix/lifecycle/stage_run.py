@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,7 +79,7 @@ class StageRun(StageFolder):
         }  # fmt: skip
         return outcome, Carried(
             model=self.folder / "model", model_key=model["fingerprint"], shape=self.carried.shape, mixture=mixture,
-            cursors={**self.carried.cursors, **plan.plan.cursors()}, rows={**self.carried.rows, **self.rows},
+            cursors={**self.carried.cursors, **parts[-1]["training"]["cursors"]}, rows={**self.carried.rows, **self.rows},
             losses=after["losses"], scores=after["scores"], optimizer=self._moments(),
         )  # fmt: skip
 
@@ -122,9 +122,9 @@ class StageRun(StageFolder):
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def _empty_plan(self) -> TrainingPlan:
-        """The stream before its first row, going on where earlier stages ended."""
-        names, rows, carried = self.stage.domains, self.rows, self.carried
+    def _empty_plan(self, domains: Sequence[str] | None = None) -> TrainingPlan:
+        """The stream before its first row, going on where earlier stages ended; over all domains of the stage, or some."""
+        names, rows, carried = tuple(domains or self.stage.domains), self.rows, self.carried
         same = {n for n in names if carried.rows.get(n) == rows[n] and self.stage.config.replay == "remaining"}
         empty = np.empty(0, dtype=np.int64)
         drawn = tuple(carried.cursors.get(n, 0) if n in same else 0 for n in names)
@@ -164,9 +164,8 @@ class StageRun(StageFolder):
                 "mixture": dict(mixture), "key": step.key, "cursors": plan.plan.cursors(),
                 "loss": last_loss(trainer.state.log_history), "shares": trained.shares,
                 "supervised_tokens": trained.supervised_tokens,
-                "amounts": amounts_of(
-                    "training", trained.row_tokens + trained.sampled_tokens + usage.extra.get("tokens", 0.0),
-                    trained.flops + usage.extra.get("flops", 0.0), started,
+                "amounts": training_amounts(
+                    trained.row_tokens + trained.sampled_tokens, trained.flops, usage, started
                 ),
                 "peak_memory": watch(),
             }  # fmt: skip
@@ -229,3 +228,12 @@ class StageRun(StageFolder):
 def amounts_of(purpose: str, tokens: float, flops: float, started: float) -> dict[str, dict[str, float]]:
     """What a record says of its cost."""
     return {"tokens": {purpose: tokens}, "flops": {purpose: flops}, "seconds": {purpose: time.perf_counter() - started}}
+
+
+def training_amounts(tokens: float, flops: float, usage: Usage, started: float) -> dict[str, dict[str, float]]:
+    """Cost of a training; passes beside it are `overhead`, their time is the training's."""
+    made = amounts_of("training", tokens, flops, started)
+    if usage.extra:
+        made["tokens"]["overhead"] = usage.extra.get("tokens", 0.0)
+        made["flops"]["overhead"] = usage.extra.get("flops", 0.0)
+    return made

@@ -14,7 +14,7 @@ from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.stages import Stage
 from opmix.runs.files import plain, write_text
 
-SEARCH_PURPOSES = ("probes", "proxies", "verification", "trials")
+SEARCH_PURPOSES = ("probes", "proxies", "verification", "trials", "overhead")
 
 
 def stage_json(stage: Stage, home: str, outcome: Mapping[str, Any]) -> dict[str, Any]:

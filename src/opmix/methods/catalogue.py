@@ -75,6 +75,38 @@ ENTRIES: tuple[Entry, ...] = (
         name="lora_merge", title="LoRA merge", family="searched", path="opmix.methods.lora_merge:LoraMerge", paper="2605.15220",
         line="OP-Mix's search, then its adapters are merged and nothing is trained", own_search=True,
     ),
+    Entry(
+        name="doremi", title="DoReMi", family="searched", path="opmix.methods.doremi:DoReMi", paper="2305.10429",
+        line="a proxy run by group DRO on the excess over a reference model; the average of its mixtures",
+    ),
+    Entry(
+        name="doge", title="DoGE", family="searched", path="opmix.methods.doge:Doge", paper="2310.15393",
+        line="a proxy run that follows domains whose gradients serve all held-out losses; the average of its mixtures",
+    ),
+    Entry(
+        name="odm", title="ODM", family="online", path="opmix.methods.odm:Odm", paper="2312.02406",
+        line="an EXP3 bandit over domains, rewarded by their training losses",
+    ),
+    Entry(
+        name="ado", title="ADO", family="online", path="opmix.methods.ado:Ado", paper="2410.11820",
+        line="scaling laws per domain fitted while training; more of what is learned fastest",
+    ),
+    Entry(
+        name="skill_it", title="Skill-It", family="online", path="opmix.methods.skill_it:SkillIt", paper="2307.14430",
+        line="a graph of which domain helps which, then multiplicative weights on held-out losses",
+    ),
+    Entry(
+        name="aioli", title="Aioli", family="online", path="opmix.methods.aioli:Aioli", paper="2411.05735",
+        line="how mixtures move losses is measured by short sweeps in the run; exponentiated gradient",
+    ),
+    Entry(
+        name="grape", title="GRAPE", family="online", path="opmix.methods.grape:Grape", paper="2505.20380",
+        line="domains weighted by gradient alignment with the tasks that improve least",
+    ),
+    Entry(
+        name="tikmix", title="TiKMiX", family="online", path="opmix.methods.tikmix:Tikmix", paper="2508.17677",
+        line="a few times in a run, the mixture of greatest balanced influence on held-out losses (first-order)",
+    ),
 )  # fmt: skip
 
 
