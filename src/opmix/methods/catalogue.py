@@ -47,7 +47,7 @@ class Entry:
         """The method with some of its settings changed.
 
         Raises:
-            ConfigError: It has no such setting.
+            ConfigError: It has no such setting, or not with such a value.
         """
         kind, given = self.load(), {**self.settings, **(settings or {})}
         known = [f.name for f in fields(kind) if f.init]
@@ -55,7 +55,10 @@ class Entry:
             raise ConfigError(
                 [f"{self.name}.{n}: no such setting{nearest(n, known) if known else '; it has none'}" for n in unknown]
             )
-        return kind(**given)
+        try:
+            return kind(**given)
+        except ConfigError as error:
+            raise ConfigError([f"{self.name}.{problem}" for problem in error.problems]) from error
 
 
 ENTRIES: tuple[Entry, ...] = (

@@ -9,6 +9,7 @@ import numpy as np
 from opmix.errors import ConfigError
 from opmix.methods.base import Proposal, Stage
 from opmix.methods.bench import Bench
+from opmix.methods.proxies import check_settings
 from opmix.mixing.design import new_domains
 from opmix.mixing.mixture import Mixture
 
@@ -44,8 +45,7 @@ class Temperature:
     temperature: float = 5.0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature: {self.temperature}; expected a number > 0")
+        check_settings(self, positive=("temperature",))
 
     def propose(self, context: Bench) -> Proposal:
         """See `MixingMethod`."""
@@ -67,8 +67,8 @@ class Replay:
     """Of the old mixture."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise ConfigError(f"share: {self.share}; expected a number in [0, 1]")
+        if not (isinstance(self.share, int | float) and 0 <= self.share <= 1):
+            raise ConfigError(f"share: {self.share!r}; expected a number in [0, 1]")
 
     def propose(self, context: Bench) -> Proposal:
         """See `MixingMethod`."""

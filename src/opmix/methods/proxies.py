@@ -124,16 +124,16 @@ def check_settings(
         ConfigError: All settings that are not.
     """
     told = {name: getattr(method, name) for name in (*counts, *shares, *positive)}
+    rules = (
+        (counts, "a whole number >= 1", lambda x: isinstance(x, int) and x >= 1),
+        (shares, "a number in (0, 1]", lambda x: isinstance(x, int | float) and 0 < x <= 1),
+        (positive, "a number > 0", lambda x: isinstance(x, int | float) and x > 0),
+    )
     problems = [
-        f"{n}: {told[n]!r}; expected a whole number >= 1"
-        for n in counts
-        if told[n] is not None and not (isinstance(told[n], int) and told[n] >= 1)
-    ]
-    problems += [
-        f"{n}: {told[n]!r}; expected a number in (0, 1]" for n in shares if told[n] is not None and not 0 < told[n] <= 1
-    ]
-    problems += [
-        f"{n}: {told[n]!r}; expected a number > 0" for n in positive if told[n] is not None and not told[n] > 0
+        f"{name}: {told[name]!r}; expected {expected}"
+        for names, expected, holds in rules
+        for name in names
+        if told[name] is not None and not holds(told[name])
     ]
     if problems:
         raise ConfigError(problems)

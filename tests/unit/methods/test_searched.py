@@ -124,3 +124,8 @@ def test_all_are_in_the_catalogue_under_their_settings():
 def test_settings_out_of_range_are_told(kind, settings, sentence):
     with pytest.raises(ConfigError, match=sentence):
         kind(**settings)
+
+
+def test_the_catalogue_says_whose_setting_is_wrong():
+    with pytest.raises(ConfigError, match="regmix.runs: 'many'; expected a whole number >= 1"):
+        METHODS["regmix"].make({"runs": "many"})
