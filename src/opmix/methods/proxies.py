@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -124,7 +124,7 @@ def check_settings(
         ConfigError: All settings that are not.
     """
     told = {name: getattr(method, name) for name in (*counts, *shares, *positive)}
-    rules = (
+    rules: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
         (counts, "a whole number >= 1", lambda x: isinstance(x, int) and x >= 1),
         (shares, "a number in (0, 1]", lambda x: isinstance(x, int | float) and 0 < x <= 1),
         (positive, "a number > 0", lambda x: isinstance(x, int | float) and x > 0),

@@ -127,5 +127,5 @@ def test_settings_out_of_range_are_told(kind, settings, sentence):
 
 
 def test_the_catalogue_says_whose_setting_is_wrong():
-    with pytest.raises(ConfigError, match="regmix.runs: 'many'; expected a whole number >= 1"):
+    with pytest.raises(ConfigError, match=r"regmix\.runs: 'many'; expected a whole number >= 1"):
         METHODS["regmix"].make({"runs": "many"})
