@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,43 +107,69 @@ def run_life(
 
 def _live(world: World, seed: int, steps: Sequence[Step]) -> list[dict[str, Any]]:
     """One seed's life: the stages' outcomes as `life.json` keeps them."""
-    life, store = world.life, world.store
-    carried = _start(world, seed, steps[0])
-    stages, outcomes = resolve(life, world.facts.stages), []
-    wanted = _models_needed(world, seed, stages, steps)
+    stages, carried = resolve(world.life, world.facts.stages), start_of_life(world, seed, steps[0])
+    return live_stages(world, seed, stages, steps, carried, home=f"seed-{seed}")[0]
+
+
+def live_stages(
+    world: World,
+    seed: int,
+    stages: Sequence[Stage],
+    steps: Sequence[Step],
+    carried: Carried,
+    *,
+    home: str,
+    make_run: Callable[..., StageRun] = StageRun,
+) -> tuple[list[dict[str, Any]], Carried]:
+    """Live some stages in order, or what is left of them.
+
+    Args:
+        world: What they share.
+        seed: Of this life.
+        stages: To be lived.
+        steps: Of the chain; those of other stages are passed over.
+        carried: What the first of the stages starts from.
+        home: Folder of this life in the run folder.
+        make_run: Called with the fields of a `StageRun`.
+
+    Returns:
+        The stages' outcomes as `life.json` keeps them, and what a further stage would start from.
+    """
+    outcomes, wanted = [], _models_needed(world, home, stages, steps)
     for stage in stages:
         mine = {
             (s.kind, s.part.start if s.part is not None else None): s
             for s in steps
             if s.stage is not None and s.stage.index == stage.index
         }
-        needed = stage.index in wanted
-        if any(store.found(s.name, s.key) is None for s in mine.values()):
+        if any(world.store.found(s.name, s.key) is None for s in mine.values()):
             world.progress.note(
-                f"seed {seed}, stage {stage.index + 1} of {len(stages)}: {stage.config.name}, {stage.tokens:,} tokens "
+                f"{home}, stage {stage.index + 1} of {len(world.life.stages)}: {stage.config.name}, {stage.tokens:,} tokens "
                 f"on {', '.join(stage.domains)}"
             )
-        run = StageRun(world=world, stage=stage, seed=seed, steps=mine, carried=carried, needed=needed)
+        run = make_run(
+            world=world, stage=stage, seed=seed, steps=mine, carried=carried, needed=stage.index in wanted, home=home
+        )
         outcome, carried = run.run()
-        outcomes.append(stage_json(stage, seed, outcome))
-    return outcomes
+        outcomes.append(stage_json(stage, home, outcome))
+    return outcomes, carried
 
 
-def _models_needed(world: World, seed: int, stages: Sequence[Stage], steps: Sequence[Step]) -> set[int]:
+def _models_needed(world: World, home: str, stages: Sequence[Stage], steps: Sequence[Step]) -> set[int]:
     """Stages whose models must be on disk: the last one, those not finished, and those that a stage is to start from (again)."""
     needed: set[int] = set()
     follower_starts = True
     for stage in reversed(stages):
         mine = [s for s in steps if s.stage is not None and s.stage.index == stage.index]
         finished = all(world.store.found(s.name, s.key) is not None for s in mine)
-        there = (world.folder / f"seed-{seed}" / stage.label / "model" / "config.json").exists()
+        there = (world.folder / home / stage.label / "model" / "config.json").exists()
         if follower_starts or not finished:
             needed.add(stage.index)
         follower_starts = not finished or (follower_starts and not there)
     return needed
 
 
-def _start(world: World, seed: int, step: Step) -> Carried:
+def start_of_life(world: World, seed: int, step: Step) -> Carried:
     """The model before its first stage: made or loaded once, to know its shape and that it is what it was."""
     from opmix.models import check_vocabulary, model_fingerprint
 

@@ -52,11 +52,13 @@ class StageFolder:
     carried: Carried
     needed: bool
     """Whether the model must be on disk when this is over: a later stage starts from it, or it is the last."""
+    home: str
+    """Folder of this life in the run folder."""
 
     @property
     def folder(self) -> Path:
         """Of this stage."""
-        return self.world.folder / f"seed-{self.seed}" / self.stage.label
+        return self.world.folder / self.home / self.stage.label
 
     @property
     def checkpoints(self) -> Path:
@@ -140,8 +142,9 @@ class StageFolder:
         """Drop what is only needed while the stage runs."""
         if not self.stage.life.keep.checkpoints:
             drop_checkpoints(self.checkpoints)
-        if self.stage.life.keep.models == "last" and self.carried.model is not None:
-            shutil.rmtree(self.carried.model, ignore_errors=True)
+        before = self.carried.model
+        if self.stage.life.keep.models == "last" and before is not None and before.is_relative_to(self.folder.parent):
+            shutil.rmtree(before, ignore_errors=True)  # a model that several lives start from is none of this one's
 
     def _is_finished(self) -> bool:
         """Whether the model at the end of the stage is there, so that its checkpoints are not missed."""

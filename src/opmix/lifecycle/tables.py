@@ -14,11 +14,11 @@ from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.stages import Stage
 from opmix.runs.files import plain, write_text
 
-SEARCH_PURPOSES = ("probes", "proxies", "verification")
+SEARCH_PURPOSES = ("probes", "proxies", "verification", "trials", "overhead")
 
 
-def stage_json(stage: Stage, seed: int, outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """One stage of one seed, as `life.json` keeps it."""
+def stage_json(stage: Stage, home: str, outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """One stage of one seed, as `life.json` keeps it; `home` is the life's folder in the run folder."""
     before, after = outcome["before"], outcome["after"]
     old = outcome["old"]
     known = (
@@ -26,10 +26,10 @@ def stage_json(stage: Stage, seed: int, outcome: Mapping[str, Any]) -> dict[str,
     )
     parts = [_part(entry, stage) for entry in outcome["parts"]]
     tokens, flops = _amounts(outcome["parts"], "tokens"), _amounts(outcome["parts"], "flops")
-    training = flops.get("training", 0.0)
+    training, search = flops.get("training", 0.0), sum(flops.get(p, 0.0) for p in SEARCH_PURPOSES)
     return plain(
         {
-            "name": stage.config.name, "phase": stage.config.phase, "folder": f"seed-{seed}/{stage.label}", "domains": stage.domains,
+            "name": stage.config.name, "phase": stage.config.phase, "folder": f"{home}/{stage.label}", "domains": stage.domains,
             "new": stage.new, "objective": stage.objective, "tokens": stage.tokens, "steps": stage.steps,
             "old_mixture": None if old is None else dict(old),
             "mixture": parts[-1]["mixture"], "parts": parts,
@@ -45,7 +45,7 @@ def stage_json(stage: Stage, seed: int, outcome: Mapping[str, Any]) -> dict[str,
             },
             "scores": {d: {"before": outcome["scores"][0].get(d), "after": score} for d, score in outcome["scores"][1].items()},
             "tasks": outcome["tasks"],
-            "cost": {"tokens": tokens, "flops": flops, "search_share": sum(flops.get(p, 0.0) for p in SEARCH_PURPOSES) / training},
+            "cost": {"tokens": tokens, "flops": flops, "search_share": search / training if training else None},
             "notes": outcome["notes"],
         }
     )  # fmt: skip
@@ -99,7 +99,7 @@ def _over_seeds(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "test_loss": _spread(after),
         "mean_test_loss": spread([statistics.fmean(x.values()) for x in after]),
         "forgetting": _spread([s["forgetting"] for s in stages]),
-        "search_share": spread([s["cost"]["search_share"] for s in stages]),
+        "search_share": spread([s["cost"]["search_share"] for s in stages if s["cost"]["search_share"] is not None] or [math.nan]),
     }  # fmt: skip
 
 

@@ -34,6 +34,8 @@ class Entry:
     """Of the class, different from its own defaults."""
     stage: Mapping[str, Any] = field(default_factory=dict)
     """Of a lifecycle's stage, changed for this method (such as `{"objective": "sdft"}`)."""
+    own_search: bool = False
+    """Whether `opmix search` decides, so that its settings are those of the configuration."""
 
     def load(self) -> type:
         """The class."""
@@ -59,11 +61,19 @@ class Entry:
 ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="op_mix", title="OP-Mix", family="searched", path="opmix.methods.op_mix:OpMix", paper="2605.15220",
-        line="one LoRA probe per domain, interpolated; a law fitted to what is simulated; a convex solve",
+        line="one LoRA probe per domain, interpolated; a law fitted to what is simulated; a convex solve", own_search=True,
     ),
     Entry(
         name="uniform", title="Uniform", family="fixed", path="opmix.methods.fixed:Uniform",
         line="the same share of every domain (ERM without mixing)",
+    ),
+    Entry(
+        name="full_retraining", title="Full retraining", family="fixed", path="opmix.methods.retraining:FullRetraining",
+        line="from the start again, on all domains, for the tokens of all stages so far",
+    ),
+    Entry(
+        name="lora_merge", title="LoRA merge", family="searched", path="opmix.methods.lora_merge:LoraMerge", paper="2605.15220",
+        line="OP-Mix's search, then its adapters are merged and nothing is trained", own_search=True,
     ),
     Entry(
         name="doremi", title="DoReMi", family="searched", path="opmix.methods.doremi:DoReMi", paper="2305.10429",
