@@ -115,7 +115,7 @@ def evaluate_on(rows):
 
 def run_of(mixer, start, rows, tokenizer, **changes):
     senses = Senses(
-        evaluate=evaluate_on(rows), evaluate_tokens=100, held_out=rows, reference=fresh(tokenizer, seed=9).eval(),
+        evaluate=evaluate_on(rows), evaluate_tokens=100, held_out=rows, reference=fresh(tokenizer, seed=9).train(),
         gradient_rows=3,
     )  # fmt: skip
     settings = {"steps": STEPS, "arguments": ARGUMENTS, "seed": 3, "senses": senses, **changes}
