@@ -179,6 +179,8 @@ class Course:
             run.rows, self.domains, first, steps=run.steps, arguments=run.arguments, seed=run.seed, objective=run.objective,
             max_epochs=run.max_epochs, document_mask=run.document_mask, begin_at=run.begin_at, previous=run.previous,
         )  # fmt: skip
+        if run.senses.reference is not None:
+            run.senses.reference.eval()  # one that was just trained still drops out, and draws
         self.state: State = {}
         self.sums = Sums.of(len(self.domains))
         length = max(rows.sequence_length for rows in self.rows.rows.values())

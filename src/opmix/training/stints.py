@@ -29,10 +29,10 @@ DOMAINS = "opmix_domains"
 
 
 class Places(Dataset[dict[str, torch.Tensor]]):
-    """Numbers 0 .. N - 1 in place of rows."""
+    """Numbers 0 .. N - 1 in place of rows; `restarts` is that of the rows."""
 
-    def __init__(self, num: int) -> None:
-        self._num = num
+    def __init__(self, num: int, *, restarts: bool = False) -> None:
+        self._num, self.restarts = num, restarts
 
     def __len__(self) -> int:
         return self._num
@@ -115,7 +115,8 @@ class StintRows:
     @property
     def places(self) -> Places:
         """One number for every row, or for every micro-batch where these are matched."""
-        return Places(self.steps * self._each)
+        restarts = self._rest["document_mask"] or any(rows.restarts for rows in self.rows.values())
+        return Places(self.steps * self._each, restarts=restarts)
 
     def add(self, stint: Stint) -> Stint:
         """Plan the next stint; returns it as it will be: cut where the run ends, and no domain beyond its `max_epochs`.

@@ -115,7 +115,7 @@ def evaluate_on(rows):
 
 def run_of(mixer, start, rows, tokenizer, **changes):
     senses = Senses(
-        evaluate=evaluate_on(rows), evaluate_tokens=100, held_out=rows, reference=fresh(tokenizer, seed=9).eval(),
+        evaluate=evaluate_on(rows), evaluate_tokens=100, held_out=rows, reference=fresh(tokenizer, seed=9).train(),
         gradient_rows=3,
     )  # fmt: skip
     settings = {"steps": STEPS, "arguments": ARGUMENTS, "seed": 3, "senses": senses, **changes}
@@ -234,6 +234,19 @@ def test_a_mixture_that_never_changes_is_the_plain_run(texts, tokenizer, tmp_pat
     assert result.plan.plan.fingerprint == plan.plan.fingerprint
     assert same(weights(online), weights(plain))
     assert not same(weights(online), weights(fresh(tokenizer)))
+
+
+def test_mixed_precision_checkpointing_and_workers_change_nothing_of_that(texts, tokenizer, tmp_path):
+    mixture = Mixture(NAMES, [0.5, 0.3, 0.2])
+    arguments = {**ARGUMENTS, "bf16": True, "gradient_checkpointing": True, "dataloader_num_workers": 1}
+    plan = plan_training(texts, mixture, steps=STEPS, arguments=arguments, seed=3)
+    plain, online = fresh(tokenizer), fresh(tokenizer)
+    stretch = Stretch(steps=STEPS, start=0, stop=STEPS, key="p", arguments=plan.arguments)
+    train_stretch(plain, plan.dataset, stretch, folder=tmp_path / "plain", seed=3)
+    mixer = Fixed(mixture, signals=Everything.signals)
+    run = run_of(mixer, ({}, Stint(mixture, 3)), texts, tokenizer, arguments=arguments)
+    train_online(online, run, folder=tmp_path / "online")
+    assert same(weights(online), weights(plain))
 
 
 def test_conversations_are_matched_stint_by_stint_and_resume(chats, tokenizer, tmp_path):
@@ -415,6 +428,11 @@ def test_what_cannot_be_told_or_mixed_is_refused_first(texts, tokenizer, tmp_pat
     liger = run_of(mixer, mixer.init(NAMES), texts, tokenizer, arguments={**ARGUMENTS, "use_liger_kernel": True})
     with pytest.raises(ConfigError, match="'excess' is read off the logits"):
         train_online(fresh(tokenizer), liger, folder=tmp_path)
+    flash = fresh(tokenizer)
+    flash.config._attn_implementation = "flash_attention_2"
+    masked = run_of(mixer, mixer.init(NAMES), texts, tokenizer, document_mask=True)
+    with pytest.raises(ConfigError, match="see each other"):
+        train_online(flash, masked, folder=tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="2 processes"):
         train_online(fresh(tokenizer), run_of(mixer, mixer.init(NAMES), texts, tokenizer), folder=tmp_path)
