@@ -13,7 +13,6 @@ from pydantic import Field, model_validator
 
 from opmix.errors import ConfigError
 from opmix.lifecycle.config import LifecycleConfig, Named, StageConfig
-from opmix.lifecycle.stages import Stage, resolve
 from opmix.methods.catalogue import METHODS, Entry, entry_of
 from opmix.strict import Strict, nearest, read_yaml, validated
 
@@ -107,9 +106,10 @@ class CompareConfig(LifecycleConfig):
         except ConfigError as error:
             raise ConfigError([f"methods.{name}.stage: {problem}" for problem in error.problems]) from error
 
-    def stages_of(self, name: str) -> tuple[Stage, ...]:
-        """An entrant's stages, resolved without the data."""
-        return resolve(self.life_of(name))
+    def learns_otherwise(self, name: str) -> bool:
+        """Whether an entrant learns from other rows than the file's own stages say: self-distillation, for one."""
+        own = [(s.objective, s.sdft) for s in self.life_of(name).stages]
+        return own != [(s.objective, s.sdft) for s in self.stages]
 
     def _method_problems(self) -> Iterator[str]:
         for name, entrant in self.methods.items():

@@ -12,7 +12,7 @@ from opmix.compare.config import CompareConfig
 from opmix.compare.entrant import EntrantRun, MergedRun, RestartedRun
 from opmix.compare.online import OnlineStage
 from opmix.compare.results import compare_json, spent_json, write_compare
-from opmix.compare.steps import entrant_chain, home_of
+from opmix.compare.steps import entrant_chain, facts_file, home_of
 from opmix.compute.budget import world_size
 from opmix.errors import ConfigError
 from opmix.lifecycle.life import live_stages, refuse_stale, start_of_life
@@ -92,6 +92,9 @@ def run_compare(
             steps = {s.name: s for e in entrants if e.name in wanted for chain in e.chains.values() for s in chain}
             refuse_stale(store, list(steps.values()))
         shared.record_facts()
+        for entrant in entrants:
+            if entrant.world.facts is not shared.facts:
+                entrant.world.record_facts(facts_file(entrant.name))
         write_json(
             out / "manifest.json", {"command": "compare", "config": config.model_dump(mode="json"), **environment()}
         )
@@ -136,8 +139,7 @@ def _chosen(config: CompareConfig, only: Iterable[str]) -> list[str]:
 def _entrant(config: CompareConfig, name: str, shared: World) -> _Entrant:
     """An entrant with a world of its own where it learns from other rows than the others do."""
     life = config.life_of(name)
-    learned = [(s.objective, s.sdft) for s in life.stages]
-    if learned == [(s.objective, s.sdft) for s in config.stages]:
+    if not config.learns_otherwise(name):
         world = replace(shared, life=life)
     else:
         world = make_world(life, shared.base, shared.store, shared.progress, shared.make_trainer)

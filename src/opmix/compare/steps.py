@@ -18,10 +18,17 @@ def home_of(seed: int, entrant: str | None = None) -> str:
     return f"seed-{seed}" if entrant is None else f"seed-{seed}/{entrant}"
 
 
+def facts_file(entrant: str) -> str:
+    """Where the data of an entrant that learns from other rows than the others are recorded."""
+    return f"data-{entrant}.json"
+
+
 def entrant_chain(config: CompareConfig, name: str, data: DataFacts, seed: int) -> list[Step]:
     """All steps of an entrant, the shared ones (the same for every entrant) among them."""
     entry, entrant = config.entry(name), config.methods[name]
-    told = {"name": entry.name, "settings": {**entry.settings, **entrant.settings}}
+    told: dict[str, Any] = {"name": entry.name, "settings": {**entry.settings, **entrant.settings}}
+    if entry.own_search:
+        told["own_search"] = True
     renamed: dict[str, Step] = {}
     for step in chain(config.life_of(name), data, seed):
         mine = step.stage is not None and step.stage.index >= config.contested

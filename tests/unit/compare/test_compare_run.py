@@ -2,15 +2,19 @@
 
 import json
 
+import contests
 import numpy as np
 import pytest
+import yaml
 from contests import done
 from safetensors.torch import load_file
 
 from opmix.compare.results import forgetting
+from opmix.compare.status import compare_status
 from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.life import run_life
+from opmix.setup.validation import validate
 
 
 def test_the_base_is_trained_once_a_seed(finished):
@@ -117,3 +121,27 @@ def test_the_report_has_every_entrant_and_section(finished):
         assert page.count(f">{name}<") >= 5
     tables = (finished[1].folder / "tables" / "compare.csv").read_text().splitlines()
     assert len(tables) == 5
+
+
+def test_status_knows_every_step_and_what_would_be_stale(arena, finished, tmp_path):
+    config, result = finished
+    found = compare_status(result.folder)
+    assert {s.state for s in found.steps} == {"done"}
+    names = [s.name for s in found.steps]
+    assert len(names) == len(set(names))
+    assert set(done(result.folder)) <= set(names)
+    longer = arena.config({n: {} for n in config.methods}, seeds=[0, 1], probes={"steps": 3, "rank": 2})
+    stale = {s.name.split("/")[1] for s in compare_status(result.folder, longer).steps if s.state == "stale"}
+    assert stale == {"op_mix", "lora_merge"}
+    more = arena.config([*config.methods, "doremi"], seeds=[0, 1])
+    left = {s.name.split("/")[1] for s in compare_status(result.folder, more).steps if s.state == "left"}
+    assert left == {"doremi"}
+
+
+def test_a_comparison_is_validated(arena, finished):
+    file = arena.folder / "compare.yaml"
+    file.write_text(yaml.safe_dump(contests.content(["op_mix", "uniform"])))
+    found = validate(file)
+    assert "2 stages, 2 methods" in json.dumps([check.json() for check in found.checks])
+    file.write_text(yaml.safe_dump(contests.content(["op_mix", "unifrm"])))
+    assert not validate(file).valid
