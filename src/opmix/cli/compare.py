@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 
 def compare(
@@ -75,7 +75,8 @@ def show(content: Mapping[str, Any], folder: Path) -> None:
     """One row an entrant, best first."""
     reference = content["reference"]
     table = Table(
-        "entrant", "test loss", f"against {reference}", "forgotten", "worst", "search", "FLOPs in all", box=SIMPLE, padding=(0, 1),
+        Column("entrant", no_wrap=True), "test loss", f"against {reference}", "forgotten", "search", "FLOPs in all", box=SIMPLE,
+        padding=(0, 1),
         pad_edge=False, title=f"Mean test loss over {_seeds(content)}, nats per token",
     )  # fmt: skip
     for row in sorted(content["table"], key=lambda r: r["mean_loss"]["mean"]):
@@ -83,7 +84,7 @@ def show(content: Mapping[str, Any], folder: Path) -> None:
         share = f"{searched / trained:.0%}" if trained else "no training"
         table.add_row(
             row["entrant"], _spread(row["mean_loss"]), _spread(row.get("difference"), sign=True), _spread(row["forgetting"], 3, sign=True),
-            _spread(row["worst_forgetting"], 3, sign=True), share if searched or not trained else "", f"{row['total_flops']['mean']:.2e}",
+            share if searched or not trained else "", f"{row['total_flops']['mean']:.2e}",
         )  # fmt: skip
     console = Console()
     console.print(table)

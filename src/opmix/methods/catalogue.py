@@ -47,7 +47,7 @@ class Entry:
         """The method with some of its settings changed.
 
         Raises:
-            ConfigError: It has no such setting.
+            ConfigError: It has no such setting, or not with such a value.
         """
         kind, given = self.load(), {**self.settings, **(settings or {})}
         known = [f.name for f in fields(kind) if f.init]
@@ -55,7 +55,10 @@ class Entry:
             raise ConfigError(
                 [f"{self.name}.{n}: no such setting{nearest(n, known) if known else '; it has none'}" for n in unknown]
             )
-        return kind(**given)
+        try:
+            return kind(**given)
+        except ConfigError as error:
+            raise ConfigError([f"{self.name}.{problem}" for problem in error.problems]) from error
 
 
 ENTRIES: tuple[Entry, ...] = (
@@ -68,12 +71,54 @@ ENTRIES: tuple[Entry, ...] = (
         line="the same share of every domain (ERM without mixing)",
     ),
     Entry(
+        name="size", title="Size", family="fixed", path="opmix.methods.fixed:Size",
+        line="shares proportional to the tokens that are there",
+    ),
+    Entry(
+        name="temperature", title="Temperature", family="fixed", path="opmix.methods.fixed:Temperature", paper="1907.05019",
+        line="shares proportional to size to the power 1 / T",
+    ),
+    Entry(
+        name="replay", title="Replay", family="fixed", path="opmix.methods.fixed:Replay", paper="2403.08763",
+        line="a fixed share of the old mixture, a tenth unless told, the rest uniform over the new domains",
+    ),
+    Entry(
+        name="sequential", title="Sequential", family="fixed", path="opmix.methods.fixed:Sequential",
+        line="only the new domains (continual fine-tuning)",
+    ),
+    Entry(
         name="full_retraining", title="Full retraining", family="fixed", path="opmix.methods.retraining:FullRetraining",
         line="from the start again, on all domains, for the tokens of all stages so far",
     ),
     Entry(
         name="lora_merge", title="LoRA merge", family="searched", path="opmix.methods.lora_merge:LoraMerge", paper="2605.15220",
         line="OP-Mix's search, then its adapters are merged and nothing is trained", own_search=True,
+    ),
+    Entry(
+        name="regmix", title="RegMix", family="searched", path="opmix.methods.regmix:RegMix", paper="2407.01492",
+        line="a swarm of small models, boosted trees, the mean of the mixtures predicted best",
+    ),
+    Entry(
+        name="olmix", title="Olmix", family="searched", path="opmix.methods.olmix:Olmix", paper="2602.12237",
+        line="a swarm of small models, log-linear laws, a convex solve; old ratios are kept where domains are new",
+    ),
+    Entry(
+        name="data_mixing_laws", title="Data Mixing Laws", family="searched", paper="2403.16952",
+        path="opmix.methods.data_mixing_laws:DataMixingLaws",
+        line="short runs on halving shares, exponential laws of the mixture, their minimum",
+    ),
+    Entry(
+        name="merge_mix", title="MergeMix", family="searched", path="opmix.methods.merge_mix:MergeMix", paper="2601.17858",
+        line="an expert per domain, trained in full; weight averages stand for mixtures; a law, its minimum",
+    ),
+    Entry(
+        name="merge_to_mix", title="Merge to Mix", family="searched", paper="2505.16066",
+        path="opmix.methods.merge_to_mix:MergeToMix",
+        line="a model per domain; the subset whose uniform average is best is what to train on",
+    ),
+    Entry(
+        name="climb", title="CLIMB", family="searched", path="opmix.methods.climb:Climb", paper="2504.13161",
+        line="train some mixtures, predict many, train some of the best predicted, and again",
     ),
     Entry(
         name="doremi", title="DoReMi", family="searched", path="opmix.methods.doremi:DoReMi", paper="2305.10429",

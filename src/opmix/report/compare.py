@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from opmix.errors import StoreError
-from opmix.report.compare_figures import Spent, frontier, pareto_panel
+from opmix.report.compare_figures import Spent, forgetting_panel, frontier, pareto_panel
 from opmix.report.html import (
     THIN,
     Html,
@@ -88,13 +88,21 @@ def _opening(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
         ),
         class_="keys",
     )
-    figure = el(
-        "figure",
-        pareto_panel(points, content["reference"]),
-        el("figcaption", "Loss against all FLOPs; names on the frontier"),
-    )
+    old = list(next(iter(_lives(content, best)))["forgetting"])
+    new = [d for d in next(iter(_lives(content, best)))["losses"] if d not in old]
+    learned = [
+        (r["entrant"], fmean(_mean(content, r, "losses", d) for d in new or old), r["forgetting"]["mean"]) for r in rows
+    ]
+    panels = [
+        el("figure", pareto_panel(points, content["reference"]), el("figcaption", "Loss against all FLOPs; names on the frontier")),
+        el(
+            "figure",
+            forgetting_panel(learned, content["reference"]),
+            el("figcaption", "What was new, and what was forgotten"),
+        ) if new else None,
+    ]  # fmt: skip
     return el(
-        "section", el("h1", "Methods side by side"), keys, el("div", figure, _table(content, rows), class_="split"), id="summary",
+        "section", el("h1", "Methods side by side"), keys, el("div", *panels, class_="panels"), _table(content, rows), id="summary",
         aria_label="Summary",
     )  # fmt: skip
 

@@ -48,19 +48,52 @@ def pareto_panel(points: Sequence[Spent], highlighted: str) -> Html:
         axes.step([p.flops for p in front], [p.loss for p in front], where="post", color=RULE, linewidth=1.0)
         for point in points:
             colour = ACCENT if point.name == highlighted else SECOND if point in front else MUTED
-            if point.deviation == point.deviation:
-                axes.errorbar(point.flops, point.loss, yerr=point.deviation, color=colour, linewidth=0.9, capsize=2)
-            axes.plot([point.flops], [point.loss], marker="o", ms=4, color=colour)
-        # Names of the frontier and the reference only: the table beside it has them all.
-        for point in {p.name: p for p in [*front, *(p for p in points if p.name == highlighted)]}.values():
-            colour = ACCENT if point.name == highlighted else SECOND
-            axes.annotate(
-                _short(point.name, 16), (point.flops, point.loss), xytext=(4, 3), textcoords="offset points", fontsize=7.5,
-                color=colour,
-            )  # fmt: skip
+            _dot(axes, point.flops, point.loss, point.deviation, colour)
+        for point in front:
+            _named(axes, point.flops, point.loss, point.name, highlighted, above=True)
+        for point in points:
+            if point.name == highlighted and point not in front:
+                _named(axes, point.flops, point.loss, point.name, highlighted, above=False)
         axes.margins(x=0.18, y=0.15)
         axes.set_xlabel("FLOPs in all")
         axes.set_ylabel("test loss")
 
     spoken = "; ".join(f"{p.name}: {p.loss:.4f} nats at {p.flops:.3g} FLOPs" for p in points)
     return _panel(draw, f"Mean test loss against FLOPs. {spoken}")
+
+
+def forgetting_panel(points: Sequence[tuple[str, float, float]], highlighted: str) -> Html:
+    """What was forgotten of the old against the loss on the new, one dot an entrant; low and left is good.
+
+    Args:
+        points: Name, mean test loss of what was new, mean forgetting.
+        highlighted: The reference.
+    """
+
+    def draw(axes: Any) -> None:
+        axes.axhline(0, color=RULE, linewidth=0.8)
+        least, lowest = min(points, key=lambda p: p[2]), min(points, key=lambda p: p[1])
+        for name, loss, forgotten in points:
+            chosen = name in (least[0], lowest[0])
+            _dot(axes, loss, forgotten, float("nan"), ACCENT if name == highlighted else SECOND if chosen else MUTED)
+            if chosen or name == highlighted:
+                _named(axes, loss, forgotten, name, highlighted, above=name != highlighted)
+        axes.margins(x=0.18, y=0.15)
+        axes.set_xlabel("test loss on the new")
+        axes.set_ylabel("forgotten of the old")
+
+    spoken = "; ".join(f"{n}: {loss:.4f} nats, {forgotten:+.4f} forgotten" for n, loss, forgotten in points)
+    return _panel(draw, f"Forgetting against loss on new domains. {spoken}")
+
+
+def _dot(axes: Any, x: float, y: float, deviation: float, colour: str) -> None:
+    if deviation == deviation:
+        axes.errorbar(x, y, yerr=deviation, color=colour, linewidth=0.9, capsize=2)
+    axes.plot([x], [y], marker="o", ms=4, color=colour)
+
+
+def _named(axes: Any, x: float, y: float, name: str, highlighted: str, *, above: bool) -> None:
+    axes.annotate(
+        _short(name, 16), (x, y), xytext=(4, 4 if above else -10), textcoords="offset points", fontsize=7.5,
+        color=ACCENT if name == highlighted else SECOND,
+    )  # fmt: skip
