@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from opmix.data import ChatRows, PackedSequences, prepare_domain
+from opmix.data import ChatRows, MixtureDataset, PackedSequences, plan_mixture, prepare_domain
 from opmix.domain import ChatOptions, Domain, Source
 from opmix.errors import ConfigError, DataError, StoreError
 from opmix.methods.online import Stint
@@ -197,9 +197,11 @@ def test_killed_and_resumed_it_is_the_unbroken_run(unbroken, texts, tokenizer, t
 
 
 def test_a_finished_run_is_not_trained_again(texts, tokenizer, tmp_path):
-    mixer, kept = Everything(), Checkpoints(key="k", save_every=5)
+    watched = {"alpha": MixtureDataset(texts, plan_mixture(Mixture.of({"alpha": 1.0}), 4, {"alpha": 4}, seed=0))}
+    mixer, kept = Everything(), Checkpoints(key="k", save_every=5, evaluate_every=5, watched=watched)
     run, model = run_of(mixer, mixer.init(NAMES), texts, tokenizer), fresh(tokenizer)
     first = train_online(model, run, folder=tmp_path, checkpoints=kept)
+    assert [e["step"] for e in first.trainer.state.log_history if "eval_alpha_loss" in e] == [5, 10]
     other = fresh(tokenizer, seed=4)
     again = train_online(other, run, folder=tmp_path, checkpoints=kept, callbacks=[KillAt(5, "begin")])
     assert same(weights(other), weights(model))
