@@ -63,7 +63,7 @@ class OLora(NewOnly):
         targets = list(self.targets or lora_targets(model))
         convolution = any(type(module).__name__ == "Conv1D" for module in model.modules())
         settings = LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, target_modules=targets, fan_in_fan_out=convolution, task_type="CAUSAL_LM"  # type: ignore[arg-type]
+            r=self.rank, lora_alpha=self.alpha, target_modules=targets, fan_in_fan_out=convolution, task_type="CAUSAL_LM"
         )  # fmt: skip
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(lesson.seed)

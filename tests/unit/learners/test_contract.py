@@ -12,6 +12,7 @@ from opmix.learners.o_lora import OLora
 from opmix.methods.base import Stage
 from opmix.methods.catalogue import ENTRIES
 from opmix.mixing.mixture import Mixture
+from opmix.training.checkpoints import whole_checkpoints
 
 LEARNERS = {
     "ewc": Ewc(sequences=8),
@@ -86,6 +87,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(school, tmp_path, name, ar
     killed = school.lesson(tmp_path / "broken")
     with pytest.raises(KilledError):
         school.teach(learner, school.educated(), killed, tmp_path / "b", arguments=arguments, callbacks=[KillAt()])
+    assert [step for step, _ in whole_checkpoints(tmp_path / "b")] == [2]
     again = school.lesson(tmp_path / "broken")
     found = weights_of(school.teach(learner, school.educated(), again, tmp_path / "b", arguments=arguments))
     assert same(found, wanted)

@@ -242,7 +242,7 @@ class TestOLora:
         second = replace(school.lesson(tmp_path / f"2-{strength}", before=first.folder), seed=1)
         arguments = {"lr_scheduler_type": "linear"}
         model = school.teach(
-            learner, model, second, tmp_path / f"b-{strength}", new="gamma", steps=80, arguments=arguments
+            learner, model, second, tmp_path / f"b-{strength}", new="gamma", steps=40, arguments=arguments
         )
         one, both = load_file(first.folder / o_lora.FILE), load_file(second.folder / o_lora.FILE)
         assert one.keys() == both.keys()
