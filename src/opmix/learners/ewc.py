@@ -39,7 +39,7 @@ class Ewc(NewOnly):
     """
 
     strength: float = 10.0
-    """lambda. Published: 400 (Atari games); ours is an assumption: 10, as after ten times as many tokens."""
+    """lambda. Published: 400 (Atari games; A-GEM's authors: 10 on images); ours is an assumption: as after ten times as many tokens."""
     sequences: int = 128
     """Old rows that the Fisher is estimated on, in the old mixture's shares; the papers do not say how many."""
     labels: Literal["sampled", "data"] = "sampled"

@@ -39,7 +39,7 @@ class OLora(NewOnly):
     rank: int = 8
     """Published: 8."""
     alpha: float = 32.0
-    """LoRA's scale is alpha / rank. Published code: 32."""
+    """LoRA's scale is alpha / rank. Published code: 32, with a dropout of 0.1 that is left out here."""
     targets: tuple[str, ...] | None = None
     """Layers; None: all linear ones, as opmix's probes. Published: attention's query and value."""
     strength: float = 0.5
