@@ -28,7 +28,7 @@ def dual(gram: FloatArray, products: FloatArray) -> FloatArray:
         products: (K,), `G g`.
 
     Examples:
-        >>> dual(np.array([[2.0]]), np.array([-1.0])).tolist(), dual(np.array([[2.0]]), np.array([1.0])).tolist()
+        >>> dual(np.array([[4.0]]), np.array([-2.0])).tolist(), dual(np.array([[4.0]]), np.array([2.0])).tolist()
         ([0.5], [0.0])
     """
     norms = np.sqrt(np.diag(gram))
