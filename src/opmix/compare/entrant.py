@@ -108,16 +108,17 @@ class EntrantRun(StageRun):
         return trainer
 
     def _lesson(self, usage: Usage) -> Lesson:
-        learned = old_on_offer(self.stage, self.carried.mixture)
-        names = [n for n, share in (learned or {}).items() if share > 0]
+        last, drawn = old_on_offer(self.stage, self.carried.mixture), self.carried.cursors
+        # All that was ever trained on, not only in the stage before: methods without replay train on one domain at a time.
+        names = [n for n in self.stage.domains if (last or {}).get(n, 0.0) > 0 or drawn.get(n, 0) > 0]
         data = self.offer.only(names)
         before = None if self.carried.model is None else self.carried.model.parent / "learner"
         folder = self.folder / "learner"
         folder.mkdir(parents=True, exist_ok=True)
         return Lesson(
-            old={n: data.train[n] for n in names}, old_mixture=learned, rows_per_step=self.stage.rows_per_step,
+            old={n: data.train[n] for n in names}, old_mixture=last, rows_per_step=self.stage.rows_per_step,
             collate=self.offer.objective.collate, seed=self.seed, shape=shape_from(self.carried.shape),
-            sequence_length=self.stage.life.sequence_length, folder=folder,
+            sequence_length=self.stage.life.sequence_length, document_mask=self.stage.life.document_mask, folder=folder,
             before=before if before is not None and before.is_dir() else None, usage=usage,
         )  # fmt: skip
 

@@ -26,9 +26,7 @@ def facts_file(entrant: str) -> str:
 def entrant_chain(config: CompareConfig, name: str, data: DataFacts, seed: int) -> list[Step]:
     """All steps of an entrant, the shared ones (the same for every entrant) among them."""
     entry, entrant = config.entry(name), config.methods[name]
-    told: dict[str, Any] = {"name": entry.name, "settings": {**entry.settings, **entrant.settings}}
-    if entry.own_search:
-        told["own_search"] = True
+    told = {"name": entry.name, "settings": {**entry.settings, **entrant.settings}}
     renamed: dict[str, Step] = {}
     for step in chain(config.life_of(name), data, seed):
         mine = step.stage is not None and step.stage.index >= config.contested

@@ -16,6 +16,7 @@ from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.estimates import estimate_search
 from opmix.lifecycle.stages import resolve
 from opmix.lifecycle.steps import DataFacts, OfferFacts, Step, chain, differences
+from opmix.methods.catalogue import entry_of
 from opmix.mixing.mixture import Mixture
 from opmix.runs.store import RunStore
 from opmix.strict import validated
@@ -168,7 +169,7 @@ def _planned(step: Step, shape: ModelShape | None) -> dict[str, float]:
     if step.kind == "train" and step.part is not None:
         return {"training": stage.tokens_of(step.part.stop - step.part.start) * shape.train(length)}
     if step.kind == "search" and step.part is not None:
-        if "method" in step.settings and not step.settings["method"].get("own_search"):
+        if "method" in step.settings and not entry_of(step.settings["method"]["name"]).own_search:
             return {}  # what another method will ask for is its own affair
         kept = [d for d in stage.before if d in stage.domains]
         old = Mixture.uniform(kept) if kept and not (stage.index == 0 and step.part.start) else None

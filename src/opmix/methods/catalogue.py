@@ -152,6 +152,32 @@ ENTRIES: tuple[Entry, ...] = (
         name="tikmix", title="TiKMiX", family="online", path="opmix.methods.tikmix:Tikmix", paper="2508.17677",
         line="a few times in a run, the mixture of greatest balanced influence on held-out losses (first-order)",
     ),
+    Entry(
+        name="ewc", title="EWC", family="continual", path="opmix.learners.ewc:Ewc", paper="1612.00796",
+        line="new domains only; a penalty holds the weights that old data depend on (online EWC, 1805.06370)",
+    ),
+    Entry(
+        name="a_gem", title="A-GEM", family="continual", path="opmix.learners.a_gem:AGem", paper="1812.00420",
+        line="new domains only; no step may raise the mean loss on remembered rows",
+    ),
+    Entry(
+        name="gem", title="GEM", family="continual", path="opmix.learners.gem:Gem", paper="1706.08840",
+        line="new domains only; no step may raise the loss on any old domain's remembered rows",
+    ),
+    Entry(
+        name="o_lora", title="O-LoRA", family="continual", path="opmix.learners.o_lora:OLora", paper="2310.14152",
+        line="new domains only; a LoRA a stage, orthogonal to those before, merged at its end",
+    ),
+    Entry(
+        name="sdft", title="SDFT", family="continual", path="opmix.methods.fixed:Sequential", paper="2601.19897",
+        line="new domains only; the model teaches itself, shown a demonstration (conversations only)",
+        stage={"objective": "sdft"},
+    ),
+    Entry(
+        name="on_policy_distillation", title="On-policy distillation", family="continual", path="opmix.methods.fixed:Sequential",
+        line="new domains only; another model teaches: stage: {sdft: {teacher_model: ...}} (conversations only)",
+        stage={"objective": "sdft"},
+    ),
 )  # fmt: skip
 
 
