@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from opmix.compute.budget import sequences_per_step, world_size
 from opmix.compute.flops import ModelShape
 from opmix.config import SearchConfig
+from opmix.methods.adaptive import Looks
 from opmix.methods.base import Stage as Decision
 from opmix.methods.op_mix import OpMix
 from opmix.mixing.design import coordinates_of
@@ -35,8 +37,18 @@ def method_of(config: SearchConfig) -> OpMix:
     return OpMix(
         share=config.probes.share, joint=config.probes.joint, num_points=config.proxies.count, huber_delta=config.huber_delta,
         verify=config.decision.verify, gradients=config.proxies.gradients, specialised=config.proxies.specialised,
-        arbiter=config.decision.arbiter,
+        arbiter=config.decision.arbiter, looks=looks_of(config),
     )  # fmt: skip
+
+
+def looks_of(config: SearchConfig) -> Looks | None:
+    """When probes are looked at while they train; None: at their end only."""
+    probes = config.probes
+    if not probes.adaptive:
+        return None
+    return Looks(
+        steps=probes.steps, first=probes.first_look, sequences=config.proxies.eval_sequences, tolerance=probes.tolerance
+    )
 
 
 def eval_sequences(config: SearchConfig, old: Mixture | None) -> list[int]:
@@ -53,7 +65,7 @@ def eval_sequences(config: SearchConfig, old: Mixture | None) -> list[int]:
 
 
 def estimate_search(config: SearchConfig, old: Mixture | None) -> SearchEstimate:
-    """Tokens of one search; the confirming probe, which only some searches train, is left out."""
+    """Tokens of one search, of an adaptive one at most; the confirming probe, which only some searches train, is left out."""
     names, length = tuple(config.domains), config.sequence_length
     decision = Decision(
         domains=names, old=old, budget_tokens=config.budget.tokens, available_tokens=dict.fromkeys(names, 1), seed=config.seed,
@@ -63,5 +75,16 @@ def estimate_search(config: SearchConfig, old: Mixture | None) -> SearchEstimate
     rows = config.probes.steps * sequences_per_step(config.trainer, world_size())
     return SearchEstimate(
         num_probes=len(design.probes.probes), num_points=len(design.points), probe_tokens=len(design.probes.probes) * rows * length,
-        proxy_tokens=(len(design.points) + 1) * sum(eval_sequences(config, old)) * length,
+        proxy_tokens=((len(design.points) + 1) * sum(eval_sequences(config, old)) + early_sequences(config, old, decision)) * length,
     )  # fmt: skip
+
+
+def early_sequences(config: SearchConfig, old: Mixture | None, decision: Decision) -> int:
+    """Sequences that an adaptive search evaluates before its last look, at most, times the models it evaluates them with."""
+    method, looks = method_of(config), looks_of(config)
+    total = 0
+    for level in () if looks is None else looks.dearest:
+        models = len(method.design(decision, method.few_points(decision, level)).points) + 1
+        thinning = 1 if looks is None else looks.thinning(level)
+        total += models * sum(math.ceil(n / max(1, min(thinning, n // 4))) for n in eval_sequences(config, old))
+    return total
