@@ -17,7 +17,6 @@ from opmix.cli.console import Display, quiet_libraries
 from opmix.config import SearchConfig
 from opmix.runs.files import write_json
 
-
 VARIANTS = ("default", "specialised, arbiter", "adaptive", "adaptive, specialised, arbiter")
 
 

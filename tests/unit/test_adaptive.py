@@ -7,10 +7,12 @@ import pytest
 
 import opmix
 from opmix.config import parse_config
+from opmix.errors import LawError
 from opmix.lifecycle.context import repetition
 from opmix.lifecycle.estimates import estimate_search
 from opmix.lifecycle.verification import verify_run
-from opmix.methods.adaptive import Looks
+from opmix.methods import adaptive
+from opmix.methods.adaptive import Closeness, Looks
 from opmix.mixing.decision import DecisionSettings, decide
 from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import Mixture
@@ -151,6 +153,20 @@ def test_a_stopped_search_goes_on_where_it_stopped_and_its_parts_are_verified(to
     assert dict(stricter.verdict.optimum.mixture) == dict(fixed.verdict.optimum.mixture)
 
 
+def test_a_look_without_an_answer_stops_nothing_and_is_told(toys, tmp_path, monkeypatch):
+    real = adaptive._look
+
+    def failing(method, context, looks, steps, *rest):
+        if steps == 1:
+            raise LawError("too few points")
+        return real(method, context, looks, steps, *rest)
+
+    monkeypatch.setattr(adaptive, "_look", failing)
+    seen = looks_of(find(toys, tmp_path, adaptive=True, tolerance=1e9))
+    assert seen["segments"][0] == {"steps": 1, "error": "too few points"}
+    assert seen["steps"] == 4  # the first look that has one before it
+
+
 def test_gradients_are_looked_at_too(toys, tmp_path):
     result = find(toys, tmp_path, proxies={"gradients": True}, adaptive=True, tolerance=1e9)
     assert [s["points"] for s in looks_of(result)["segments"]] == [4, 4]
@@ -207,11 +223,11 @@ def test_change_is_the_cost_of_the_earlier_answer():
 def test_looks_double_the_run_and_the_sequences():
     looks = Looks(steps=200, sequences=64, tolerance=0.05)
     assert looks.parts == (13, 25, 50, 100)
-    assert [looks.thinning(level) for level in range(looks.levels + 1)] == [8, 4, 2, 1]
+    assert [Closeness(level).thinning(looks) for level in range(looks.doublings + 1)] == [8, 4, 2, 1]
     assert Looks(steps=200, first=40, sequences=8, tolerance=0.05).parts == (50, 100)
     assert Looks(steps=200, first=200, sequences=8, tolerance=0.05).parts == ()
     assert Looks(steps=1, sequences=6, tolerance=0.05).parts == ()
-    assert Looks(steps=1, sequences=6, tolerance=0.05).levels == 0
+    assert Looks(steps=1, sequences=6, tolerance=0.05).doublings == 0
 
 
 def test_the_estimate_says_at_most(unstopped):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from opmix.compute.budget import sequences_per_step, world_size
 from opmix.compute.flops import ModelShape
 from opmix.config import SearchConfig
-from opmix.methods.adaptive import Looks
+from opmix.methods.adaptive import Closeness, Looks
 from opmix.methods.base import Stage as Decision
 from opmix.methods.op_mix import OpMix
 from opmix.mixing.design import coordinates_of
@@ -82,9 +82,23 @@ def estimate_search(config: SearchConfig, old: Mixture | None) -> SearchEstimate
 def early_sequences(config: SearchConfig, old: Mixture | None, decision: Decision) -> int:
     """Sequences that an adaptive search evaluates before its last look, at most, times the models it evaluates them with."""
     method, looks = method_of(config), looks_of(config)
+    if looks is None:
+        return 0
+    # At its dearest the second look doubles everything, the sequences first, and later ones are as close.
+    path = [Closeness(doubled) for doubled in range(looks.doublings + 1)]
+    while _closer_points(method, decision, more := replace(path[-1], points=path[-1].points + 1)):
+        path.append(more)
+    few = len(looks.parts) < 2
+    dearest = path[: len(looks.parts)] if few else [path[0], *path, *path[-1:] * (len(looks.parts) - 2)]
     total = 0
-    for level in () if looks is None else looks.dearest:
-        models = len(method.design(decision, method.few_points(decision, level)).points) + 1
-        thinning = 1 if looks is None else looks.thinning(level)
+    for close in dearest:
+        models = len(method.design(decision, method.few_points(decision, close.points)).points) + 1
+        thinning = close.thinning(looks)
         total += models * sum(math.ceil(n / max(1, min(thinning, n // 4))) for n in eval_sequences(config, old))
     return total
+
+
+def _closer_points(method: OpMix, decision: Decision, close: Closeness) -> bool:
+    """Whether the last doubling of the points added any."""
+    counts = [method.few_points(decision, level) or 0 for level in (close.points - 1, close.points)]
+    return counts[1] > counts[0]

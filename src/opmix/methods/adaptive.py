@@ -6,8 +6,10 @@ After each part of the probes' run the law is fitted and solved, and the search 
 
 `u` is the upper end of the recommendation's predicted regret (`mixing.regret`), `change` what the present law would have the
 recommendation of the part before cost. Every part doubles the run, so the change is what half of the horizon would have got wrong; the
-first look has none and never ends a search. Both are shares of what mixtures change at all. Where the change is small enough and most
-of the regret is due to few held-out sequences, these and the points are doubled before anything more is trained. A run that is not
+first look has none and never ends a search. Both are shares of what mixtures change at all.
+
+Where the change is small enough, a closer look may do what more training would: the held-out sequences are doubled if most of the regret
+is due to their number, the points if it is not, as long as that costs less than the next part of the probes' run. A run that is not
 stopped ends in the search that the settings describe, with everything.
 
 None of this is in arXiv 2605.15220, which trains probes of a fixed length.
@@ -20,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from opmix.errors import OpMixError
+from opmix.errors import InfeasibleError, LawError, SolverError
 from opmix.methods.base import Effort, LawProposal, MethodContext, Simulation
 from opmix.mixing.design import StageDesign
 from opmix.mixing.regret import PredictedRegret, change, predicted_regret
@@ -62,20 +64,25 @@ class Looks:
         return tuple(sorted({h for h in halves if least <= h < self.steps}))
 
     @property
-    def levels(self) -> int:
+    def doublings(self) -> int:
         """How often the sequences of the first look can be doubled."""
-        return max(0, int(math.log2(self.sequences / FIRST_SEQUENCES))) if self.sequences > FIRST_SEQUENCES else 0
+        return int(math.log2(self.sequences / FIRST_SEQUENCES)) if self.sequences > FIRST_SEQUENCES else 0
 
-    @property
-    def dearest(self) -> tuple[int, ...]:
-        """Level of every look but the last, if sequences are doubled as early as can be and nothing stops."""
-        if len(self.parts) < 2:
-            return (0,) * len(self.parts)
-        return (0, *range(self.levels + 1), *(self.levels for _ in self.parts[2:]))
 
-    def thinning(self, level: int) -> int:
+@dataclass(frozen=True)
+class Closeness:
+    """How closely probes are looked at: how often the first look's sequences and points have been doubled."""
+
+    sequences: int = 0
+    points: int = 0
+
+    def effort(self, looks: Looks, steps: int) -> Effort:
+        """What that is worth after so many steps."""
+        return Effort(steps=steps, thinning=self.thinning(looks))
+
+    def thinning(self, looks: Looks) -> int:
         """Every how manieth sequence is used."""
-        return int(2 ** max(0, self.levels - level))
+        return int(2 ** max(0, looks.doublings - self.sequences))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +100,7 @@ class Look:
 
     found: Searched
     steps: int
-    level: int
+    close: Closeness
     regret: PredictedRegret
     change: float | None
     """Share of the spread; None: there was no look at a shorter run."""
@@ -115,7 +122,8 @@ def _seen(found: Searched, steps: int) -> dict[str, Any]:
     simulated, proposal = found.simulated, found.proposal
     return {
         "steps": steps, "points": len(simulated.losses), "sequences": max(len(t) for t in simulated.tokens),
-        "proposal": dict(proposal.mixture), "action": proposal.verdict.decision.action, "flops": simulated.flops,
+        "proposal": dict(proposal.mixture), "optimum": dict(proposal.verdict.optimum.mixture),
+        "action": proposal.verdict.decision.action, "flops": simulated.training_flops + simulated.evaluation_flops,
     }  # fmt: skip
 
 
@@ -138,31 +146,49 @@ def search_by_looks(method: OpMix, context: MethodContext, looks: Looks) -> Sear
 
 def _looks(method: OpMix, context: MethodContext, looks: Looks, trail: list[dict[str, Any]]) -> Iterator[Look]:
     """Looks in order; which comes next depends on what the last one said."""
-    level, before = 0, None
-    for steps in looks.parts:
-        while True:
+    close, before, trained = Closeness(), None, 0.0
+    for steps, then in zip(looks.parts, (*looks.parts[1:], looks.steps), strict=True):
+        closer: Closeness | None = close
+        while closer is not None:
+            close = closer
             try:
-                look = _look(method, context, looks, steps, level, before)
-            except OpMixError as error:  # few points, or limits that noise makes contradictory: longer runs may do
+                look = _look(method, context, looks, steps, close, before)
+            except (InfeasibleError, LawError, SolverError) as error:  # few points, limits inside the noise: go on
                 trail.append({"steps": steps, "error": str(error)})
                 break
             yield look
-            settled = look.change is not None and look.change < looks.tolerance
-            if not settled or 2 * look.regret.noise < look.regret.mean or level >= looks.levels:
-                before = look
-                break
-            level += 1
+            trained += look.found.simulated.training_flops
+            closer = _closer(method, context, looks, look, trained * (then - steps) / steps)
+        else:
+            before = look
 
 
-def _look(method: OpMix, context: MethodContext, looks: Looks, steps: int, level: int, before: Look | None) -> Look:
-    effort = Effort(steps=steps, thinning=looks.thinning(level))
-    found = method.looked_at(context, effort, points=method.few_points(context.stage, level))
+def _closer(method: OpMix, context: MethodContext, looks: Looks, look: Look, next_part: float) -> Closeness | None:
+    """A closer look at the same probes, where it may do and costs less FLOPs than their next part; else None."""
+    if look.change is None or look.change >= looks.tolerance:
+        return None
+    close, cost = look.close, look.found.simulated.evaluation_flops
+    if 2 * look.regret.noise >= look.regret.mean:
+        raised, growth = replace(close, sequences=close.sequences + 1), 2.0
+        possible = raised.sequences <= looks.doublings
+    else:
+        raised = replace(close, points=close.points + 1)
+        now, more = (method.few_points(context.stage, c.points) or 0 for c in (close, raised))
+        possible, growth = more > now, 1 + (more - now) / (len(look.found.design.points) + 1)
+    return raised if possible and growth * cost < next_part else None
+
+
+def _look(
+    method: OpMix, context: MethodContext, looks: Looks, steps: int, close: Closeness, before: Look | None
+) -> Look:
+    points = method.few_points(context.stage, close.points)
+    found = method.looked_at(context, close.effort(looks, steps), points=points)
     verdict, fit = found.proposal.verdict, found.proposal.fit
     regret = predicted_regret(verdict, fit, method.evaluation_noise(context, found.design, found.simulated))
     moved = None
     if before is not None:
         moved = change(verdict, fit, before.found.proposal.mixture) / regret.spread
-    return Look(found=found, steps=steps, level=level, regret=regret, change=moved)
+    return Look(found=found, steps=steps, close=close, regret=regret, change=moved)
 
 
 def _answer(found: Searched, looks: Looks, trail: list[dict[str, Any]], steps: int, reason: str) -> Searched:

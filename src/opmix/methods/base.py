@@ -74,8 +74,9 @@ class Simulation:
     slopes: tuple[FloatArray, ...] = ()  # per eval set (G, S_e, P), d nll / d w
     effort: Effort = FULL
     """What it was worth; simulations that are compared must agree."""
-    flops: float = 0.0
-    """Of this simulation: what was trained and evaluated for it, and for none before it."""
+    training_flops: float = 0.0
+    """What the probes were trained for it, and for no simulation before it."""
+    evaluation_flops: float = 0.0
 
     def paired_error(self, a: int, b: int) -> FloatArray:
         """Standard error of the loss difference of two models, (E,)."""

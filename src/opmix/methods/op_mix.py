@@ -73,13 +73,15 @@ class OpMix:
     def looked_at(self, context: MethodContext, effort: Effort = FULL, points: int | None = None) -> Searched:
         """One look at the probes; without `effort` the last."""
         design = self.design(context.stage, points)
-        label = "proxies" if effort == FULL else f"proxies-at-{effort.steps}-every-{effort.thinning}"
+        label = (
+            "proxies" if effort == FULL else f"proxies-at-{effort.steps}-{len(design.points)}-every-{effort.thinning}"
+        )
         simulated = context.simulate(design.probes, design.points, label=label, slopes=design.steep, effort=effort)
         slopes = slopes_of(design, simulated) if design.steep else None
         return Searched(design=design, simulated=simulated, proposal=self.solved(context, design, simulated, slopes))
 
     def few_points(self, stage: Stage, level: int) -> int | None:
-        """Interpolated points of an early look; each level doubles them."""
+        """Interpolated points of an early look; each level doubles them. None: there are none."""
         if self.gradients:
             return None
         design = self.design(stage)

@@ -126,7 +126,7 @@ class ProbeSession:
         Raises:
             TrainingError: A probe diverged.
         """
-        before = self.ledger.total("flops")
+        before = [self.ledger.total("flops", [what]) for what in ("probes", "proxies")]
         with self.probed(design, effort.steps) as (wrapped, keys):
             evaluation, baseline, gram, steep = self._sweep(
                 wrapped, keys, points, self._base, label, tuple(slopes), effort.thinning
@@ -142,7 +142,8 @@ class ProbeSession:
             slope_points=tuple(slopes),
             slopes=steep,
             effort=effort,
-            flops=self.ledger.total("flops") - before,
+            training_flops=self.ledger.total("flops", ["probes"]) - before[0],
+            evaluation_flops=self.ledger.total("flops", ["proxies"]) - before[1],
         )
 
     @property
