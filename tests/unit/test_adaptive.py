@@ -24,7 +24,7 @@ from opmix.probes import session
 from opmix.testing import tiny_model, tiny_tokenizer, write_toy_domains
 
 NAMES = ["web", "code", "math"]
-STEPS, BATCH, LENGTH = 8, 4, 32
+STEPS, BATCH, LENGTH = 4, 4, 32
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +64,10 @@ def looks_of(result):
 def test_without_tolerance_it_ends_as_the_search_of_fixed_length(fixed, unstopped):
     result, folder = unstopped
     assert dict(result.verdict.optimum.mixture) == dict(fixed.verdict.optimum.mixture)
-    assert np.array_equal(result.table.losses, fixed.table.losses)  # four parts with dropout are one run, to the bit
+    assert np.array_equal(result.table.losses, fixed.table.losses)  # three parts with dropout are one run, to the bit
     seen = looks_of(result)
-    assert [s["steps"] for s in seen["segments"]] == [1, 2, 4, 8]
-    assert "for all 8 steps" in seen["reason"]
+    assert [s["steps"] for s in seen["segments"]] == [1, 2, 4]
+    assert "for all 4 steps" in seen["reason"]
     assert seen["saved"] < 0  # the looks cost something
     assert not list((folder / "probes").glob("*-parts"))
 
@@ -97,7 +97,7 @@ def test_a_huge_tolerance_stops_at_the_second_look_and_says_what_it_saved(toys, 
     assert seen["fixed_flops"] == pytest.approx(fixed.ledger.total("flops", ["probes", "proxies"]), rel=1e-6)
     content = json.loads((tmp_path / "mixture.json").read_text())
     assert content["adaptive"]["segments"] == seen["segments"]
-    assert [n for n in content["notes"] if "stopped after 2 of 8 steps" in n and "less than with whole probes" in n]
+    assert [n for n in content["notes"] if "stopped after 2 of 4 steps" in n and "less than with whole probes" in n]
 
 
 def test_killed_anywhere_it_ends_in_the_same_bytes(toys, unstopped, tmp_path, monkeypatch):
@@ -116,8 +116,8 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(toys, unstopped, tmp_path, mo
 
         return wrapped
 
-    monkeypatch.setattr(session, "run_training", after(trainings, train, (2, 8)))
-    monkeypatch.setattr(session, "_save_adapter", after(saves, save, (4, 9)))
+    monkeypatch.setattr(session, "run_training", after(trainings, train, (2, 7)))
+    monkeypatch.setattr(session, "_save_adapter", after(saves, save, (4, 7)))
     monkeypatch.setattr(session, "_save_arrays", after(sweeps, arrays, (2,)))
     killed = 0
     for _ in range(10):
@@ -127,7 +127,7 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(toys, unstopped, tmp_path, mo
         except KeyboardInterrupt:
             killed += 1
     assert killed == 5
-    assert len(trainings) == 12 + 4  # 3 probes in 4 parts, and only the parts that were cut off again
+    assert len(trainings) == 9 + 4  # 3 probes in 3 parts, and only the parts that were cut off again
     assert resumed.json() == whole.json()
     for file in ("mixture.json", "law_draws.json", "tables/proxies.csv"):
         assert (tmp_path / file).read_bytes() == (folder / file).read_bytes()
@@ -148,7 +148,7 @@ def test_a_stopped_search_goes_on_where_it_stopped_and_its_parts_are_verified(to
     trained, real = [], session.run_training
     monkeypatch.setattr(session, "run_training", lambda f, spec: trained.append(spec.resume_from) or real(f, spec))
     stricter = find(toys, tmp_path, adaptive=True, tolerance=0)
-    assert len(trained) == 6  # 4 and 8 steps of three probes; the first two looks are found
+    assert len(trained) == 3  # the last two steps of three probes; both looks are found
     assert all(where is not None for where in trained)
     assert dict(stricter.verdict.optimum.mixture) == dict(fixed.verdict.optimum.mixture)
 
@@ -164,7 +164,7 @@ def test_a_look_without_an_answer_stops_nothing_and_is_told(toys, tmp_path, monk
     monkeypatch.setattr(adaptive, "_look", failing)
     seen = looks_of(find(toys, tmp_path, adaptive=True, tolerance=1e9))
     assert seen["segments"][0] == {"steps": 1, "error": "too few points"}
-    assert seen["steps"] == 4  # the first look that has one before it
+    assert [look["steps"] for look in seen["segments"]] == [1, 2, 4]  # the second has none before it, so it ends nothing
 
 
 def test_gradients_are_looked_at_too(toys, tmp_path):
@@ -256,6 +256,6 @@ def test_repetition_is_told_where_probe_and_stage_differ():
 def test_every_probe_starts_where_the_others_do(unstopped):
     """Matched steps: the first part of each probe has seen as many tokens as that of any other."""
     _, folder = unstopped
-    for steps in (1, 2, 4):
+    for steps in (1, 2):
         records = [json.loads(f.read_text())["result"] for f in (folder / "steps").glob(f"probe-*-at-{steps}.json")]
         assert [r["row_tokens"] for r in records] == [steps * BATCH * LENGTH] * 3
