@@ -43,9 +43,10 @@ unit: install ## Fast tests and doctests
 slow: install ## Tests that train for more than a few seconds
 	$(PYTEST) -m slow tests
 
-smoke: install ## Two small lives (examples/smoke), each killed and resumed: same bytes as unbroken
+smoke: install ## Two small lives and a comparison (examples/smoke), each killed and resumed: same bytes as unbroken
 	$(SMOKE) examples/smoke/lifecycle.yaml --out runs/smoke/lifecycle
 	$(SMOKE) examples/smoke/instruction.yaml --out runs/smoke/instruction
+	$(SMOKE) examples/smoke/compare.yaml --out runs/smoke/compare
 
 docs: install ## The documentation as a site in site/, after its notebooks have run (installs the extra `docs`)
 	$(BIN)/python -m pip install --quiet -e '.[docs]' -c constraints.txt

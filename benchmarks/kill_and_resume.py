@@ -1,4 +1,4 @@
-"""A life killed with SIGKILL at random moments of random steps and finished, against the unbroken one: same bytes, same losses.
+"""A life, or a comparison, killed with SIGKILL at random moments of random steps and finished, against the unbroken one: same bytes.
 
     python benchmarks/kill_and_resume.py examples/lifecycle.yaml --kills 3 --seed 0
 
@@ -22,7 +22,8 @@ from common import record
 
 
 def start(config: Path, out: Path, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "opmix.cli.main", "run", str(config), "--out", str(out)]
+    verb = "compare" if "\nmethods:" in config.read_text() else "run"
+    command = [sys.executable, "-m", "opmix.cli.main", verb, str(config), "--out", str(out)]
     return subprocess.Popen(command, stdout=log.open("ab"), stderr=subprocess.STDOUT)
 
 
@@ -64,7 +65,9 @@ def differing(a: Path, b: Path) -> tuple[list[str], int]:
     """Result files whose bytes differ, and how many were compared."""
     names = [p.relative_to(a) for p in sorted(a.rglob("mixture.json"))]
     names += [p.relative_to(a) for p in sorted(a.rglob("*.safetensors"))]
-    names += [Path("life.json"), Path("tables/stages.csv"), Path("tables/costs.csv")]
+    names += [
+        p.relative_to(a) for p in (a / "life.json", a / "compare.json", *sorted(a.glob("tables/*.csv"))) if p.exists()
+    ]
     names += [p.relative_to(a) for p in sorted(a.rglob("training.csv"))]
     wrong = [str(n) for n in names if not (b / n).exists() or (a / n).read_bytes() != (b / n).read_bytes()]
     return wrong, len(names)
@@ -80,7 +83,7 @@ def main() -> int:
     args = arguments.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     whole, broken = args.out / "unbroken", args.out / "killed"
-    if args.fresh or not (whole / "life.json").exists():
+    if args.fresh or not (whole / "report.html").exists():
         shutil.rmtree(whole, ignore_errors=True)
         started = time.monotonic()
         if start(args.config, whole, args.out / "unbroken.log").wait():

@@ -20,6 +20,7 @@ FLOORS = [
     {"probes"},
     {"scores"},
     {"lifecycle"},
+    {"compare"},
     {"api", "fit"},
     {"setup"},
     {"discovery"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,7 +49,7 @@ def run(
 
 
 def status(
-    folder: Annotated[Path, typer.Argument(help="Run folder of `opmix run`.")],
+    folder: Annotated[Path, typer.Argument(help="Run folder of `opmix run` or `opmix compare`.")],
     config: Annotated[
         Path | None, typer.Option("--config", help="Against this lifecycle.yaml: what would be stale, and why.")
     ] = None,
@@ -57,11 +57,8 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
 ) -> None:
     """What of a run is done, stale (and why) or left; tokens, FLOPs and time spent, and an estimate of the rest."""
-    from opmix.lifecycle.config import load_lifecycle
-    from opmix.lifecycle.status import run_status
-
-    settings = None if config is None else load_lifecycle(config)
-    found = run_status(folder, settings)
+    look = _looker(folder, config)
+    found = look()
     if as_json:
         sys.stdout.write(json.dumps(_status_json(found), indent=2) + "\n")
         return
@@ -74,8 +71,25 @@ def status(
     with Live(_status_view(found), console=console, refresh_per_second=2) as live:
         while found.holder is not None:
             time.sleep(1)
-            found = run_status(folder, settings)
+            found = look()
             live.update(_status_view(found))
+
+
+def _looker(folder: Path, config: Path | None) -> Callable[[], RunStatus]:
+    """Reads the state of a life or of a comparison, whichever the folder holds."""
+    from functools import partial
+
+    from opmix.lifecycle.status import recorded_config
+
+    if "methods" in recorded_config(folder):
+        from opmix.compare.config import load_compare
+        from opmix.compare.status import compare_status
+
+        return partial(compare_status, folder, None if config is None else load_compare(config))
+    from opmix.lifecycle.config import load_lifecycle
+    from opmix.lifecycle.status import run_status
+
+    return partial(run_status, folder, None if config is None else load_lifecycle(config))
 
 
 def show_life(content: Mapping[str, Any], folder: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from opmix.cli import commands, discover, evaluate, export, first, life
+from opmix.cli import commands, compare, discover, evaluate, export, first, life
 from opmix.cli.verify import verify
 from opmix.errors import OpMixError
 
@@ -26,6 +26,8 @@ app.command("discover")(discover.discover)
 app.command("search")(commands.search)
 app.command("run")(life.run)
 app.command("status")(life.status)
+app.command("compare")(compare.compare)
+app.command("methods")(compare.methods)
 app.command("fit")(commands.fit)
 app.command("eval")(evaluate.evaluate)
 app.command("report")(commands.report)

@@ -40,6 +40,8 @@ class Lesson:
     """Of this learner in this stage: what it leaves there is the next stage's `before`."""
     before: Path | None
     """Folder of the stage before, where it trained with this learner."""
+    document_mask: bool = False
+    """Whether attention stays inside documents, in old rows as in those trained on."""
     usage: Usage = field(default_factory=Usage)
     """To book what is done beside reading the rows: `usage.extra["flops"]` is added to the training's FLOPs, `["tokens"]` to its tokens.
 

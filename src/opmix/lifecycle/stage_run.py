@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from transformers import Trainer
 
 from opmix.compute.memory import watch_memory
 from opmix.data import MixtureDataset, MixturePlan
@@ -21,6 +22,7 @@ from opmix.lifecycle.stages import Part
 from opmix.lifecycle.steps import Kind, epochs_allowed
 from opmix.lifecycle.world import shape_from
 from opmix.mixing.mixture import Mixture
+from opmix.progress import Advance
 from opmix.training.checkpoints import whole_checkpoints
 from opmix.training.full import Stretch, train_stretch
 from opmix.training.matched import TrainingPlan, account, plan_training
@@ -65,6 +67,7 @@ class StageRun(StageFolder):
             else:
                 mixture = Mixture.normalised({n: decision["mixture"].get(n, 0.0) for n in self.stage.domains})
             record, plan = self._train(part, mixture, plan)
+            mixture = Mixture.of(record["mixture"])
             parts.append({"part": part, "mixture": mixture, "decision": decision, "training": record})
         model = self._save(parts[-1]["training"]["key"])
         after = self._measure("after", lambda: self.world.load(self.folder / "model", model["fingerprint"]))
@@ -76,7 +79,7 @@ class StageRun(StageFolder):
         }  # fmt: skip
         return outcome, Carried(
             model=self.folder / "model", model_key=model["fingerprint"], shape=self.carried.shape, mixture=mixture,
-            cursors={**self.carried.cursors, **plan.plan.cursors()}, rows={**self.carried.rows, **self.rows},
+            cursors={**self.carried.cursors, **parts[-1]["training"]["cursors"]}, rows={**self.carried.rows, **self.rows},
             losses=after["losses"], scores=after["scores"], optimizer=self._moments(),
         )  # fmt: skip
 
@@ -119,9 +122,9 @@ class StageRun(StageFolder):
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def _empty_plan(self) -> TrainingPlan:
-        """The stream before its first row, going on where earlier stages ended."""
-        names, rows, carried = self.stage.domains, self.rows, self.carried
+    def _empty_plan(self, domains: Sequence[str] | None = None) -> TrainingPlan:
+        """The stream before its first row, going on where earlier stages ended; over all domains of the stage, or some."""
+        names, rows, carried = tuple(domains or self.stage.domains), self.rows, self.carried
         same = {n for n in names if carried.rows.get(n) == rows[n] and self.stage.config.replay == "remaining"}
         empty = np.empty(0, dtype=np.int64)
         drawn = tuple(carried.cursors.get(n, 0) if n in same else 0 for n in names)
@@ -151,22 +154,19 @@ class StageRun(StageFolder):
             rest = stage.steps - part.stop
             stream = self._planned(mixture, rest, plan, limited=False) if rest else plan
             self._check_room()
-            model, started, watch, usage = self._model_at(part), time.perf_counter(), watch_memory(), Usage()
+            started, watch, usage = time.perf_counter(), watch_memory(), Usage()
             shape = shape_from(self.carried.shape)
             with self.world.progress.task(self._task("train"), part.stop - part.start) as advance:
-                trainer = train_stretch(
-                    model, stream.dataset, self._stretch(part, stream.arguments), folder=self.checkpoints, seed=self.seed,
-                    make_trainer=self.offer.objective.trainer(self.world.make_trainer, usage, shape), report=advance, usage=usage,
-                    held_out=watched_rows(self.world, stage, self.seed),
-                    optimizer_state=self.carried.optimizer if stage.config.optimizer == "continued" else None,
-                )  # fmt: skip
+                trainer = self._trained(part, stream, usage, advance)
             write_log(self.folder / "training.csv", trainer.state.log_history, stage.step_tokens)
             trained = account(plan, usage, self.offer.objective, shape, length)
             return {
                 "mixture": dict(mixture), "key": step.key, "cursors": plan.plan.cursors(),
                 "loss": last_loss(trainer.state.log_history), "shares": trained.shares,
                 "supervised_tokens": trained.supervised_tokens,
-                "amounts": _amounts("training", trained.row_tokens + trained.sampled_tokens, trained.flops, started),
+                "amounts": training_amounts(
+                    trained.row_tokens + trained.sampled_tokens, trained.flops, usage, started
+                ),
                 "peak_memory": watch(),
             }  # fmt: skip
 
@@ -176,6 +176,16 @@ class StageRun(StageFolder):
             )
 
         return self._step("train", part.start, work, intact=intact), plan
+
+    def _trained(self, part: Part, stream: TrainingPlan, usage: Usage, advance: Advance) -> Trainer:
+        """Train the model through one part, leaving a checkpoint of its last step."""
+        stage, objective = self.stage, self.offer.objective
+        return train_stretch(
+            self._model_at(part), stream.dataset, self._stretch(part, stream.arguments), folder=self.checkpoints, seed=self.seed,
+            make_trainer=objective.trainer(self.world.make_trainer, usage, shape_from(self.carried.shape)), report=advance, usage=usage,
+            held_out=watched_rows(self.world, stage, self.seed),
+            optimizer_state=self.carried.optimizer if stage.config.optimizer == "continued" else None,
+        )  # fmt: skip
 
     def _stretch(self, part: Part, arguments: Mapping[str, Any]) -> Stretch:
         stage, life = self.stage, self.stage.life
@@ -208,13 +218,22 @@ class StageRun(StageFolder):
                 "losses": losses,
                 "scores": scores,
                 "tasks": tasks,
-                "amounts": _amounts("measuring", tokens, flops, started),
+                "amounts": amounts_of("measuring", tokens, flops, started),
                 "peak_memory": watch(),
             }
 
         return self._step(kind, None, work)
 
 
-def _amounts(purpose: str, tokens: float, flops: float, started: float) -> dict[str, dict[str, float]]:
+def amounts_of(purpose: str, tokens: float, flops: float, started: float) -> dict[str, dict[str, float]]:
     """What a record says of its cost."""
     return {"tokens": {purpose: tokens}, "flops": {purpose: flops}, "seconds": {purpose: time.perf_counter() - started}}
+
+
+def training_amounts(tokens: float, flops: float, usage: Usage, started: float) -> dict[str, dict[str, float]]:
+    """Cost of a training; passes beside it are `overhead`, their time is the training's."""
+    made = amounts_of("training", tokens, flops, started)
+    if usage.extra:
+        made["tokens"]["overhead"] = usage.extra.get("tokens", 0.0)
+        made["flops"]["overhead"] = usage.extra.get("flops", 0.0)
+    return made

@@ -16,6 +16,7 @@ from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.estimates import estimate_search
 from opmix.lifecycle.stages import resolve
 from opmix.lifecycle.steps import DataFacts, OfferFacts, Step, chain, differences
+from opmix.methods.catalogue import entry_of
 from opmix.mixing.mixture import Mixture
 from opmix.runs.store import RunStore
 from opmix.strict import validated
@@ -83,12 +84,31 @@ def run_status(folder: Path, config: LifecycleConfig | None = None) -> RunStatus
     Raises:
         StoreError: Not a folder of `opmix run`.
     """
+    config = config or validated(LifecycleConfig, recorded_config(folder), where=str(folder / "manifest.json"))
+    facts, changed = recorded_facts(folder, config)
+    return status_of(folder, [s for seed in config.seeds for s in chain(config, facts, seed)], changed)
+
+
+def recorded_config(folder: Path) -> dict[str, Any]:
+    """The configuration that a run folder was last run with, unchecked.
+
+    Raises:
+        StoreError: Not a folder of `opmix run` or `opmix compare`.
+    """
     if not (folder / "data.json").is_file():
-        raise StoreError(f"{folder}: no data.json; expected the --out folder of `opmix run`")
-    content = _json(folder / "data.json")
-    if config is None:
-        manifest = _json(folder / "manifest.json")
-        config = validated(LifecycleConfig, manifest["config"], where=str(folder / "manifest.json"))
+        raise StoreError(f"{folder}: no data.json; expected the --out folder of `opmix run` or `opmix compare`")
+    return dict(_json(folder / "manifest.json")["config"])
+
+
+def recorded_facts(folder: Path, config: LifecycleConfig, file: str = "data.json") -> tuple[DataFacts, tuple[str, ...]]:
+    """What a run recorded of its data, as it stands to them now, and the domains whose files have changed since.
+
+    Raises:
+        StoreError: Not a folder of `opmix run`.
+    """
+    if not (folder / file).is_file():
+        raise StoreError(f"{folder}: no {file}; expected the --out folder of `opmix run`")
+    content = _json(folder / file)
     known = set(content["fingerprints"])
     missing = [n for n in config.domains if n not in known]
     changed = tuple(n for n, files in content["files"].items() if n in config.domains and _changed(files))
@@ -97,11 +117,17 @@ def run_status(folder: Path, config: LifecycleConfig | None = None) -> RunStatus
         tokenizer=content["tokenizer"], rows={**dict.fromkeys(missing, 1), **content["rows"]}, model=content["model"],
         fingerprints={**{n: f"{n} is not read yet" for n in missing}, **known_files}, stages=_offers(config, content),
     )  # fmt: skip
+    return facts, changed
+
+
+def status_of(folder: Path, steps: Sequence[Step], changed: tuple[str, ...] = ()) -> RunStatus:
+    """The state of some steps of a run folder, in their order."""
     store, holder = RunStore(folder), _holder(folder)
     running = _running(folder) if holder is not None else None
-    steps = [s for seed in config.seeds for s in _statuses(store, chain(config, facts, seed), running)]
     task = _json(folder / "progress.json") if holder is not None and (folder / "progress.json").is_file() else None
-    return RunStatus(folder=folder, steps=tuple(steps), holder=holder, task=task, changed=changed)
+    return RunStatus(
+        folder=folder, steps=tuple(_statuses(store, steps, running)), holder=holder, task=task, changed=changed
+    )
 
 
 def _offers(config: LifecycleConfig, content: Mapping[str, Any]) -> tuple[OfferFacts, ...]:
@@ -143,6 +169,8 @@ def _planned(step: Step, shape: ModelShape | None) -> dict[str, float]:
     if step.kind == "train" and step.part is not None:
         return {"training": stage.tokens_of(step.part.stop - step.part.start) * shape.train(length)}
     if step.kind == "search" and step.part is not None:
+        if "method" in step.settings and not entry_of(step.settings["method"]["name"]).own_search:
+            return {}  # what another method will ask for is its own affair
         kept = [d for d in stage.before if d in stage.domains]
         old = Mixture.uniform(kept) if kept and not (stage.index == 0 and step.part.start) else None
         config = stage.search(old, stage.tokens_of(step.part.stop - step.part.start), step.seed)

@@ -14,7 +14,7 @@ from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.stages import Stage
 from opmix.runs.files import plain, write_text
 
-SEARCH_PURPOSES = ("probes", "proxies", "verification", "trials")
+SEARCH_PURPOSES = ("probes", "proxies", "verification", "trials", "overhead")
 
 
 def stage_json(stage: Stage, home: str, outcome: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def stage_json(stage: Stage, home: str, outcome: Mapping[str, Any]) -> dict[str,
     )
     parts = [_part(entry, stage) for entry in outcome["parts"]]
     tokens, flops = _amounts(outcome["parts"], "tokens"), _amounts(outcome["parts"], "flops")
-    training = flops.get("training", 0.0)
+    training, search = flops.get("training", 0.0), sum(flops.get(p, 0.0) for p in SEARCH_PURPOSES)
     return plain(
         {
             "name": stage.config.name, "phase": stage.config.phase, "folder": f"{home}/{stage.label}", "domains": stage.domains,
@@ -45,7 +45,7 @@ def stage_json(stage: Stage, home: str, outcome: Mapping[str, Any]) -> dict[str,
             },
             "scores": {d: {"before": outcome["scores"][0].get(d), "after": score} for d, score in outcome["scores"][1].items()},
             "tasks": outcome["tasks"],
-            "cost": {"tokens": tokens, "flops": flops, "search_share": sum(flops.get(p, 0.0) for p in SEARCH_PURPOSES) / training},
+            "cost": {"tokens": tokens, "flops": flops, "search_share": search / training if training else None},
             "notes": outcome["notes"],
         }
     )  # fmt: skip
@@ -99,7 +99,7 @@ def _over_seeds(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "test_loss": _spread(after),
         "mean_test_loss": spread([statistics.fmean(x.values()) for x in after]),
         "forgetting": _spread([s["forgetting"] for s in stages]),
-        "search_share": spread([s["cost"]["search_share"] for s in stages]),
+        "search_share": spread([s["cost"]["search_share"] for s in stages if s["cost"]["search_share"] is not None] or [math.nan]),
     }  # fmt: skip
 
 

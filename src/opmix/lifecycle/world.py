@@ -56,10 +56,10 @@ class World:
         """The run folder."""
         return self.store.folder
 
-    def record_facts(self) -> None:
+    def record_facts(self, file: str = "data.json") -> None:
         """Keep what `opmix status` needs to know of the data without reading them."""
         write_json(
-            self.folder / "data.json",
+            self.folder / file,
             {**asdict(self.facts), "files": self.files, "tokens": self.data.available_tokens},
         )
 

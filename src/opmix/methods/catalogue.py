@@ -34,6 +34,8 @@ class Entry:
     """Of the class, different from its own defaults."""
     stage: Mapping[str, Any] = field(default_factory=dict)
     """Of a lifecycle's stage, changed for this method (such as `{"objective": "sdft"}`)."""
+    own_search: bool = False
+    """Whether `opmix search` decides, so that its settings are those of the configuration."""
 
     def load(self) -> type:
         """The class."""
@@ -45,7 +47,7 @@ class Entry:
         """The method with some of its settings changed.
 
         Raises:
-            ConfigError: It has no such setting.
+            ConfigError: It has no such setting, or not with such a value.
         """
         kind, given = self.load(), {**self.settings, **(settings or {})}
         known = [f.name for f in fields(kind) if f.init]
@@ -53,17 +55,128 @@ class Entry:
             raise ConfigError(
                 [f"{self.name}.{n}: no such setting{nearest(n, known) if known else '; it has none'}" for n in unknown]
             )
-        return kind(**given)
+        try:
+            return kind(**given)
+        except ConfigError as error:
+            raise ConfigError([f"{self.name}.{problem}" for problem in error.problems]) from error
 
 
 ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="op_mix", title="OP-Mix", family="searched", path="opmix.methods.op_mix:OpMix", paper="2605.15220",
-        line="one LoRA probe per domain, interpolated; a law fitted to what is simulated; a convex solve",
+        line="one LoRA probe per domain, interpolated; a law fitted to what is simulated; a convex solve", own_search=True,
     ),
     Entry(
         name="uniform", title="Uniform", family="fixed", path="opmix.methods.fixed:Uniform",
         line="the same share of every domain (ERM without mixing)",
+    ),
+    Entry(
+        name="size", title="Size", family="fixed", path="opmix.methods.fixed:Size",
+        line="shares proportional to the tokens that are there",
+    ),
+    Entry(
+        name="temperature", title="Temperature", family="fixed", path="opmix.methods.fixed:Temperature", paper="1907.05019",
+        line="shares proportional to size to the power 1 / T",
+    ),
+    Entry(
+        name="replay", title="Replay", family="fixed", path="opmix.methods.fixed:Replay", paper="2403.08763",
+        line="a fixed share of the old mixture, a tenth unless told, the rest uniform over the new domains",
+    ),
+    Entry(
+        name="sequential", title="Sequential", family="fixed", path="opmix.methods.fixed:Sequential",
+        line="only the new domains (continual fine-tuning)",
+    ),
+    Entry(
+        name="full_retraining", title="Full retraining", family="fixed", path="opmix.methods.retraining:FullRetraining",
+        line="from the start again, on all domains, for the tokens of all stages so far",
+    ),
+    Entry(
+        name="lora_merge", title="LoRA merge", family="searched", path="opmix.methods.lora_merge:LoraMerge", paper="2605.15220",
+        line="OP-Mix's search, then its adapters are merged and nothing is trained", own_search=True,
+    ),
+    Entry(
+        name="regmix", title="RegMix", family="searched", path="opmix.methods.regmix:RegMix", paper="2407.01492",
+        line="a swarm of small models, boosted trees, the mean of the mixtures predicted best",
+    ),
+    Entry(
+        name="olmix", title="Olmix", family="searched", path="opmix.methods.olmix:Olmix", paper="2602.12237",
+        line="a swarm of small models, log-linear laws, a convex solve; old ratios are kept where domains are new",
+    ),
+    Entry(
+        name="data_mixing_laws", title="Data Mixing Laws", family="searched", paper="2403.16952",
+        path="opmix.methods.data_mixing_laws:DataMixingLaws",
+        line="short runs on halving shares, exponential laws of the mixture, their minimum",
+    ),
+    Entry(
+        name="merge_mix", title="MergeMix", family="searched", path="opmix.methods.merge_mix:MergeMix", paper="2601.17858",
+        line="an expert per domain, trained in full; weight averages stand for mixtures; a law, its minimum",
+    ),
+    Entry(
+        name="merge_to_mix", title="Merge to Mix", family="searched", paper="2505.16066",
+        path="opmix.methods.merge_to_mix:MergeToMix",
+        line="a model per domain; the subset whose uniform average is best is what to train on",
+    ),
+    Entry(
+        name="climb", title="CLIMB", family="searched", path="opmix.methods.climb:Climb", paper="2504.13161",
+        line="train some mixtures, predict many, train some of the best predicted, and again",
+    ),
+    Entry(
+        name="doremi", title="DoReMi", family="searched", path="opmix.methods.doremi:DoReMi", paper="2305.10429",
+        line="a proxy run by group DRO on the excess over a reference model; the average of its mixtures",
+    ),
+    Entry(
+        name="doge", title="DoGE", family="searched", path="opmix.methods.doge:Doge", paper="2310.15393",
+        line="a proxy run that follows domains whose gradients serve all held-out losses; the average of its mixtures",
+    ),
+    Entry(
+        name="odm", title="ODM", family="online", path="opmix.methods.odm:Odm", paper="2312.02406",
+        line="an EXP3 bandit over domains, rewarded by their training losses",
+    ),
+    Entry(
+        name="ado", title="ADO", family="online", path="opmix.methods.ado:Ado", paper="2410.11820",
+        line="scaling laws per domain fitted while training; more of what is learned fastest",
+    ),
+    Entry(
+        name="skill_it", title="Skill-It", family="online", path="opmix.methods.skill_it:SkillIt", paper="2307.14430",
+        line="a graph of which domain helps which, then multiplicative weights on held-out losses",
+    ),
+    Entry(
+        name="aioli", title="Aioli", family="online", path="opmix.methods.aioli:Aioli", paper="2411.05735",
+        line="how mixtures move losses is measured by short sweeps in the run; exponentiated gradient",
+    ),
+    Entry(
+        name="grape", title="GRAPE", family="online", path="opmix.methods.grape:Grape", paper="2505.20380",
+        line="domains weighted by gradient alignment with the tasks that improve least",
+    ),
+    Entry(
+        name="tikmix", title="TiKMiX", family="online", path="opmix.methods.tikmix:Tikmix", paper="2508.17677",
+        line="a few times in a run, the mixture of greatest balanced influence on held-out losses (first-order)",
+    ),
+    Entry(
+        name="ewc", title="EWC", family="continual", path="opmix.learners.ewc:Ewc", paper="1612.00796",
+        line="new domains only; a penalty holds the weights that old data depend on (online EWC, 1805.06370)",
+    ),
+    Entry(
+        name="a_gem", title="A-GEM", family="continual", path="opmix.learners.a_gem:AGem", paper="1812.00420",
+        line="new domains only; no step may raise the mean loss on remembered rows",
+    ),
+    Entry(
+        name="gem", title="GEM", family="continual", path="opmix.learners.gem:Gem", paper="1706.08840",
+        line="new domains only; no step may raise the loss on any old domain's remembered rows",
+    ),
+    Entry(
+        name="o_lora", title="O-LoRA", family="continual", path="opmix.learners.o_lora:OLora", paper="2310.14152",
+        line="new domains only; a LoRA a stage, orthogonal to those before, merged at its end",
+    ),
+    Entry(
+        name="sdft", title="SDFT", family="continual", path="opmix.methods.fixed:Sequential", paper="2601.19897",
+        line="new domains only; the model teaches itself, shown a demonstration (conversations only)",
+        stage={"objective": "sdft"},
+    ),
+    Entry(
+        name="on_policy_distillation", title="On-policy distillation", family="continual", path="opmix.methods.fixed:Sequential",
+        line="new domains only; another model teaches: stage: {sdft: {teacher_model: ...}} (conversations only)",
+        stage={"objective": "sdft"},
     ),
 )  # fmt: skip
 

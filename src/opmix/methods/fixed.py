@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from opmix.methods.base import Proposal
+import numpy as np
+
+from opmix.errors import ConfigError
+from opmix.methods.base import Proposal, Stage
 from opmix.methods.bench import Bench
+from opmix.methods.proxies import check_settings
+from opmix.mixing.design import new_domains
 from opmix.mixing.mixture import Mixture
 
 
@@ -16,3 +21,72 @@ class Uniform:
     def propose(self, context: Bench) -> Proposal:
         """See `MixingMethod`."""
         return Proposal(mixture=Mixture.uniform(context.stage.domains))
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shares proportional to the tokens that are there, as if all data lay in one heap."""
+
+    def propose(self, context: Bench) -> Proposal:
+        """See `MixingMethod`."""
+        stage = context.stage
+        return Proposal(mixture=stage.by_size, evidence={"available_tokens": dict(stage.available_tokens)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Temperature:
+    """Shares proportional to size ** (1 / T): 1 is proportional to size, large T uniform.
+
+    References:
+        Arivazhagan et al., arXiv 1907.05019, section 4.2: T = 5 for 103 languages. Others: XLM-R's exponent 0.3 (T = 3.3, arXiv
+        1911.02116), mT5's too (arXiv 2010.11934).
+    """
+
+    temperature: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_settings(self, positive=("temperature",))
+
+    def propose(self, context: Bench) -> Proposal:
+        """See `MixingMethod`."""
+        sizes = context.stage.by_size
+        shares = Mixture.normalised({d: p ** (1 / self.temperature) for d, p in sizes.items()})
+        return Proposal(mixture=shares, evidence={"temperature": self.temperature, "sizes": dict(sizes)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """A fixed share of the old mixture, the rest uniform over the new domains; without new ones, the current mixture.
+
+    References:
+        Ibrahim et al., arXiv 2403.08763: 1 to 50 % replay, 5 % for a weak shift, 25 % for a strong one. The tenth is common practice
+        between; how several new domains share the rest is an assumption.
+    """
+
+    share: float = 0.1
+    """Of the old mixture."""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.share, int | float) and 0 <= self.share <= 1):
+            raise ConfigError(f"share: {self.share!r}; expected a number in [0, 1]")
+
+    def propose(self, context: Bench) -> Proposal:
+        """See `MixingMethod`."""
+        return Proposal(mixture=_replayed(context.stage, self.share), evidence={"share": self.share})
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """Only the new domains, uniformly (continual fine-tuning on one thing after the other); without new ones, the current mixture."""
+
+    def propose(self, context: Bench) -> Proposal:
+        """See `MixingMethod`."""
+        return Proposal(mixture=_replayed(context.stage, 0.0))
+
+
+def _replayed(stage: Stage, share: float) -> Mixture:
+    new = new_domains(stage.domains, stage.old) if stage.new is None else stage.new
+    if stage.old is None or not new:
+        return stage.current
+    added = np.array([(1 - share) / len(new) if d in new else 0.0 for d in stage.domains])
+    return Mixture(stage.domains, share * stage.current.weights + added)

@@ -12,7 +12,7 @@ from opmix.report.html import Html, count, el, folded, join, number, percent, ro
 from opmix.report.life_figures import loss_panel, stream_panel
 
 Stage = Mapping[str, Any]
-SEARCHES = ("probes", "proxies", "verification")
+SEARCHES = ("probes", "proxies", "verification", "trials", "overhead")
 
 
 def load_life(folder: Path) -> dict[str, Any]:

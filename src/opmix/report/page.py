@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 from opmix.errors import StoreError
 from opmix.mixing.mixture import FloatArray
 from opmix.report import sections
+from opmix.report.compare import comparison_sections, load_comparison
 from opmix.report.document import MixtureDocument, ReportData, load_report_data
 from opmix.report.evidence import agreement, columns, law_curves, positions, quality_table
 from opmix.report.html import Html, el, join, number, percent, raw
@@ -39,6 +40,12 @@ _LIFE_NAV = {
 }  # fmt: skip
 
 
+_COMPARE_NAV = {
+    "summary": "Methods", "domains": "Domains", "forgetting": "Forgetting", "mixtures": "Mixtures", "cost": "Cost",
+    "configuration": "Configuration",
+}  # fmt: skip
+
+
 def write_report(folder: Path) -> Path:
     """Read a run folder and write `report.html` into it, whole or not at all.
 
@@ -52,8 +59,8 @@ def write_report(folder: Path) -> Path:
         StoreError: The folder has no readable result, or cannot be written.
     """
     folder = Path(folder)
-    life = (folder / "life.json").is_file()
-    page = build_life_report(folder) if life else build_report(load_report_data(folder))
+    result = next((name for name in _BUILDERS if (folder / name).is_file()), "mixture.json")
+    page = _BUILDERS[result](folder)
     target = folder / "report.html"
     try:
         with tempfile.NamedTemporaryFile(
@@ -61,7 +68,7 @@ def write_report(folder: Path) -> Path:
         ) as file:
             file.write(page)
         # Temporary files are private; a report is as readable as the files beside it.
-        Path(file.name).chmod((folder / ("life.json" if life else "mixture.json")).stat().st_mode & 0o666)
+        Path(file.name).chmod((folder / result).stat().st_mode & 0o666)
         os.replace(file.name, target)  # noqa: PTH105
     except OSError as error:
         with contextlib.suppress(OSError, NameError):
@@ -111,15 +118,41 @@ def build_life_report(folder: Path) -> str:
     Raises:
         StoreError: `life.json` is damaged.
     """
-    content, manifest = load_life(folder), folder / "manifest.json"
-    made = life_sections(content, json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else None)
-    scripts = [_asset("page.js")]
+    return _plain_page(folder, "run", _LIFE_NAV, life_sections(load_life(folder), _manifest(folder)))
+
+
+def build_comparison_report(folder: Path) -> str:
+    """The page of a comparison (`opmix compare`).
+
+    Raises:
+        StoreError: `compare.json` is damaged.
+    """
+    made = comparison_sections(load_comparison(folder), _manifest(folder))
+    return _plain_page(folder, "compare", _COMPARE_NAV, made)
+
+
+_BUILDERS: dict[str, Callable[[Path], str]] = {
+    "life.json": build_life_report,
+    "compare.json": build_comparison_report,
+    "mixture.json": lambda folder: build_report(load_report_data(folder)),
+}
+"""By the file that a run's result is in."""
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    file = folder / "manifest.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+def _plain_page(folder: Path, kind: str, nav: Mapping[str, str], made: Mapping[str, Html]) -> str:
+    """A page without a what-if view; its first section opens it."""
+    scripts, name = [_asset("page.js")], folder.resolve().name
     parts: dict[str, Html] = {
         "csp": raw(" ".join(_allow(s) for s in scripts)),
-        "title": join([f"opmix run · {folder.resolve().name}"]),
-        "subtitle": join([f"run · {folder.resolve().name}"]),
+        "title": join([f"opmix {kind} · {name}"]),
+        "subtitle": join([f"{kind} · {name}"]),
         "css": raw(_asset("report.css")),
-        "nav": join(el("a", _LIFE_NAV[i], href=f"#{i}") for i in made),
+        "nav": join(el("a", nav[i], href=f"#{i}") for i in made),
         "opening": made["summary"],
         "whatif": raw(""),
         "sections": join(section for i, section in made.items() if i != "summary"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from opmix.compare.config import CompareConfig
 from opmix.config import DomainConfig, ModelConfig, ProbesConfig
 from opmix.domain import Kind
 from opmix.lifecycle.config import LifecycleConfig
@@ -22,13 +23,14 @@ _MORE = 1.1  # tokens are estimates: a budget is only out of reach where it is s
 
 
 def check_life(content: Mapping[str, Any], base: Path, progress: Progress) -> Validation:
-    """Check what `opmix run` runs."""
+    """Check what `opmix run` or `opmix compare` runs."""
     findings = Findings()
     result = Validation(findings.checks)
     life: LifecycleConfig | None = None
     with findings.catching("settings"):
-        life = validated(LifecycleConfig, content)
-        findings.ok("settings", f"every key is known and in range; {len(life.stages)} stages")
+        life = validated(CompareConfig if "methods" in content else LifecycleConfig, content)
+        several = f", {len(life.methods)} methods" if isinstance(life, CompareConfig) else ""
+        findings.ok("settings", f"every key is known and in range; {len(life.stages)} stages{several}")
     if life is None:
         domains = {str(n): d for n, v in dict(content.get("domains") or {}).items() if (d := readable(DomainConfig, v))}
         check_sources(domains, base, None, findings, result.sizes, progress, template=True)

@@ -30,10 +30,14 @@ class CompleteCheckpoints(TrainerCallback):
             return
         folder = Path(args.output_dir)
         saved = folder / f"checkpoint-{state.global_step}"
-        facts = {"key": self.key, "step": state.global_step, "files": _sizes(saved)}
-        write_json(saved / MARKER, {**vars(self.usage), **facts})
+        mark_checkpoint(saved, self.key, state.global_step, self.usage)
         for _, old in whole_checkpoints(folder, self.key)[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def mark_checkpoint(folder: Path, key: str, step: int, usage: Usage) -> None:
+    """Say that every file of a checkpoint is there; nothing may be written into it afterwards."""
+    write_json(folder / MARKER, {**vars(usage), "key": key, "step": step, "files": _sizes(folder)})
 
 
 class StopAt(TrainerCallback):

@@ -1,0 +1,103 @@
+"""`opmix compare` and `opmix methods`: other ways to choose a mixture, and how they do beside OP-Mix."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Column, Table
+
+
+def compare(
+    config: Annotated[Path, typer.Argument(help="compare.yaml: a lifecycle, and the methods that live it.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder; running again resumes.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="NAME", help="Run this entrant only; may be repeated.")
+    ] = None,
+    redo: Annotated[bool, typer.Option("--redo", help="Do finished steps again whose inputs have changed.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
+) -> None:
+    """Run several methods on the same model, data, tokens and seeds; what they have in common is done once. Resumes by itself."""
+    from opmix.compare.config import load_compare
+
+    settings, folder = load_compare(config, set_ or []), out or Path("runs") / config.stem
+
+    from opmix.cli.console import Display, quiet_libraries
+
+    with Display(silent=as_json) as display:
+        display.note("loading torch and transformers")
+        quiet_libraries()
+        from opmix.compare.run import run_compare
+
+        result = run_compare(
+            settings, out=folder, base=config.parent.resolve(), redo=redo, only=only or (), progress=display
+        )
+    if as_json:
+        sys.stdout.write(json.dumps(result.content, indent=2, ensure_ascii=False) + "\n")
+    else:
+        show(result.content, folder)
+
+
+def methods(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
+) -> None:
+    """List every method that `opmix compare` knows, with a line each."""
+    from opmix.methods.catalogue import ENTRIES
+
+    if as_json:
+        rows = [{k: getattr(e, k) for k in ("name", "title", "family", "line", "paper")} for e in ENTRIES]
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        return
+    table = Table("method", "decides", "what it does", "paper", box=SIMPLE, padding=(0, 1), pad_edge=False)
+    said = {
+        "fixed": "a rule",
+        "searched": "before the run",
+        "online": "during the run",
+        "continual": "trains otherwise",
+    }
+    for family, when in said.items():
+        for entry in ENTRIES:
+            if entry.family == family:
+                table.add_row(entry.name, when, entry.line, entry.paper)
+    Console().print(table)
+
+
+def show(content: Mapping[str, Any], folder: Path) -> None:
+    """One row an entrant, best first."""
+    reference = content["reference"]
+    table = Table(
+        Column("entrant", no_wrap=True), "test loss", f"against {reference}", "forgotten", "search", "FLOPs in all", box=SIMPLE,
+        padding=(0, 1),
+        pad_edge=False, title=f"Mean test loss over {_seeds(content)}, nats per token",
+    )  # fmt: skip
+    for row in sorted(content["table"], key=lambda r: r["mean_loss"]["mean"]):
+        searched, trained = row["search_flops"]["mean"], row["training_flops"]["mean"]
+        share = f"{searched / trained:.0%}" if trained else "no training"
+        table.add_row(
+            row["entrant"], _spread(row["mean_loss"]), _spread(row.get("difference"), sign=True), _spread(row["forgetting"], 3, sign=True),
+            share if searched or not trained else "", f"{row['total_flops']['mean']:.2e}",
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _seeds(content: Mapping[str, Any]) -> str:
+    number = max(row["seeds"] for row in content["table"])
+    return "one seed" if number == 1 else f"{number} seeds (mean +- standard deviation)"
+
+
+def _spread(value: Mapping[str, Any] | None, digits: int = 4, *, sign: bool = False) -> str:
+    if value is None or value["mean"] is None:
+        return ""
+    deviation = "" if value["sd"] is None else f" +- {value['sd']:.{digits}f}"
+    return f"{value['mean']:{'+' if sign else ''}.{digits}f}{deviation}"

@@ -1,0 +1,317 @@
+"""The bench: proxy models trained, averaged and watched for a method; each run is a step of the run folder, charged to the method."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from opmix.compute.flops import ModelShape
+from opmix.compute.ledger import Entry
+from opmix.compute.schedule import with_schedule
+from opmix.config import SearchConfig
+from opmix.errors import ConfigError
+from opmix.lifecycle.context import SearchContext
+from opmix.methods.bench import ProxyModel, Trials, Watched
+from opmix.methods.online import OnlineMixer, Stint
+from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.models import model_fingerprint, model_shape
+from opmix.probes.evaluation import evaluate
+from opmix.runs.store import RunStore, fingerprint
+from opmix.scratch import new_model
+from opmix.training.factory import StepProgress, TrainSpec, run_training
+from opmix.training.matched import account, plan_training, steps_for, supervised_per_step
+from opmix.training.objectives import Objective, Usage
+from opmix.training.online import OnlineResult, OnlineRun, train_online
+from opmix.training.senses import Senses
+
+TRIALS = "trials"
+"""What runs of the bench are booked as."""
+
+
+class TrialBench(SearchContext):
+    """One decision of a comparison: the `Bench` of all methods."""
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        base: Path,
+        store: RunStore,
+        *,
+        schedule: Mapping[str, Any] | None,
+        architecture: Mapping[str, Any] | None,
+        **seams: Any,
+    ) -> None:
+        super().__init__(config, base, store, **seams)
+        self.schedule, self.architecture = schedule, architecture
+
+    def prepare(self, model: Any, tokenizer: Any, data: Any = None) -> None:
+        """See `SearchContext`."""
+        self.tokenizer = tokenizer
+        super().prepare(model, tokenizer, data)
+
+    def _estimate(self) -> None:
+        """Nothing: what a method will ask for is its own affair."""
+
+    @property
+    def tokens_per_step(self) -> float:
+        """See `Bench`."""
+        return supervised_per_step(self.prepared.train, self.config.trainer)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Evaluation sets, in the order of the stage's domains."""
+        return tuple(h.name for h in self.session.held_out)
+
+    def train(self, mixtures: Sequence[Mixture], proxy: ProxyModel, *, label: str) -> Trials:
+        """See `Bench`."""
+        runs = [self._run(m, proxy, label, i, keep=False) for i, m in enumerate(mixtures)]
+        return self._trials(mixtures, runs, proxy)
+
+    def average(self, mixtures: Sequence[Mixture], weights: FloatArray, proxy: ProxyModel, *, label: str) -> Trials:
+        """See `Bench`."""
+        weights = np.asarray(weights, dtype=np.float64)
+        shares = np.array([m.on(self.names).weights for m in mixtures])
+        inputs = {**self._inputs(proxy), "mixtures": shares, "weights": weights}
+
+        def work() -> dict[str, Any]:
+            for i, mixture in enumerate(mixtures):
+                self._run(mixture, proxy, label, i, keep=True)
+            started = time.perf_counter()
+            model, found = self._start(proxy), []
+            states = [load_file(self._weights(label, i)) for i in range(len(mixtures))]
+            with self.progress.task(f"{label}: averages", len(weights)) as advance:
+                for n, row in enumerate(weights):
+                    load_average(model, states, row)
+                    found.append(self._evaluated(model))
+                    advance(n + 1, len(weights))
+            shutil.rmtree(self.store.folder / TRIALS / label, ignore_errors=True)
+            return {"evaluations": found, "seconds": time.perf_counter() - started, "shape": vars(model_shape(model))}
+
+        result, _ = self.store.step(f"averages-{label}", inputs, work)
+        for i, mixture in enumerate(mixtures):  # booked whether or not they were found; their weights may be gone
+            self._run(mixture, proxy, label, i, keep=True, over=True)
+        self._book_evaluations(f"{label}: averages", len(weights), result["shape"], result["seconds"])
+        averaged = [Mixture(self.names, row @ shares) for row in weights]
+        return self._trials(averaged, result["evaluations"], proxy)
+
+    def watch(self, mixer: OnlineMixer, proxy: ProxyModel, *, label: str, reference: Mixture | None = None) -> Watched:
+        """See `Bench`."""
+        steps = steps_for(proxy.tokens, self.prepared.train, self.config.trainer)
+        start = mixer.init(self, steps)
+        inputs = {
+            **self._inputs(proxy), "mixer": [type(mixer).__name__, asdict(cast("Any", mixer))], "start": [start[0], dict(start[1].mixture)],
+            "reference": None if reference is None else dict(reference),
+        }  # fmt: skip
+
+        def work() -> dict[str, Any]:
+            started, amounts, other = time.perf_counter(), [], None
+            if reference is not None:
+                other = self._start(proxy)
+                amounts.append(self._trained(other, reference, proxy, f"{label}: reference"))
+            model, usage = self._start(proxy), Usage()
+            with self.progress.task(label, steps) as advance:
+                run = OnlineRun(
+                    mixer=mixer, start=start, rows={n: self.prepared.train[n] for n in self.names}, steps=steps,
+                    arguments=_quiet(with_schedule(self.config.trainer, steps, self.schedule)), seed=self.config.seed,
+                    senses=self.senses(other), objective=self.prepared.objective, document_mask=self.config.document_mask,
+                )  # fmt: skip
+                result = train_online(
+                    model, run, folder=self.store.folder / TRIALS / "trainer", usage=usage, report=advance
+                )
+            amounts.append(
+                spent_on(result, usage, self.prepared.objective, model_shape(model), self.config.sequence_length)
+            )
+            return {
+                "stints": stints_json(result.stints), "state": result.state, **self._evaluated(model),
+                "tokens": sum(a["tokens"] for a in amounts), "flops": sum(a["flops"] for a in amounts),
+                "shape": vars(model_shape(model)), "seconds": time.perf_counter() - started,
+            }  # fmt: skip
+
+        result, _ = self.store.step(f"watched-{label}", inputs, work)
+        self.ledger.add(
+            Entry(step=label, purpose=TRIALS, tokens=result["tokens"], flops=result["flops"], seconds=result["seconds"])
+        )
+        self._book_evaluations(label, 1, result["shape"], 0.0)
+        return Watched(stints=stints_of(result["stints"]), state=result["state"], losses=np.array(result["losses"]))
+
+    def senses(self, reference: Any = None) -> Senses:
+        """What a run tells its mixer, from the valid split."""
+        held = self.session.held_out
+        return Senses(
+            evaluate=lambda model: evaluate(model, held, batch_tokens=self.session.batch_tokens).losses[0],
+            evaluate_tokens=float(sum(h.input_ids.size for h in held)), held_out=self.prepared.rows("valid"), reference=reference,
+        )  # fmt: skip
+
+    # -- one run -----------------------------------------------------------------------------------------------
+
+    def _run(
+        self, mixture: Mixture, proxy: ProxyModel, label: str, number: int, *, keep: bool, over: bool = False
+    ) -> dict[str, Any]:
+        """Train one proxy model; its losses on every evaluation set, with standard errors."""
+        mixture = mixture.on(self.names)
+        inputs = {**self._inputs(proxy), "mixture": dict(mixture), "kept": keep}
+
+        def work() -> dict[str, Any]:
+            started = time.perf_counter()
+            model = self._start(proxy)
+            amounts = self._trained(model, mixture, proxy, f"{label} {number + 1}")
+            if keep:
+                _save_weights(model, self._weights(label, number))
+            return {
+                **self._evaluated(model),
+                **amounts,
+                "shape": vars(model_shape(model)),
+                "seconds": time.perf_counter() - started,
+            }
+
+        there = self._weights(label, number).exists
+        result, _ = self.store.step(
+            f"trial-{label}-{number:03d}", inputs, work, intact=there if keep and not over else lambda: True
+        )
+        self.ledger.add(
+            Entry(step=f"{label} {number}", purpose=TRIALS, tokens=result["tokens"], flops=result["flops"], seconds=result["seconds"])
+        )  # fmt: skip
+        self._book_evaluations(f"{label} {number}", 1, result["shape"], 0.0)
+        return result
+
+    def _trained(self, model: Any, mixture: Mixture, proxy: ProxyModel, name: str) -> dict[str, Any]:
+        """Train in place; the tokens and FLOPs it took."""
+        train, objective, usage = self.prepared.train, self.prepared.objective, Usage()
+        steps = steps_for(proxy.tokens, train, self.config.trainer)
+        plan = plan_training(
+            train, mixture, steps=steps, arguments=with_schedule(self.config.trainer, steps, self.schedule), seed=self.config.seed,
+            objective=objective, document_mask=self.config.document_mask,
+        )  # fmt: skip
+        shape = model_shape(model)
+        with self.progress.task(name, steps) as advance:
+            spec = TrainSpec(
+                model=model, dataset=plan.dataset, output_dir=self.store.folder / TRIALS / "trainer", steps=steps,
+                seed=self.config.seed, arguments=_quiet(plan.arguments), callbacks=[StepProgress(advance)],
+            )  # fmt: skip
+            run_training(objective.trainer(self.make_trainer, usage, shape), spec)
+        trained = account(plan, usage, objective, shape, self.config.sequence_length)
+        return {"tokens": trained.row_tokens + trained.sampled_tokens, "flops": trained.flops, "steps": steps}
+
+    def _start(self, proxy: ProxyModel) -> Any:
+        """A copy of the model as it is now, or a new one; on the model's device."""
+        current = self.session.model
+        if proxy.start == "current":
+            if proxy.architecture:
+                raise ConfigError(
+                    "architecture: cannot be changed for a proxy that starts from the current model; use start: scratch"
+                )
+            return copy.deepcopy(current)
+        architecture = self.architecture
+        if architecture is None:
+            told = current.config.to_diff_dict()
+            architecture = {
+                k: v
+                for k, v in told.items()
+                if k not in ("architectures", "dtype", "transformers_version", "vocab_size")
+            }
+            architecture["model_type"] = current.config.model_type
+        made = new_model({**architecture, **proxy.architecture}, self.tokenizer, self.config.seed)
+        return made.to(next(current.parameters()).device)
+
+    def _inputs(self, proxy: ProxyModel) -> dict[str, Any]:
+        """What every run of a proxy model depends on."""
+        start = model_fingerprint(self.session.model) if proxy.start == "current" else self.architecture
+        return {
+            "start": start, "proxy": {"tokens": proxy.tokens, "start": proxy.start, "architecture": dict(proxy.architecture)},
+            "data": self.session.data_fingerprint, "trainer": self.config.trainer, "schedule": self.schedule,
+            "seed": self.config.seed, "document_mask": self.config.document_mask,
+            "objective": [self.prepared.objective.name, self.prepared.objective.settings()],
+        }  # fmt: skip
+
+    def _weights(self, label: str, number: int) -> Path:
+        return self.store.folder / TRIALS / label / f"{number:03d}.safetensors"
+
+    # -- evaluating --------------------------------------------------------------------------------------------
+
+    def _evaluated(self, model: Any) -> dict[str, Any]:
+        found = evaluate(model, self.session.held_out, batch_tokens=self.session.batch_tokens)
+        return {"losses": found.losses[0].tolist(), "errors": found.standard_errors[0].tolist()}
+
+    def _book_evaluations(self, step: str, num: int, shape: Mapping[str, int], seconds: float) -> None:
+        tokens = num * sum(h.input_ids.size for h in self.session.held_out)
+        flops = tokens * ModelShape(**shape).forward(self.config.sequence_length)
+        self.ledger.add(Entry(step=f"{step}: losses", purpose="proxies", tokens=tokens, flops=flops, seconds=seconds))
+
+    def _baseline(self, proxy: ProxyModel) -> FloatArray:
+        def work() -> dict[str, Any]:
+            model = self._start(proxy)
+            return {**self._evaluated(model), "shape": vars(model_shape(model))}
+
+        inputs = self._inputs(proxy)
+        result, _ = self.store.step(f"trial-start-{fingerprint(inputs)[:8]}", inputs, work)
+        self._book_evaluations("start", 1, result["shape"], 0.0)
+        return np.array(result["losses"])
+
+    def _trials(self, mixtures: Sequence[Mixture], runs: Sequence[Mapping[str, Any]], proxy: ProxyModel) -> Trials:
+        return Trials(
+            metrics=self.metrics,
+            mixtures=tuple(m.on(self.names) for m in mixtures),
+            losses=np.array([run["losses"] for run in runs]),
+            standard_errors=np.array([run["errors"] for run in runs]),
+            baseline=self._baseline(proxy),
+        )
+
+
+def spent_on(
+    result: OnlineResult, usage: Usage, objective: Objective, shape: ModelShape, length: int
+) -> dict[str, Any]:
+    """Tokens and FLOPs of an online run, passes that only served its mixer included."""
+    trained = account(result.plan, usage, objective, shape, length)
+    extra = usage.extra
+    return {"tokens": trained.row_tokens + extra.get("tokens", 0.0), "flops": trained.flops + extra.get("flops", 0.0)}
+
+
+def stints_json(stints: Sequence[Stint]) -> list[dict[str, Any]]:
+    """For a record."""
+    return [{"steps": s.steps, "mixture": dict(s.mixture)} for s in stints]
+
+
+def stints_of(kept: Sequence[Mapping[str, Any]]) -> tuple[Stint, ...]:
+    """What a record holds."""
+    return tuple(Stint(Mixture.of(s["mixture"]), int(s["steps"])) for s in kept)
+
+
+def load_average(model: Any, states: Sequence[Mapping[str, torch.Tensor]], weights: FloatArray) -> None:
+    """Put `sum_k weights[k] states[k]` into a model, added up in float32 whatever the weights are kept in.
+
+    Args:
+        model: Of the states' architecture.
+        states: Of each model, by parameter.
+        weights: One a state.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            total = sum(
+                float(w) * s[name].to(parameter.device, torch.float32) for w, s in zip(weights, states, strict=True)
+            )
+            parameter.copy_(total)
+
+
+def _save_weights(model: Any, file: Path) -> None:
+    """Every parameter once (tied ones share a name), whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}")
+    save_file({n: p.detach().contiguous() for n, p in model.named_parameters()}, temporary)
+    temporary.replace(file)
+
+
+def _quiet(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what reports, evaluates or saves: a proxy run is none of a tracker's business."""
+    loud = ("eval_", "save_", "logging_", "push_to_hub", "hub_")
+    return {
+        k: v for k, v in arguments.items() if not k.startswith(loud) and k not in ("report_to", "run_name", "project")
+    }

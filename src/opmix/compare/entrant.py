@@ -1,0 +1,172 @@
+"""One stage as one method lives it: its own decision, and its own way to train where it has one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import Trainer
+
+from opmix.compare.bench import TrialBench
+from opmix.compare.merging import merged_model
+from opmix.compute.memory import watch_memory
+from opmix.config import SearchConfig
+from opmix.learners.base import Learner, Lesson
+from opmix.lifecycle.offer import decision_config, old_on_offer
+from opmix.lifecycle.stage_run import StageRun
+from opmix.lifecycle.stages import Part
+from opmix.lifecycle.world import shape_from
+from opmix.methods.base import Proposal
+from opmix.methods.catalogue import Entry
+from opmix.mixing.mixture import Mixture
+from opmix.progress import Advance
+from opmix.runs.files import write_json
+from opmix.runs.store import RunStore
+from opmix.training.checkpoints import mark_checkpoint
+from opmix.training.factory import StepProgress, TrainSpec, run_training
+from opmix.training.full import train_stretch
+from opmix.training.matched import TrainingPlan
+from opmix.training.objectives import Usage
+
+
+@dataclass(kw_only=True)
+class EntrantRun(StageRun):
+    """A contested stage of one entrant and seed."""
+
+    entry: Entry
+    method: Any
+
+    @property
+    def schedule(self) -> Mapping[str, Any] | None:
+        """Of proxy runs, the same shape as the stage's."""
+        chosen = self.stage.config.schedule or self.stage.life.schedule
+        return None if chosen is None else chosen.model_dump()
+
+    # -- deciding ----------------------------------------------------------------------------------------------
+
+    def _decide(self, part: Part, old: Mixture | None, plan: TrainingPlan) -> dict[str, Any]:
+        folder = self.folder / f"search-{part.start}"
+        if self.entry.own_search:
+            return super()._decide(part, old, plan)
+        config = decision_config(self.stage, part, old, self.rows, plan.plan.cursors(), self.seed)
+
+        def work() -> dict[str, Any]:
+            watch = watch_memory()
+            with RunStore(folder) as store:
+                bench = self._bench(config, store, part)
+                proposal = self._proposed(bench, part.stop - part.start)
+                write_json(
+                    folder / "mixture.json",
+                    {"kind": "proposal", "method": self.entry.name, "mixture": dict(proposal.mixture), "evidence": proposal.evidence},
+                )  # fmt: skip
+            chosen = proposal.mixture.on(tuple(config.domains))
+            spent = bench.ledger.by_purpose()
+            return {
+                "mixture": dict(chosen), "optimum": dict(chosen), "interval": {}, "action": "move", "reason": self.entry.line,
+                "predicted": {}, "baseline": {}, "notes": bench.prepared.notes(), "peak_memory": watch(), "probes": 0,
+                "amounts": spent, "share": sum(spent["flops"].values()) / bench.training_flops, "evidence": proposal.evidence,
+            }  # fmt: skip
+
+        return self._step("search", part.start, work, intact=(folder / "mixture.json").exists)
+
+    def _bench(self, config: SearchConfig, store: RunStore, part: Part) -> TrialBench:
+        world = self.world
+        bench = TrialBench(
+            config, world.base, store, schedule=self.schedule, architecture=world.life.architecture, progress=world.progress,
+            make_trainer=world.make_trainer,
+        )  # fmt: skip
+        bench.prepare(self._model_at(part), world.tokenizer, self.offer.only(config.domains))
+        return bench
+
+    def _proposed(self, bench: TrialBench, steps: int) -> Proposal:
+        proposal: Proposal = self.method.propose(bench)
+        return proposal
+
+    # -- training ----------------------------------------------------------------------------------------------
+
+    def _trained(self, part: Part, stream: TrainingPlan, usage: Usage, advance: Advance) -> Trainer:
+        if not hasattr(self.method, "begin"):
+            return super()._trained(part, stream, usage, advance)
+        learner: Learner = self.method
+        lesson = self._lesson(usage)
+        model = learner.begin(self._model_at(part), lesson)
+        if learner.in_place:
+            moments = self.carried.optimizer if self.stage.config.optimizer == "continued" else None
+            trainer = train_stretch(
+                model, stream.dataset, self._stretch(part, stream.arguments), folder=self.checkpoints, seed=self.seed,
+                make_trainer=lambda spec: learner.trainer(spec, lesson), report=advance, usage=usage, optimizer_state=moments,
+            )  # fmt: skip
+            learner.end(trainer.model, lesson)
+            return trainer
+        spec = TrainSpec(
+            model=model, dataset=stream.dataset, output_dir=self.checkpoints, steps=self.stage.steps, seed=self.seed,
+            arguments=stream.arguments, callbacks=[StepProgress(advance)],
+        )  # fmt: skip
+        trainer = run_training(lambda spec: learner.trainer(spec, lesson), spec)
+        self._leave(learner.end(trainer.model, lesson), part, usage)
+        return trainer
+
+    def _lesson(self, usage: Usage) -> Lesson:
+        last, drawn = old_on_offer(self.stage, self.carried.mixture), self.carried.cursors
+        # All that was ever trained on, not only in the stage before: methods without replay train on one domain at a time.
+        names = [n for n in self.stage.domains if (last or {}).get(n, 0.0) > 0 or drawn.get(n, 0) > 0]
+        data = self.offer.only(names)
+        before = None if self.carried.model is None else self.carried.model.parent / "learner"
+        folder = self.folder / "learner"
+        folder.mkdir(parents=True, exist_ok=True)
+        return Lesson(
+            old={n: data.train[n] for n in names}, old_mixture=last, rows_per_step=self.stage.rows_per_step,
+            collate=self.offer.objective.collate, seed=self.seed, shape=shape_from(self.carried.shape),
+            sequence_length=self.stage.life.sequence_length, document_mask=self.stage.life.document_mask, folder=folder,
+            before=before if before is not None and before.is_dir() else None, usage=usage,
+        )  # fmt: skip
+
+    def _leave(self, model: Any, part: Part, usage: Usage) -> None:
+        """A plain model as the checkpoint of the part's last step."""
+        place = self.checkpoints / f"checkpoint-{part.stop}"
+        model.save_pretrained(place)
+        mark_checkpoint(place, self.steps["train", part.start].key, part.stop, usage)
+
+
+@dataclass(kw_only=True)
+class RestartedRun(EntrantRun):
+    """Every stage trains again from where the life starts."""
+
+    def _model_at(self, part: Part) -> Any:
+        return self.world.start_model(self.seed) if part.start == 0 else super()._model_at(part)
+
+    def _empty_plan(self, domains: Sequence[str] | None = None) -> TrainingPlan:
+        carried = self.carried
+        self.carried = replace(carried, cursors={}, rows={})
+        try:
+            return super()._empty_plan(domains)
+        finally:
+            self.carried = carried
+
+
+@dataclass(kw_only=True)
+class MergedRun(EntrantRun):
+    """No training: the search's adapters, averaged where they stand for the mixture, become part of the model."""
+
+    def _train(self, part: Part, mixture: Mixture, plan: TrainingPlan) -> tuple[dict[str, Any], TrainingPlan]:
+        old = old_on_offer(self.stage, self.carried.mixture)
+        config = decision_config(self.stage, part, old, self.rows, plan.plan.cursors(), self.seed)
+
+        def work() -> dict[str, Any]:
+            watch = watch_memory()
+            with RunStore(self.folder / f"search-{part.start}") as store:
+                bench = self._bench(config, store, part)
+                model, weights = merged_model(bench, mixture.on(tuple(config.domains)))
+            self._leave(model, part, Usage())
+            nothing = {"tokens": {"training": 0.0}, "flops": {"training": 0.0}, "seconds": {"training": 0.0}}
+            return {
+                "mixture": dict(mixture), "key": self.steps["train", part.start].key, "cursors": plan.plan.cursors(), "loss": None,
+                "shares": dict(mixture), "supervised_tokens": 0, "amounts": nothing, "peak_memory": watch(),
+                "interpolation_weights": dict(weights),
+            }  # fmt: skip
+
+        return self._step("train", part.start, work, intact=lambda: self._is_finished() or self._left(part)), plan
+
+    def _left(self, part: Part) -> bool:
+        return (self.checkpoints / f"checkpoint-{part.stop}").exists()

@@ -1,0 +1,153 @@
+"""What a comparison came to: `compare.json` and its tables. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from opmix.compare.config import CompareConfig
+from opmix.compare.steps import home_of
+from opmix.lifecycle.tables import SEARCH_PURPOSES, spread
+from opmix.runs.files import plain, write_json, write_text
+from opmix.runs.store import RunStore
+
+Lives = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]
+"""Entrant, seed: its stages as `opmix.lifecycle.tables.stage_json` keeps them, the shared ones first."""
+
+
+def compare_json(config: CompareConfig, lives: Lives) -> dict[str, Any]:
+    """The content of `compare.json`; losses are of the test split, in nats per token. Nothing in it depends on a clock."""
+    entrants = {}
+    for name, by_seed in lives.items():
+        entry = config.entry(name)
+        entrants[name] = {
+            "method": entry.name, "title": entry.title, "family": entry.family, "line": entry.line, "paper": entry.paper,
+            "settings": {**entry.settings, **config.methods[name].settings}, "stage": dict(config.methods[name].stage),
+            "seeds": {str(seed): _life(config, stages) for seed, stages in by_seed.items()},
+        }  # fmt: skip
+    return plain(
+        {
+            "schema": 1, "kind": "compare", "units": "nats per token", "split": "test", "reference": config.first,
+            "contested": [s.name for s in config.stages[config.contested :]], "shared": [s.name for s in config.stages[: config.contested]],
+            "entrants": entrants, "table": [_row(config.first, name, entrants) for name in entrants],
+        }
+    )  # fmt: skip
+
+
+def _life(config: CompareConfig, stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One entrant's life from one seed."""
+    last, first = stages[-1], config.contested
+    losses = {d: x["after"] for d, x in last["losses"]["test"].items()}
+    return {
+        "stages": [
+            {k: s[k] for k in ("name", "folder", "tokens", "mixture", "losses", "forgetting", "scores", "cost")}
+            for s in stages[first:]
+        ],
+        "losses": losses,
+        "errors": {d: x["error"] for d, x in last["losses"]["test"].items()},
+        "mean_loss": fmean(losses.values()),
+        "mean_loss_by_stage": [fmean(x["after"] for x in s["losses"]["test"].values()) for s in stages[first:]],
+        "forgetting": forgetting(stages),
+        "scores": {d: s["after"]["share"] for d, s in last["scores"].items() if s["after"]},
+        "cost": {
+            what: {
+                "shared": sum(sum(s["cost"][what].values()) for s in stages[:first]),
+                "search": sum(s["cost"][what].get(p, 0.0) for s in stages[first:] for p in SEARCH_PURPOSES),
+                "training": sum(s["cost"][what].get("training", 0.0) for s in stages[first:]),
+            }
+            for what in ("tokens", "flops")
+        },
+    }  # fmt: skip
+
+
+def forgetting(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """By domain: test loss at the end of the life less that after the stage in which it was last new."""
+    learned: dict[str, float] = {}
+    for stage in stages[:-1]:
+        for domain, loss in stage["losses"]["test"].items():
+            if domain not in learned:
+                learned[domain] = loss["after"]
+    return {d: stages[-1]["losses"]["test"][d]["after"] - loss for d, loss in learned.items()}
+
+
+def spent_json(config: CompareConfig, lives: Lives, store: RunStore) -> dict[str, Any]:
+    """The content of `spent.json`: what differs from run to run. By entrant and seed: `seconds` by kind of work, and `bytes_written`.
+
+    Bytes are those that searches have left on disk.
+    """
+    return {
+        name: {str(seed): _spent(store, config, home_of(seed, name)) for seed in by_seed}
+        for name, by_seed in lives.items()
+    }
+
+
+def _spent(store: RunStore, config: CompareConfig, home: str) -> dict[str, Any]:
+    seconds, written = {"search": 0.0, "training": 0.0}, 0
+    for index, stage in enumerate(config.stages[config.contested :], config.contested + 1):
+        label = f"{index:02d}-{stage.name}"
+        for file in sorted((store.folder / "steps" / home / label).glob("*.json")):
+            record = store.record(f"{home}/{label}/{file.stem}")
+            spent = {} if record is None else record["result"].get("amounts", {}).get("seconds", {})
+            for purpose, amount in spent.items():
+                if purpose != "measuring":
+                    seconds["training" if purpose == "training" else "search"] += amount
+        for folder in (store.folder / home / label).glob("search-*"):
+            written += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return {"seconds": seconds, "bytes_written": written}
+
+
+def _row(reference: str, name: str, entrants: Mapping[str, Any]) -> dict[str, Any]:
+    """One entrant over its seeds: means, deviations, and differences to the reference, paired by seed."""
+    lives = entrants[name]["seeds"]
+    row: dict[str, Any] = {
+        "entrant": name, "seeds": len(lives),
+        "mean_loss": spread([life["mean_loss"] for life in lives.values()]),
+        "perplexity": spread([math.exp(life["mean_loss"]) for life in lives.values()]),
+        "forgetting": spread([fmean(life["forgetting"].values()) for life in lives.values()]),
+        "worst_forgetting": spread([max(life["forgetting"].values()) for life in lives.values()]),
+        "search_flops": spread([life["cost"]["flops"]["search"] for life in lives.values()]),
+        "training_flops": spread([life["cost"]["flops"]["training"] for life in lives.values()]),
+        "total_flops": spread([sum(life["cost"]["flops"].values()) for life in lives.values()]),
+        "tokens": spread([life["cost"]["tokens"]["training"] for life in lives.values()]),
+    }  # fmt: skip
+    others = entrants.get(reference, {"seeds": {}})["seeds"]
+    paired = [seed for seed in lives if seed in others]
+    if name != reference and paired:
+        row["difference"] = spread([lives[s]["mean_loss"] - others[s]["mean_loss"] for s in paired])
+    return row
+
+
+def write_compare(folder: Path, content: Mapping[str, Any], spent: Mapping[str, Any]) -> None:
+    """`compare.json`, `spent.json`, `tables/compare.csv` (a row an entrant), `tables/domains.csv` (per entrant, seed and domain)."""
+    write_json(folder / "compare.json", content)
+    write_json(folder / "spent.json", spent)
+    header = ["entrant", "seeds", "mean_loss", "sd", "difference", "difference_sd", "forgetting", "worst_forgetting", "search_flops",
+              "training_flops", "total_flops"]  # fmt: skip
+    rows = []
+    for row in content["table"]:
+        difference = row.get("difference", {})
+        rows.append([
+            row["entrant"], row["seeds"], row["mean_loss"]["mean"], row["mean_loss"]["sd"], difference.get("mean", ""),
+            difference.get("sd", ""), *(row[k]["mean"] for k in header[6:]),
+        ])  # fmt: skip
+    write_text(folder / "tables" / "compare.csv", _csv(header, rows))
+    domains = [
+        [name, seed, domain, loss, life["errors"][domain], life["stages"][-1]["mixture"].get(domain, 0.0),
+         life["forgetting"].get(domain, "")]
+        for name, entrant in content["entrants"].items()
+        for seed, life in entrant["seeds"].items()
+        for domain, loss in life["losses"].items()
+    ]  # fmt: skip
+    columns = ["entrant", "seed", "domain", "test_loss", "test_error", "share", "forgetting"]
+    write_text(folder / "tables" / "domains.csv", _csv(columns, domains))
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()

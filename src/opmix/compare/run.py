@@ -1,0 +1,164 @@
+"""`opmix compare`: shared stages once, then every method's own life; running it again resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opmix.compare.config import CompareConfig
+from opmix.compare.entrant import EntrantRun, MergedRun, RestartedRun
+from opmix.compare.online import OnlineStage
+from opmix.compare.results import compare_json, spent_json, write_compare
+from opmix.compare.steps import entrant_chain, facts_file, home_of
+from opmix.compute.budget import world_size
+from opmix.errors import ConfigError
+from opmix.lifecycle.life import live_stages, refuse_stale, start_of_life
+from opmix.lifecycle.limits import check_budgets
+from opmix.lifecycle.stages import resolve
+from opmix.lifecycle.steps import Step
+from opmix.lifecycle.world import World, make_world
+from opmix.progress import Progress, Silent
+from opmix.report import write_report
+from opmix.runs.files import disk_errors, environment, write_json
+from opmix.runs.progress_file import ProgressFile
+from opmix.runs.store import RunStore
+
+if TYPE_CHECKING:  # torch and transformers are imported where they are used
+    from opmix.training.factory import TrainerFactory
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareResult:
+    """What a comparison came to."""
+
+    folder: Path
+    content: Mapping[str, Any]
+    """Of `compare.json`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entrant:
+    name: str
+    world: World
+    chains: Mapping[int, list[Step]]
+    """By seed."""
+
+
+def run_compare(
+    config: CompareConfig,
+    *,
+    out: Path,
+    base: Path | None = None,
+    redo: bool = False,
+    only: Iterable[str] = (),
+    make_trainer: TrainerFactory | None = None,
+    progress: Progress | None = None,
+) -> CompareResult:
+    """Let every method live the life, or what is left of that.
+
+    Args:
+        config: The life, and who lives it.
+        out: Run folder; what several entrants have in common is done once in it.
+        base: Folder that relative paths are resolved against; None: the current one.
+        redo: Do finished steps again whose inputs have changed; else that is an error.
+        only: Entrants to run now; results of others that are finished stay in the tables. Empty: all.
+        make_trainer: Replaces `opmix.training.factory.default_trainer`, except where a method brings its own.
+        progress: Shows what is going on; None: silence.
+
+    Raises:
+        ConfigError: Settings that cannot hold, all at once.
+        StoreError: The folder is held by another process, the disk is full, or finished steps have become stale.
+        OpMixError: Whatever else stops it; running again goes on from there.
+    """
+    from opmix.training.factory import check_arguments
+
+    if world_size() > 1:
+        raise ConfigError(
+            f"WORLD_SIZE is {world_size()}; `opmix compare` drives one process: start it without torchrun"
+        )
+    wanted = _chosen(config, only)
+    for stage in config.stages:
+        check_arguments(config.trainer_of(stage))
+    with RunStore(out) as store, disk_errors(out):
+        shown = ProgressFile(out / "progress.json", progress or Silent())
+        shared = make_world(config, base or Path.cwd(), store, shown, make_trainer)
+        entrants = [_entrant(config, name, shared) for name in config.methods]
+        for entrant in entrants:
+            check_budgets(entrant.world.life, entrant.world.facts)
+        if not redo:
+            steps = {s.name: s for e in entrants if e.name in wanted for chain in e.chains.values() for s in chain}
+            refuse_stale(store, list(steps.values()))
+        shared.record_facts()
+        for entrant in entrants:
+            if entrant.world.facts is not shared.facts:
+                entrant.world.record_facts(facts_file(entrant.name))
+        write_json(
+            out / "manifest.json", {"command": "compare", "config": config.model_dump(mode="json"), **environment()}
+        )
+        return _raced(config, shared, entrants, wanted)
+
+
+def _raced(config: CompareConfig, shared: World, entrants: list[_Entrant], wanted: list[str]) -> CompareResult:
+    """Seed after seed, entrant after entrant; tables and report are written after each."""
+    out, content = shared.folder, {}
+    outcomes: dict[str, dict[int, list[dict[str, Any]]]] = {e.name: {} for e in entrants}
+    for seed in config.seeds:
+        steps = entrants[0].chains[seed]
+        stages = resolve(shared.life, shared.facts.stages)[: config.contested]
+        carried = start_of_life(shared, seed, steps[0])
+        before, carried = live_stages(shared, seed, stages, steps, carried, home=home_of(seed))
+        for entrant in entrants:
+            if entrant.name not in wanted and not _finished(shared, entrant.chains[seed]):
+                continue
+            later = resolve(entrant.world.life, entrant.world.facts.stages)[config.contested :]
+            own, _ = live_stages(
+                entrant.world, seed, later, entrant.chains[seed], carried, home=home_of(seed, entrant.name),
+                make_run=_run_of(config, entrant.name),
+            )  # fmt: skip
+            outcomes[entrant.name][seed] = [*before, *own]
+            lives = {n: found for n, found in outcomes.items() if found}
+            content = compare_json(config, lives)
+            write_compare(out, content, spent_json(config, lives, shared.store))
+            write_report(out)
+    shared.store.event("finished")
+    return CompareResult(folder=out, content=content)
+
+
+def _chosen(config: CompareConfig, only: Iterable[str]) -> list[str]:
+    from opmix.strict import nearest
+
+    names = list(only) or list(config.methods)
+    if unknown := [n for n in names if n not in config.methods]:
+        raise ConfigError([f"--only {n}: no such entrant{nearest(n, list(config.methods))}" for n in unknown])
+    return names
+
+
+def _entrant(config: CompareConfig, name: str, shared: World) -> _Entrant:
+    """An entrant with a world of its own where it learns from other rows than the others do."""
+    life = config.life_of(name)
+    if not config.learns_otherwise(name):
+        world = replace(shared, life=life)
+    else:
+        world = make_world(life, shared.base, shared.store, shared.progress, shared.make_trainer)
+    return _Entrant(
+        name=name, world=world, chains={seed: entrant_chain(config, name, world.facts, seed) for seed in config.seeds}
+    )
+
+
+def _run_of(config: CompareConfig, name: str) -> partial[EntrantRun]:
+    method = config.method(name)
+    kind: type[EntrantRun] = EntrantRun
+    if hasattr(method, "update"):
+        kind = OnlineStage
+    elif getattr(method, "restarts", False):
+        kind = RestartedRun
+    elif getattr(method, "merges", False):
+        kind = MergedRun
+    return partial(kind, entry=config.entry(name), method=method)
+
+
+def _finished(world: World, steps: Iterable[Step]) -> bool:
+    return all(world.store.found(step.name, step.key) is not None for step in steps)

@@ -1,0 +1,27 @@
+"""Full retraining: forget the model, train again on everything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from opmix.methods.base import Proposal
+from opmix.methods.bench import Bench
+from opmix.mixing.mixture import Mixture
+
+
+@dataclass(frozen=True)
+class FullRetraining:
+    """From where the life starts, on all domains on offer, for the tokens of all stages so far (the paper's figure 9).
+
+    The paper does not say in what shares; here they are `mixture`.
+    """
+
+    mixture: Literal["uniform", "size"] = "uniform"
+    restarts: ClassVar[bool] = True
+    """The engine starts the stage from the first model, not from the current one."""
+
+    def propose(self, context: Bench) -> Proposal:
+        """See `MixingMethod`."""
+        stage = context.stage
+        return Proposal(mixture=stage.by_size if self.mixture == "size" else Mixture.uniform(stage.domains))

@@ -1,0 +1,233 @@
+"""The report of a comparison: who is best and by how much, at what cost, who forgets what, and on which mixtures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from opmix.errors import StoreError
+from opmix.report.compare_figures import Spent, forgetting_panel, frontier, pareto_panel
+from opmix.report.html import (
+    THIN,
+    Html,
+    Scale,
+    count,
+    duration,
+    el,
+    folded,
+    join,
+    number,
+    percent,
+    row,
+    scientific,
+    table,
+    whisker,
+)
+
+Row = Mapping[str, Any]
+
+
+def load_comparison(folder: Path) -> dict[str, Any]:
+    """The `compare.json` of a run folder.
+
+    Raises:
+        StoreError: It is damaged or of another version.
+    """
+    path = folder / "compare.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        spent = folder / "spent.json"
+        content["spent"] = json.loads(spent.read_text(encoding="utf-8")) if spent.is_file() else {}
+        if content["schema"] != 1 or not content["table"]:
+            raise ValueError(f"schema {content['schema']!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path}: cannot be read ({error}); run `opmix compare` again to rewrite it") from error
+    return dict(content)
+
+
+def comparison_sections(content: Mapping[str, Any], manifest: Mapping[str, Any] | None) -> dict[str, Html]:
+    """Sections by id, in order."""
+    rows = sorted(content["table"], key=lambda r: r["mean_loss"]["mean"])
+    made = {
+        "summary": _opening(content, rows),
+        "domains": _domains(content, rows),
+        "forgetting": _forgetting(content, rows),
+        "mixtures": _mixtures(content, rows),
+        "cost": _cost(content, rows),
+    }
+    if manifest is not None:
+        text = json.dumps(manifest, indent=2, ensure_ascii=False)
+        shown = folded("manifest.json", el("pre", text))
+        made["configuration"] = el("section", el("h2", "Configuration"), shown, id="configuration")
+    return made
+
+
+def _opening(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
+    best, reference = rows[0], next((r for r in rows if r["entrant"] == content["reference"]), rows[0])
+    points = [
+        Spent(r["entrant"], r["total_flops"]["mean"], r["mean_loss"]["mean"], _known(r["mean_loss"]["sd"]))
+        for r in rows
+    ]
+    place = rows.index(reference) + 1
+    least = min(rows, key=lambda r: r["forgetting"]["mean"])
+    gap = reference["mean_loss"]["mean"] - best["mean_loss"]["mean"]
+    facts = [
+        ("Lowest test loss", best["entrant"], join([number(best["mean_loss"]["mean"], 4), " nats per token"])),
+        (content["reference"], f"{place} of {len(rows)}", f"{number(gap, 4, sign=True)} nats from the best" if gap else "the best"),
+        ("Forgets least", least["entrant"], f"{number(least['forgetting']['mean'], sign=True)} nats on what was known"),
+        ("On the frontier", str(len(frontier(points))), "no other has less loss for fewer FLOPs"),
+    ]  # fmt: skip
+    keys = el(
+        "dl",
+        *(
+            el("div", el("dt", n), el("dd", el("div", v, class_="value"), el("div", t, class_="note")))
+            for n, v, t in facts
+        ),
+        class_="keys",
+    )
+    old = list(next(iter(_lives(content, best)))["forgetting"])
+    new = [d for d in next(iter(_lives(content, best)))["losses"] if d not in old]
+    learned = [
+        (r["entrant"], fmean(_mean(content, r, "losses", d) for d in new or old), r["forgetting"]["mean"]) for r in rows
+    ]
+    panels = [
+        el("figure", pareto_panel(points, content["reference"]), el("figcaption", "Loss against all FLOPs; names on the frontier")),
+        el(
+            "figure",
+            forgetting_panel(learned, content["reference"]),
+            el("figcaption", "What was new, and what was forgotten"),
+        ) if new else None,
+    ]  # fmt: skip
+    return el(
+        "section", el("h1", "Methods side by side"), keys, el("div", *panels, class_="panels"), _table(content, rows), id="summary",
+        aria_label="Summary",
+    )  # fmt: skip
+
+
+def _table(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
+    scale = Scale.around(
+        [_known(r.get("difference", {}).get("mean")) for r in rows], [e for r in rows for e in _interval(r) or ()]
+    )
+    made = []
+    for r in rows:
+        difference = r.get("difference")
+        label = "the reference" if difference is None else f"{number(difference['mean'], 4, sign=True)} nats"
+        drawn = whisker(
+            0.0 if difference is None else difference["mean"], _interval(r), scale, label=f"{r['entrant']}: {label}"
+        )
+        made.append(
+            row(r["entrant"], spread_text(r["mean_loss"], 4), drawn, "" if difference is None else spread_text(difference, 4, sign=True),
+                spread_text(r["forgetting"], sign=True), scientific(r["total_flops"]["mean"]))
+        )  # fmt: skip
+    seeds = max(r["seeds"] for r in rows)
+    head = ["Method", "Test loss", "", f"Against {content['reference']}", "Forgotten", "FLOPs"]
+    said = f"mean ± standard deviation over {seeds} seeds, differences paired by seed" if seeds > 1 else "one seed"
+    return table(head, made, caption=f"Mean over domains, nats per token; {said}")
+
+
+def _interval(r: Row) -> tuple[float, float] | None:
+    found = r.get("difference")
+    if found is None or found["sd"] is None:
+        return None
+    return found["mean"] - found["sd"], found["mean"] + found["sd"]
+
+
+def _domains(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
+    names = list(next(iter(content["entrants"][rows[0]["entrant"]]["seeds"].values()))["losses"])
+    made = [row(r["entrant"], *(number(_mean(content, r, "losses", d)) for d in names)) for r in rows]
+    shown = table(["Method", *names], made, caption="Test loss at the end, mean over seeds, nats per token")
+    return el("section", el("h2", "Domain by domain"), shown, id="domains")
+
+
+def _forgetting(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
+    lives = next(iter(content["entrants"][rows[0]["entrant"]]["seeds"].values()))
+    names = list(lives["forgetting"])
+    made = []
+    for r in rows:
+        values = [_mean(content, r, "forgetting", d) for d in names]
+        made.append(
+            row(r["entrant"], number(r["forgetting"]["mean"], sign=True), *(number(v, sign=True) for v in values))
+        )
+    lead = el(
+        "p", "Rise of the test loss from the end of the stage that first had a domain to the end of the life; a minus is a gain.",
+        class_="lead",
+    )  # fmt: skip
+    shown = table(["Method", "Mean", *names], made, caption="Nats per token, mean over seeds")
+    return el("section", el("h2", "Forgetting"), lead, shown, id="forgetting")
+
+
+def _mixtures(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
+    blocks = []
+    for index, stage in enumerate(content["contested"]):
+        names = list(
+            dict.fromkeys(d for r in rows for life in _lives(content, r) for d in life["stages"][index]["mixture"])
+        )
+        made = []
+        for r in rows:
+            shares = [[life["stages"][index]["mixture"].get(d, 0.0) for life in _lives(content, r)] for d in names]
+            made.append(row(r["entrant"], *(percent(fmean(s)) + (_apart(s)) for s in shares)))
+        blocks.append(
+            table(["Method", *names], made, caption=f"{stage}: shares of training tokens, mean (and range) over seeds")
+        )
+    return el("section", el("h2", "What they mixed"), *blocks, id="mixtures")
+
+
+def _apart(shares: Sequence[float]) -> str:
+    low, high = min(shares), max(shares)
+    return f" ({number(100 * low, 0)} to {number(100 * high, 0)})" if high - low > 0.005 else ""
+
+
+def _cost(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
+    made = []
+    for r in rows:
+        shared = fmean(life["cost"]["flops"]["shared"] for life in _lives(content, r))
+        searched, trained = r["search_flops"]["mean"], r["training_flops"]["mean"]
+        seconds = duration(_spent(content, r, lambda s: sum(s["seconds"].values())))
+        written = _bytes(_spent(content, r, lambda s: s["bytes_written"]))
+        share = percent(searched / trained if trained else None)
+        made.append(
+            row(r["entrant"], scientific(shared), scientific(searched), share, scientific(trained),
+                count(r["tokens"]["mean"]), seconds, written)
+        )  # fmt: skip
+    head = ["Method", "Shared", "Search", "of training", "Training", "Tokens trained", "Time", "Search wrote"]
+    lead = el(
+        "p",
+        "Searches, and passes that methods make beside training, are charged in full. Shared stages were trained once.",
+        class_="lead",
+    )
+    shown = table(head, made, caption="FLOPs, time and disk per seed; the time leaves out the shared stages")
+    return el("section", el("h2", "Cost"), lead, shown, id="cost")
+
+
+def _lives(content: Mapping[str, Any], r: Row) -> list[Mapping[str, Any]]:
+    return list(content["entrants"][r["entrant"]]["seeds"].values())
+
+
+def _mean(content: Mapping[str, Any], r: Row, what: str, domain: str) -> float:
+    return fmean(life[what][domain] for life in _lives(content, r) if domain in life[what])
+
+
+def _spent(content: Mapping[str, Any], r: Row, amount: Callable[[Any], float]) -> float | None:
+    """Mean over seeds of what differs from run to run; None where it was not kept."""
+    found = content["spent"].get(r["entrant"], {})
+    return fmean(map(amount, found.values())) if found else None
+
+
+def _bytes(value: float | None) -> str:
+    return f"{value:.0f}{THIN}B" if value is not None and value < 1000 else f"{count(value)}B"
+
+
+def spread_text(value: Mapping[str, Any], digits: int = 3, *, sign: bool = False) -> str:
+    """`1.234 ± 0.005`; without a deviation where there is one seed."""
+    if value["mean"] is None:
+        return number(None)
+    return number(value["mean"], digits, sign=sign) + (
+        f" ± {number(value['sd'], digits)}" if value["sd"] is not None else ""
+    )
+
+
+def _known(value: float | None) -> float:
+    return float("nan") if value is None else value

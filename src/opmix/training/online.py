@@ -1,0 +1,327 @@
+"""Training a model on a mixture that is decided as it trains: one Trainer run, resumable at any checkpoint.
+
+At the end of every stint a mixer (`opmix.methods.online`) is told what it asks for and says what comes next. Its state, the stints and the
+sums of the present one are in every checkpoint (`mixer.json`), so a run that was killed goes on to the same bytes. Works on text and on
+conversations; not with self-distillation, whose batches are no rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback
+
+from opmix.compute.budget import world_size
+from opmix.data import Rows
+from opmix.errors import ConfigError, StoreError
+from opmix.methods.online import Observation, OnlineMixer, State, Stint
+from opmix.mixing.mixture import Mixture
+from opmix.runs.files import write_json
+from opmix.training.factory import StepProgress, TrainSpec, default_trainer, run_training
+from opmix.training.full import Stretch, train_stretch
+from opmix.training.matched import TrainingPlan
+from opmix.training.objectives import CAUSAL_LM, Objective, Usage
+from opmix.training.senses import Bill, Gradients, Senses, Sums, inputs_of, token_losses, undisturbed
+from opmix.training.stints import DOMAINS, StintRows
+
+MIXER_FILE = "mixer.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineRun:
+    """What is trained on, and who decides."""
+
+    mixer: OnlineMixer
+    start: tuple[State, Stint]
+    """From `mixer.init(bench, steps - begin_at)`; its mixture names the domains, in the stage's order."""
+    rows: Mapping[str, Rows]
+    """Training rows by domain."""
+    steps: int
+    """Optimizer steps of the whole run, which the schedule is for."""
+    arguments: Mapping[str, Any]
+    """The user's trainer arguments."""
+    seed: int
+    senses: Senses = field(default_factory=Senses)
+    objective: Objective = CAUSAL_LM
+    max_epochs: Mapping[str, float] | None = None
+    """See `StintRows`."""
+    document_mask: bool = False
+    begin_at: int = 0
+    """Steps that were trained before, on `previous`: a stage's prefix. The mixer's own steps are those after it."""
+    previous: TrainingPlan | None = None
+    """See `StintRows`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """Where and how often a run is kept, so that it can be gone on with."""
+
+    key: str
+    """Of the run; its checkpoints carry it."""
+    previous_key: str | None = None
+    """Of the run that ended at `begin_at`, in the same folder: this one starts from its last checkpoint."""
+    save_every: int = 100
+    """Steps between checkpoints."""
+    evaluate_every: int | None = None
+    """Steps between evaluations of `watched` by the Trainer; None: never."""
+    watched: Mapping[str, Dataset[Any]] | None = None
+    optimizer_state: Path | None = None
+    """`optimizer.pt` whose moments the run starts with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineResult:
+    """A run that is over; the model was trained in place."""
+
+    stints: tuple[Stint, ...]
+    """What it was trained on."""
+    state: State
+    """The mixer's last state."""
+    plan: TrainingPlan
+    """All rows; its tokens and shares are those of the whole run (for `opmix.training.matched.account`)."""
+    trainer: Trainer
+
+
+def train_online(
+    model: Any,
+    run: OnlineRun,
+    *,
+    folder: Path,
+    checkpoints: Checkpoints | None = None,
+    usage: Usage | None = None,
+    report: Callable[[int, int], None] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> OnlineResult:
+    """Train a model in place on what a mixer decides.
+
+    Args:
+        model: With the weights of the run's start; a checkpoint's replace them.
+        run: See there.
+        folder: Of the Trainer and its checkpoints.
+        checkpoints: None: none are written.
+        usage: Passes that only serve the mixer are booked in `usage.extra`, `"tokens"` and `"flops"`.
+        report: Told (steps done, steps in all).
+        callbacks: Further ones.
+
+    Raises:
+        ConfigError: The run cannot tell what the mixer wants to know, or cannot be mixed as it goes.
+        DataError: A domain with a share has no rows, or all together have too few.
+        TrainingError: The loss is not finite.
+        StoreError: A checkpoint cannot be written, or is not of this run.
+    """
+    check_run(run, checkpoints)
+    usage = usage or Usage()
+    course = Course(model, run, usage, key=None if checkpoints is None else checkpoints.key)
+    watchers = [Decides(course), *callbacks]
+    factory = partial(_trainer, course=course)
+    arguments = {**course.rows.arguments, "remove_unused_columns": False}
+    if checkpoints is None:
+        if report is not None:
+            watchers.append(StepProgress(report))
+        spec = TrainSpec(
+            model=model, dataset=course.rows.places, output_dir=folder, steps=run.steps, seed=run.seed, arguments=arguments,
+            callbacks=watchers,
+        )  # fmt: skip
+        trainer = run_training(factory, spec)
+    else:
+        stretch = Stretch(
+            steps=run.steps, start=run.begin_at, stop=run.steps, key=checkpoints.key, previous_key=checkpoints.previous_key,
+            save_every=checkpoints.save_every, evaluate_every=checkpoints.evaluate_every, arguments=arguments,
+        )  # fmt: skip
+        trainer = train_stretch(
+            model, course.rows.places, stretch, folder=folder, seed=run.seed, make_trainer=factory, held_out=checkpoints.watched,
+            optimizer_state=checkpoints.optimizer_state, report=report, callbacks=watchers, usage=usage,
+        )  # fmt: skip
+    return OnlineResult(stints=tuple(course.rows.stints), state=course.state, plan=course.rows.whole, trainer=trainer)
+
+
+def check_run(run: OnlineRun, checkpoints: Checkpoints | None = None) -> None:
+    """Refuse before any work.
+
+    Raises:
+        ConfigError: See `train_online`.
+    """
+    if run.objective.name == "sdft":
+        raise ConfigError(
+            "objective 'sdft': its batches are prompts, not rows, and cannot be mixed as the run goes; use 'causal_lm' or 'sft'"
+        )
+    heard = run.mixer.signals & {"train_loss", "excess"}
+    if heard and run.arguments.get("use_liger_kernel"):
+        raise ConfigError(
+            f"trainer.use_liger_kernel: {sorted(heard)[0]!r} is read off the logits, which its fused loss never makes; remove it"
+        )
+    if run.begin_at and (checkpoints is None or checkpoints.previous_key is None):
+        raise ConfigError(
+            f"begin_at is {run.begin_at} without `previous_key`; expected the checkpoint of those steps to go on from"
+        )
+    if (processes := world_size()) > 1:
+        raise ConfigError(
+            f"{processes} processes: a mixture that is decided as the run goes needs one; start without a launcher"
+        )
+    run.senses.check(run.mixer.signals, run.start[1].mixture.names)
+
+
+class Course:
+    """Where an online run stands: rows, the mixer's state, and what was heard in the present stint."""
+
+    def __init__(self, model: Any, run: OnlineRun, usage: Usage, *, key: str | None = None) -> None:
+        first = run.start[1].mixture
+        self.run, self.key, self.domains, self.signals = run, key, first.names, run.mixer.signals
+        self.rows = StintRows(
+            run.rows, self.domains, first, steps=run.steps, arguments=run.arguments, seed=run.seed, objective=run.objective,
+            max_epochs=run.max_epochs, document_mask=run.document_mask, begin_at=run.begin_at, previous=run.previous,
+        )  # fmt: skip
+        if run.senses.reference is not None:
+            run.senses.reference.eval()  # one that was just trained still drops out, and draws
+        self.state: State = {}
+        self.sums = Sums.of(len(self.domains))
+        length = max(rows.sequence_length for rows in self.rows.rows.values())
+        self.bill = Bill(usage, model, length, run.senses.reference)
+        self.gradients = Gradients(
+            train=self.rows.rows, held_out=run.senses.held_out or {}, num_rows=run.senses.gradient_rows, seed=run.seed,
+            batch_rows=int(run.arguments.get("per_device_train_batch_size", 8)), document_mask=run.document_mask,
+            charge=self.bill.gradient,
+        )  # fmt: skip
+
+    def begin(self, checkpoint: Path | None) -> None:
+        """At the run's start, or as it stood at a checkpoint of its own.
+
+        Raises:
+            StoreError: What the checkpoint says of the mixer is damaged or of other domains.
+        """
+        kept = self._kept(checkpoint / MIXER_FILE) if checkpoint is not None else None
+        if kept is None:
+            self._turn(*self.run.start)
+            return
+        for weights, steps in kept["stints"]:
+            self.rows.replay(weights, steps)
+        self.state, self.sums = kept["state"], Sums.read(kept["sums"])
+
+    def _kept(self, file: Path) -> dict[str, Any] | None:
+        """None: of the run before this one."""
+        if not file.is_file():
+            return None
+        try:
+            kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            if kept["key"] != self.key:
+                return None
+            if tuple(kept["domains"]) != self.domains:
+                raise ValueError(f"its domains are {kept['domains']}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{file}: not the mixer of this run ({error}); expected its stints over {list(self.domains)}; remove the "
+                "checkpoint to train from the start"
+            ) from error
+        return kept
+
+    def json(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {
+            "key": self.key, "domains": list(self.domains), "state": self.state, "stints": self.rows.given, "sums": self.sums.json(),
+        }  # fmt: skip
+
+    def _turn(self, state: State, stint: Stint) -> None:
+        self.state = json.loads(json.dumps(state))  # what a resumed run would read
+        self.rows.add(stint)
+        self.sums = Sums.of(len(self.domains))
+
+    def hear(self, batch: Mapping[str, torch.Tensor], domains: torch.Tensor, logits: torch.Tensor) -> None:
+        """Add up a training batch's losses; with a reference, its clipped excess too."""
+        labels, device = batch["labels"], logits.device
+        counts = (labels[:, 1:] != -100).sum(dim=1)
+        with torch.no_grad():
+            other = None
+            if "excess" in self.signals:
+                other = self.run.senses.reference(**inputs_of(batch, device), use_cache=False).logits
+                self.bill.forward(float(labels.numel()), reference=True)
+            own = list(token_losses(logits, labels))
+            heard = [torch.stack([row.sum() for row in own])]
+            if other is not None:
+                pairs = zip(own, token_losses(other, labels), strict=True)
+                heard.append(torch.stack([(mine - theirs).clamp(min=0).sum() for mine, theirs in pairs]))
+        where = domains.cpu().numpy()
+        np.add.at(self.sums.tokens, where, counts.double().cpu().numpy())
+        np.add.at(self.sums.loss, where, heard[0].double().cpu().numpy())
+        if other is not None:
+            np.add.at(self.sums.excess, where, heard[1].double().cpu().numpy())
+
+    def decide(self, model: Any, step: int, learning_rate: float) -> None:
+        """Tell the mixer and plan what it says."""
+        told: dict[str, Any] = {}
+        with undisturbed(model):
+            if "held_out" in self.signals:
+                assert self.run.senses.evaluate is not None
+                told["held_out"] = np.asarray(self.run.senses.evaluate(model), dtype=np.float64)
+                self.bill.forward(self.run.senses.evaluate_tokens)
+            if "gradients" in self.signals:
+                told["gradients"], told["gradient_norms"] = self.gradients.measure(model, len(self.rows.stints) - 1)
+        if "train_loss" in self.signals:
+            told["train_loss"] = self.sums.means("loss")
+        if "excess" in self.signals:
+            told["excess"] = self.sums.means("excess")
+        mixture: Mixture = self.rows.stints[-1].mixture
+        seen = Observation(
+            step=step - self.run.begin_at, total_steps=self.run.steps - self.run.begin_at, mixture=mixture,
+            tokens=self.rows.counted("supervised"), learning_rate=learning_rate, **told,
+        )  # fmt: skip
+        self._turn(*self.run.mixer.update(self.state, seen))
+
+
+class Decides(TrainerCallback):
+    """Asks the mixer where a stint ends, and writes where it stands into every checkpoint."""
+
+    def __init__(self, course: Course) -> None:
+        self.course = course
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The optimizer has stepped, nothing of the next step has been looked up."""
+        if state.global_step == self.course.rows.planned < state.max_steps:
+            rate = kwargs["lr_scheduler"].get_last_lr()[0] / (args.learning_rate or 1.0)
+            self.course.decide(kwargs["model"], state.global_step, float(rate))
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before the checkpoint is marked as whole, which the last callback does."""
+        if state.is_world_process_zero:
+            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / MIXER_FILE, self.course.json())
+
+
+class OnlineTrainer(Trainer):
+    """`transformers.Trainer` that looks its rows up when a step begins, and listens to their losses."""
+
+    course: Course
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The rows of the next step, by the plan as it is now."""
+        places, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = [self.course.rows.batch(place["place"]) for place in places]
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The Trainer's own; what the mixer wants to know of it is read off the logits."""
+        inputs = dict(inputs)
+        domains = inputs.pop(DOMAINS, None)
+        if domains is None or not self.course.signals & {"train_loss", "excess"}:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        batch = dict(inputs)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        with self.accelerator.autocast():
+            self.course.hear(batch, domains, outputs.logits.detach())
+        return (loss, outputs) if return_outputs else loss
+
+
+def _trainer(spec: TrainSpec, *, course: Course) -> Trainer:
+    trainer = default_trainer(spec, OnlineTrainer)
+    assert isinstance(trainer, OnlineTrainer)
+    trainer.course = course
+    course.begin(spec.resume_from)
+    return trainer
