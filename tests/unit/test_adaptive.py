@@ -164,7 +164,11 @@ def test_a_look_without_an_answer_stops_nothing_and_is_told(toys, tmp_path, monk
     monkeypatch.setattr(adaptive, "_look", failing)
     seen = looks_of(find(toys, tmp_path, adaptive=True, tolerance=1e9))
     assert seen["segments"][0] == {"steps": 1, "error": "too few points"}
-    assert [look["steps"] for look in seen["segments"]] == [1, 2, 4]  # the second has none before it, so it ends nothing
+    assert [look["steps"] for look in seen["segments"]] == [
+        1,
+        2,
+        4,
+    ]  # the second has none before it, so it ends nothing
 
 
 def test_gradients_are_looked_at_too(toys, tmp_path):
