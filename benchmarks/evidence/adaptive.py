@@ -1,6 +1,6 @@
 """Searches of fixed length against adaptive ones: FLOPs, and the regret they pay, on the stages of regret.py.
 
-    python benchmarks/evidence/adaptive.py [--seeds 0 1] [--stages code medical speeches reviews] [--long 1000]
+    python benchmarks/evidence/adaptive.py [--seeds 0 1] [--stages code medical speeches reviews] [--long 750]
 
 A proposal is scored on the nine full trainings of its cell (`losses` in results/regret.json): a polynomial of degree four through them,
 by least squares, whose minimum counts as the best; so nothing is trained anew, and a regret is no surer than the trainings' scatter around
@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adaptive, tolerance 0.02": {"probes": {"adaptive": True, "tolerance": 0.02}},
     "adaptive, gradients": {"probes": {"adaptive": True}, "proxies": {"gradients": True}},
 }
-LONG_GRID = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+LONG_GRID = [0.2, 0.3, 0.4, 0.5, 0.6]
 DEGREE = 4
 
 
@@ -117,7 +117,7 @@ class Curve:
 
 def rows_of(cell: Cell, variants: list[str], long: int | None) -> list[dict[str, Any]]:
     curve = Curve(cell.known())
-    far = Curve(cell.trained(long), 3) if long else None
+    far = Curve(cell.trained(long), 2) if long else None
     made = []
     for variant in variants:
         result = cell.search(variant)
