@@ -1,11 +1,14 @@
 """What whole searches decide on the demo's stage: as published, and with specialised probes in the fit and a direct probe to decide.
 
-    python benchmarks/evidence/decisions.py [--seeds 0 1] [--train]
+    python benchmarks/evidence/decisions.py [--seeds 0 1] [--train] [--variants adaptive]
 
-Each optimum is trained on with --train (kept with the grid's trainings); gains are over uniform, in mean loss on the test split.
+Each optimum is trained on with --train (kept with the grid's trainings); gains are over uniform, in mean loss on the test split. The
+adaptive variants stop their probes when the predicted regret is small (`probes.adaptive`).
 """
 
 from __future__ import annotations
+
+import json
 
 from stage import RESULTS, RebalancingStage, mean, parser
 
@@ -14,27 +17,32 @@ from opmix.cli.console import Display, quiet_libraries
 from opmix.config import SearchConfig
 from opmix.runs.files import write_json
 
+VARIANTS = ("default", "specialised, arbiter", "adaptive", "adaptive, specialised, arbiter")
+
 
 def variant(config: SearchConfig, name: str) -> SearchConfig:
     """A search's configuration; 64 held-out sequences a domain."""
-    changed = name == "specialised, arbiter"
+    changed = name.endswith("specialised, arbiter")
     proxies = config.proxies.model_copy(update={"eval_sequences": 64, "specialised": changed})
-    return config.model_copy(
-        update={"proxies": proxies, "decision": config.decision.model_copy(update={"arbiter": changed})}
-    )
+    probes = config.probes.model_copy(update={"adaptive": name.startswith("adaptive")})
+    decision = config.decision.model_copy(update={"arbiter": changed})
+    return config.model_copy(update={"proxies": proxies, "probes": probes, "decision": decision})
 
 
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--train", action="store_true")
+    arguments.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS[:2]))
     args = arguments.parse_args()
     quiet_libraries()
-    rows = []
+    file = RESULTS / "decisions.json"
+    rows = json.loads(file.read_text())["rows"] if file.exists() else []
+    rows = [r for r in rows if r["seed"] not in args.seeds or r["variant"] not in args.variants]
     with Display() as display:
         for seed in args.seeds:
             stage = RebalancingStage(seed, args.out / f"seed{seed}", display)
             at_uniform = mean(stage.true_losses(stage.uniform))
-            for name in ("default", "specialised, arbiter"):
+            for name in args.variants:
                 folder = stage.out / f"search-{name.replace(', ', '-')}"
                 result = run_search(
                     variant(stage.config, name),
@@ -47,12 +55,13 @@ def main() -> None:
                 row = {
                     "seed": seed, "variant": name, "optimum": dict(optimum), "action": decision.action, "predicted": decision.gain,
                     "probability": decision.probability, "direct_gain": decision.direct_gain, "direct_error": decision.direct_error,
-                    "flops": result.ledger.by_purpose()["flops"],
+                    "flops": result.ledger.by_purpose()["flops"], "share_of_stage": result.json()["cost"]["search_share"],
+                    "probe_steps": result.proposal.evidence.get("adaptive", {}).get("steps", result.config.probes.steps),
                 }  # fmt: skip
                 if args.train or stage.known(optimum):
                     row["measured"] = at_uniform - mean(stage.true_losses(optimum))
                 rows.append(row)
-                write_json(RESULTS / "decisions.json", {"rows": rows})
+                write_json(file, {"rows": rows})
                 display.note(f"seed {seed} {name}: {decision.reason}; measured {row.get('measured')}; {dict(optimum)}")
 
 

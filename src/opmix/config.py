@@ -139,6 +139,13 @@ class ProbesConfig(Strict):
     """How probes are trained; all of them for the same number of steps and tokens."""
 
     steps: Count = 200
+    """At most, with `adaptive`."""
+    adaptive: bool = False
+    """Look at the probes while they train and stop where the predicted regret is below `tolerance`."""
+    tolerance: float = Field(default=0.05, ge=0)
+    """Of the predicted regret and its change, as a share of what mixtures change at all (0: never stop)."""
+    first_look: Count | None = None
+    """Steps before the first look at least, each later one after twice as many; None: a sixteenth of `steps`."""
     share: float = Field(default=0.9, gt=0, le=1)
     """Of a probe's own data in its training mixture (paper's code: 0.9); above 0.5 where domains are new."""
     joint: bool = True

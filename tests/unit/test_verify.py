@@ -97,6 +97,16 @@ def test_the_command_prints_and_writes(run):
     assert "can cost the decision" in shown.output.replace("\n", " ")
 
 
+def test_a_search_can_verify_and_refine_in_one_go(run, tmp_path):
+    config = str(run.parent / "search.yaml")
+    made = CliRunner().invoke(app, ["search", config, "--out", str(tmp_path / "run"), "--refine", "--json"])
+    assert made.exit_code == 0, made.output
+    content = json.loads(made.stdout)
+    assert content["optimum"] == json.loads((run / "mixture.json").read_text())["optimum"]
+    assert content["verification"] == json.loads((tmp_path / "run" / "verification.json").read_text())
+    assert content["verification"]["refinement"]["reason"]
+
+
 def test_continual_stages_and_gradients_are_verified_too(tmp_path):
     files = write_toy_domains(tmp_path, NAMES, num_documents=120)
     tokenizer = tiny_tokenizer()

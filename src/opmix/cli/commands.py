@@ -21,6 +21,9 @@ def search(
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated.")
     ] = None,
     out: Out = None,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Then verify the proposal, and refine while its error matters.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the mixture for the next stretch: checkpoint + domains -> shares with intervals."""
@@ -35,10 +38,20 @@ def search(
     folder = out or Path("runs") / config.stem
     with Display(silent=as_json) as display:
         result = run_search(settings, base=config.parent.resolve(), out=folder, progress=display)
+        made = None
+        if refine:
+            from opmix.lifecycle.verification import verify_run
+
+            made = verify_run(folder, refine=True, progress=display)
     if as_json:
-        _print_json({**result.json(), "timing": result.timing()})
-    else:
-        show_search(result, folder)
+        extra = {} if made is None else {"verification": made.json()}
+        _print_json({**result.json(), "timing": result.timing(), **extra})
+        return
+    show_search(result, folder)
+    if made is not None:
+        from opmix.cli.verify import show_verification
+
+        show_verification(made, folder)
 
 
 def fit(

@@ -42,10 +42,11 @@ def verify(
     if as_json:
         sys.stdout.write(json.dumps(made.json(), indent=2, ensure_ascii=False) + "\n")
     else:
-        _show(made, run)
+        show_verification(made, run)
 
 
-def _show(made: Verification, run: Path) -> None:
+def show_verification(made: Verification, run: Path) -> None:
+    """Tables and sentences on standard output."""
     from rich.console import Console
     from rich.table import Table
 

@@ -12,8 +12,8 @@ from opmix.compute.ledger import Ledger
 from opmix.config import SearchConfig
 from opmix.domain import SPLITS
 from opmix.errors import ConfigError
-from opmix.lifecycle.estimates import eval_sequences, method_of
-from opmix.methods.base import Simulation, Stage
+from opmix.lifecycle.estimates import early_sequences, eval_sequences, method_of
+from opmix.methods.base import FULL, Effort, LawProposal, Simulation, Stage
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.design import coordinates_of, new_domains
@@ -84,6 +84,16 @@ class SearchContext:
         tokens = round(self.config.budget.tokens * self.prepared.row_tokens_per_supervised)
         return self.prepared.objective.flops(self.session.shape, row_tokens=tokens, length=self.config.sequence_length)
 
+    def saved(self, steps: int) -> dict[str, float]:
+        """FLOPs of a search whose probes stopped after `steps`, and of the same with whole probes; the test of a move left out."""
+        design, session = self.method.design(self.stage), self.session
+        own = {f"probe {p}" for p in design.probes.probes}
+        trained = sum(e.flops for e in self.ledger.entries if e.step in own)
+        swept = sum(e.flops for e in self.ledger.entries if e.step.startswith("proxies"))
+        whole = trained * session.settings.steps / steps
+        whole += session.evaluating(session.held_out, len(design.points), len(design.steep), len(own))
+        return {"flops": trained + swept, "fixed_flops": whole, "saved": 1 - (trained + swept) / whole}
+
     def counts(self) -> dict[str, dict[str, dict[str, int]]]:
         """Tokens, bytes and documents by domain and split."""
         return {n: {s: self.prepared.counts(n, s) for s in SPLITS} for n in self.data}
@@ -91,10 +101,16 @@ class SearchContext:
     # -- what a method may ask for -----------------------------------------------------------------------------
 
     def simulate(
-        self, design: ProbeDesign, points: Sequence[InterpolationWeights], *, label: str, slopes: Sequence[int] = ()
+        self,
+        design: ProbeDesign,
+        points: Sequence[InterpolationWeights],
+        *,
+        label: str,
+        slopes: Sequence[int] = (),
+        effort: Effort = FULL,
     ) -> Simulation:
         """See `MethodContext`."""
-        return self.session.simulate(design, points, label=label, slopes=slopes)
+        return self.session.simulate(design, points, label=label, slopes=slopes, effort=effort)
 
     def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
         """See `MethodContext`."""
@@ -188,7 +204,7 @@ class SearchContext:
         from opmix.probes.session import ProbeSession, ProbeSettings
 
         config, data = self.config, self.prepared
-        chosen = config.probes.model_dump(exclude={"share", "joint"})
+        chosen = config.probes.model_dump(exclude={"share", "joint", "adaptive", "tolerance", "first_look"})
         return ProbeSession(
             model=model, shape=model_shape(model), train=data.train,
             held_out=[
@@ -208,35 +224,50 @@ class SearchContext:
         num_probes = len(design.probes.probes)
         probe_tokens = round(num_probes * session.probe_tokens * self.prepared.row_tokens_per_supervised)
         eval_tokens = (len(design.points) + 1) * sum(h.input_ids.size for h in session.held_out)
+        eval_tokens += early_sequences(self.config, self.old, self.stage) * length
         flops = self.prepared.objective.flops(shape, row_tokens=probe_tokens, length=length, adapter_parameters=0)
         flops += eval_tokens * shape.forward(length)
+        most = "at most " if self.config.probes.adaptive else ""
         share = flops / self.training_flops
         per_probe = _adapter_bytes(session)
         self.progress.note(
-            f"{num_probes} probes x {session.settings.steps} steps ({probe_tokens:,} tokens), {len(design.points)} proxies "
+            f"{most}{num_probes} probes x {session.settings.steps} steps ({probe_tokens:,} tokens), {len(design.points)} proxies "
             f"({eval_tokens:,} tokens): about {flops:.2g} FLOPs, {share:.1%} of the {self.config.budget.tokens:,}-token stage; "
             f"{num_probes * per_probe / 1e6:.1f} MB of adapters"
         )
 
-    def notes(self) -> list[str]:
+    def notes(self, proposal: LawProposal) -> list[str]:
         """What a careful reader would want to be told."""
         notes = self.prepared.notes()
-        design = self.method.design(self.stage).probes
-        for name, available in self.stage.available_tokens.items():
-            seen = (
-                float(max(row[i] for row in design.R for i in [design.domains.index(name)]))
-                * self.session.probe_tokens
-                / available
-            )
-            if seen > 1.5:
-                notes.append(
-                    f"a probe repeats {name} {seen:.1f} times; its gain is then over-estimated unless the stage repeats it as often"
-                )
+        reached = proposal.evidence.get("adaptive", {}).get("steps", self.session.settings.steps)
+        seen = self.session.probe_tokens * reached / self.session.settings.steps
+        design, shares = self.method.design(self.stage).probes, proposal.verdict.optimum.mixture
+        for index, (name, most) in enumerate(zip(design.domains, design.R.max(axis=0), strict=True)):
+            available = self.stage.available_tokens[name]
+            probe, stage = most * seen / available, shares[name] * self.stage.budget_tokens / available
+            notes += repetition(name, float(probe), float(stage)) if design.R[:, index].any() else []
         if "learning_rate" not in self.config.trainer:
             notes.append(
                 "trainer.learning_rate is not set: probes used twice the Trainer's default of 5e-05; set the rate of your full run"
             )
         return notes
+
+
+def repetition(name: str, probe: float, stage: float) -> list[str]:
+    """A warning where probes and stage repeat a domain differently (arXiv 2606.07597).
+
+    Args:
+        name: The domain.
+        probe: Epochs of the probe that sees most of it.
+        stage: Epochs at the share that the law is best at.
+    """
+    if probe > max(1.5, stage):
+        return [f"a probe repeats {name} {probe:.1f} times, the stage {stage:.1f} times at the law's optimum; its gain may be misjudged, "
+                "so train probes for fewer steps or give it more text"]  # fmt: skip
+    if stage > max(4.0, 4 * probe):
+        return [f"the stage would repeat {name} {stage:.1f} times at the law's optimum, a probe only {probe:.1f} times; its gain is then "
+                "over-estimated, so limit max_epochs or give it more text"]  # fmt: skip
+    return []
 
 
 def _adapter_bytes(session: ProbeSession) -> float:

@@ -14,7 +14,6 @@ from opmix.config import SearchConfig, parse_config
 from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.context import SearchContext
 from opmix.methods.base import LawProposal, Simulation
-from opmix.methods.op_mix import slopes_of
 from opmix.mixing.design import StageDesign
 from opmix.mixing.mixture import FloatArray, Mixture
 
@@ -60,13 +59,10 @@ def configuration_of(folder: Path, model: Any) -> tuple[SearchConfig, Path]:
 
 def load_finished(context: SearchContext) -> Finished:
     """Table, law and decision of a prepared context; every step is found in the run folder."""
-    design = context.method.design(context.stage)
-    simulated = context.simulate(design.probes, design.points, label="proxies", slopes=design.steep)
-    slopes = slopes_of(design, simulated) if design.steep else None
+    found = context.method.search(context)
     said = json.loads((context.store.folder / "mixture.json").read_text(encoding="utf-8"))["mixture"]
     return Finished(
-        context=context, design=design, simulated=simulated, recommended=Mixture.of(said),
-        proposal=context.method.solved(context, design, simulated, slopes),
+        context=context, design=found.design, simulated=found.simulated, recommended=Mixture.of(said), proposal=found.proposal,
     )  # fmt: skip
 
 

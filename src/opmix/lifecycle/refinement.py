@@ -92,7 +92,7 @@ def _with_vertex(found: Finished, state: _State, name: str, mixture: Mixture, nu
     new = [
         InterpolationWeights(probes.probes, w) for w in (vertex, *(0.5 * (vertex + points[i].weights) for i in near))
     ]
-    made = found.context.simulate(probes, new, label=f"refine-{number}")
+    made = found.context.simulate(probes, new, label=f"refine-{number}", effort=state.simulated.effort)
     design = replace(
         old,
         probes=probes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,7 @@ class SearchResult:
             bytes_per_token=dict(self.bytes_per_token), domains=self.counts, notes=list(self.notes),
             baseline_bits_per_byte={m: bits_per_byte(v, self.bytes_per_token[m]) for m, v in self.proposal.baseline.items()},
             cost={**cost, "search_share": search / self.training_flops, "stage_tokens": self.stage.budget_tokens},
-            epochs=self.mixture.epochs(self.stage.budget_tokens, self.stage.available_tokens),
+            epochs=self.mixture.epochs(self.stage.budget_tokens, self.stage.available_tokens), **self.proposal.evidence,
         )  # fmt: skip
 
     def _repr_html_(self) -> str:
@@ -143,6 +143,7 @@ def run_search(
         clock.append(time.perf_counter())
         proposal = context.method.propose(context)
         clock.append(time.perf_counter())
+        proposal, remarks = _with_savings(context, proposal)
         result = SearchResult(
             proposal=proposal,
             ledger=context.ledger,
@@ -152,8 +153,19 @@ def run_search(
             counts=context.counts(),
             training_flops=context.training_flops,
             seconds=dict(zip(("prepare", "search"), np.diff(clock), strict=True)),
-            notes=tuple(context.notes()),
+            notes=(*context.notes(proposal), *remarks),
             base=context.base,
         )
         result.write(out)
         return result
+
+
+def _with_savings(context: SearchContext, proposal: LawProposal) -> tuple[LawProposal, list[str]]:
+    """An adaptive search's evidence with what it saved, and the sentence that says so."""
+    looks = proposal.evidence.get("adaptive")
+    if looks is None:
+        return proposal, []
+    cost = context.saved(looks["steps"])
+    change = f"{cost['saved']:.0%} less" if cost["saved"] >= 0 else f"{-cost['saved']:.0%} more"
+    note = f"{looks['reason']}; the search took {cost['flops']:.2g} FLOPs, {change} than with whole probes"
+    return replace(proposal, evidence={"adaptive": {**looks, **cost}}), [note]

@@ -180,6 +180,10 @@ def _objective(stage: Stage) -> dict[str, Any]:
     return {**watched, "objective": "sdft", "sdft": (stage.config.sdft or stage.life.sdft).model_dump()}
 
 
+_ADAPTIVE = ("adaptive", "tolerance", "first_look")
+"""Settings of `probes` that count only where the first is on."""
+
+
 def _search_settings(search: Any) -> dict[str, Any]:
     """What a decision depends on: not where files lie, nor how many processes read them."""
     content: dict[str, Any] = search.model_dump(
@@ -187,6 +191,8 @@ def _search_settings(search: Any) -> dict[str, Any]:
     )
     if content["objective"] != "sdft":
         content.pop("sdft")
+    if not content["probes"]["adaptive"]:
+        content["probes"] = {k: v for k, v in content["probes"].items() if k not in _ADAPTIVE}
     return {**content, "trainer": _telling(content["trainer"])}
 
 

@@ -166,9 +166,9 @@ def verify(found: Finished, chosen: Mapping[str, Mixture]) -> Verification:
     proxies = [padded(w, extended) for w in weights]
     direct = single[len(design.probes.probes) :]
     before = context.ledger.total("flops")
-    made = context.simulate(extended, [*direct, *proxies], label="verify")
-    cost = _own_cost(context, before, len(names), len(extended.probes))
-    kl = _divergences(context, extended, direct, proxies)
+    made = context.simulate(extended, [*direct, *proxies], label="verify", effort=simulated.effort)
+    cost = context.ledger.total("flops") - before
+    kl = _divergences(found, extended, direct, proxies)
     law = found.proposal.fit.law
     points = tuple(
         DirectPoint(
@@ -230,19 +230,20 @@ def padded(weights: InterpolationWeights, extended: ProbeDesign) -> Interpolatio
 
 
 def _divergences(
-    context: SearchContext,
+    found: Finished,
     design: ProbeDesign,
     direct: Sequence[InterpolationWeights],
     proxies: Sequence[InterpolationWeights],
 ) -> FloatArray:
     """KL(direct || proxy) of every pair, (N, E); kept in the run folder."""
+    context, effort = found.context, found.simulated.effort
     session = context.session
 
     def work() -> dict[str, Any]:
         from opmix.probes.evaluation import predictive_kl
         from opmix.probes.interpolation import make_proxies
 
-        with session.probed(design) as (wrapped, keys):
+        with session.probed(design, effort.steps) as (wrapped, keys):
             simulated = make_proxies(wrapped, [f"probe_{i}" for i in range(len(keys))], backend=session.backend)
             few = [h.first(KL_SEQUENCES) for h in session.held_out]
             with context.progress.task("divergence of predictions", len(direct)) as advance:
@@ -256,13 +257,7 @@ def _divergences(
     inputs = {
         "probes": {p: dict(design.row(p)) for p in design.probes}, "settings": vars(session.settings), "seed": session.seed,
         "data": session.data_fingerprint, "points": [w.weights for w in (*direct, *proxies)], "sequences": KL_SEQUENCES,
+        **({} if effort.steps is None else {"at": effort.steps}),
     }  # fmt: skip
     result, _ = context.store.step("verify-divergence", inputs, work)
     return np.array(result["kl"], dtype=np.float64)
-
-
-def _own_cost(context: SearchContext, before: float, trained: int, probes: int) -> float:
-    """FLOPs of the verification alone: the ledger books the search's own probes again, which were found."""
-    booked = [e for e in context.ledger.entries if e.purpose == "probes"]
-    per_probe = booked[-1].flops if booked else 0.0
-    return context.ledger.total("flops") - before - (probes - trained) * per_probe

@@ -44,6 +44,20 @@ class Stage:
         return Mixture.normalised({d: float(self.available_tokens[d]) for d in self.domains})
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How much work a simulation is worth; the default is all that the settings allow."""
+
+    steps: int | None = None
+    """Optimizer steps after which the probes are looked at, of the run that the settings plan; None: at its end."""
+    thinning: int = 1
+    """Every how manieth held-out sequence is used."""
+
+
+FULL = Effort()
+"""Everything."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
     """Held-out losses of M simulated models, paired over sequences."""
@@ -58,6 +72,11 @@ class Simulation:
     slope_points: tuple[int, ...] = ()
     """Points that were evaluated with slopes, G of them."""
     slopes: tuple[FloatArray, ...] = ()  # per eval set (G, S_e, P), d nll / d w
+    effort: Effort = FULL
+    """What it was worth; simulations that are compared must agree."""
+    training_flops: float = 0.0
+    """What the probes were trained for it, and for no simulation before it."""
+    evaluation_flops: float = 0.0
 
     def paired_error(self, a: int, b: int) -> FloatArray:
         """Standard error of the loss difference of two models, (E,)."""
@@ -76,12 +95,18 @@ class MethodContext(Protocol):
         """The decision to make."""
 
     def simulate(
-        self, design: ProbeDesign, points: Sequence[InterpolationWeights], *, label: str, slopes: Sequence[int] = ()
+        self,
+        design: ProbeDesign,
+        points: Sequence[InterpolationWeights],
+        *,
+        label: str,
+        slopes: Sequence[int] = (),
+        effort: Effort = FULL,
     ) -> Simulation:
         """Train the probes of the design and evaluate the model at each interpolation.
 
         `label` names the work in the run folder; held-out sequences are the same for all labels. `slopes` numbers the points whose
-        slopes along every probe are wanted too.
+        slopes along every probe are wanted too. With more steps in `effort` than before, the probes' runs go on.
         """
 
     def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:

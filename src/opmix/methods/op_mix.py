@@ -12,9 +12,10 @@ from functools import partial
 
 import numpy as np
 
-from opmix.methods.base import LawProposal, MethodContext, Simulation, Stage
+from opmix.methods.adaptive import FIRST_POINTS, Looks, Searched, search_by_looks
+from opmix.methods.base import FULL, Effort, LawProposal, MethodContext, Simulation, Stage
 from opmix.mixing.decision import Verdict, confirm, decide, objective_values
-from opmix.mixing.design import StageDesign, design_stage, interference
+from opmix.mixing.design import StageDesign, default_points, design_stage, interference
 from opmix.mixing.law import LawFit, fit_law
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.posterior import resampling_noise
@@ -38,15 +39,17 @@ class OpMix:
     gradients: bool = False
     specialised: bool = False
     arbiter: bool = False
+    looks: Looks | None = None
+    """Look at probes while they train, and stop when that is enough; None: train and evaluate everything."""
 
-    def design(self, stage: Stage) -> StageDesign:
-        """Probes and points of a stage."""
+    def design(self, stage: Stage, points: int | None = None) -> StageDesign:
+        """Probes and points of a stage; `points` interpolated ones instead of what the settings say."""
         return design_stage(
             stage.domains,
             stage.old,
             share=self.share,
             joint=self.joint,
-            num_points=self.num_points,
+            num_points=self.num_points if points is None else points,
             seed=stage.seed,
             slopes=self.gradients,
             specialised=self.specialised,
@@ -55,15 +58,45 @@ class OpMix:
 
     def propose(self, context: MethodContext) -> LawProposal:
         """One decision."""
-        design = self.design(context.stage)
-        simulated = context.simulate(design.probes, design.points, label="proxies", slopes=design.steep)
-        slopes = slopes_of(design, simulated) if design.steep else None
-        made = self.solved(context, design, simulated, slopes)
+        found = self.search(context)
+        made = found.proposal
         action, promised = made.verdict.decision.action, made.verdict.decision.gain
         if (self.verify and action == "move") or (self.arbiter and promised > context.decision().min_gain):
-            verdict = self.verified(context, design, simulated, made.verdict)
+            verdict = self.verified(context, found.design, found.simulated, made.verdict)
             made = replace(made, verdict=verdict, mixture=verdict.mixture)
         return made
+
+    def search(self, context: MethodContext) -> Searched:
+        """Probes, proxies and law, without the test of a move by a probe of its own."""
+        return self.looked_at(context) if self.looks is None else search_by_looks(self, context, self.looks)
+
+    def looked_at(self, context: MethodContext, effort: Effort = FULL, points: int | None = None) -> Searched:
+        """One look at the probes; without `effort` the last."""
+        design = self.design(context.stage, points)
+        label = (
+            "proxies" if effort == FULL else f"proxies-at-{effort.steps}-{len(design.points)}-every-{effort.thinning}"
+        )
+        simulated = context.simulate(design.probes, design.points, label=label, slopes=design.steep, effort=effort)
+        slopes = slopes_of(design, simulated) if design.steep else None
+        return Searched(design=design, simulated=simulated, proposal=self.solved(context, design, simulated, slopes))
+
+    def few_points(self, stage: Stage, level: int) -> int | None:
+        """Interpolated points of an early look; each level doubles them. None: there are none."""
+        if self.gradients:
+            return None
+        design = self.design(stage)
+        coordinates, probes = design.coordinates, design.probes.probes
+        line = coordinates.names != coordinates.domains and len(coordinates.names) == 2
+        first = FIRST_POINTS if line else len(coordinates.names) + 1
+        return min(self.num_points or default_points(len(probes), coordinates), first * 2**level)
+
+    def evaluation_noise(self, context: MethodContext, design: StageDesign, simulated: Simulation) -> FloatArray:
+        """What drawing other held-out sequences would change, (B, M, E), slopes after losses; see `posterior.resampling_noise`."""
+        kept, rule = np.flatnonzero(design.fitted), context.decision()
+        rows = [n[kept] for n in simulated.nll]
+        if design.steep:
+            rows = [np.concatenate(both) for both in zip(rows, slopes_of(design, simulated)[1], strict=True)]
+        return resampling_noise(rows, simulated.tokens, num_draws=rule.num_draws, seed=rule.seed + 1)
 
     def solved(
         self, context: MethodContext, design: StageDesign, simulated: Simulation, slopes: FittedSlopes | None = None
@@ -71,10 +104,6 @@ class OpMix:
         """Law, optimum and decision from what was simulated, without the test of a move by a probe of its own."""
         stage, rule = context.stage, context.decision()
         table = proxy_table(design, simulated)
-        kept = table.fitted_rows
-        rows = [n[kept] for n in simulated.nll]
-        if slopes is not None:
-            rows = [np.concatenate(both) for both in zip(rows, slopes[1], strict=True)]
         fit = self.fit(table, None if slopes is None else slopes[0], with_interference=bool(design.twins))
         errors = np.array([simulated.paired_error(a, b) for a, b in design.twins])
         check = check_twins(design, table, fit.law, errors, corrected=fit.problem.v is not None)
@@ -88,7 +117,7 @@ class OpMix:
             settings=settings,
             constraints=context.constraints(baseline),
             decision=rule,
-            noise=resampling_noise(rows, simulated.tokens, num_draws=rule.num_draws, seed=rule.seed + 1),
+            noise=self.evaluation_noise(context, design, simulated),
             structural=check.structural,
             measured=_measured(design, table, candidates(stage, settings.prior)),
         )
@@ -110,7 +139,9 @@ class OpMix:
             return verdict
         optimum = verdict.optimum.mixture
         probe = ProbeDesign(("proposal",), design.probes.domains, optimum.weights[None])
-        trained = context.simulate(probe, [InterpolationWeights(("proposal",), [1.0])], label="verification")
+        trained = context.simulate(
+            probe, [InterpolationWeights(("proposal",), [1.0])], label="verification", effort=simulated.effort
+        )
         losses = np.stack([simulated.losses[same[0]], trained.losses[0]])
         kept, moved = objective_values(losses[None], verdict.settings)[0]
         pairs = [

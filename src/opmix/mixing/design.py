@@ -171,14 +171,21 @@ def _slope_pairs(num_probes: int, centre: int) -> tuple[tuple[int, int], ...]:
     return (*((centre, k) for k in others), *((k, centre) for k in others))
 
 
+def default_points(num_probes: int, coordinates: Coordinates) -> int:
+    """Interpolated points where none are asked for: 9 on a line, else 2 P + 6."""
+    line = coordinates.names != coordinates.domains and len(coordinates.names) == 2
+    return 9 if line else 2 * num_probes + 6
+
+
 def _interpolations(
     num_probes: int, coordinates: Coordinates, *, joint: bool, num_points: int | None, seed: int
 ) -> list[FloatArray]:
     """Interior points: a grid on the line for two specialists, Dirichlet(1) points otherwise."""
     collapsed = coordinates.names != coordinates.domains
+    count = num_points or default_points(num_probes, coordinates)
     if collapsed and len(coordinates.names) == 2:
         inner = []
-        grid = np.linspace(0, 1, (num_points or 9) + 2)[1:-1]
+        grid = np.linspace(0, 1, count + 2)[1:-1]
         for position, a in enumerate(grid):
             if not joint:
                 inner.append(np.array([1 - a, a]))
@@ -191,7 +198,6 @@ def _interpolations(
                 inner.append(point)
         return inner
     rng = np.random.default_rng(seed)
-    count = num_points if num_points is not None else 2 * num_probes + 6
     return list(rng.dirichlet(np.ones(num_probes), size=count))
 
 

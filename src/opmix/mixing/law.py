@@ -45,7 +45,8 @@ class LogLinearLaw:
             mixtures: Shares per domain in the order of `domains`.
             interference: Of each point, (M,); None: 0, that is, as if trained jointly on the mixture.
         """
-        losses = self.c + np.exp(np.atleast_2d(mixtures) @ self.t.T)
+        # Far from every point a law may say anything; past e^50 it only says "far worse".
+        losses = self.c + np.exp(np.minimum(np.atleast_2d(mixtures) @ self.t.T, 50.0))
         return losses if interference is None else losses + interference[:, None] * self.gamma
 
     def gradient(self, mixture: FloatArray) -> FloatArray:

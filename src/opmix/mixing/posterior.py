@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from opmix.errors import InfeasibleError, SolverError
 from opmix.mixing.constraints import Constraints
@@ -91,6 +92,7 @@ class MixtureDraws:
     domains: tuple[str, ...]
     optima: FloatArray  # (B', D); B' <= B: draws under which the constraints cannot hold are left out
     infeasible: int
+    kept: npt.NDArray[np.intp]  # (B',) which draws the optima are of
 
     def interval(self, level: float) -> dict[str, tuple[float, float]]:
         """Central interval of every domain's share at `level`."""
@@ -103,7 +105,7 @@ def solve_draws(
     draws: LawDraws, coordinates: Coordinates, settings: SolveSettings, constraints: Constraints
 ) -> MixtureDraws:
     """Solve the mixture problem under every drawn law."""
-    optima, infeasible = [], 0
+    optima, kept = [], []
     for index in range(len(draws)):
         try:
             answer = solve(
@@ -114,15 +116,15 @@ def solve_draws(
                 certify=False,
             )
         except (InfeasibleError, SolverError):
-            infeasible += 1
-        else:
-            optima.append(answer.mixture.weights)
+            continue
+        optima.append(answer.mixture.weights)
+        kept.append(index)
     if not optima:
         raise SolverError(
             f"the constraints cannot hold under any of {len(draws)} draws of the law's posterior, though they do under its "
             "point estimate; loosen the loss limits, which sit inside the law's noise"
         )
-    return MixtureDraws(draws.domains, np.array(optima), infeasible)
+    return MixtureDraws(draws.domains, np.array(optima), len(draws) - len(kept), np.array(kept, dtype=np.intp))
 
 
 def percentiles(values: FloatArray, level: float) -> tuple[float, float]:

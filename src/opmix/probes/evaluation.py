@@ -69,8 +69,15 @@ class HeldOut:
 
     def first(self, num: int) -> HeldOut:
         """The first `num` sequences."""
-        parts = {n: None if (a := getattr(self, n)) is None else a[:num] for n in ("labels", "position_ids")}
-        return HeldOut(self.name, self.input_ids[:num], self.num_bytes[:num], **parts)
+        return self._chosen(slice(num))
+
+    def thinned(self, every: int) -> HeldOut:
+        """Every so manieth sequence, spread as all are; four stay where there are four."""
+        return self._chosen(slice(None, None, max(1, min(every, len(self.input_ids) // 4))))
+
+    def _chosen(self, rows: slice) -> HeldOut:
+        parts = {n: None if (a := getattr(self, n)) is None else a[rows] for n in ("labels", "position_ids")}
+        return HeldOut(self.name, self.input_ids[rows], self.num_bytes[rows], **parts)
 
     @property
     def tokens(self) -> FloatArray:

@@ -20,18 +20,20 @@ from transformers import PreTrainedModel
 from opmix.compute.flops import ModelShape
 from opmix.compute.ledger import Entry, Ledger
 from opmix.data import Rows
-from opmix.methods.base import Simulation
+from opmix.methods.base import FULL, Effort, Simulation
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.models import lora_targets, model_fingerprint
 from opmix.probes.borrowing import borrowed
 from opmix.probes.evaluation import Evaluation, HeldOut, evaluate
 from opmix.probes.interpolation import Backend, make_proxies
+from opmix.probes.parts import saving_only, until
 from opmix.probes.peft_state import take_off_adapters
 from opmix.probes.slopes import SlopeEvaluation, evaluate_mixed
 from opmix.progress import Progress
 from opmix.runs.store import RunStore, fingerprint
+from opmix.training.checkpoints import drop_checkpoints
 from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, run_training
-from opmix.training.matched import Trained, account, plan_training, supervised_per_step
+from opmix.training.matched import Trained, account, first_steps, plan_training, supervised_per_step
 from opmix.training.objectives import CAUSAL_LM, Objective, Usage
 
 _FULL_RUN_ONLY = {"warmup_ratio", "lr_scheduler_kwargs", "report_to", "run_name", "project", "trackio_space_id"}
@@ -98,6 +100,7 @@ class ProbeSession:
     objective: Objective = CAUSAL_LM
     _wrapped: PeftModel | None = field(default=None, init=False, repr=False)
     _adapter_parameters: int = field(default=0, init=False, repr=False)
+    _booked: set[str] = field(default_factory=set, init=False, repr=False)
 
     @property
     def sequence_length(self) -> int:
@@ -116,14 +119,18 @@ class ProbeSession:
         *,
         label: str = "proxies",
         slopes: Sequence[int] = (),
+        effort: Effort = FULL,
     ) -> Simulation:
         """Train what is missing of the design's probes and evaluate every point, those in `slopes` with slopes.
 
         Raises:
             TrainingError: A probe diverged.
         """
-        with self.probed(design) as (wrapped, keys):
-            evaluation, baseline, gram, steep = self._sweep(wrapped, keys, points, self._base, label, tuple(slopes))
+        before = [self.ledger.total("flops", [what]) for what in ("probes", "proxies")]
+        with self.probed(design, effort.steps) as (wrapped, keys):
+            evaluation, baseline, gram, steep = self._sweep(
+                wrapped, keys, points, self._base, label, tuple(slopes), effort.thinning
+            )
         return Simulation(
             metrics=evaluation.names,
             losses=evaluation.losses,
@@ -134,6 +141,9 @@ class ProbeSession:
             gram=gram,
             slope_points=tuple(slopes),
             slopes=steep,
+            effort=effort,
+            training_flops=self.ledger.total("flops", ["probes"]) - before[0],
+            evaluation_flops=self.ledger.total("flops", ["proxies"]) - before[1],
         )
 
     @property
@@ -142,21 +152,31 @@ class ProbeSession:
         return {"model": model_fingerprint(self.model), "data": self.data_fingerprint, "seed": self.seed}
 
     @contextmanager
-    def probed(self, design: ProbeDesign) -> Iterator[tuple[PeftModel, list[str]]]:
+    def probed(self, design: ProbeDesign, steps: int | None = None) -> Iterator[tuple[PeftModel, list[str]]]:
         """The model carrying the design's probes as `probe_0`, ...; missing ones are trained. With each probe's fingerprint.
+
+        Args:
+            design: The probes.
+            steps: Optimizer steps after which they are taken; None: at their end.
 
         Raises:
             TrainingError: A probe diverged.
         """
         with borrowed(self.model):
             try:
-                yield self._train_probes(design, self._base)
+                yield self._train_probes(design, self._base, steps or self.settings.steps)
             finally:
                 if self._wrapped is not None:
                     take_off_adapters(self._wrapped)
                     self._wrapped = None
 
-    def _train_probes(self, design: ProbeDesign, base: Mapping[str, Any]) -> tuple[PeftModel, list[str]]:
+    def evaluating(self, held_out: Sequence[HeldOut], num_points: int, num_slopes: int, num_probes: int) -> float:
+        """FLOPs of a sweep: the current model and every point once, so many of these with slopes."""
+        held, length = sum(h.input_ids.size for h in held_out), held_out[0].input_ids.shape[1]
+        plain = held * (num_points + 1 - num_slopes) * self.shape.forward(length)
+        return plain + held * num_slopes * self.shape.slopes(length, num_probes * self._adapter_parameters)
+
+    def _train_probes(self, design: ProbeDesign, base: Mapping[str, Any], steps: int) -> tuple[PeftModel, list[str]]:
         keys = []
         arguments = self.settings.arguments(self.trainer)
         for number, probe in enumerate(design.probes):
@@ -164,21 +184,23 @@ class ProbeSession:
             # Every adapter starts from the same factors: averaging then interpolates paths with a common start.
             torch.manual_seed(self.seed)
             wrapped = self._wrapped = self._add(adapter)
-            self._adapter_parameters = adapter_parameters = sum(
-                p.numel() for p in wrapped.parameters() if p.requires_grad
-            )
-            inputs = {**base, "mixture": dict(design.row(probe)), "settings": vars(self.settings), "trainer": arguments,
-                      "document_mask": self.document_mask, "objective": [self.objective.name, self.objective.settings()]}  # fmt: skip
+            self._adapter_parameters = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+            whole = {**base, "mixture": dict(design.row(probe)), "settings": vars(self.settings), "trainer": arguments,
+                     "document_mask": self.document_mask, "objective": [self.objective.name, self.objective.settings()]}  # fmt: skip
+            inputs = whole if steps == self.settings.steps else {**whole, "at": steps}
             keys.append(fingerprint(inputs))
-            place = self._place(number, probe, keys[-1])
-            folder = self.store.folder / "probes" / place
+            place = self._place(number, probe, keys[-1], steps)
+            folder, parts = (
+                self.store.folder / "probes" / p for p in (place, f"{place.removesuffix(f'-at-{steps}')}-parts")
+            )
 
             def work(
-                probe: str = probe, adapter: str = adapter, folder: Path = folder, model: PeftModel = wrapped,
-                size: int = adapter_parameters,
+                probe: str = probe, adapter: str = adapter, folder: Path = folder, parts: Path = parts,
+                model: PeftModel = wrapped, key: str = fingerprint([whole, adapter]),
             ) -> dict[str, Any]:  # fmt: skip
                 started = time.perf_counter()
-                trained = self._train_one(model, probe, design.row(probe), arguments, folder, size)
+                with saving_only(model, adapter):
+                    trained = self._train_one(model, probe, design.row(probe), arguments, parts, steps, key)
                 _save_adapter(model, adapter, folder)
                 return {**asdict(trained), "seconds": time.perf_counter() - started}
 
@@ -192,24 +214,41 @@ class ProbeSession:
                 set_peft_model_state_dict(
                     wrapped, load_file(folder / "adapter_model.safetensors"), adapter_name=adapter
                 )
-            self.ledger.add(
-                Entry(
-                    step=f"probe {probe}",
-                    purpose="probes",
-                    tokens=result["row_tokens"] + result["sampled_tokens"],
-                    flops=result["flops"],
-                    seconds=result["seconds"],
-                )
-            )
+            if steps == self.settings.steps:
+                drop_checkpoints(parts)
+            if keys[-1] not in self._booked:  # the same probes may be asked for again, with other points
+                self._booked.add(keys[-1])
+                self._book(probe, result, self._earlier(probe, whole, steps))
         return wrapped, keys
 
-    def _place(self, number: int, probe: str, key: str) -> str:
-        """`NN-NAME`, or where the same probe was kept before under another number."""
-        for record in sorted((self.store.folder / "steps").glob(f"probe-*-{probe}.json")):
+    def _book(self, probe: str, reached: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+        """What a probe's run came to, less what was booked when it had been looked at before."""
+        tokens, flops = (
+            reached["row_tokens"] + reached["sampled_tokens"] - before.get("row_tokens", 0) - before.get("sampled_tokens", 0),
+            reached["flops"] - before.get("flops", 0.0),
+        )  # fmt: skip
+        self.ledger.add(
+            Entry(step=f"probe {probe}", purpose="probes", tokens=tokens, flops=flops, seconds=reached["seconds"])
+        )
+
+    def _earlier(self, probe: str, whole: Mapping[str, Any], steps: int) -> dict[str, Any]:
+        """The last record of the same run after fewer steps, or nothing."""
+        found: dict[int, dict[str, Any]] = {}
+        for file in (self.store.folder / "steps").glob(f"probe-*-{probe}-at-*.json"):
+            record = self.store.record(file.stem) or {}
+            at = record.get("inputs", {}).get("at", steps)
+            if at < steps and record.get("fingerprint") == fingerprint({**whole, "at": at}):
+                found[at] = record["result"]
+        return found[max(found)] if found else {}
+
+    def _place(self, number: int, probe: str, key: str, steps: int) -> str:
+        """`NN-NAME`, of an unfinished run `NN-NAME-at-STEPS`, or where the same probe was kept before under another number."""
+        name = probe if steps == self.settings.steps else f"{probe}-at-{steps}"
+        for record in sorted((self.store.folder / "steps").glob(f"probe-*-{name}.json")):
             found = self.store.record(record.stem)
             if found is not None and found.get("fingerprint") == key:
                 return record.stem.removeprefix("probe-")
-        return f"{number:02d}-{probe}"
+        return f"{number:02d}-{name}"
 
     def _add(self, adapter: str) -> PeftModel:
         wrapped = self._wrapped
@@ -222,20 +261,30 @@ class ProbeSession:
         return wrapped
 
     def _train_one(
-        self, model: PeftModel, probe: str, mixture: Mixture, arguments: Mapping[str, Any], folder: Path, size: int
+        self,
+        model: PeftModel,
+        probe: str,
+        mixture: Mixture,
+        arguments: Mapping[str, Any],
+        parts: Path,
+        stop: int,
+        key: str,
     ) -> Trained:
         steps, usage = self.settings.steps, Usage()
         plan = plan_training(
             self.train, mixture, steps=steps, arguments=arguments, seed=self.seed, objective=self.objective,
             document_mask=self.document_mask,
         )  # fmt: skip
-        with self.progress.task(f"probe {probe}", steps) as advance:
+        with self.progress.task(f"probe {probe}", stop) as advance:
             spec = TrainSpec(
-                model=model, dataset=plan.dataset, output_dir=folder / "trainer", steps=steps, seed=self.seed,
-                arguments=plan.arguments, callbacks=[StepProgress(advance)],
+                model=model, dataset=plan.dataset, output_dir=parts, steps=steps, seed=self.seed, arguments=plan.arguments,
+                callbacks=[StepProgress(lambda done, _: advance(done, stop))],
             )  # fmt: skip
-            run_training(self.objective.trainer(self.make_trainer, usage, self.shape), spec)
-        return account(plan, usage, self.objective, self.shape, self.sequence_length, size)
+            run_training(
+                self.objective.trainer(self.make_trainer, usage, self.shape), until(spec, stop, key=key, usage=usage)
+            )
+        done = plan if stop == steps else first_steps(plan, self.train, stop)
+        return account(done, usage, self.objective, self.shape, self.sequence_length, self._adapter_parameters)
 
     def _sweep(
         self,
@@ -245,9 +294,12 @@ class ProbeSession:
         base: Mapping[str, Any],
         label: str,
         slopes: tuple[int, ...],
+        thinning: int,
     ) -> tuple[Evaluation, FloatArray, FloatArray, tuple[FloatArray, ...]]:
         inputs = {"probes": keys, "points": [w.weights for w in points], "backend": self.backend, **base}
         inputs |= {"slopes": slopes} if slopes else {}
+        inputs |= {"thinning": thinning} if thinning > 1 else {}
+        held_out = [h.thinned(thinning) for h in self.held_out]
         file = self.store.folder / "tables" / f"sequences-{label}.npz"
         names = tuple(h.name for h in self.held_out)
 
@@ -259,11 +311,11 @@ class ProbeSession:
             proxies = make_proxies(wrapped, adapters, backend=self.backend)
             renamed = [InterpolationWeights(tuple(adapters), w.weights) for w in points]
             with proxies.at_vector(np.zeros(len(keys))) as model:
-                baseline = evaluate(model, self.held_out, batch_tokens=self.batch_tokens)
+                baseline = evaluate(model, held_out, batch_tokens=self.batch_tokens)
             with self.progress.task(label, len(points)) as advance:
                 deltas = DeltaSet.from_peft(wrapped, adapters)
                 swept, steep = evaluate_mixed(
-                    proxies, deltas, renamed, slopes, self.held_out, batch_tokens=self.batch_tokens, progress=advance
+                    proxies, deltas, renamed, slopes, held_out, batch_tokens=self.batch_tokens, progress=advance
                 )
             _save_arrays(file, swept, baseline, deltas.gram(), steep)
             return {"seconds": time.perf_counter() - started}
@@ -274,10 +326,8 @@ class ProbeSession:
             evaluation = Evaluation(names, *stack)
             baseline, gram = arrays["baseline"], arrays["gram"]
             steep = tuple(arrays[f"slopes_{i}"] for i in range(len(names))) if slopes else ()
-        held = int(sum(h.input_ids.size for h in self.held_out))
-        length, tokens = self.held_out[0].input_ids.shape[1], held * (len(points) + 1)
-        flops = (tokens - held * len(slopes)) * self.shape.forward(length)
-        flops += held * len(slopes) * self.shape.slopes(length, len(keys) * self._adapter_parameters)
+        tokens = sum(h.input_ids.size for h in held_out) * (len(points) + 1)
+        flops = self.evaluating(held_out, len(points), len(slopes), len(keys))
         self.ledger.add(Entry(step=label, purpose="proxies", tokens=tokens, flops=flops, seconds=result["seconds"]))
         return evaluation, baseline, gram, steep
 

@@ -14,7 +14,7 @@ from opmix.config import SearchConfig
 from opmix.domain import Split
 from opmix.errors import InfeasibleError
 from opmix.lifecycle.context import SearchContext
-from opmix.lifecycle.estimates import eval_sequences
+from opmix.lifecycle.estimates import early_sequences, eval_sequences
 from opmix.methods.base import Stage
 from opmix.mixing.design import StageDesign, coordinates_of
 from opmix.mixing.law import LogLinearLaw
@@ -38,7 +38,7 @@ _ESTIMATE_SLACK = 1.1
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a search will cost; tokens of text are estimates, so is all that follows from them."""
+    """What a search will cost, an adaptive one at most; tokens of text are estimates, so is all that follows from them."""
 
     probes: int
     steps: int
@@ -106,7 +106,7 @@ def check_plan(
     if design is None:
         return None
     _check_repetition(config, design, train, findings)
-    cost = _cost(config, design, sizes, model)
+    cost = _cost(config, context.stage, design, sizes, model)
     if cost.share is not None and cost.share > _DEAR:
         findings.warn(
             "budget", f"the search costs {cost.share:.0%} of the training it is for",
@@ -210,7 +210,7 @@ def _check_repetition(config: SearchConfig, design: StageDesign, train: Mapping[
             )  # fmt: skip
 
 
-def _cost(config: SearchConfig, design: StageDesign, sizes: Sizes, model: ModelFacts | None) -> Cost:
+def _cost(config: SearchConfig, stage: Stage, design: StageDesign, sizes: Sizes, model: ModelFacts | None) -> Cost:
     length, count = config.sequence_length, len(design.probes.probes)
     probe_tokens = count * config.probes.steps * sequences_per_step(config.trainer, world_size()) * length
     held = 0
@@ -220,7 +220,7 @@ def _cost(config: SearchConfig, design: StageDesign, sizes: Sizes, model: ModelF
         size = splits.get("valid") if "valid" in splits else splits.get("train")
         factor = 1.0 if "valid" in splits else config.domains[name].holdout
         held += min(wanted, wanted if size is None else int(size.row_tokens * factor // length)) * length
-    eval_tokens = (len(design.points) + 1) * held
+    eval_tokens = (len(design.points) + 1) * held + early_sequences(config, old, stage) * length
     stored = sum(size.row_tokens for splits in sizes.values() for size in splits.values() if size is not None)
     wide = 4 if model is not None and model.vocabulary > 1 << 16 else 2
     flops = share = memory = adapters = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -116,12 +116,30 @@ def plan_training(
             ends = np.concatenate([previous.ends, ends])
         dataset = GroupedDataset(dataset, ends, objective.collate)
         arguments = {**arguments, "per_device_train_batch_size": 1, "gradient_accumulation_steps": accumulation}
-    drawn = np.bincount(part.domain, weights=supervised, minlength=len(plan.names))
     return TrainingPlan(
         plan=plan, dataset=dataset, arguments=arguments, steps=steps, accumulation=accumulation, ends=ends,
-        row_tokens=int(_gather(rows, part, "lengths").sum()), supervised_tokens=int(supervised.sum()),
-        shares={name: float(d / drawn.sum()) for name, d in zip(plan.names, drawn, strict=True)},
+        **_amounts(rows, part),
     )  # fmt: skip
+
+
+def first_steps(plan: TrainingPlan, rows: Mapping[str, Rows], steps: int) -> TrainingPlan:
+    """The same run, with the amounts of its first optimizer steps only; the dataset stays whole, so that the run can go on.
+
+    For plans that append to no other.
+    """
+    each = len(plan.plan) // plan.steps
+    count = steps * each if plan.ends is None else int(plan.ends[steps * len(plan.ends) // plan.steps - 1])
+    return replace(plan, steps=steps, **_amounts(rows, plan.plan[:count]))
+
+
+def _amounts(rows: Mapping[str, Rows], part: MixturePlan) -> dict[str, Any]:
+    supervised = _gather(rows, part, "supervised")
+    drawn = np.bincount(part.domain, weights=supervised, minlength=len(part.names))
+    return {
+        "row_tokens": int(_gather(rows, part, "lengths").sum()),
+        "supervised_tokens": int(supervised.sum()),
+        "shares": {name: float(d / drawn.sum()) for name, d in zip(part.names, drawn, strict=True)},
+    }
 
 
 def _accumulation(rows_per_step: float, arguments: Mapping[str, Any], world_size: int) -> int:

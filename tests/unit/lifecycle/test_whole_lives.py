@@ -301,6 +301,18 @@ def drawn(monkeypatch):
     return plans
 
 
+def test_a_life_may_search_adaptively(toys, tmp_path):
+    adaptive = {"steps": 4, "rank": 2, "adaptive": True, "tolerance": 1e9}
+    config = toys.config(
+        fixed("one", 2, domains=["alpha", "beta"]), stage("two", 4, add=["gamma"], probes=adaptive),
+    )  # fmt: skip
+    toys.live(config, tmp_path / "life")
+    (decision,) = (tmp_path / "life").glob("seed-0/*/search-*/mixture.json")
+    content = json.loads(decision.read_text())
+    assert [look["steps"] for look in content["adaptive"]["segments"]] == [1, 2]
+    assert [note for note in content["notes"] if "stopped after 2 of 4 steps" in note]
+
+
 def rows_of(plan, name):
     return plan.row[plan.domain == plan.names.index(name)].tolist()
 
