@@ -112,16 +112,21 @@ class ContinualStage:
             found[missing[0]] = self.trained(missing[0])
 
     def judged(self, result: SearchResult, grid: Mapping[float, float], share: float) -> dict[str, Any]:
-        """The cell of results/regret.json: proposal, regret, and how true the interpolation was at the proposal."""
+        """The cell of results/regret.json: proposal, regret, and how true the interpolation was at the proposal.
+
+        `regret` is that of the law's optimum; `followed_regret` of what the search recommends, which may be to leave the new domain out.
+        """
         checked = verify_run(
             self.home / "search", model=self.base, tokenizer=self.tokenizer, progress=self.progress
         ).points[0]
+        action = result.verdict.decision.action
         best, loss = min(grid.values()), self.trained(share)
+        followed = loss if action == "move" else self.trained(0.0)
         return {
             "seed": self.seed, "model_size": sum(p.numel() for p in self.base.parameters()), "regret": loss / best - 1,
             "replay_regret": grid[0.9] / best - 1, "interpolation_error": float((checked.direct - checked.proxy).mean()),
             "kl": float(checked.kl.mean()), "proposal": share, "interval": list(result.interval[self.new]),
-            "best_of_grid": min(grid, key=grid.__getitem__), "action": result.verdict.decision.action,
+            "best_of_grid": min(grid, key=grid.__getitem__), "action": action, "followed_regret": followed / best - 1,
             "probability": result.verdict.decision.probability, "losses": {str(p): v for p, v in sorted({**grid, share: loss}.items())},
             "search_share_of_flops": result.json()["cost"]["search_share"],
         }  # fmt: skip

@@ -1,6 +1,6 @@
 """Pretraining: OP-Mix against uniform, at equal tokens and at equal FLOPs including the search: the paper's figure 4 at small size.
 
-    python benchmarks/evidence/pretraining.py [--seeds 0 1]
+    python benchmarks/evidence/pretraining.py [--seeds 0 1] [--set first]
 
 A model from scratch takes a fifth of its steps on the uniform mixture of five domains (the paper's prefix); the rest is trained, from
 that same prefix, on uniform, on the optimum of the default search (`published`), on that of a search whose law is fitted to the
@@ -41,8 +41,11 @@ from opmix.probes.held_out import held_out
 from opmix.runs.files import write_json
 from opmix.training.full import train_on_mixture
 
-DOMAINS = ["medical_nih", "speeches_us", "math_metamath", "reviews_movie", "docs_python"]
-"""In the place of the paper's arxiv, c4, open_web_math, reddit and stackexchange."""
+SETS = {
+    "first": ["medical_nih", "speeches_us", "math_metamath", "reviews_movie", "docs_python"],
+    "second": ["legal_licenses", "bible_kjv", "code_python", "dictionary", "shakespeare"],
+}
+"""The first stands in the place of the paper's arxiv, c4, open_web_math, reddit and stackexchange."""
 SEARCHES: dict[str, dict[str, Any]] = {
     "published": {},
     "specialised": {"proxies": {"specialised": True}, "decision": {"arbiter": True}},
@@ -56,12 +59,14 @@ class Stage:
     def __init__(self, args: Any, seed: int, display: Display) -> None:
         self.args, self.seed, self.display = args, seed, display
         self.prefix = args.steps // 5
-        self.home = args.out / f"pretraining-seed{seed}-{args.steps}-{args.probe_steps}-{args.width}"
+        self.names = SETS[args.set]
+        which = "" if args.set == "first" else f"-{args.set}"
+        self.home = args.out / f"pretraining-seed{seed}-{args.steps}-{args.probe_steps}-{args.width}{which}"
         self.home.mkdir(parents=True, exist_ok=True)
-        self.domains = shared_domains(args.data, DOMAINS)
+        self.domains = shared_domains(args.data, self.names)
         self.tokenizer = tokenizer_for(self.domains)
         self.data = packed(self.domains, self.tokenizer, args.out / "cache")
-        self.uniform = Mixture.uniform(DOMAINS)
+        self.uniform = Mixture.uniform(self.names)
         self.base = base_model(
             self.home / "base", self.tokenizer, self.data["train"], self.uniform, self.prefix, seed, args.width
         )
@@ -89,7 +94,7 @@ class Stage:
                 output_dir=self.home / "trainer", progress=self.display, name=f"seed {self.seed}: {arm}, {steps} steps",
             )  # fmt: skip
             found = evaluate(model, self.test).losses[0]
-            write_json(file, dict(zip(DOMAINS, map(float, found), strict=True)))
+            write_json(file, dict(zip(self.names, map(float, found), strict=True)))
         return dict(json.loads(file.read_text()))
 
 
@@ -126,6 +131,7 @@ def perplexity_change(losses: dict[str, float], reference: dict[str, float]) -> 
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    arguments.add_argument("--set", choices=SETS, default="first", help="of domains")
     arguments.add_argument("--steps", type=int, default=1000, help="of the whole pretraining")
     arguments.add_argument("--probe-steps", type=int, default=50)
     arguments.add_argument("--eval-sequences", type=int, default=32)
@@ -133,12 +139,7 @@ def main() -> None:
     args = arguments.parse_args()
     quiet_libraries()
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-    settings = {
-        "steps": args.steps,
-        "probe_steps": args.probe_steps,
-        "eval_sequences": args.eval_sequences,
-        "width": args.width,
-    }
+    settings = {k: getattr(args, k) for k in ("set", "steps", "probe_steps", "eval_sequences", "width")}
     with Display() as display:
         for seed in args.seeds:
             made = {**run(Stage(args, seed, display)), "arguments": settings}

@@ -2,8 +2,8 @@
 
     python benchmarks/evidence/sensitivity.py [--stages code] [--seeds 0] [--width 64]
 
-Each variant is a search from the stage's base with one setting changed. Its regret is read off a smooth curve (a quartic in the
-share) through the nine full trainings of `regret.py`, which takes their noise out and needs no further training; so small differences of regret can
+Each variant is a search from the stage's base with one setting changed. Its regret is read off a smooth curve (a quartic in the share)
+through the nine full trainings of `regret.py`, which takes their noise out and needs no further training: small differences of regret can
 be told apart where single trainings could not. The search's own seed is a variant too: what it changes is noise. Results go to
 results/sensitivity.json.
 """
