@@ -142,9 +142,13 @@ class ContinualStage:
             with context.session.probed(design.probes) as (wrapped, keys):
                 yield design, make_proxies(wrapped, [f"probe_{i}" for i in range(len(keys))])
 
-    def simulated(self, shares: Sequence[float], folder: str = "search") -> FloatArray:
-        """Mean test loss of the paper's proxies, the weighted sums of the `old` and the `new` probe, at some shares."""
+    def simulated(self, shares: Sequence[float], folder: str = "search", num: int | None = None) -> FloatArray:
+        """Mean test loss of the paper's proxies, the weighted sums of the `old` and the `new` probe, at some shares.
+
+        On the first `num` test sequences a domain; None: on all.
+        """
         losses = []
+        test = self.test if num is None else [h.first(num) for h in self.test]
         with self.proxies(folder) as (design, proxies):
             at = [float(design.probes.row(p)[self.new]) for p in ("old", self.new)]
             for share in shares:
@@ -152,5 +156,5 @@ class ContinualStage:
                 vector = np.zeros(len(design.probes.probes))
                 vector[:2] = 1 - weight, weight
                 with proxies.at_vector(vector) as model:
-                    losses.append(float(evaluate(model, self.test).losses.mean()))
+                    losses.append(float(evaluate(model, test).losses.mean()))
         return np.array(losses)

@@ -3,8 +3,9 @@
     python benchmarks/evidence/surfaces.py [--stages code medical] [--seeds 0 1] [--widths 128 64] [--orders forward --life-seeds 0]
 
 True: mean test loss of full trainings on the nine-point grid, as `regret.py` keeps them (trained here where missing), and on those of
-its points that `five_stages.py` trained. Simulated: the paper's proxies, weighted sums of the `old` and the `new` probe, on the same test
-sequences. Levels differ (short adapters against full training), so the error is that of the shape, after both means are taken off.
+its points that `five_stages.py` trained. Simulated: the paper's proxies, weighted sums of the `old` and the `new` probe, on the first 50 of
+those test sequences a domain. Levels differ (short adapters against full training), so the error is that of the shape, after both means
+are taken off.
 Results go to results/surfaces.json.
 """
 
@@ -31,12 +32,15 @@ from opmix.mixing.mixture import FloatArray
 
 RESULTS = Path(__file__).parent / "results" / "surfaces.json"
 
+SEQUENCES = 50
+"""Test sequences a domain for the simulated surface: all its points share them, so their choice moves the level, not the shape."""
+
 
 def surface(stage: ContinualStage, true: Mapping[float, float]) -> dict[str, Any]:
     """Both surfaces of a stage at the same shares, and how far apart they are."""
     shares = sorted(true)
     losses = np.array([true[p] for p in shares])
-    simulated = stage.simulated(shares)
+    simulated = stage.simulated(shares, num=SEQUENCES)
     shape = (simulated - simulated.mean()) - (losses - losses.mean())
     lowest = [minimum(np.array(shares), values) for values in (losses, simulated)]
     return {
