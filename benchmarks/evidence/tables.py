@@ -50,7 +50,7 @@ def regret() -> str:
     each = [
         [c["stage"], c["seed"], million(c["model_size"]), f"{c['proposal']:.3f} ({c['interval'][0]:.2f}-{c['interval'][1]:.2f})",
          c["best_of_grid"], f"{c['regret']:+.2%}", f"{c['replay_regret']:.2%}", f"{c['interpolation_error']:+.3f}", f"{c['kl']:.3f}",
-         c["action"], f"{c.get('followed_regret', c['regret']):+.2%}"]
+         c["action"], followed(c)]
         for c in cells
     ]  # fmt: skip
     columns = ["stage", "seed", "parameters", "proposal (90 %)", "grid's best", "regret", "10 % replay", "trained - interpolated", "KL",
@@ -63,6 +63,12 @@ def regret() -> str:
     ]  # fmt: skip
     growth = table(["domains known", "regret, %", "regret of 10 % replay, %", "proposed share of the new"], grown)
     return "\n\n".join([table(head, parts), growth, table(columns, each)])
+
+
+def followed(cell: dict[str, Any]) -> str:
+    """Regret of what the search said; older cells have it only where it said move."""
+    value = cell.get("followed_regret", cell["regret"] if cell["action"] == "move" else None)
+    return "" if value is None else f"{value:+.2%}"
 
 
 def surfaces() -> str:
