@@ -22,7 +22,7 @@ import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 FIGURES = Path(__file__).resolve().parents[2] / "docs" / "figures"
-OURS, OTHER, THIRD, INK = "#2f7ebc", "#d3722a", "#8a8f98", "#80858d"
+OURS, OTHER, THIRD, FOURTH, INK = "#2f7ebc", "#d3722a", "#8a8f98", "#b1952c", "#80858d"
 STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "opmix", "font.size": 8.5, "font.family": "sans-serif", "text.color": INK,
     "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
@@ -104,8 +104,8 @@ def forgetting() -> None:
     """Loss on the two domains of the base through the life."""
     rows = results("forgetting")
     lives = sorted({(r["order"], r["seed"]) for r in rows})
-    colours = {"opmix": OURS, "replay": OTHER, "sequential": THIRD}
-    names = {"opmix": "OP-Mix", "replay": "10 % replay", "sequential": "new data only"}
+    colours = {"opmix": OURS, "replay": OTHER, "replay_even": FOURTH, "sequential": THIRD}
+    names = {"opmix": "OP-Mix", "replay": "10 % replay", "replay_even": "10 %, even", "sequential": "new data only"}
     with drawn("forgetting", 1, len(lives), (3.4 * len(lives), 2.6)) as axes:
         for place, (order, seed) in zip(axes.flat, lives, strict=True):
             for row in rows:

@@ -1,6 +1,6 @@
-"""Forgetting in a five-stage life: new data only, 10 % replay and OP-Mix: the paper's figure 3 at small size.
+"""Forgetting in a five-stage life: new data only, 10 % replay (two kinds) and OP-Mix: the paper's figure 3 at small size.
 
-    python benchmarks/evidence/forgetting.py [--orders forward backward] [--seeds 0]
+    python benchmarks/evidence/forgetting.py [--orders forward backward] [--seeds 0] [--ways ...]
 
 Forgetting is the rise of test loss on a domain known before: over a stage (`per_stage`), and from when it was learned to the end of the
 life (`at_end`). What is learned of the new domains is beside it, since a model that learns nothing forgets nothing. All ways share base,
@@ -47,12 +47,14 @@ def lived(life: Life, way: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    args = life_parser(__doc__).parse_args()
+    arguments = life_parser(__doc__)
+    arguments.add_argument("--ways", nargs="+", choices=["opmix", *SHARES], default=["opmix", *SHARES])
+    args = arguments.parse_args()
     quiet_libraries()
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     with Display() as display:
         for life in lives(args, display):
-            for way in ("opmix", *SHARES):
+            for way in args.ways:
                 made = {"order": life.order, "seed": life.seed, "arguments": lengths(args), **lived(life, way)}
                 rows = [r for r in rows if any(r[k] != made[k] for k in ("order", "seed", "way", "arguments"))] + [made]
                 record(RESULTS, {"rows": rows})

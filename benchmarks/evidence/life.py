@@ -1,9 +1,9 @@
 """A life of five continual stages, lived in several ways from the same base: what figures 3, 8 and 9 of the paper share.
 
 A base from scratch learns two domains; five stages add one domain each. Ways to live: `opmix` (a search before every stage, training on
-its optimum), `replay` (10 % of the old mixture), `sequential` (new data only), and `retrained`: at every stage a new model from scratch on
-all domains so far, uniformly, for as many tokens as the life has had. All stages are equally long and share the schedule (WSD). Models and
-losses are kept.
+its optimum), `replay` (10 % of what was trained on last, so that early domains fade), `replay_even` (10 %, evenly over all old domains),
+`sequential` (new data only), and `retrained`: at every stage a new model from scratch on all domains so far, uniformly, for as many tokens
+as the life has had. All stages are equally long and share the schedule (WSD). Models and losses are kept.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from opmix.training.full import train_on_mixture
 BASE = ["medical_nih", "math_metamath"]
 NEW = ["code_python", "speeches_us", "reviews_movie", "legal_licenses", "bible_kjv"]
 ORDERS = {"forward": NEW, "backward": NEW[::-1]}
-SHARES = {"replay": 0.9, "sequential": 1.0}
+SHARES = {"replay": 0.9, "replay_even": 0.9, "sequential": 1.0}
 """Of the new domain in the ways of living that do not search."""
 TEST = 100
 """Test sequences a domain."""
@@ -111,15 +111,12 @@ class Life:
         """What the model after so many stages was trained on last."""
         mixture = Mixture.uniform(BASE)
         for number in range(1, stages + 1):
-            share = SHARES.get(way) or float(
-                json.loads((self.home / f"stage{number}" / "proposal.json").read_text())["share"]
-            )
+            searched = self.home / f"stage{number}" / "proposal.json"
+            share = SHARES.get(way) or float(json.loads(searched.read_text())["share"])
+            old = Mixture.uniform(self.known(number - 1)) if way == "replay_even" else mixture
             new = self.new[number - 1]
-            mixture = (
-                Mixture.of({"old": 1 - share, new: share}).expand({"old": mixture})
-                if share < 1
-                else Mixture.of({new: 1.0})
-            )
+            parts = Mixture.of({"old": 1 - share, new: share}) if share < 1 else Mixture.of({new: 1.0})
+            mixture = parts.expand({"old": old}) if share < 1 else parts
         return mixture
 
     def stage(self, number: int, way: str = "opmix") -> ContinualStage:
@@ -148,22 +145,18 @@ class Life:
         """Stage `number` on a fixed share, from where that way of living has come to."""
         folder = self.model_folder(way, number)
         if not (folder / "config.json").exists():
-            old, new, share = self.mixture(way, number - 1), self.new[number - 1], SHARES[way]
-            mixture = (
-                Mixture.of({"old": 1 - share, new: share}).expand({"old": old}) if share < 1 else Mixture.of({new: 1.0})
-            )
             model = LlamaForCausalLM.from_pretrained(self.model_folder(way, number - 1))
-            self._train(model, mixture, self.steps, TRAINER, folder, f"{way}, stage {number}")
+            self._train(model, self.mixture(way, number), self.steps, TRAINER, folder, f"{way}, stage {number}")
 
-    def retrained(self, number: int) -> None:
-        """From scratch on all domains up to stage `number`."""
-        folder = self.model_folder("retrained", number)
+    def retrained(self, number: int, way: str = "retrained", rate: float = 3e-3) -> None:
+        """From scratch on all domains up to stage `number`, at the base's own learning rate unless said otherwise."""
+        folder = self.model_folder(way, number)
         if not (folder / "config.json").exists():
             torch.manual_seed(self.seed)
             model = small_llama(self.tokenizer, self.width)
             mixture, steps = Mixture.uniform(self.known(number)), self.base_steps + number * self.steps
             self._train(
-                model, mixture, steps, {**TRAINER, "learning_rate": 3e-3}, folder, f"from scratch, {steps} steps"
+                model, mixture, steps, {**TRAINER, "learning_rate": rate}, folder, f"from scratch, {steps} steps"
             )
 
     def _train(

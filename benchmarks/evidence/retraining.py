@@ -1,6 +1,6 @@
 """A life by OP-Mix against retraining from scratch on everything at every stage: the paper's figure 9 at small size.
 
-    python benchmarks/evidence/retraining.py [--orders forward backward] [--seeds 0] [--stages 1 3 5]
+    python benchmarks/evidence/retraining.py [--orders forward backward] [--seeds 0] [--stages 1 3 5] [--rate 0.002]
 
 At each stage the retrained model sees the uniform mixture of all domains so far for as many tokens as the life has had, base included, with
 one schedule (WSD). The life's FLOPs are those of base, stages and searches; those of retraining are of a new model at every stage, as
@@ -22,18 +22,23 @@ from life import Life, lengths, life_parser, lives
 
 from opmix.cli.console import Display, quiet_libraries
 
+RATE = 3e-3
+"""Of training from scratch, as the base's; the stages have 2e-3."""
 RESULTS = Path(__file__).parent / "results" / "retraining.json"
 
 
-def compared(life: Life, stages: list[int]) -> dict[str, Any]:
+def compared(life: Life, stages: list[int], rate: float) -> dict[str, Any]:
     """Losses and FLOPs of both."""
+    way = "retrained" if rate == RATE else f"retrained-{rate:g}"
     done = [life.lived(number) for number in range(1, max(stages) + 1)]
     rows = []
     for number in stages:
-        life.retrained(number)
+        life.retrained(number, way, rate)
         known = life.known(number)
-        means = {w: float(np.mean([life.losses(w, number)[d] for d in known])) for w in ("opmix", "retrained")}
-        rows.append({"stage": number, **means, "gap": means["opmix"] / means["retrained"] - 1})
+        both = {"opmix": life.losses("opmix", number), "retrained": life.losses(way, number)}
+        means = {w: float(np.mean([found[d] for d in known])) for w, found in both.items()}
+        by = {d: both["opmix"][d] - both["retrained"][d] for d in known}
+        rows.append({"stage": number, **means, "gap": means["opmix"] / means["retrained"] - 1, "difference": by})
     last = max(stages)
     base = life.base_steps * life.step_flops
     training, search = last * life.steps * life.step_flops, sum(d["search_flops"] for d in done)
@@ -48,13 +53,15 @@ def compared(life: Life, stages: list[int]) -> dict[str, Any]:
 def main() -> None:
     arguments = life_parser(__doc__)
     arguments.add_argument("--stages", type=int, nargs="+", default=[1, 3, 5])
+    arguments.add_argument("--rate", type=float, default=RATE, help="learning rate of training from scratch")
     args = arguments.parse_args()
     quiet_libraries()
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     with Display() as display:
         for life in lives(args, display):
-            made = {"order": life.order, "seed": life.seed, "arguments": lengths(args), **compared(life, args.stages)}
-            rows = [r for r in rows if any(r[k] != made[k] for k in ("order", "seed", "arguments"))] + [made]
+            made = {"order": life.order, "seed": life.seed, "rate": args.rate, "arguments": lengths(args),
+                    **compared(life, args.stages, args.rate)}  # fmt: skip
+            rows = [r for r in rows if any(r[k] != made[k] for k in ("order", "seed", "rate", "arguments"))] + [made]
             record(RESULTS, {"rows": rows})
             gaps = ", ".join(f"stage {r['stage']} {r['gap']:+.2%}" for r in made["stages"])
             display.note(

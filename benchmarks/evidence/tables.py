@@ -103,11 +103,12 @@ def surfaces() -> str:
 def forgetting() -> str:
     rows = results("forgetting")
     lines = []
-    for way in ("sequential", "replay", "opmix"):
+    for way in ("sequential", "replay", "replay_even", "opmix"):
         some = [r for r in rows if r["way"] == way]
         keys = [(k, "+.3f") for k in ("per_stage", "per_stage_worst", "at_end", "at_end_worst")]
         keys += [("new_domain", ".3f"), ("all_at_end", ".3f")]
-        lines.append([way, *(spread([r[k] for r in some], form) for k, form in keys)])
+        if some:
+            lines.append([way, *(spread([r[k] for r in some], form) for k, form in keys)])
     head = ["way", "rise a stage, mean", "worst", "rise from learned to the end, mean", "worst", "loss on a new domain after its stage",
             "mean loss at the end"]  # fmt: skip
     domains = sorted({d for r in rows for d in r["at_end_by_domain"]})
@@ -116,8 +117,9 @@ def forgetting() -> str:
         some = [
             [r["at_end_by_domain"].get(d) for r in rows if r["way"] == way] for way in ("sequential", "replay", "opmix")
         ]
-        by.append([d, *(spread([x for x in found if x is not None], "+.3f") for found in some)])
-    return "\n\n".join([table(head, lines), table(["domain", "sequential", "10 % replay", "OP-Mix"], by)])
+        kept = [[x for x in found if x is not None] for found in some]
+        by.append([d, *(spread(found, "+.3f") if found else "" for found in kept)])
+    return "\n\n".join([table(head, lines), table(["domain", "sequential", "10 % replay", "even 10 %", "OP-Mix"], by)])
 
 
 def retraining() -> str:
@@ -127,7 +129,7 @@ def retraining() -> str:
         flops = r["flops"]
         gaps = ", ".join(f"{s['gap']:+.2%}" for s in r["stages"])
         where = ", ".join(str(s["stage"]) for s in r["stages"])
-        lines.append([f"{r['order']}, seed {r['seed']}", f"{where}: {gaps}", f"{flops['base'] + flops['training']:.2e}",
+        lines.append([f"{r['order']}, seed {r['seed']}, rate {r['rate']:g}", f"{where}: {gaps}", f"{flops['base'] + flops['training']:.2e}",
                       f"{flops['search']:.2e}",
                       f"{flops['retraining']:.2e}", f"{r['saved']:.0%}", f"{r['saved_without_search']:.0%}"])  # fmt: skip
     head = ["life", "loss against retraining, after stage", "FLOPs of the life", "of its searches", "of retraining", "saved",
