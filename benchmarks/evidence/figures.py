@@ -116,7 +116,8 @@ def forgetting() -> None:
             place.set_title(f"{order}, seed {seed}")
             place.set_xlabel("stages lived")
         axes[0, 0].set_ylabel("loss on the base's two domains")
-        axes[0, 0].legend(fontsize=7.5)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        axes[0, 0].figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7.5)
 
 
 def main() -> None:

@@ -102,24 +102,18 @@ def surfaces() -> str:
 
 def forgetting() -> str:
     rows = results("forgetting")
-    lines = []
-    for way in ("sequential", "replay", "replay_even", "opmix"):
-        some = [r for r in rows if r["way"] == way]
-        keys = [(k, "+.3f") for k in ("per_stage", "per_stage_worst", "at_end", "at_end_worst")]
-        keys += [("new_domain", ".3f"), ("all_at_end", ".3f")]
-        if some:
-            lines.append([way, *(spread([r[k] for r in some], form) for k, form in keys)])
+    ways = {"sequential": "new data only", "replay": "10 % replay", "replay_even": "10 %, even", "opmix": "OP-Mix"}
+    keys = [(k, "+.3f") for k in ("per_stage", "per_stage_worst", "at_end", "at_end_worst")]
+    keys += [("new_domain", ".3f"), ("all_at_end", ".3f")]
+    found = {way: [r for r in rows if r["way"] == way] for way in ways}
+    lines = [[ways[w], *(spread([r[k] for r in some], form) for k, form in keys)] for w, some in found.items() if some]
     head = ["way", "rise a stage, mean", "worst", "rise from learned to the end, mean", "worst", "loss on a new domain after its stage",
             "mean loss at the end"]  # fmt: skip
-    domains = sorted({d for r in rows for d in r["at_end_by_domain"]})
     by = []
-    for d in domains:
-        some = [
-            [r["at_end_by_domain"].get(d) for r in rows if r["way"] == way] for way in ("sequential", "replay", "opmix")
-        ]
-        kept = [[x for x in found if x is not None] for found in some]
-        by.append([d, *(spread(found, "+.3f") if found else "" for found in kept)])
-    return "\n\n".join([table(head, lines), table(["domain", "sequential", "10 % replay", "even 10 %", "OP-Mix"], by)])
+    for d in sorted({d for r in rows for d in r["at_end_by_domain"]}):
+        each = [[r["at_end_by_domain"][d] for r in some if d in r["at_end_by_domain"]] for some in found.values()]
+        by.append([d, *(spread(values, "+.3f") for values in each)])
+    return "\n\n".join([table(head, lines), table(["domain", *ways.values()], by)])
 
 
 def retraining() -> str:
