@@ -1,10 +1,11 @@
-"""Is a new domain worth adding? What searches say in the stages of a life, with the paper's 90/10 probes and with pure ones.
+"""Is a new domain worth adding? What searches say in the stages of a life: 90/10 probes, pure ones, and a probe that decides.
 
     python benchmarks/evidence/adding.py [--orders forward backward] [--seeds 0]
 
 Mixtures without the new domain lie outside what 90/10 probes span: their law is extrapolated there. With pure probes (`probes.share: 1`)
-the `old` probe is trained on just that mixture, so it is measured, and the search's own gate applies. Both searches start from the
-models of OP-Mix's life; the truth is a full training without the new domain. Results go to results/adding.json.
+the `old` probe is trained on just that mixture, so it is measured; with `decision.arbiter` a probe trained on the optimum is held against
+it and decides. All searches start from the models of OP-Mix's life; the truth is a full training without the new domain. Results go to
+results/adding.json.
 """
 
 from __future__ import annotations
@@ -22,22 +23,27 @@ from life import lengths, life_parser, lives
 
 from opmix.cli.console import Display, quiet_libraries
 
-DESIGNS: dict[str, float] = {"search": 0.9, "pure": 1.0}
-"""Folder of the search: share of a probe's own data."""
+DESIGNS: dict[str, tuple[str, float, bool]] = {
+    "default": ("search", 0.9, False),
+    "pure": ("pure", 1.0, False),
+    "pure, arbiter": ("pure", 1.0, True),
+}
+"""Folder of the search, share of a probe's own data, whether a probe on the optimum decides."""
 RESULTS = Path(__file__).parent / "results" / "adding.json"
 
 
 def asked(stage: ContinualStage) -> dict[str, Any]:
-    """What both designs say, and what full training says; gains in nats over leaving the domain out."""
+    """What each design says, and what full training says; gains in nats over leaving the domain out."""
     trained = {float(p): v for p, v in json.loads((stage.home / "trained.json").read_text()).items()}
     without = stage.trained(0.0)
     shares = np.array(sorted({**trained, 0.0: without}))
     losses = np.array([{**trained, 0.0: without}[p] for p in shares])
     found = {}
-    for folder, share in DESIGNS.items():
-        result = stage.search(folder, probes={"steps": stage.probe_steps, "share": share})
+    for name, (folder, share, arbiter) in DESIGNS.items():
+        probes = {"steps": stage.probe_steps, "share": share}
+        result = stage.search(folder, probes=probes, decision={"arbiter": arbiter})
         decision, optimum = result.verdict.decision, float(result.verdict.optimum.mixture[stage.new])
-        found[folder] = {
+        found[name] = {
             "action": decision.action, "probability": decision.probability, "predicted_gain": decision.gain,
             "direct_gain": decision.direct_gain, "proposal": optimum, "search_share": result.json()["cost"]["search_share"],
             "true_gain": without - float(np.interp(optimum, shares, losses)),

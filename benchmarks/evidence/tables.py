@@ -1,6 +1,6 @@
 """The tables of docs/evidence.md, printed from results/*.json.
 
-python benchmarks/evidence/tables.py [regret surfaces forgetting retraining pretraining merge_only sensitivity]
+python benchmarks/evidence/tables.py [regret surfaces forgetting retraining pretraining merge_only sensitivity adding]
 """
 
 from __future__ import annotations
@@ -170,8 +170,27 @@ def sensitivity() -> str:
     return table(["stage", "setting", "value", "proposal (90 %)", "regret", "search / stage FLOPs"], lines)
 
 
+def adding() -> str:
+    lines = []
+    for r in results("adding"):
+        cells = [
+            f"{r[d]['action']} ({r[d]['predicted_gain']:+.3f}, {r[d]['probability']:.0%})" for d in ("default", "pure")
+        ]
+        direct = r["pure, arbiter"]
+        cells.append(
+            f"{direct['action']} ({direct['direct_gain']:+.3f})"
+            if direct["direct_gain"] is not None
+            else direct["action"]
+        )
+        kept = r["without"] / r["best"] - 1
+        lines.append([f"{r['order']} {r['stage']}", *cells, f"{r['default']['true_gain']:+.3f}", f"{kept:.1%}"])
+    head = ["stage", "default says (predicted gain, probability)", "pure probes", "pure probes and arbiter (measured gain)",
+            "gain of full training on the optimum", "regret of leaving it out"]  # fmt: skip
+    return table(head, lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (regret, surfaces, forgetting, retraining, pretraining, merge_only, sensitivity)
+    f.__name__: f for f in (regret, surfaces, forgetting, retraining, pretraining, merge_only, sensitivity, adding)
 }
 
 
