@@ -22,7 +22,8 @@ import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 FIGURES = Path(__file__).resolve().parents[2] / "docs" / "figures"
-OURS, OTHER, THIRD, FOURTH, INK = "#2f7ebc", "#d3722a", "#8a8f98", "#b1952c", "#80858d"
+OURS, OTHER, THIRD, FOURTH, FIFTH = "#2f7ebc", "#d3722a", "#8a8f98", "#b1952c", "#4f9d69"
+INK = "#80858d"
 STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "opmix", "font.size": 8.5, "font.family": "sans-serif", "text.color": INK,
     "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
@@ -104,8 +105,14 @@ def forgetting() -> None:
     """Loss on the two domains of the base through the life."""
     rows = results("forgetting")
     lives = sorted({(r["order"], r["seed"]) for r in rows})
-    colours = {"opmix": OURS, "replay": OTHER, "replay_even": FOURTH, "sequential": THIRD}
-    names = {"opmix": "OP-Mix", "replay": "10 % replay", "replay_even": "10 %, even", "sequential": "new data only"}
+    colours = {"opmix": OURS, "replay": OTHER, "replay_even": FOURTH, "uniform": FIFTH, "sequential": THIRD}
+    names = {
+        "opmix": "OP-Mix",
+        "replay": "10 % replay",
+        "replay_even": "10 %, even",
+        "uniform": "uniform",
+        "sequential": "new data only",
+    }
     with drawn("forgetting", 1, len(lives), (3.4 * len(lives), 2.6)) as axes:
         for place, (order, seed) in zip(axes.flat, lives, strict=True):
             for row in rows:
@@ -117,7 +124,7 @@ def forgetting() -> None:
             place.set_xlabel("stages lived")
         axes[0, 0].set_ylabel("loss on the base's two domains")
         handles, labels = axes[0, 0].get_legend_handles_labels()
-        axes[0, 0].figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7.5)
+        axes[0, 0].figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=7.5)
 
 
 def main() -> None:

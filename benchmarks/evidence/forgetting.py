@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from common import record
-from life import SHARES, Life, lengths, life_parser, lives
+from life import WAYS, Life, lengths, life_parser, lives
 
 from opmix.cli.console import Display, quiet_libraries
 
@@ -48,7 +48,7 @@ def lived(life: Life, way: str) -> dict[str, Any]:
 
 def main() -> None:
     arguments = life_parser(__doc__)
-    arguments.add_argument("--ways", nargs="+", choices=["opmix", *SHARES], default=["opmix", *SHARES])
+    arguments.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     args = arguments.parse_args()
     quiet_libraries()
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []

@@ -2,7 +2,7 @@
 
 A base from scratch learns two domains; five stages add one domain each. Ways to live: `opmix` (a search before every stage, training on
 its optimum), `replay` (10 % of what was trained on last, so that early domains fade), `replay_even` (10 %, evenly over all old domains),
-`sequential` (new data only), and `retrained`: at every stage a new model from scratch on all domains so far, uniformly, for as many tokens
+`uniform` (all domains so far), `sequential` (new data only), and `retrained`: at every stage a new model from scratch on all domains so far, uniformly, for as many tokens
 as the life has had. All stages are equally long and share the schedule (WSD). Models and losses are kept.
 """
 
@@ -46,6 +46,7 @@ NEW = ["code_python", "speeches_us", "reviews_movie", "legal_licenses", "bible_k
 ORDERS = {"forward": NEW, "backward": NEW[::-1]}
 SHARES = {"replay": 0.9, "replay_even": 0.9, "sequential": 1.0}
 """Of the new domain in the ways of living that do not search."""
+WAYS = ("opmix", *SHARES, "uniform")
 TEST = 100
 """Test sequences a domain."""
 
@@ -111,13 +112,19 @@ class Life:
         """What the model after so many stages was trained on last."""
         mixture = Mixture.uniform(BASE)
         for number in range(1, stages + 1):
-            searched = self.home / f"stage{number}" / "proposal.json"
-            share = SHARES.get(way) or float(json.loads(searched.read_text())["share"])
-            old = Mixture.uniform(self.known(number - 1)) if way == "replay_even" else mixture
+            share = self._share(way, number)
+            old = Mixture.uniform(self.known(number - 1)) if way in ("replay_even", "uniform") else mixture
             new = self.new[number - 1]
             parts = Mixture.of({"old": 1 - share, new: share}) if share < 1 else Mixture.of({new: 1.0})
             mixture = parts.expand({"old": old}) if share < 1 else parts
         return mixture
+
+    def _share(self, way: str, number: int) -> float:
+        """Of the new domain in stage `number`."""
+        if way == "uniform":
+            return 1 / len(self.known(number))
+        searched = self.home / f"stage{number}" / "proposal.json"
+        return SHARES.get(way) or float(json.loads(searched.read_text())["share"])
 
     def stage(self, number: int, way: str = "opmix") -> ContinualStage:
         """Stage 1 to 5, from where a way of living has come to."""

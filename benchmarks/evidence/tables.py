@@ -102,7 +102,13 @@ def surfaces() -> str:
 
 def forgetting() -> str:
     rows = results("forgetting")
-    ways = {"sequential": "new data only", "replay": "10 % replay", "replay_even": "10 %, even", "opmix": "OP-Mix"}
+    ways = {
+        "sequential": "new data only",
+        "replay": "10 % replay",
+        "replay_even": "10 %, even",
+        "uniform": "uniform",
+        "opmix": "OP-Mix",
+    }
     keys = [(k, "+.3f") for k in ("per_stage", "per_stage_worst", "at_end", "at_end_worst")]
     keys += [("new_domain", ".3f"), ("all_at_end", ".3f")]
     found = {way: [r for r in rows if r["way"] == way] for way in ways}
@@ -112,7 +118,7 @@ def forgetting() -> str:
     by = []
     for d in sorted({d for r in rows for d in r["at_end_by_domain"]}):
         each = [[r["at_end_by_domain"][d] for r in some if d in r["at_end_by_domain"]] for some in found.values()]
-        by.append([d, *(spread(values, "+.3f") for values in each)])
+        by.append([d, *(spread(values, "+.3f") if values else "" for values in each)])
     return "\n\n".join([table(head, lines), table(["domain", *ways.values()], by)])
 
 
