@@ -2,8 +2,9 @@
 
 A base from scratch learns two domains; five stages add one domain each. Ways to live: `opmix` (a search before every stage, training on
 its optimum), `replay` (10 % of what was trained on last, so that early domains fade), `replay_even` (10 %, evenly over all old domains),
-`uniform` (all domains so far), `sequential` (new data only), and `retrained`: at every stage a new model from scratch on all domains so far, uniformly, for as many tokens
-as the life has had. All stages are equally long and share the schedule (WSD). Models and losses are kept.
+`uniform` (all domains so far), `sequential` (new data only), and `retrained`: at every stage a new model from scratch on all domains so
+far, uniformly, for as many tokens as the life has had. All stages are equally long and share the schedule (WSD). Models and losses are
+kept.
 """
 
 from __future__ import annotations
