@@ -51,6 +51,19 @@ def million(size: int) -> str:
     return f"{size / 1e6:.2g} M"
 
 
+def regret_at(cell: dict[str, Any], share: float) -> float:
+    """Regret of another share of the new domain, read off the line between the trainings of a cell."""
+    losses = {float(p): loss for p, loss in cell["losses"].items()}
+    shares = sorted(losses)
+    best = min(loss for p, loss in losses.items() if abs(10 * p - round(10 * p)) < 1e-9)
+    return float(np.interp(share, shares, [losses[p] for p in shares])) / best - 1
+
+
+def even(cell: dict[str, Any]) -> float:
+    """Share of the new domain if all domains count alike."""
+    return 1 / (len(cell["order"].split(">")[0].split("+")) + 1) if "domains" not in cell else 1 / cell["domains"]
+
+
 def surfaces() -> None:
     """Shape of both surfaces, stage by stage."""
     rows = results("surfaces")
@@ -70,7 +83,7 @@ def surfaces() -> None:
                     label=kind,
                 )
                 place.axvline(row[f"{kind}_optimum"], color=colour, linewidth=0.7, linestyle=":")
-            place.set_title(f"{row['stage']}, seed {row['seed']}, {million(row['model_size'])}")
+            place.set_title(f"{row['stage']}, seed {row['seed']}, {million(row['model_size'])}", fontsize=7.5)
         for place in list(axes.flat)[len(rows) :]:
             place.set_axis_off()
         axes[0, 0].legend(fontsize=7)
@@ -81,10 +94,16 @@ def surfaces() -> None:
 def regret() -> None:
     """Regret by the number of known domains."""
     cells = [c for c in results("regret", "cells") if "domains" in c]
+    for cell in cells:
+        cell["even_regret"] = regret_at(cell, even(cell))
     with drawn("regret", 1, 2, (7.0, 2.6)) as axes:
         for place, keys, title in (
-            (axes[0, 0], (("regret", OURS, "OP-Mix"), ("replay_regret", OTHER, "10 % replay")), "both"),
-            (axes[0, 1], (("regret", OURS, "OP-Mix"),), "OP-Mix alone"),
+            (axes[0, 0], (("regret", OURS, "OP-Mix"), ("replay_regret", OTHER, "10 % replay")), "against 10 % replay"),
+            (
+                axes[0, 1],
+                (("regret", OURS, "OP-Mix"), ("even_regret", FIFTH, "share 1/n")),
+                "enlarged, and the share 1/n",
+            ),
         ):
             for key, colour, label in keys:
                 found = defaultdict(list)
@@ -98,7 +117,8 @@ def regret() -> None:
         axes[0, 1].axhline(1.18, color=THIRD, linewidth=0.8, linestyle="--")
         axes[0, 1].text(3, 1.12, "the paper's worst stage", va="top", fontsize=7.5)
         axes[0, 0].set_ylabel("regret, %")
-        axes[0, 0].legend(fontsize=7.5)
+        for place, where in zip(axes.flat, ("upper left", "center left"), strict=True):
+            place.legend(fontsize=7.5, loc=where)
 
 
 def forgetting() -> None:

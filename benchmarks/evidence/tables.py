@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from figures import RESULTS, million, results
+from figures import RESULTS, even, million, regret_at, results
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -42,10 +42,12 @@ def regret() -> str:
             share = np.mean([c["search_share_of_flops"] for c in found])
             error, kl = (float(np.mean([abs(c[k]) for c in found])) for k in ("interpolation_error", "kl"))
             parts.append(
-                [name, len(found), f"{own.mean():.2%}", f"{own.max():.2%}", f"{replay.mean():.2%}",
+                [name, len(found), f"{own.mean():.2%}", f"{own.max():.2%}", other(found, even), other(found, lambda _: 0.5),
+                 f"{replay.mean():.2%}",
                  f"{replay.min():.2%} to {replay.max():.2%}", f"{hit} of {len(found)}", f"{error:.3f}", f"{kl:.3f}", f"{share:.0%}"]
             )  # fmt: skip
-    head = ["cells", "n", "mean regret", "worst", "10 % replay, mean", "its range", "interval holds the grid's best",
+    head = ["cells", "n", "mean regret", "worst", "share 1/n (worst)", "half new (worst)", "10 % replay, mean", "its range",
+            "interval holds the grid's best",
             "trained - interpolated, nats", "KL", "search / stage FLOPs"]  # fmt: skip
     each = [
         [c["stage"], c["seed"], million(c["model_size"]), f"{c['proposal']:.3f} ({c['interval'][0]:.2f}-{c['interval'][1]:.2f})",
@@ -63,6 +65,12 @@ def regret() -> str:
     ]  # fmt: skip
     growth = table(["domains known", "regret, %", "regret of 10 % replay, %", "proposed share of the new"], grown)
     return "\n\n".join([table(head, parts), growth, table(columns, each)])
+
+
+def other(cells: list[dict[str, Any]], share: Callable[[dict[str, Any]], float]) -> str:
+    """Mean and worst regret of a rule of thumb."""
+    values = [regret_at(c, share(c)) for c in cells]
+    return f"{np.mean(values):.2%} ({max(values):.2%})"
 
 
 def followed(cell: dict[str, Any]) -> str:
