@@ -244,11 +244,14 @@ def _judge(
         f"probability of a gain {probability:.0%}"
     )
     action: Literal["move", "keep"] = "move"
+    same = bool(
+        np.allclose(proposal.mixture.weights, kept.mixture.weights, atol=1e-3)
+    )  # the optimum itself wants no more
     if not kept.feasible:
         reason = f"move: the {reference} mixture breaks the constraints; {numbers}"
     elif probability >= rule.confidence and proposal.gain > rule.min_gain:
         reason = f"move: {numbers}"
-    elif welcome and probability > 1 - rule.confidence:
+    elif welcome and probability > 1 - rule.confidence and not same:
         reason = f"move: {numbers}; too unsure to leave out what is new"
     else:
         action = "keep"
