@@ -25,7 +25,8 @@ def test_any_number_of_points_on_a_line_can_be_interpolated(num_points):
     design = design_stage(["a", "b"], Mixture.of({"a": 1.0}), num_points=num_points)
     inner = np.array([w.weights for w in design.points[4:]])
     assert len(inner) == num_points - num_points % 2  # an odd number has the centre, which is the twin already
-    assert np.all(inner >= 0) and np.allclose(inner.sum(axis=1), 1)
+    assert np.all(inner >= 0)
+    assert np.allclose(inner.sum(axis=1), 1)
 
 
 def test_the_published_design_has_nine_points_and_two_probes():
