@@ -153,10 +153,11 @@ def pretraining() -> str:
             loss = float(np.mean(list(r["losses"][arm].values())))
             said = r["searches"].get(arm, {})
             shares = " ".join(f"{s:.2f}" for s in said["optimum"].values()) if said else "0.20 each"
-            lines.append([r["seed"], arm, shares, said.get("action", ""), f"{r['longer_steps'] if arm == 'longer' else r['stage_steps']}",
+            steps = r["longer_steps" if arm == "longer" else "stage_steps"]
+            lines.append([r["arguments"]["set"], r["seed"], arm, shares, said.get("action", ""), steps,
                           f"{loss:.4f}", f"{uniform - loss:+.4f}", f"{r['perplexity_change'][arm]:+.2%}"])  # fmt: skip
     return table(
-        ["seed", "arm", "mixture", "said", "steps", "mean loss", "gain over uniform", "mean perplexity"], lines
+        ["set", "seed", "arm", "mixture", "said", "steps", "mean loss", "gain over uniform", "mean perplexity"], lines
     )
 
 
