@@ -20,7 +20,7 @@ FLOORS = [
     {"probes"},
     {"scores"},
     {"lifecycle"},
-    {"compare"},
+    {"comparison"},
     {"api", "fit"},
     {"setup"},
     {"discovery"},

@@ -24,7 +24,7 @@ from opmix.errors import (
 from opmix.mixing.mixture import InterpolationWeights, Mixture, ProbeDesign
 
 if TYPE_CHECKING:
-    from opmix.api import LifeResult, SearchResult, run, search
+    from opmix.api import CompareResult, LifeResult, SearchResult, compare, run, search
     from opmix.data import MixtureStream
     from opmix.fit import FitResult, fit_runs
     from opmix.lifecycle.remix import RemixCallback
@@ -36,6 +36,8 @@ _LAZY = {
     "FitResult": "opmix.fit",
     "run": "opmix.api",
     "LifeResult": "opmix.api",
+    "compare": "opmix.api",
+    "CompareResult": "opmix.api",
     "RemixCallback": "opmix.lifecycle.remix",
     "MixtureStream": "opmix.data",
 }
@@ -44,6 +46,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdapterError",
+    "CompareResult",
     "ConfigError",
     "DataError",
     "Domain",
@@ -63,6 +66,7 @@ __all__ = [
     "Source",
     "StoreError",
     "TrainingError",
+    "compare",
     "fit_runs",
     "run",
     "search",

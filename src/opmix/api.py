@@ -1,11 +1,16 @@
-"""`opmix.search`: one decision, from a model and some text domains to a mixture that can be trusted. `opmix.run`: a whole life."""
+"""`opmix.search`: one decision, from a model and some text domains to a mixture that can be trusted. `opmix.run`: a whole life.
+
+`opmix.compare`: several methods beside each other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from opmix.comparison.config import CompareConfig, load_compare
+from opmix.comparison.run import CompareResult, run_compare
 from opmix.config import parse_config
 from opmix.lifecycle.config import LifecycleConfig, load_lifecycle
 from opmix.lifecycle.life import LifeResult, run_life
@@ -103,4 +108,40 @@ def run(
         return run_life(config, out=Path(out), base=base, redo=redo, make_trainer=make_trainer, progress=display)
 
 
-__all__ = ["LifeResult", "SearchResult", "run", "run_search", "search"]
+def compare(
+    comparison: str | Path | Mapping[str, Any],
+    *,
+    out: str | Path,
+    only: Iterable[str] = (),
+    redo: bool = False,
+    make_trainer: TrainerFactory | None = None,
+    progress: Progress | Literal["auto"] | None = None,
+) -> CompareResult:
+    """Let several methods live the same life: same model, data, tokens and seeds. Running it again resumes.
+
+    Args:
+        comparison: A `compare.yaml`, or its content.
+        out: Run folder.
+        only: Entrants to run now; empty: all.
+        redo: Do finished steps again whose inputs have changed; else that is an error.
+        make_trainer: Replaces `opmix.training.factory.default_trainer`, except where a method brings its own.
+        progress: Shows what is going on; "auto": bars on a terminal or in a notebook, else silence; None: silence.
+
+    Raises:
+        ConfigError: All problems of the settings at once.
+        StoreError: The folder is held, the disk is full, or finished steps have become stale.
+        OpMixError: Whatever else stops it; see `opmix.errors`.
+    """
+    if isinstance(comparison, Mapping):
+        config, base = validated(CompareConfig, comparison), Path.cwd()
+    else:
+        config, base = load_compare(Path(comparison)), Path(comparison).parent.resolve()
+    from opmix.display import shown
+
+    with shown(progress) as display:
+        return run_compare(
+            config, out=Path(out), base=base, only=only, redo=redo, make_trainer=make_trainer, progress=display
+        )
+
+
+__all__ = ["CompareResult", "LifeResult", "SearchResult", "compare", "run", "run_search", "search"]

@@ -27,7 +27,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
 ) -> None:
     """Run several methods on the same model, data, tokens and seeds; what they have in common is done once. Resumes by itself."""
-    from opmix.compare.config import load_compare
+    from opmix.comparison.config import load_compare
 
     settings, folder = load_compare(config, set_ or []), out or Path("runs") / config.stem
 
@@ -36,7 +36,7 @@ def compare(
     with Display(silent=as_json) as display:
         display.note("loading torch and transformers")
         quiet_libraries()
-        from opmix.compare.run import run_compare
+        from opmix.comparison.run import run_compare
 
         result = run_compare(
             settings, out=folder, base=config.parent.resolve(), redo=redo, only=only or (), progress=display

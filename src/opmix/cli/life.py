@@ -82,8 +82,8 @@ def _looker(folder: Path, config: Path | None) -> Callable[[], RunStatus]:
     from opmix.lifecycle.status import recorded_config
 
     if "methods" in recorded_config(folder):
-        from opmix.compare.config import load_compare
-        from opmix.compare.status import compare_status
+        from opmix.comparison.config import load_compare
+        from opmix.comparison.status import compare_status
 
         return partial(compare_status, folder, None if config is None else load_compare(config))
     from opmix.lifecycle.config import load_lifecycle

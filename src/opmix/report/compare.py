@@ -102,12 +102,14 @@ def _opening(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
         ) if new else None,
     ]  # fmt: skip
     return el(
-        "section", el("h1", "Methods side by side"), keys, el("div", *panels, class_="panels"), _table(content, rows), id="summary",
+        "section", el("h1", "Methods side by side"), keys, el("div", *panels, class_="panels"), comparison_table(content), id="summary",
         aria_label="Summary",
     )  # fmt: skip
 
 
-def _table(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
+def comparison_table(content: Mapping[str, Any]) -> Html:
+    """The content of a `compare.json`: a row an entrant, best first."""
+    rows = sorted(content["table"], key=lambda r: r["mean_loss"]["mean"])
     scale = Scale.around(
         [_known(r.get("difference", {}).get("mean")) for r in rows], [e for r in rows for e in _interval(r) or ()]
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opmix.compare.config import CompareConfig
+from opmix.comparison.config import CompareConfig
 from opmix.config import DomainConfig, ModelConfig, ProbesConfig
 from opmix.domain import Kind
 from opmix.lifecycle.config import LifecycleConfig

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from opmix.compare.config import CompareConfig
-from opmix.compare.run import CompareResult, run_compare
+from opmix.comparison.config import CompareConfig
+from opmix.comparison.run import CompareResult, run_compare
 from opmix.strict import validated
 
 NAMES = ("alpha", "beta", "gamma")

@@ -3,7 +3,7 @@
 import pytest
 from contests import STEP, contest
 
-from opmix.compare.steps import entrant_chain
+from opmix.comparison.steps import entrant_chain
 from opmix.errors import ConfigError
 from opmix.lifecycle.steps import DataFacts
 

@@ -9,8 +9,9 @@ import yaml
 from contests import done
 from safetensors.torch import load_file
 
-from opmix.compare.results import forgetting
-from opmix.compare.status import compare_status
+import opmix
+from opmix.comparison.results import forgetting
+from opmix.comparison.status import compare_status
 from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.life import run_life
@@ -145,3 +146,14 @@ def test_a_comparison_is_validated(arena, finished):
     assert "2 stages, 2 methods" in json.dumps([check.json() for check in found.checks])
     file.write_text(yaml.safe_dump(contests.content(["op_mix", "unifrm"])))
     assert not validate(file).valid
+
+
+def test_a_result_shows_itself_and_is_the_functions_too(arena, finished):
+    config, result = finished
+    shown = result._repr_html_()
+    assert all(f">{name}<" in shown for name in config.methods)
+    assert set(result.losses("op_mix")) == {0, 1}
+    file = arena.folder / "whole.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    again = opmix.compare(file, out=result.folder, only=["uniform"])
+    assert again.losses("uniform") == result.losses("uniform")

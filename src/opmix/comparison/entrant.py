@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import Trainer
 
-from opmix.compare.bench import TrialBench
-from opmix.compare.merging import merged_model
+from opmix.comparison.bench import TrialBench
+from opmix.comparison.merging import merged_model
 from opmix.compute.memory import watch_memory
 from opmix.config import SearchConfig
 from opmix.learners.base import Learner, Lesson

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from opmix.compare.config import CompareConfig
-from opmix.compare.steps import entrant_chain, facts_file
+from opmix.comparison.config import CompareConfig
+from opmix.comparison.steps import entrant_chain, facts_file
 from opmix.lifecycle.status import RunStatus, recorded_config, recorded_facts, status_of
 from opmix.lifecycle.steps import Step
 from opmix.strict import validated

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from opmix.compare.config import CompareConfig
+from opmix.comparison.config import CompareConfig
 from opmix.lifecycle.steps import DataFacts, Step, chain
 
 _SEARCH_ONLY = ("probes", "solve", "decision", "huber_delta")

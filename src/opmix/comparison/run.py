@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opmix.compare.config import CompareConfig
-from opmix.compare.entrant import EntrantRun, MergedRun, RestartedRun
-from opmix.compare.online import OnlineStage
-from opmix.compare.results import compare_json, spent_json, write_compare
-from opmix.compare.steps import entrant_chain, facts_file, home_of
+from opmix.comparison.config import CompareConfig
+from opmix.comparison.entrant import EntrantRun, MergedRun, RestartedRun
+from opmix.comparison.online import OnlineStage
+from opmix.comparison.results import compare_json, spent_json, write_compare
+from opmix.comparison.steps import entrant_chain, facts_file, home_of
 from opmix.compute.budget import world_size
 from opmix.errors import ConfigError
 from opmix.lifecycle.life import live_stages, refuse_stale, start_of_life
@@ -37,6 +37,19 @@ class CompareResult:
     folder: Path
     content: Mapping[str, Any]
     """Of `compare.json`."""
+
+    def _repr_html_(self) -> str:
+        from opmix.report.compare import comparison_table
+
+        return comparison_table(self.content)
+
+    def losses(self, entrant: str) -> dict[int, float]:
+        """Mean test loss at the end by seed, nats per token.
+
+        Raises:
+            KeyError: No such entrant, or none of its seeds is finished.
+        """
+        return {int(seed): life["mean_loss"] for seed, life in self.content["entrants"][entrant]["seeds"].items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from opmix.compare.bench import TrialBench, stints_json
-from opmix.compare.entrant import EntrantRun
+from opmix.comparison.bench import TrialBench, stints_json
+from opmix.comparison.entrant import EntrantRun
 from opmix.compute.memory import watch_memory
 from opmix.lifecycle.measuring import last_loss, watched_rows, write_log
 from opmix.lifecycle.stage_run import training_amounts

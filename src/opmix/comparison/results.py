@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from opmix.compare.config import CompareConfig
-from opmix.compare.steps import home_of
+from opmix.comparison.config import CompareConfig
+from opmix.comparison.steps import home_of
 from opmix.lifecycle.tables import SEARCH_PURPOSES, spread
 from opmix.runs.files import plain, write_json, write_text
 from opmix.runs.store import RunStore
