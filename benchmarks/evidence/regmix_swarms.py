@@ -144,8 +144,10 @@ def main() -> None:
             result[name] = judged(predict, tables)
     same = tables["test_1m"].losses, tables["test_60m"].losses
     result["measured ranks, 1m against 60m"] = {
-        m: rank_correlation(same[0][:, e], same[1][:, e]) for e, m in enumerate(train.metrics)
+        **{m: rank_correlation(same[0][:, e], same[1][:, e]) for e, m in enumerate(train.metrics)},
+        "of the mean loss": rank_correlation(same[0].mean(axis=1), same[1].mean(axis=1)),
     }
+    result["range of the mean loss, nats"] = {n: float(np.ptp(t.losses.mean(axis=1))) for n, t in tables.items()}
     result["from fewer runs"] = fewer(train, tables, args.seeds)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     told(result, names)

@@ -246,12 +246,15 @@ class DecisionConfig(Strict):
     """Before a move, train one probe on the optimum itself and let it object (where the reference has its own probe)."""
     arbiter: bool = False
     """Train that probe also where the law alone is too unsure to move, and let it decide."""
+    prove_new: bool = False
+    """Whether a new domain must prove that it helps; else it is left out only where the numbers say, as surely, that it harms."""
 
     def settings(self, seed: int) -> DecisionSettings:
         """As the library's value."""
         return DecisionSettings(
             confidence=self.confidence,
             min_gain=self.min_gain,
+            prove_new=self.prove_new,
             interval_level=self.interval_level,
             num_draws=self.draws,
             seed=seed,

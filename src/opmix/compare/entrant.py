@@ -110,7 +110,7 @@ class EntrantRun(StageRun):
     def _lesson(self, usage: Usage) -> Lesson:
         last, drawn = old_on_offer(self.stage, self.carried.mixture), self.carried.cursors
         # All that was ever trained on, not only in the stage before: methods without replay train on one domain at a time.
-        names = [n for n in self.stage.domains if (last or {}).get(n, 0.0) > 0 or drawn.get(n, 0) > 0]
+        names = [n for n in self.stage.domains if (last is not None and last.get(n, 0.0) > 0) or drawn.get(n, 0) > 0]
         data = self.offer.only(names)
         before = None if self.carried.model is None else self.carried.model.parent / "learner"
         folder = self.folder / "learner"

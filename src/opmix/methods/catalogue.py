@@ -176,7 +176,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="on_policy_distillation", title="On-policy distillation", family="continual", path="opmix.methods.fixed:Sequential",
         line="new domains only; another model teaches: stage: {sdft: {teacher_model: ...}} (conversations only)",
-        stage={"objective": "sdft"},
+        stage={"objective": "sdft"}, paper="2306.13649",
     ),
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ import numpy as np
 from opmix.methods.adaptive import FIRST_POINTS, Looks, Searched, search_by_looks
 from opmix.methods.base import FULL, Effort, LawProposal, MethodContext, Simulation, Stage
 from opmix.mixing.decision import Verdict, confirm, decide, objective_values
-from opmix.mixing.design import StageDesign, default_points, design_stage, interference
+from opmix.mixing.design import StageDesign, default_points, design_stage, interference, new_domains
 from opmix.mixing.law import LawFit, fit_law
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.posterior import resampling_noise
@@ -113,6 +113,7 @@ class OpMix:
             fit,
             candidates=candidates(stage, settings.prior),
             reference="current",
+            newcomers=bool(new_domains(stage.domains, stage.current)),
             coordinates=design.coordinates,
             settings=settings,
             constraints=context.constraints(baseline),

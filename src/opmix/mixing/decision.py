@@ -25,6 +25,8 @@ class DecisionSettings:
     """Move only where the probability of a gain over the reference is at least this."""
     min_gain: float = 0.0
     """Smallest expected gain worth a move, in nats."""
+    prove_new: bool = False
+    """Whether a new domain must prove that it helps; else it is left out only where the numbers say, as surely, that it harms."""
     interval_level: float = 0.9
     num_draws: int = 200
     seed: int = 0
@@ -95,6 +97,7 @@ def decide(
     structural: float = 0.0,
     measured: Mapping[str, Mapping[str, float]] | None = None,
     notes: Mapping[str, str] | None = None,
+    newcomers: bool = False,
 ) -> Verdict:
     """Solve, score the alternatives on the law's posterior, and move only where the gain outweighs the noise.
 
@@ -114,6 +117,8 @@ def decide(
         structural: Further standard deviation of a predicted difference of the objective, nats.
         measured: Losses measured directly at candidates (a probe trained on just that mixture).
         notes: Remarks by candidate.
+        newcomers: The reference leaves out domains that somebody wants in. It is then "keep" that must be proven, unless the settings
+            say otherwise (`DecisionSettings.prove_new`).
 
     Raises:
         InfeasibleError: The constraints contradict each other.
@@ -147,7 +152,9 @@ def decide(
                 note=(notes or {}).get(name, ""), measured=(measured or {}).get(name),
             )
         )  # fmt: skip
-    verdict = _judge(alternatives, reference, gains[:, 0] + error, noise_sd, rule)
+    verdict = _judge(
+        alternatives, reference, gains[:, 0] + error, noise_sd, rule, welcome=newcomers and not rule.prove_new
+    )
     return Verdict(
         mixture=optimum.mixture if verdict.action == "move" else scored[reference],
         optimum=optimum,
@@ -220,7 +227,13 @@ def objective_residuals(residuals: FloatArray, settings: SolveSettings) -> Float
 
 
 def _judge(
-    alternatives: list[Alternative], reference: str, gains: FloatArray, noise: float, rule: DecisionSettings
+    alternatives: list[Alternative],
+    reference: str,
+    gains: FloatArray,
+    noise: float,
+    rule: DecisionSettings,
+    *,
+    welcome: bool,
 ) -> Decision:
     proposal = alternatives[0]
     kept = next(a for a in alternatives if a.name == reference)
@@ -231,10 +244,15 @@ def _judge(
         f"probability of a gain {probability:.0%}"
     )
     action: Literal["move", "keep"] = "move"
+    same = bool(
+        np.allclose(proposal.mixture.weights, kept.mixture.weights, atol=1e-3)
+    )  # the optimum itself wants no more
     if not kept.feasible:
         reason = f"move: the {reference} mixture breaks the constraints; {numbers}"
     elif probability >= rule.confidence and proposal.gain > rule.min_gain:
         reason = f"move: {numbers}"
+    elif welcome and probability > 1 - rule.confidence and not same:
+        reason = f"move: {numbers}; too unsure to leave out what is new"
     else:
         action = "keep"
         reason = f"keep the {reference} mixture: {numbers}, below the {rule.confidence:.0%} asked for (noise {noise:.4f} nats)"

@@ -192,7 +192,7 @@ def _interpolations(
                 continue
             # Half of the points lean on the joint probe, half do without: that separates the mixture from the averaging.
             lean = (1 - abs(2 * a - 1)) * (position % 2 == 0)
-            rest = np.array([1 - a, a]) - 0.5 * lean
+            rest = np.maximum(np.array([1 - a, a]) - 0.5 * lean, 0.0)  # rounding may leave -3e-17
             point = np.append(rest, lean)
             if abs(a - 0.5) > 1e-9:
                 inner.append(point)

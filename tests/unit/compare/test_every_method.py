@@ -12,6 +12,9 @@ from opmix.runs.store import RunStore
 
 SETTINGS = {
     "op_mix": {"stage": {"probes": {"steps": 2}}},
+    "regmix": {"runs": 12, "trees": 30, "simulated": 500, "top_k": 16},
+    "data_mixing_laws": {"runs": 8},
+    "climb": {"runs": [6, 3, 2], "trees": 30},
 }
 """What makes a method small enough for a test; most need nothing."""
 

@@ -73,6 +73,21 @@ def test_small_swarms_are_learned_from_where_the_papers_leaves_cannot():
     assert left_out_ranks(y[8:], few.predict(x[8:]), ("m",))["m"] > 0.5
 
 
+def test_left_out_runs_are_predicted_without_them():
+    rng = np.random.default_rng(2)
+    x, noise = rng.dirichlet(np.ones(4), 60), rng.normal(size=(60, 1))
+    trees = BoostedTrees(trees=100, learning_rate=0.1)
+    assert left_out_ranks(noise, trees.fit(x, noise).predict(x), ("m",))["m"] > 0.8
+    assert abs(left_out_ranks(noise, trees.left_out(x, noise), ("m",))["m"]) < 0.35
+
+
+def test_regmix_never_asks_for_more_of_a_domain_than_its_usage_allows():
+    bench = FakeBench(stage_of(sizes=(100, 100, 100, 5)), exponential(own_share(4)))
+    rows = RegMix(trees=20, runs=40, simulated=500, top_k=8, max_usage=4.0).propose(bench).evidence["runs"]
+    largest = 4 * 5 / 305
+    assert 0 < max(row["mixture"]["news"] for row in rows) <= largest + 2e-4
+
+
 def test_regmix_trains_its_swarm_from_scratch_on_a_small_model():
     bench = FakeBench(stage_of(), exponential(helpful_web()))
     small = {"hidden_size": 32}

@@ -113,3 +113,24 @@ def test_a_direct_measurement_has_the_last_word():
     assert moved.decision.reason.startswith("move: predicted gain")
     assert stays.decision.action == "keep"
     assert stays.mixture == stopped.mixture
+
+
+def test_a_newcomer_is_left_out_only_where_it_surely_harms():
+    """Three laws on the same two domains: the new one surely helps, may help, surely harms."""
+    said = {}
+    for name, slope, noise in (("helps", -1.0, 1e-4), ("unsure", -0.02, 0.05), ("harms", 0.6, 1e-4)):
+        rng = np.random.default_rng(4)
+        P = np.stack([np.linspace(0.9, 0.1, 9), np.linspace(0.1, 0.9, 9)], axis=1)
+        losses = 3 + np.exp(slope * P[:, [1]]) + noise * rng.standard_normal((9, 1))
+        fit = fit_law(P, losses, domains=("old", "new"), metrics=("all",))
+        mixtures = {"current": Mixture.of({"old": 1.0, "new": 0.0})}
+        for newcomers, strict in ((True, False), (True, True), (False, False)):
+            made = decide(
+                fit, candidates=mixtures, reference="current", newcomers=newcomers, settings=SolveSettings(kl=0.05),
+                decision=DecisionSettings(prove_new=strict),
+            )  # fmt: skip
+            said[name, newcomers, strict] = made.decision.action
+    assert {said["helps", n, s] for n, s in ((True, False), (True, True), (False, False))} == {"move"}
+    assert said["unsure", True, False] == "move"
+    assert said["unsure", True, True] == said["unsure", False, False] == "keep"
+    assert {said["harms", n, s] for n, s in ((True, False), (True, True), (False, False))} == {"keep"}

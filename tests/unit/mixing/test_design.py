@@ -20,6 +20,15 @@ def test_one_new_domain_is_a_line_from_10_to_90_percent():
     assert all(design.fitted)
 
 
+@pytest.mark.parametrize("num_points", range(4, 41))
+def test_any_number_of_points_on_a_line_can_be_interpolated(num_points):
+    design = design_stage(["a", "b"], Mixture.of({"a": 1.0}), num_points=num_points)
+    inner = np.array([w.weights for w in design.points[4:]])
+    assert len(inner) == num_points - num_points % 2  # an odd number has the centre, which is the twin already
+    assert np.all(inner >= 0)
+    assert np.allclose(inner.sum(axis=1), 1)
+
+
 def test_the_published_design_has_nine_points_and_two_probes():
     design = design_stage(("web", "math"), Mixture.of({"web": 1.0}), joint=False, num_points=7)
     assert design.probes.probes == ("old", "math")
