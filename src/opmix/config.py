@@ -140,8 +140,8 @@ class ProbesConfig(Strict):
 
     steps: Count = 200
     """At most, with `adaptive`."""
-    adaptive: bool = False
-    """Look at the probes while they train and stop where the predicted regret is below `tolerance`."""
+    adaptive: bool | None = None
+    """Look at the probes while they train and stop where the predicted regret is below `tolerance`; None: where a domain is new."""
     tolerance: float = Field(default=0.05, ge=0)
     """Of the predicted regret and its change, as a share of what mixtures change at all (0: never stop)."""
     first_look: Count | None = None
@@ -317,6 +317,15 @@ class SearchConfig(Strict):
             for name in names:
                 if name not in self.domains:
                     yield f"{path}.{name}: unknown domain{nearest(name, list(self.domains))}"
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether probes are looked at while they train: as said, else where a domain is weighed against an old mixture."""
+        if self.probes.adaptive is not None:
+            return self.probes.adaptive
+        return bool(self.new_domains) or (
+            self.old_mixture is not None and any(n not in self.old_mixture for n in self.domains)
+        )
 
     def constraints(
         self, *, available: Mapping[str, int] | None = None, baseline: Mapping[str, float] | None = None

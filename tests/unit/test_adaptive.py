@@ -40,7 +40,8 @@ def find(toys, out, proxies=None, **probes):
     return opmix.search(
         model, tokenizer, paths, budget=20_000, old_mixture={"web": 0.6, "code": 0.4}, sequence_length=LENGTH,
         trainer={"learning_rate": 1e-2, "per_device_train_batch_size": BATCH}, decision={"draws": 8, "confidence": 0.5},
-        probes={"steps": STEPS, "rank": 4, "dropout": 0.1, **probes}, proxies={"eval_sequences": 16, **(proxies or {})},
+        probes={"steps": STEPS, "rank": 4, "dropout": 0.1, "adaptive": False, "first_look": 1, **probes},
+        proxies={"eval_sequences": 16, **(proxies or {})},
         cache_dir=str(folder / "cache"), out=out,
     )  # fmt: skip
 
@@ -243,7 +244,9 @@ def test_the_estimate_says_at_most(unstopped):
     }  # fmt: skip
     old = Mixture.of({"web": 0.6, "code": 0.4})
     plain, most = (
-        estimate_search(parse_config({**content, "probes": {"steps": STEPS, "adaptive": adaptive}}), old)
+        estimate_search(
+            parse_config({**content, "probes": {"steps": STEPS, "adaptive": adaptive, "first_look": 1}}), old
+        )
         for adaptive in (False, True)
     )
     assert plain.probe_tokens == most.probe_tokens == result.ledger.total("tokens", ["probes"])

@@ -142,7 +142,7 @@ def show_validation(result: Validation) -> None:
         console.print(table)
     show_checks(result.checks)
     if (cost := result.cost) is not None:
-        most = "at most " if result.config is not None and result.config.probes.adaptive else ""
+        most = "at most " if result.config is not None and result.config.adaptive else ""
         console.print(
             f"cost: {most}{cost.probes} probes x {cost.steps} steps ({count(cost.probe_tokens)} tokens), "
             f"{cost.proxies} proxies ({count(cost.eval_tokens)} tokens)", highlight=False, soft_wrap=True,

@@ -227,7 +227,7 @@ class SearchContext:
         eval_tokens += early_sequences(self.config, self.old, self.stage) * length
         flops = self.prepared.objective.flops(shape, row_tokens=probe_tokens, length=length, adapter_parameters=0)
         flops += eval_tokens * shape.forward(length)
-        most = "at most " if self.config.probes.adaptive else ""
+        most = "at most " if self.config.adaptive else ""
         share = flops / self.training_flops
         per_probe = _adapter_bytes(session)
         self.progress.note(

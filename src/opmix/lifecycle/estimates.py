@@ -44,11 +44,12 @@ def method_of(config: SearchConfig) -> OpMix:
 def looks_of(config: SearchConfig) -> Looks | None:
     """When probes are looked at while they train; None: at their end only."""
     probes = config.probes
-    if not probes.adaptive:
+    if not config.adaptive:
         return None
-    return Looks(
+    looks = Looks(
         steps=probes.steps, first=probes.first_look, sequences=config.proxies.eval_sequences, tolerance=probes.tolerance
     )
+    return looks if looks.parts else None  # too short to be looked at before their end
 
 
 def eval_sequences(config: SearchConfig, old: Mixture | None) -> list[int]:

@@ -191,7 +191,7 @@ def _search_settings(search: Any) -> dict[str, Any]:
     )
     if content["objective"] != "sdft":
         content.pop("sdft")
-    if not content["probes"]["adaptive"]:
+    if not search.adaptive:
         content["probes"] = {k: v for k, v in content["probes"].items() if k not in _ADAPTIVE}
     return {**content, "trainer": _telling(content["trainer"])}
 

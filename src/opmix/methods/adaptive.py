@@ -34,6 +34,8 @@ FIRST_SEQUENCES = 8
 """Held-out sequences a domain of the first look, about."""
 FIRST_POINTS = 3
 """Interpolated points of the first look on a line; elsewhere as many as there are coordinates, and one more."""
+FEWEST_STEPS = 4
+"""Before a look, unless the first is said: fewer tell of the optimiser's start rather than of the data."""
 HALVINGS = 4
 """Looks before the last: the first comes after a sixteenth of the steps."""
 
@@ -45,7 +47,7 @@ class Looks:
     steps: int
     """At most."""
     first: int | None = None
-    """Steps before the first look, at least; None: a sixteenth of all."""
+    """Steps before the first look, at least; None: a sixteenth of all, and no fewer than four."""
     sequences: int
     """Held-out sequences of a domain, at most."""
     tolerance: float
@@ -60,7 +62,7 @@ class Looks:
             (4, 8, 15, 30)
         """
         halves = [math.ceil(self.steps / 2**k) for k in range(HALVINGS if self.first is None else 64, 0, -1)]
-        least = 1 if self.first is None else self.first
+        least = FEWEST_STEPS if self.first is None else self.first
         return tuple(sorted({h for h in halves if least <= h < self.steps}))
 
     @property

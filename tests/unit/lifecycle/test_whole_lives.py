@@ -302,7 +302,7 @@ def drawn(monkeypatch):
 
 
 def test_a_life_may_search_adaptively(toys, tmp_path):
-    adaptive = {"steps": 4, "rank": 2, "adaptive": True, "tolerance": 1e9}
+    adaptive = {"steps": 4, "rank": 2, "adaptive": True, "first_look": 1, "tolerance": 1e9}
     config = toys.config(
         fixed("one", 2, domains=["alpha", "beta"]), stage("two", 4, add=["gamma"], probes=adaptive),
     )  # fmt: skip
