@@ -79,7 +79,7 @@ def show(content: Mapping[str, Any], folder: Path) -> None:
         padding=(0, 1),
         pad_edge=False, title=f"Mean test loss over {_seeds(content)}, nats per token",
     )  # fmt: skip
-    for row in sorted(content["table"], key=lambda r: r["mean_loss"]["mean"]):
+    for row in content["table"]:
         searched, trained = row["search_flops"]["mean"], row["training_flops"]["mean"]
         share = f"{searched / trained:.0%}" if trained else "no training"
         table.add_row(

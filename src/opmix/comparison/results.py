@@ -34,7 +34,7 @@ def compare_json(config: CompareConfig, lives: Lives) -> dict[str, Any]:
         {
             "schema": 1, "kind": "compare", "units": "nats per token", "split": "test", "reference": config.first,
             "contested": [s.name for s in config.stages[config.contested :]], "shared": [s.name for s in config.stages[: config.contested]],
-            "entrants": entrants, "table": [_row(config.first, name, entrants) for name in entrants],
+            "entrants": entrants, "table": sorted((_row(config.first, name, entrants) for name in entrants), key=_place),
         }
     )  # fmt: skip
 
@@ -120,6 +120,11 @@ def _row(reference: str, name: str, entrants: Mapping[str, Any]) -> dict[str, An
     if name != reference and paired:
         row["difference"] = spread([lives[s]["mean_loss"] - others[s]["mean_loss"] for s in paired])
     return row
+
+
+def _place(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Best first: by the paired difference, which entrants with some seeds missing are also right by."""
+    return row.get("difference", {"mean": 0.0})["mean"], row["mean_loss"]["mean"]
 
 
 def write_compare(folder: Path, content: Mapping[str, Any], spent: Mapping[str, Any]) -> None:

@@ -50,7 +50,7 @@ def load_comparison(folder: Path) -> dict[str, Any]:
 
 def comparison_sections(content: Mapping[str, Any], manifest: Mapping[str, Any] | None) -> dict[str, Html]:
     """Sections by id, in order."""
-    rows = sorted(content["table"], key=lambda r: r["mean_loss"]["mean"])
+    rows = content["table"]
     made = {
         "summary": _opening(content, rows),
         "domains": _domains(content, rows),
@@ -109,7 +109,7 @@ def _opening(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
 
 def comparison_table(content: Mapping[str, Any]) -> Html:
     """The content of a `compare.json`: a row an entrant, best first."""
-    rows = sorted(content["table"], key=lambda r: r["mean_loss"]["mean"])
+    rows = content["table"]
     scale = Scale.around(
         [_known(r.get("difference", {}).get("mean")) for r in rows], [e for r in rows for e in _interval(r) or ()]
     )
