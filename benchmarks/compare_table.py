@@ -32,11 +32,10 @@ def rows(content: dict[str, Any]) -> list[str]:
     made = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
     for row in sorted(content["table"], key=lambda r: r.get("difference", {"mean": 0.0})["mean"]):
         trained = row["training_flops"]["mean"]
-        cells = [
-            f"`{row['entrant']}`", *([str(row["seeds"])] if several else []), spread(row["mean_loss"]),
-            spread(row.get("difference"), sign=True), spread(row["forgetting"], sign=True), f"{row['search_flops']['mean'] / trained:.0%}" if trained else "no training",
-            f"{row['total_flops']['mean']:.2g}",
-        ]  # fmt: skip
+        searched = f"{row['search_flops']['mean'] / trained:.0%}" if trained else "no training"
+        cells = [f"`{row['entrant']}`", *([str(row["seeds"])] if several else []), spread(row["mean_loss"])]
+        cells += [spread(row.get("difference"), sign=True), spread(row["forgetting"], sign=True), searched]
+        cells.append(f"{row['total_flops']['mean']:.2g}")
         made.append("| " + " | ".join(cells) + " |")
     return made
 

@@ -52,9 +52,10 @@ def write_comparison(folder: Path, seeds: int = 2) -> Path:
         n: {"method": n, "title": n, "family": "searched", "line": "does it", "paper": "", "seeds": x}
         for n, x in lives.items()
     }
+    rows = [row(n, x, lives["op_mix"]) for n, x in lives.items()]
     content = {
         "schema": 1, "kind": "compare", "units": "nats per token", "split": "test", "reference": "op_mix", "contested": ["more"],
-        "shared": ["base"], "entrants": entrants, "table": sorted((row(n, x, lives["op_mix"]) for n, x in lives.items()), key=lambda r: r["mean_loss"]["mean"]),
+        "shared": ["base"], "entrants": entrants, "table": sorted(rows, key=lambda r: r["mean_loss"]["mean"]),
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     spent = {
