@@ -155,7 +155,10 @@ def _entrant(config: CompareConfig, name: str, shared: World) -> _Entrant:
     if not config.learns_otherwise(name):
         world = replace(shared, life=life)
     else:
-        world = make_world(life, shared.base, shared.store, shared.progress, shared.make_trainer)
+        try:
+            world = make_world(life, shared.base, shared.store, shared.progress, shared.make_trainer)
+        except ConfigError as error:
+            raise ConfigError([f"methods.{name}: {problem}" for problem in error.problems]) from error
     return _Entrant(
         name=name, world=world, chains={seed: entrant_chain(config, name, world.facts, seed) for seed in config.seeds}
     )
