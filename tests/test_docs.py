@@ -8,6 +8,7 @@ import typer
 from pydantic import BaseModel
 
 from opmix.cli.main import app
+from opmix.comparison.config import CompareConfig, EntrantConfig, load_compare
 from opmix.config import SearchConfig, load_config
 from opmix.lifecycle import config as life
 
@@ -69,3 +70,18 @@ def test_every_verb_and_option_is_documented_and_no_other():
 def test_every_page_is_on_the_site():
     named = set(re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text()))
     assert named == {page.name for page in (ROOT / "docs").glob("*.md")}
+
+
+def test_every_setting_of_a_comparison_is_documented():
+    text = (ROOT / "docs" / "compare.md").read_text()
+    own = set(CompareConfig.model_fields) - set(life.LifecycleConfig.model_fields)
+    assert own == {"methods", "reference"}
+    assert [
+        key for key in (*own, *EntrantConfig.model_fields) if f"`{key}`" not in text and f".{key}`" not in text
+    ] == []
+    for file in [
+        *(ROOT / "benchmarks").glob("compare_*.yaml"),
+        ROOT / "examples/smoke/compare.yaml",
+        ROOT / "benchmarks/evidence/age.yaml",
+    ]:
+        assert len(load_compare(file).methods) >= 4
