@@ -84,7 +84,7 @@ class TrialBench(SearchContext):
 
         def work() -> dict[str, Any]:
             for i, mixture in enumerate(mixtures):
-                self._run(mixture, proxy, label, i, keep=True)
+                self._run(mixture, proxy, label, i, keep=True, book=False)
             started = time.perf_counter()
             model, found = self._start(proxy), []
             states = [load_file(self._weights(label, i)) for i in range(len(mixtures))]
@@ -97,7 +97,7 @@ class TrialBench(SearchContext):
             return {"evaluations": found, "seconds": time.perf_counter() - started, "shape": vars(model_shape(model))}
 
         result, _ = self.store.step(f"averages-{label}", inputs, work)
-        for i, mixture in enumerate(mixtures):  # booked whether or not they were found; their weights may be gone
+        for i, mixture in enumerate(mixtures):  # booked here, found or not; their weights are gone by now
             self._run(mixture, proxy, label, i, keep=True, over=True)
         self._book_evaluations(f"{label}: averages", len(weights), result["shape"], result["seconds"])
         averaged = [Mixture(self.names, row @ shares) for row in weights]
@@ -154,7 +154,15 @@ class TrialBench(SearchContext):
     # -- one run -----------------------------------------------------------------------------------------------
 
     def _run(
-        self, mixture: Mixture, proxy: ProxyModel, label: str, number: int, *, keep: bool, over: bool = False
+        self,
+        mixture: Mixture,
+        proxy: ProxyModel,
+        label: str,
+        number: int,
+        *,
+        keep: bool,
+        over: bool = False,
+        book: bool = True,
     ) -> dict[str, Any]:
         """Train one proxy model; its losses on every evaluation set, with standard errors."""
         mixture = mixture.on(self.names)
@@ -177,6 +185,8 @@ class TrialBench(SearchContext):
         result, _ = self.store.step(
             f"trial-{label}-{number:03d}", inputs, work, intact=there if keep and not over else lambda: True
         )
+        if not book:
+            return result
         self.ledger.add(
             Entry(step=f"{label} {number}", purpose=TRIALS, tokens=result["tokens"], flops=result["flops"], seconds=result["seconds"])
         )  # fmt: skip

@@ -13,6 +13,7 @@ from opmix.comparison.merging import merged_model
 from opmix.compute.memory import watch_memory
 from opmix.config import SearchConfig
 from opmix.learners.base import Learner, Lesson
+from opmix.lifecycle.measuring import watched_rows
 from opmix.lifecycle.offer import decision_config, old_on_offer
 from opmix.lifecycle.stage_run import StageRun
 from opmix.lifecycle.stages import Part
@@ -96,6 +97,7 @@ class EntrantRun(StageRun):
             trainer = train_stretch(
                 model, stream.dataset, self._stretch(part, stream.arguments), folder=self.checkpoints, seed=self.seed,
                 make_trainer=lambda spec: learner.trainer(spec, lesson), report=advance, usage=usage, optimizer_state=moments,
+                held_out=watched_rows(self.world, self.stage, self.seed),
             )  # fmt: skip
             learner.end(trainer.model, lesson)
             return trainer

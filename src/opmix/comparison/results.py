@@ -66,13 +66,18 @@ def _life(config: CompareConfig, stages: Sequence[Mapping[str, Any]]) -> dict[st
 
 
 def forgetting(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """By domain: test loss at the end of the life less that after the stage in which it was last new."""
-    learned: dict[str, float] = {}
+    """By domain: test loss at the end of the life less that after the stage that first had it.
+
+    What a checkpoint had learned before the life counts from the life's start; empty where nothing was known before the last stage.
+    """
+    first = stages[0]
+    known = [d for d, share in (first["old_mixture"] or {}).items() if share > 0]
+    learned: dict[str, float] = {d: first["losses"]["test"][d]["before"] for d in known}
     for stage in stages[:-1]:
         for domain, loss in stage["losses"]["test"].items():
             if domain not in learned:
                 learned[domain] = loss["after"]
-    return {d: stages[-1]["losses"]["test"][d]["after"] - loss for d, loss in learned.items()}
+    return {d: stages[-1]["losses"]["test"][d]["after"] - loss for d, loss in learned.items() if loss is not None}
 
 
 def spent_json(config: CompareConfig, lives: Lives, store: RunStore) -> dict[str, Any]:
@@ -108,8 +113,8 @@ def _row(reference: str, name: str, entrants: Mapping[str, Any]) -> dict[str, An
         "entrant": name, "seeds": len(lives),
         "mean_loss": spread([life["mean_loss"] for life in lives.values()]),
         "perplexity": spread([math.exp(life["mean_loss"]) for life in lives.values()]),
-        "forgetting": spread([fmean(life["forgetting"].values()) for life in lives.values()]),
-        "worst_forgetting": spread([max(life["forgetting"].values()) for life in lives.values()]),
+        "forgetting": spread([fmean(life["forgetting"].values() or [math.nan]) for life in lives.values()]),
+        "worst_forgetting": spread([max(life["forgetting"].values(), default=math.nan) for life in lives.values()]),
         "search_flops": spread([life["cost"]["flops"]["search"] for life in lives.values()]),
         "training_flops": spread([life["cost"]["flops"]["training"] for life in lives.values()]),
         "total_flops": spread([sum(life["cost"]["flops"].values()) for life in lives.values()]),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,8 @@ from opmix.compute.budget import world_size
 from opmix.errors import ConfigError
 from opmix.lifecycle.life import live_stages, refuse_stale, start_of_life
 from opmix.lifecycle.limits import check_budgets
-from opmix.lifecycle.stages import resolve
+from opmix.lifecycle.stage_run import StageRun
+from opmix.lifecycle.stages import Stage, resolve
 from opmix.lifecycle.steps import Step
 from opmix.lifecycle.world import World, make_world
 from opmix.progress import Progress, Silent
@@ -164,7 +164,8 @@ def _entrant(config: CompareConfig, name: str, shared: World) -> _Entrant:
     )
 
 
-def _run_of(config: CompareConfig, name: str) -> partial[EntrantRun]:
+def _run_of(config: CompareConfig, name: str) -> Callable[..., StageRun]:
+    """Makes an entrant's stage; one with a fixed mixture is trained plainly, by whomever."""
     method = config.method(name)
     kind: type[EntrantRun] = EntrantRun
     if hasattr(method, "update"):
@@ -173,7 +174,13 @@ def _run_of(config: CompareConfig, name: str) -> partial[EntrantRun]:
         kind = RestartedRun
     elif getattr(method, "merges", False):
         kind = MergedRun
-    return partial(kind, entry=config.entry(name), method=method)
+
+    def make(*, stage: Stage, **fields: Any) -> StageRun:
+        if not stage.searched:
+            return StageRun(stage=stage, **fields)
+        return kind(stage=stage, entry=config.entry(name), method=method, **fields)
+
+    return make
 
 
 def _finished(world: World, steps: Iterable[Step]) -> bool:

@@ -72,12 +72,16 @@ def _opening(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
         for r in rows
     ]
     place = rows.index(reference) + 1
-    least = min(rows, key=lambda r: r["forgetting"]["mean"])
+    kept = [r for r in rows if r["forgetting"]["mean"] is not None]
+    least = min(kept, key=lambda r: r["forgetting"]["mean"], default=None)
     gap = reference["mean_loss"]["mean"] - best["mean_loss"]["mean"]
     facts = [
         ("Lowest test loss", best["entrant"], join([number(best["mean_loss"]["mean"], 4), " nats per token"])),
         (content["reference"], f"{place} of {len(rows)}", f"{number(gap, 4, sign=True)} nats from the best" if gap else "the best"),
-        ("Forgets least", least["entrant"], f"{number(least['forgetting']['mean'], sign=True)} nats on what was known"),
+        (
+            "Forgets least", least["entrant"] if least else "nothing old",
+            f"{number(least['forgetting']['mean'], sign=True)} nats on what was known" if least else "",
+        ),
         ("On the frontier", str(len(frontier(points))), "no other has less loss for fewer FLOPs"),
     ]  # fmt: skip
     keys = el(
@@ -91,7 +95,7 @@ def _opening(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
     old = list(next(iter(_lives(content, best)))["forgetting"])
     new = [d for d in next(iter(_lives(content, best)))["losses"] if d not in old]
     learned = [
-        (r["entrant"], fmean(_mean(content, r, "losses", d) for d in new or old), r["forgetting"]["mean"]) for r in rows
+        (r["entrant"], fmean(_mean(content, r, "losses", d) for d in new or old), r["forgetting"]["mean"]) for r in kept
     ]
     panels = [
         el("figure", pareto_panel(points, content["reference"]), el("figcaption", "Loss against all FLOPs; names on the frontier")),
@@ -99,7 +103,7 @@ def _opening(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
             "figure",
             forgetting_panel(learned, content["reference"]),
             el("figcaption", "What was new, and what was forgotten"),
-        ) if new else None,
+        ) if new and kept else None,
     ]  # fmt: skip
     return el(
         "section", el("h1", "Methods side by side"), keys, el("div", *panels, class_="panels"), comparison_table(content), id="summary",
