@@ -27,7 +27,7 @@ from opmix.models import model_fingerprint, model_shape
 from opmix.probes.evaluation import evaluate
 from opmix.runs.store import RunStore, fingerprint
 from opmix.scratch import new_model
-from opmix.training.factory import StepProgress, TrainSpec, run_training
+from opmix.training.factory import StepProgress, TrainSpec, quiet, run_training
 from opmix.training.matched import account, plan_training, steps_for, supervised_per_step
 from opmix.training.objectives import Objective, Usage
 from opmix.training.online import OnlineResult, OnlineRun, train_online
@@ -121,7 +121,7 @@ class TrialBench(SearchContext):
             with self.progress.task(label, steps) as advance:
                 run = OnlineRun(
                     mixer=mixer, start=start, rows={n: self.prepared.train[n] for n in self.names}, steps=steps,
-                    arguments=_quiet(with_schedule(self.config.trainer, steps, self.schedule)), seed=self.config.seed,
+                    arguments=quiet(with_schedule(self.config.trainer, steps, self.schedule)), seed=self.config.seed,
                     senses=self.senses(other), objective=self.prepared.objective, document_mask=self.config.document_mask,
                 )  # fmt: skip
                 result = train_online(
@@ -205,7 +205,7 @@ class TrialBench(SearchContext):
         with self.progress.task(name, steps) as advance:
             spec = TrainSpec(
                 model=model, dataset=plan.dataset, output_dir=self.store.folder / TRIALS / "trainer", steps=steps,
-                seed=self.config.seed, arguments=_quiet(plan.arguments), callbacks=[StepProgress(advance)],
+                seed=self.config.seed, arguments=quiet(plan.arguments), callbacks=[StepProgress(advance)],
             )  # fmt: skip
             run_training(objective.trainer(self.make_trainer, usage, shape), spec)
         trained = account(plan, usage, objective, shape, self.config.sequence_length)
@@ -317,11 +317,3 @@ def _save_weights(model: Any, file: Path) -> None:
     temporary = file.with_name(f".{file.name}")
     save_file({n: p.detach().contiguous() for n, p in model.named_parameters()}, temporary)
     temporary.replace(file)
-
-
-def _quiet(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what reports, evaluates or saves: a proxy run is none of a tracker's business."""
-    loud = ("eval_", "save_", "logging_", "push_to_hub", "hub_")
-    return {
-        k: v for k, v in arguments.items() if not k.startswith(loud) and k not in ("report_to", "run_name", "project")
-    }

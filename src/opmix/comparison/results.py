@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 from opmix.comparison.config import CompareConfig
 from opmix.comparison.steps import home_of
-from opmix.lifecycle.tables import SEARCH_PURPOSES, spread
+from opmix.lifecycle.tables import SEARCH_PURPOSES, csv_text, spread
 from opmix.runs.files import plain, write_json, write_text
 from opmix.runs.store import RunStore
 
@@ -145,7 +143,7 @@ def write_compare(folder: Path, content: Mapping[str, Any], spent: Mapping[str, 
             row["entrant"], row["seeds"], row["mean_loss"]["mean"], row["mean_loss"]["sd"], difference.get("mean", ""),
             difference.get("sd", ""), *(row[k]["mean"] for k in header[6:]),
         ])  # fmt: skip
-    write_text(folder / "tables" / "compare.csv", _csv(header, rows))
+    write_text(folder / "tables" / "compare.csv", csv_text(header, rows))
     domains = [
         [name, seed, domain, loss, life["errors"][domain], life["stages"][-1]["mixture"].get(domain, 0.0),
          life["forgetting"].get(domain, "")]
@@ -154,10 +152,4 @@ def write_compare(folder: Path, content: Mapping[str, Any], spent: Mapping[str, 
         for domain, loss in life["losses"].items()
     ]  # fmt: skip
     columns = ["entrant", "seed", "domain", "test_loss", "test_error", "share", "forgetting"]
-    write_text(folder / "tables" / "domains.csv", _csv(columns, domains))
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()
+    write_text(folder / "tables" / "domains.csv", csv_text(columns, domains))

@@ -131,11 +131,14 @@ def write_tables(folder: Path, content: Mapping[str, Any]) -> None:
                 costs.append([seed, number, stage["name"], purpose, tokens, stage["cost"]["flops"][purpose]])
     header = ["seed", "stage", "name", "domain", "share", "share_low", "share_high", "predicted_valid", "valid_before", "valid_after",
               "test_before", "test_after", "test_error", "forgetting"]  # fmt: skip
-    write_text(folder / "tables" / "stages.csv", _csv(header, rows))
-    write_text(folder / "tables" / "costs.csv", _csv(["seed", "stage", "name", "purpose", "tokens", "flops"], costs))
+    write_text(folder / "tables" / "stages.csv", csv_text(header, rows))
+    write_text(
+        folder / "tables" / "costs.csv", csv_text(["seed", "stage", "name", "purpose", "tokens", "flops"], costs)
+    )
 
 
-def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table as CSV, the header first."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([header, *rows])

@@ -32,12 +32,11 @@ from opmix.probes.slopes import SlopeEvaluation, evaluate_mixed
 from opmix.progress import Progress
 from opmix.runs.store import RunStore, fingerprint
 from opmix.training.checkpoints import drop_checkpoints
-from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, run_training
+from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, quiet, run_training
 from opmix.training.matched import Trained, account, first_steps, plan_training, supervised_per_step
 from opmix.training.objectives import CAUSAL_LM, Objective, Usage
 
-_FULL_RUN_ONLY = {"warmup_ratio", "lr_scheduler_kwargs", "report_to", "run_name", "project", "trackio_space_id"}
-_FULL_RUN_PREFIXES = ("eval_", "save_", "logging_", "push_to_hub", "hub_")
+_SCHEDULE = {"warmup_ratio", "lr_scheduler_kwargs"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +69,7 @@ class ProbeSettings:
 
         Trackers, evaluations and checkpoints are the full run's: a probe is none of their business.
         """
-        kept = {k: v for k, v in trainer.items() if k not in _FULL_RUN_ONLY and not k.startswith(_FULL_RUN_PREFIXES)}
+        kept = {k: v for k, v in quiet(trainer).items() if k not in _SCHEDULE}
         rate = float(trainer.get("learning_rate", 5e-5)) * self.learning_rate_multiplier
         return {**kept, "learning_rate": rate, "lr_scheduler_type": "constant", "warmup_steps": 0}
 

@@ -32,6 +32,15 @@ RESERVED = {
 """Trainer arguments that opmix owns."""
 
 
+_SHOWN = {"report_to", "run_name", "project", "trackio_space_id"}
+_SHOWN_PREFIXES = ("eval_", "save_", "logging_", "push_to_hub", "hub_")
+
+
+def quiet(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Trainer arguments without trackers, evaluations and checkpoints: a probe or proxy run is none of their business."""
+    return {k: v for k, v in arguments.items() if k not in _SHOWN and not k.startswith(_SHOWN_PREFIXES)}
+
+
 class TrainerFactory(Protocol):
     """Builds a Trainer for one run."""
 

@@ -108,7 +108,7 @@ def test_changed_inputs_are_refused_before_anything_is_lost(arena, tmp_path):
 
 def test_forgetting_is_the_rise_since_a_domain_was_first_learned():
     def stage(**losses):
-        return {"losses": {"test": {d: {"after": loss} for d, loss in losses.items()}}}
+        return {"old_mixture": None, "losses": {"test": {d: {"after": loss} for d, loss in losses.items()}}}
 
     found = forgetting([stage(a=2.0), stage(a=2.5, b=3.0), stage(a=2.25, b=3.5, c=1.0)])
     assert found == {"a": 0.25, "b": 0.5}
