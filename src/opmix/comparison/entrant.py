@@ -14,10 +14,10 @@ from opmix.compute.memory import watch_memory
 from opmix.config import SearchConfig
 from opmix.learners.base import Learner, Lesson
 from opmix.lifecycle.measuring import watched_rows
-from opmix.lifecycle.offer import decision_config, old_on_offer
+from opmix.lifecycle.offer import decision_config, old_available
+from opmix.lifecycle.runtime import shape_from
 from opmix.lifecycle.stage_run import StageRun
-from opmix.lifecycle.stages import Part
-from opmix.lifecycle.world import shape_from
+from opmix.lifecycle.stages import Segment
 from opmix.methods.base import Proposal
 from opmix.methods.catalogue import Entry
 from opmix.mixing.mixture import Mixture
@@ -46,17 +46,17 @@ class EntrantRun(StageRun):
 
     # -- deciding ----------------------------------------------------------------------------------------------
 
-    def _decide(self, part: Part, old: Mixture | None, plan: TrainingPlan) -> dict[str, Any]:
-        folder = self.folder / f"search-{part.start}"
+    def _decide(self, segment: Segment, old: Mixture | None, plan: TrainingPlan) -> dict[str, Any]:
+        folder = self.folder / f"search-{segment.start}"
         if self.entry.own_search:
-            return super()._decide(part, old, plan)
-        config = decision_config(self.stage, part, old, self.rows, plan.plan.cursors(), self.seed)
+            return super()._decide(segment, old, plan)
+        config = decision_config(self.stage, segment, old, self.rows, plan.plan.cursors(), self.seed)
 
         def work() -> dict[str, Any]:
             watch = watch_memory()
             with RunStore(folder) as store:
-                bench = self._bench(config, store, part)
-                proposal = self._proposed(bench, part.stop - part.start)
+                bench = self._bench(config, store, segment)
+                proposal = self._proposed(bench, segment.stop - segment.start)
                 write_json(
                     folder / "mixture.json",
                     {"kind": "proposal", "method": self.entry.name, "mixture": dict(proposal.mixture), "evidence": proposal.evidence},
@@ -69,15 +69,15 @@ class EntrantRun(StageRun):
                 "amounts": spent, "share": sum(spent["flops"].values()) / bench.training_flops, "evidence": proposal.evidence,
             }  # fmt: skip
 
-        return self._step("search", part.start, work, intact=(folder / "mixture.json").exists)
+        return self._step("search", segment.start, work, intact=(folder / "mixture.json").exists)
 
-    def _bench(self, config: SearchConfig, store: RunStore, part: Part) -> TrialBench:
-        world = self.world
+    def _bench(self, config: SearchConfig, store: RunStore, segment: Segment) -> TrialBench:
+        runtime = self.runtime
         bench = TrialBench(
-            config, world.base, store, schedule=self.schedule, architecture=world.life.architecture, progress=world.progress,
-            make_trainer=world.make_trainer,
+            config, runtime.base, store, schedule=self.schedule, architecture=runtime.life.architecture, progress=runtime.progress,
+            make_trainer=runtime.make_trainer,
         )  # fmt: skip
-        bench.prepare(self._model_at(part), world.tokenizer, self.offer.only(config.domains))
+        bench.prepare(self._model_at(segment), runtime.tokenizer, self.offer.only(config.domains))
         return bench
 
     def _proposed(self, bench: TrialBench, steps: int) -> Proposal:
@@ -86,18 +86,18 @@ class EntrantRun(StageRun):
 
     # -- training ----------------------------------------------------------------------------------------------
 
-    def _trained(self, part: Part, stream: TrainingPlan, usage: Usage, advance: Advance) -> Trainer:
+    def _trained(self, segment: Segment, stream: TrainingPlan, usage: Usage, advance: Advance) -> Trainer:
         if not hasattr(self.method, "begin"):
-            return super()._trained(part, stream, usage, advance)
+            return super()._trained(segment, stream, usage, advance)
         learner: Learner = self.method
         lesson = self._lesson(usage)
-        model = learner.begin(self._model_at(part), lesson)
+        model = learner.begin(self._model_at(segment), lesson)
         if learner.in_place:
-            moments = self.carried.optimizer if self.stage.config.optimizer == "continued" else None
+            moments = self.state.optimizer if self.stage.config.optimizer == "continued" else None
             trainer = train_stretch(
-                model, stream.dataset, self._stretch(part, stream.arguments), folder=self.checkpoints, seed=self.seed,
+                model, stream.dataset, self._stretch(segment, stream.arguments), folder=self.checkpoints, seed=self.seed,
                 make_trainer=lambda spec: learner.trainer(spec, lesson), report=advance, usage=usage, optimizer_state=moments,
-                held_out=watched_rows(self.world, self.stage, self.seed),
+                held_out=watched_rows(self.runtime, self.stage, self.seed),
             )  # fmt: skip
             learner.end(trainer.model, lesson)
             return trainer
@@ -106,69 +106,69 @@ class EntrantRun(StageRun):
             arguments=stream.arguments, callbacks=[StepProgress(advance)],
         )  # fmt: skip
         trainer = run_training(lambda spec: learner.trainer(spec, lesson), spec)
-        self._leave(learner.end(trainer.model, lesson), part, usage)
+        self._leave(learner.end(trainer.model, lesson), segment, usage)
         return trainer
 
     def _lesson(self, usage: Usage) -> Lesson:
-        last, drawn = old_on_offer(self.stage, self.carried.mixture), self.carried.cursors
+        last, drawn = old_available(self.stage, self.state.mixture), self.state.cursors
         # All that was ever trained on, not only in the stage before: methods without replay train on one domain at a time.
         names = [n for n in self.stage.domains if (last is not None and last.get(n, 0.0) > 0) or drawn.get(n, 0) > 0]
         data = self.offer.only(names)
-        before = None if self.carried.model is None else self.carried.model.parent / "learner"
+        before = None if self.state.model is None else self.state.model.parent / "learner"
         folder = self.folder / "learner"
         folder.mkdir(parents=True, exist_ok=True)
         return Lesson(
             old={n: data.train[n] for n in names}, old_mixture=last, rows_per_step=self.stage.rows_per_step,
-            collate=self.offer.objective.collate, seed=self.seed, shape=shape_from(self.carried.shape),
+            collate=self.offer.objective.collate, seed=self.seed, shape=shape_from(self.state.shape),
             sequence_length=self.stage.life.sequence_length, document_mask=self.stage.life.document_mask, folder=folder,
             before=before if before is not None and before.is_dir() else None, usage=usage,
         )  # fmt: skip
 
-    def _leave(self, model: Any, part: Part, usage: Usage) -> None:
-        """A plain model as the checkpoint of the part's last step."""
-        place = self.checkpoints / f"checkpoint-{part.stop}"
+    def _leave(self, model: Any, segment: Segment, usage: Usage) -> None:
+        """A plain model as the checkpoint of the segment's last step."""
+        place = self.checkpoints / f"checkpoint-{segment.stop}"
         model.save_pretrained(place)
-        mark_checkpoint(place, self.steps["train", part.start].key, part.stop, usage)
+        mark_checkpoint(place, self.steps["train", segment.start].key, segment.stop, usage)
 
 
 @dataclass(kw_only=True)
 class RestartedRun(EntrantRun):
     """Every stage trains again from where the life starts."""
 
-    def _model_at(self, part: Part) -> Any:
-        return self.world.start_model(self.seed) if part.start == 0 else super()._model_at(part)
+    def _model_at(self, segment: Segment) -> Any:
+        return self.runtime.start_model(self.seed) if segment.start == 0 else super()._model_at(segment)
 
     def _empty_plan(self, domains: Sequence[str] | None = None) -> TrainingPlan:
-        carried = self.carried
-        self.carried = replace(carried, cursors={}, rows={})
+        state = self.state
+        self.state = replace(state, cursors={}, rows={})
         try:
             return super()._empty_plan(domains)
         finally:
-            self.carried = carried
+            self.state = state
 
 
 @dataclass(kw_only=True)
 class MergedRun(EntrantRun):
     """No training: the search's adapters, averaged where they stand for the mixture, become part of the model."""
 
-    def _train(self, part: Part, mixture: Mixture, plan: TrainingPlan) -> tuple[dict[str, Any], TrainingPlan]:
-        old = old_on_offer(self.stage, self.carried.mixture)
-        config = decision_config(self.stage, part, old, self.rows, plan.plan.cursors(), self.seed)
+    def _train(self, segment: Segment, mixture: Mixture, plan: TrainingPlan) -> tuple[dict[str, Any], TrainingPlan]:
+        old = old_available(self.stage, self.state.mixture)
+        config = decision_config(self.stage, segment, old, self.rows, plan.plan.cursors(), self.seed)
 
         def work() -> dict[str, Any]:
             watch = watch_memory()
-            with RunStore(self.folder / f"search-{part.start}") as store:
-                bench = self._bench(config, store, part)
+            with RunStore(self.folder / f"search-{segment.start}") as store:
+                bench = self._bench(config, store, segment)
                 model, weights = merged_model(bench, mixture.on(tuple(config.domains)))
-            self._leave(model, part, Usage())
+            self._leave(model, segment, Usage())
             nothing = {"tokens": {"training": 0.0}, "flops": {"training": 0.0}, "seconds": {"training": 0.0}}
             return {
-                "mixture": dict(mixture), "key": self.steps["train", part.start].key, "cursors": plan.plan.cursors(), "loss": None,
+                "mixture": dict(mixture), "key": self.steps["train", segment.start].key, "cursors": plan.plan.cursors(), "loss": None,
                 "shares": dict(mixture), "supervised_tokens": 0, "amounts": nothing, "peak_memory": watch(),
                 "interpolation_weights": dict(weights),
             }  # fmt: skip
 
-        return self._step("train", part.start, work, intact=lambda: self._is_finished() or self._left(part)), plan
+        return self._step("train", segment.start, work, intact=lambda: self._is_finished() or self._left(segment)), plan
 
-    def _left(self, part: Part) -> bool:
-        return (self.checkpoints / f"checkpoint-{part.stop}").exists()
+    def _left(self, segment: Segment) -> bool:
+        return (self.checkpoints / f"checkpoint-{segment.stop}").exists()

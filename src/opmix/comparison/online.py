@@ -10,10 +10,10 @@ from opmix.comparison.bench import TrialBench, stints_json
 from opmix.comparison.entrant import EntrantRun
 from opmix.compute.memory import watch_memory
 from opmix.lifecycle.measuring import last_loss, watched_rows, write_log
+from opmix.lifecycle.runtime import shape_from
 from opmix.lifecycle.stage_run import training_amounts
-from opmix.lifecycle.stages import Part
+from opmix.lifecycle.stages import Segment
 from opmix.lifecycle.steps import epochs_allowed
-from opmix.lifecycle.world import shape_from
 from opmix.methods.base import Proposal
 from opmix.methods.online import Stint
 from opmix.mixing.mixture import Mixture
@@ -34,27 +34,29 @@ class OnlineStage(EntrantRun):
         state, stint = self.method.init(bench, steps)
         return Proposal(mixture=stint.mixture, evidence={"state": state, "steps": stint.steps})
 
-    def _train(self, part: Part, mixture: Mixture, plan: TrainingPlan) -> tuple[dict[str, Any], TrainingPlan]:
-        decided = self.world.store.found(self.steps["search", part.start].name, self.steps["search", part.start].key)
+    def _train(self, segment: Segment, mixture: Mixture, plan: TrainingPlan) -> tuple[dict[str, Any], TrainingPlan]:
+        decided = self.runtime.store.found(
+            self.steps["search", segment.start].name, self.steps["search", segment.start].key
+        )
         assert decided is not None  # `run` decides before it trains
-        first, step = Mixture.of(decided["mixture"]), self.steps["train", part.start]
+        first, step = Mixture.of(decided["mixture"]), self.steps["train", segment.start]
         start = decided["evidence"]["state"], Stint(first, int(decided["evidence"]["steps"]))
 
         def work() -> dict[str, Any]:
             self._check_room()
-            started, watch, usage, shape = time.perf_counter(), watch_memory(), Usage(), shape_from(self.carried.shape)
+            started, watch, usage, shape = time.perf_counter(), watch_memory(), Usage(), shape_from(self.state.shape)
             stage, names = self.stage, first.names
             run = OnlineRun(
                 mixer=self.method, start=start, rows={n: self.offer.train[n] for n in names}, steps=stage.steps,
                 arguments=stage.trainer, seed=self.seed, senses=self._senses(names), objective=self.offer.objective,
                 max_epochs=epochs_allowed(stage), document_mask=stage.life.document_mask, previous=self._empty_plan(names),
             )  # fmt: skip
-            with self.world.progress.task(self._task("train"), stage.steps) as advance:
+            with self.runtime.progress.task(self._task("train"), stage.steps) as advance:
                 result = train_online(
-                    self._model_at(part),
+                    self._model_at(segment),
                     run,
                     folder=self.checkpoints,
-                    checkpoints=self._kept(part),
+                    checkpoints=self._kept(segment),
                     usage=usage,
                     report=advance,
                 )
@@ -70,17 +72,17 @@ class OnlineStage(EntrantRun):
 
         def intact() -> bool:
             return self._is_finished() or any(
-                at == part.stop for at, _ in whole_checkpoints(self.checkpoints, step.key)
+                at == segment.stop for at, _ in whole_checkpoints(self.checkpoints, step.key)
             )
 
-        return self._step("train", part.start, work, intact=intact), plan
+        return self._step("train", segment.start, work, intact=intact), plan
 
-    def _kept(self, part: Part) -> Checkpoints:
-        stretch = self._stretch(part, {})
+    def _kept(self, segment: Segment) -> Checkpoints:
+        stretch = self._stretch(segment, {})
         return Checkpoints(
             key=stretch.key, save_every=stretch.save_every, evaluate_every=stretch.evaluate_every,
-            watched=watched_rows(self.world, self.stage, self.seed),
-            optimizer_state=self.carried.optimizer if self.stage.config.optimizer == "continued" else None,
+            watched=watched_rows(self.runtime, self.stage, self.seed),
+            optimizer_state=self.state.optimizer if self.stage.config.optimizer == "continued" else None,
         )  # fmt: skip
 
     def _senses(self, names: tuple[str, ...]) -> Senses:

@@ -16,10 +16,10 @@ from opmix.compute.budget import world_size
 from opmix.errors import ConfigError
 from opmix.lifecycle.life import live_stages, refuse_stale, start_of_life
 from opmix.lifecycle.limits import check_budgets
+from opmix.lifecycle.runtime import LifeRuntime, make_runtime
 from opmix.lifecycle.stage_run import StageRun
 from opmix.lifecycle.stages import Stage, resolve
 from opmix.lifecycle.steps import Step
-from opmix.lifecycle.world import World, make_world
 from opmix.progress import Progress, Silent
 from opmix.report import write_report
 from opmix.runs.files import disk_errors, environment, write_json
@@ -55,7 +55,7 @@ class CompareResult:
 @dataclass(frozen=True, kw_only=True)
 class _Entrant:
     name: str
-    world: World
+    runtime: LifeRuntime
     chains: Mapping[int, list[Step]]
     """By seed."""
 
@@ -97,38 +97,38 @@ def run_compare(
         check_arguments(config.trainer_of(stage))
     with RunStore(out) as store, disk_errors(out):
         shown = ProgressFile(out / "progress.json", progress or Silent())
-        shared = make_world(config, base or Path.cwd(), store, shown, make_trainer)
+        shared = make_runtime(config, base or Path.cwd(), store, shown, make_trainer)
         entrants = [_entrant(config, name, shared) for name in config.methods]
         for entrant in entrants:
-            check_budgets(entrant.world.life, entrant.world.facts)
+            check_budgets(entrant.runtime.life, entrant.runtime.facts)
         if not redo:
             steps = {s.name: s for e in entrants if e.name in wanted for chain in e.chains.values() for s in chain}
             refuse_stale(store, list(steps.values()))
         shared.record_facts()
         for entrant in entrants:
-            if entrant.world.facts is not shared.facts:
-                entrant.world.record_facts(facts_file(entrant.name))
+            if entrant.runtime.facts is not shared.facts:
+                entrant.runtime.record_facts(facts_file(entrant.name))
         write_json(
             out / "manifest.json", {"command": "compare", "config": config.model_dump(mode="json"), **environment()}
         )
         return _raced(config, shared, entrants, wanted)
 
 
-def _raced(config: CompareConfig, shared: World, entrants: list[_Entrant], wanted: list[str]) -> CompareResult:
+def _raced(config: CompareConfig, shared: LifeRuntime, entrants: list[_Entrant], wanted: list[str]) -> CompareResult:
     """Seed after seed, entrant after entrant; tables and report are written after each."""
     out, content = shared.folder, {}
     outcomes: dict[str, dict[int, list[dict[str, Any]]]] = {e.name: {} for e in entrants}
     for seed in config.seeds:
         steps = entrants[0].chains[seed]
         stages = resolve(shared.life, shared.facts.stages)[: config.contested]
-        carried = start_of_life(shared, seed, steps[0])
-        before, carried = live_stages(shared, seed, stages, steps, carried, home=home_of(seed))
+        state = start_of_life(shared, seed, steps[0])
+        before, state = live_stages(shared, seed, stages, steps, state, home=home_of(seed))
         for entrant in entrants:
             if entrant.name not in wanted and not _finished(shared, entrant.chains[seed]):
                 continue
-            later = resolve(entrant.world.life, entrant.world.facts.stages)[config.contested :]
+            later = resolve(entrant.runtime.life, entrant.runtime.facts.stages)[config.contested :]
             own, _ = live_stages(
-                entrant.world, seed, later, entrant.chains[seed], carried, home=home_of(seed, entrant.name),
+                entrant.runtime, seed, later, entrant.chains[seed], state, home=home_of(seed, entrant.name),
                 make_run=_run_of(config, entrant.name),
             )  # fmt: skip
             outcomes[entrant.name][seed] = [*before, *own]
@@ -149,18 +149,20 @@ def _chosen(config: CompareConfig, only: Iterable[str]) -> list[str]:
     return names
 
 
-def _entrant(config: CompareConfig, name: str, shared: World) -> _Entrant:
-    """An entrant with a world of its own where it learns from other rows than the others do."""
+def _entrant(config: CompareConfig, name: str, shared: LifeRuntime) -> _Entrant:
+    """An entrant with a runtime of its own where it learns from other rows than the others do."""
     life = config.life_of(name)
     if not config.learns_otherwise(name):
-        world = replace(shared, life=life)
+        runtime = replace(shared, life=life)
     else:
         try:
-            world = make_world(life, shared.base, shared.store, shared.progress, shared.make_trainer)
+            runtime = make_runtime(life, shared.base, shared.store, shared.progress, shared.make_trainer)
         except ConfigError as error:
             raise ConfigError([f"methods.{name}: {problem}" for problem in error.problems]) from error
     return _Entrant(
-        name=name, world=world, chains={seed: entrant_chain(config, name, world.facts, seed) for seed in config.seeds}
+        name=name,
+        runtime=runtime,
+        chains={seed: entrant_chain(config, name, runtime.facts, seed) for seed in config.seeds},
     )
 
 
@@ -183,5 +185,5 @@ def _run_of(config: CompareConfig, name: str) -> Callable[..., StageRun]:
     return make
 
 
-def _finished(world: World, steps: Iterable[Step]) -> bool:
-    return all(world.store.found(step.name, step.key) is not None for step in steps)
+def _finished(runtime: LifeRuntime, steps: Iterable[Step]) -> bool:
+    return all(runtime.store.found(step.name, step.key) is not None for step in steps)

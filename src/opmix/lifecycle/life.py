@@ -12,12 +12,12 @@ from opmix.compute.memory import watch_memory
 from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.limits import check_budgets
-from opmix.lifecycle.stage_folder import Carried
+from opmix.lifecycle.runtime import LifeRuntime, make_runtime, shape_of
+from opmix.lifecycle.stage_folder import StageState
 from opmix.lifecycle.stage_run import StageRun
 from opmix.lifecycle.stages import Stage, resolve
 from opmix.lifecycle.steps import Step, chain, differences
 from opmix.lifecycle.tables import life_json, stage_json, write_tables
-from opmix.lifecycle.world import World, make_world, shape_of
 from opmix.mixing.mixture import Mixture
 from opmix.progress import Progress, Silent
 from opmix.report import write_report
@@ -89,14 +89,14 @@ def run_life(
         )
     with RunStore(out) as store, disk_errors(out):
         progress = ProgressFile(out / "progress.json", progress or Silent())
-        world = make_world(config, base or Path.cwd(), store, progress, make_trainer)
-        check_budgets(config, world.facts)
-        chains = {seed: chain(config, world.facts, seed) for seed in config.seeds}
+        runtime = make_runtime(config, base or Path.cwd(), store, progress, make_trainer)
+        check_budgets(config, runtime.facts)
+        chains = {seed: chain(config, runtime.facts, seed) for seed in config.seeds}
         if not redo:
             refuse_stale(store, [step for steps in chains.values() for step in steps])
-        world.record_facts()  # not earlier: a run that is refused changes nothing
+        runtime.record_facts()  # not earlier: a run that is refused changes nothing
         write_json(out / "manifest.json", {"command": "run", "config": config.model_dump(mode="json"), **environment()})
-        lives = {seed: _live(world, seed, steps) for seed, steps in chains.items()}
+        lives = {seed: _live(runtime, seed, steps) for seed, steps in chains.items()}
         content = life_json(config, lives)
         write_json(out / "life.json", content)
         write_tables(out, content)
@@ -105,81 +105,83 @@ def run_life(
         return LifeResult(folder=out, content=content)
 
 
-def _live(world: World, seed: int, steps: Sequence[Step]) -> list[dict[str, Any]]:
+def _live(runtime: LifeRuntime, seed: int, steps: Sequence[Step]) -> list[dict[str, Any]]:
     """One seed's life: the stages' outcomes as `life.json` keeps them."""
-    stages, carried = resolve(world.life, world.facts.stages), start_of_life(world, seed, steps[0])
-    return live_stages(world, seed, stages, steps, carried, home=f"seed-{seed}")[0]
+    stages, state = resolve(runtime.life, runtime.facts.stages), start_of_life(runtime, seed, steps[0])
+    return live_stages(runtime, seed, stages, steps, state, home=f"seed-{seed}")[0]
 
 
 def live_stages(
-    world: World,
+    runtime: LifeRuntime,
     seed: int,
     stages: Sequence[Stage],
     steps: Sequence[Step],
-    carried: Carried,
+    state: StageState,
     *,
     home: str,
     make_run: Callable[..., StageRun] = StageRun,
-) -> tuple[list[dict[str, Any]], Carried]:
+) -> tuple[list[dict[str, Any]], StageState]:
     """Live some stages in order, or what is left of them.
 
     Args:
-        world: What they share.
+        runtime: What they share.
         seed: Of this life.
         stages: To be lived.
         steps: Of the chain; those of other stages are passed over.
-        carried: What the first of the stages starts from.
+        state: What the first of the stages starts from.
         home: Folder of this life in the run folder.
         make_run: Called with the fields of a `StageRun`.
 
     Returns:
         The stages' outcomes as `life.json` keeps them, and what a further stage would start from.
     """
-    outcomes, wanted = [], _models_needed(world, home, stages, steps)
+    outcomes, wanted = [], _models_needed(runtime, home, stages, steps)
     for stage in stages:
         mine = {
-            (s.kind, s.part.start if s.part is not None else None): s
+            (s.kind, s.segment.start if s.segment is not None else None): s
             for s in steps
             if s.stage is not None and s.stage.index == stage.index
         }
-        if any(world.store.found(s.name, s.key) is None for s in mine.values()):
-            world.progress.note(
-                f"{home}, stage {stage.index + 1} of {len(world.life.stages)}: {stage.config.name}, {stage.tokens:,} tokens "
+        if any(runtime.store.found(s.name, s.key) is None for s in mine.values()):
+            runtime.progress.note(
+                f"{home}, stage {stage.index + 1} of {len(runtime.life.stages)}: {stage.config.name}, {stage.tokens:,} tokens "
                 f"on {', '.join(stage.domains)}"
             )
         run = make_run(
-            world=world, stage=stage, seed=seed, steps=mine, carried=carried, needed=stage.index in wanted, home=home
+            runtime=runtime, stage=stage, seed=seed, steps=mine, state=state, needed=stage.index in wanted, home=home
         )
-        outcome, carried = run.run()
+        outcome, state = run.run()
         outcomes.append(stage_json(stage, home, outcome))
-    return outcomes, carried
+    return outcomes, state
 
 
-def _models_needed(world: World, home: str, stages: Sequence[Stage], steps: Sequence[Step]) -> set[int]:
+def _models_needed(runtime: LifeRuntime, home: str, stages: Sequence[Stage], steps: Sequence[Step]) -> set[int]:
     """Stages whose models must be on disk: the last one, those not finished, and those that a stage is to start from (again)."""
     needed: set[int] = set()
     follower_starts = True
     for stage in reversed(stages):
         mine = [s for s in steps if s.stage is not None and s.stage.index == stage.index]
-        finished = all(world.store.found(s.name, s.key) is not None for s in mine)
-        there = (world.folder / home / stage.label / "model" / "config.json").exists()
+        finished = all(runtime.store.found(s.name, s.key) is not None for s in mine)
+        there = (runtime.folder / home / stage.label / "model" / "config.json").exists()
         if follower_starts or not finished:
             needed.add(stage.index)
         follower_starts = not finished or (follower_starts and not there)
     return needed
 
 
-def start_of_life(world: World, seed: int, step: Step) -> Carried:
+def start_of_life(runtime: LifeRuntime, seed: int, step: Step) -> StageState:
     """The model before its first stage: made or loaded once, to know its shape and that it is what it was."""
     from opmix.models import check_vocabulary, model_fingerprint
 
     def work() -> dict[str, Any]:
         watch = watch_memory()
-        model = world.start_model(seed)
-        check_vocabulary(world.tokenizer, model)
+        model = runtime.start_model(seed)
+        check_vocabulary(runtime.tokenizer, model)
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and world.life.sequence_length > limit:
-            raise ConfigError(f"sequence_length: {world.life.sequence_length}; the model takes at most {limit} tokens")
+        if limit is not None and runtime.life.sequence_length > limit:
+            raise ConfigError(
+                f"sequence_length: {runtime.life.sequence_length}; the model takes at most {limit} tokens"
+            )
         kind = type(model).__name__
         return {
             "shape": shape_of(model),
@@ -188,9 +190,9 @@ def start_of_life(world: World, seed: int, step: Step) -> Carried:
             "peak_memory": watch(),
         }
 
-    result, _ = world.store.step(step.name, step.inputs, work)
-    old = world.life.old_mixture
-    return Carried(
+    result, _ = runtime.store.step(step.name, step.inputs, work)
+    old = runtime.life.old_mixture
+    return StageState(
         model=None,
         model_key=result["fingerprint"],
         shape=result["shape"],

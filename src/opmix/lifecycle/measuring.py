@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 from opmix.data import GroupedDataset, MixtureDataset, MixturePlan, held_out_batch, pad_rows
 from opmix.domain import Split
 from opmix.errors import ConfigError
+from opmix.lifecycle.runtime import LifeRuntime
 from opmix.lifecycle.stage_data import stop_ids
 from opmix.lifecycle.stages import Stage
-from opmix.lifecycle.world import World
 from opmix.probes.evaluation import evaluate
 from opmix.probes.held_out import held_out
 from opmix.runs.files import write_text
@@ -29,9 +29,9 @@ Losses = dict[str, dict[str, dict[str, float]]]
 _SPLITS: tuple[Split, ...] = ("valid", "test")
 
 
-def measure(model: Any, world: World, names: Sequence[str], seed: int) -> tuple[Losses, int]:
+def measure(model: Any, runtime: LifeRuntime, names: Sequence[str], seed: int) -> tuple[Losses, int]:
     """Losses on `valid` (which chooses mixtures) and `test` (which judges them), and the tokens it took."""
-    life, tokens, data = world.life, 0, world.data.only(names)
+    life, tokens, data = runtime.life, 0, runtime.data.only(names)
     losses: Losses = {split: {} for split in _SPLITS}
     for split in _SPLITS if names else ():
         sets = [
@@ -45,52 +45,52 @@ def measure(model: Any, world: World, names: Sequence[str], seed: int) -> tuple[
     return losses, tokens
 
 
-def task_scores(model: Any, world: World, names: Sequence[str]) -> dict[str, Any]:
+def task_scores(model: Any, runtime: LifeRuntime, names: Sequence[str]) -> dict[str, Any]:
     """Right answers on the test split of the chat domains that the configuration asks for.
 
     Raises:
         ConfigError: Such a domain holds text.
     """
     scores = {}
-    for name, task in world.life.evaluation.tasks.items():
+    for name, task in runtime.life.evaluation.tasks.items():
         if name not in names:
             continue
-        domain = world.data.domains[name]
+        domain = runtime.data.domains[name]
         if domain.test.mask is None:
             raise ConfigError(
                 f"evaluation.tasks.{name}: the domain holds text; expected conversations with answers to compare"
             )
         score = score_split(
-            model, world.tokenizer, domain.test, extractor_of(task.extractor), num=task.items, max_new_tokens=task.max_new_tokens,
-            stop_ids=stop_ids(world.tokenizer, {name: domain.train}),
+            model, runtime.tokenizer, domain.test, extractor_of(task.extractor), num=task.items, max_new_tokens=task.max_new_tokens,
+            stop_ids=stop_ids(runtime.tokenizer, {name: domain.train}),
         )  # fmt: skip
         scores[name] = score.json()
     return scores
 
 
-def harness_results(model: Any, world: World) -> list[dict[str, Any]]:
+def harness_results(model: Any, runtime: LifeRuntime) -> list[dict[str, Any]]:
     """Scores on tasks of lm-evaluation-harness, where the configuration names some.
 
     Raises:
         ModelError: The package is missing.
         ConfigError: Unknown task.
     """
-    wanted = world.life.evaluation.harness
+    wanted = runtime.life.evaluation.harness
     if wanted is None:
         return []
     found = harness_scores(
-        model, world.tokenizer, wanted.tasks, limit=wanted.limit, num_fewshot=wanted.num_fewshot,
-        include_path=None if wanted.include_path is None else world.base / wanted.include_path,
+        model, runtime.tokenizer, wanted.tasks, limit=wanted.limit, num_fewshot=wanted.num_fewshot,
+        include_path=None if wanted.include_path is None else runtime.base / wanted.include_path,
     )  # fmt: skip
     return [score.json() for score in found]
 
 
-def watched_rows(world: World, stage: Stage, seed: int) -> dict[str, Dataset[Any]] | None:
+def watched_rows(runtime: LifeRuntime, stage: Stage, seed: int) -> dict[str, Dataset[Any]] | None:
     """Rows of `valid` that the Trainer evaluates as it goes, for every domain seen so far; None where it is not to."""
     if stage.life.evaluation.every is None:
         return None
     watched: dict[str, Dataset[Any]] = {}
-    for name, rows in world.data.only(stage.seen).rows("valid").items():
+    for name, rows in runtime.data.only(stage.seen).rows("valid").items():
         chosen = held_out_batch(rows, stage.life.evaluation.sequences, seed)
         plan = MixturePlan((name,), np.zeros(len(chosen), dtype=np.int16), chosen, (len(rows),), seed)
         dataset: Dataset[Any] = MixtureDataset({name: rows}, plan, document_mask=stage.life.document_mask)

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 from opmix.config import SearchConfig
 from opmix.errors import DataError
-from opmix.lifecycle.stages import Part, Stage
+from opmix.lifecycle.stages import Segment, Stage
 from opmix.lifecycle.steps import epochs_allowed
 from opmix.mixing.mixture import Mixture
 
 
-def offered(stage: Stage, rows: Mapping[str, int], drawn: Mapping[str, int]) -> tuple[str, ...]:
+def available(stage: Stage, rows: Mapping[str, int], drawn: Mapping[str, int]) -> tuple[str, ...]:
     """Domains that still have tokens under their limit of repetition.
 
     Args:
@@ -33,7 +33,7 @@ def offered(stage: Stage, rows: Mapping[str, int], drawn: Mapping[str, int]) -> 
     return left
 
 
-def old_on_offer(stage: Stage, mixture: Mixture | None) -> Mixture | None:
+def old_available(stage: Stage, mixture: Mixture | None) -> Mixture | None:
     """The old mixture on what is still on offer; None where nothing has been learned.
 
     Raises:
@@ -51,29 +51,29 @@ def old_on_offer(stage: Stage, mixture: Mixture | None) -> Mixture | None:
     return Mixture.normalised(kept)
 
 
-def declined(stage: Stage, old: Mixture | None) -> tuple[str, ...]:
+def rejected(stage: Stage, old: Mixture | None) -> tuple[str, ...]:
     """Domains that an earlier decision gave nothing and that this stage does not add again: they are not weighed.
 
     So a stage costs what it adds, however much was turned down before.
     """
-    kept = old_on_offer(stage, old)
+    kept = old_available(stage, old)
     if kept is None or stage.weighed is None:
         return ()
     return tuple(d for d in stage.domains if kept.get(d, 0.0) == 0 and d not in stage.weighed)
 
 
 def decision_config(
-    stage: Stage, part: Part, old: Mixture | None, rows: Mapping[str, int], drawn: Mapping[str, int], seed: int
+    stage: Stage, segment: Segment, old: Mixture | None, rows: Mapping[str, int], drawn: Mapping[str, int], seed: int
 ) -> SearchConfig:
     """The configuration of one decision: old mixture and limits of repetition as they are now.
 
     Raises:
         DataError: Too little is left to choose from.
     """
-    limits, kept = epochs_allowed(stage), old_on_offer(stage, old)
-    left_out = declined(stage, old)
-    names = tuple(d for d in offered(stage, rows, drawn) if d not in left_out)
-    config = stage.search(kept, stage.tokens_of(part.stop - part.start), seed)
+    limits, kept = epochs_allowed(stage), old_available(stage, old)
+    left_out = rejected(stage, old)
+    names = tuple(d for d in available(stage, rows, drawn) if d not in left_out)
+    config = stage.search(kept, stage.tokens_of(segment.stop - segment.start), seed)
     domains = {}
     for name in names:
         # One sequence less than is left: a plan rounds shares to whole sequences.
@@ -93,14 +93,14 @@ def decision_config(
 
 
 def fixed_mixture(stage: Stage, old: Mixture | None, rows: Mapping[str, int]) -> Mixture:
-    """What a part without a decision is trained on, over the stage's domains."""
+    """What a segment without a decision is trained on, over the stage's domains."""
     wanted = stage.config.prefix_mixture if stage.searched else stage.config.mixture
     if isinstance(wanted, Mapping):
         return Mixture.of(wanted).on(stage.domains)
     if wanted == "size":
         return Mixture.normalised({n: float(rows[n]) for n in stage.domains})
     if wanted == "current":
-        current = old_on_offer(stage, old)
+        current = old_available(stage, old)
         assert current is not None  # the configuration was checked for it
         return current.on(stage.domains)
     return Mixture.uniform(stage.domains)

@@ -10,16 +10,16 @@ from typing import Any
 
 from opmix.config import ModelConfig
 from opmix.errors import StoreError
-from opmix.lifecycle.stages import Part, Stage
+from opmix.lifecycle.runtime import LifeRuntime
+from opmix.lifecycle.stages import Segment, Stage
 from opmix.lifecycle.steps import Kind, Step
-from opmix.lifecycle.world import World
 from opmix.mixing.mixture import Mixture
 from opmix.runs.files import disk_errors, write_json
 from opmix.training.checkpoints import drop_checkpoints, whole_checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
-class Carried:
+class StageState:
     """What one stage hands to the next."""
 
     model: Path | None
@@ -44,12 +44,12 @@ class Carried:
 class StageFolder:
     """What a stage has on disk."""
 
-    world: World
+    runtime: LifeRuntime
     stage: Stage
     seed: int
     steps: Mapping[tuple[Kind, int | None], Step]
-    """By kind and the start of the part."""
-    carried: Carried
+    """By kind and the start of the segment."""
+    state: StageState
     needed: bool
     """Whether the model must be on disk when this is over: a later stage starts from it, or it is the last."""
     home: str
@@ -58,45 +58,47 @@ class StageFolder:
     @property
     def folder(self) -> Path:
         """Of this stage."""
-        return self.world.folder / self.home / self.stage.label
+        return self.runtime.folder / self.home / self.stage.label
 
     @property
     def checkpoints(self) -> Path:
         """The Trainer's, while the stage runs."""
         return self.folder / "checkpoints"
 
-    def _key_before(self, part: Part) -> str | None:
-        if part.start == 0:
+    def _key_before(self, segment: Segment) -> str | None:
+        if segment.start == 0:
             return None
-        return self.steps["train", self.stage.parts[part.number - 1].start].key
+        return self.steps["train", self.stage.segments[segment.number - 1].start].key
 
-    def _model_at(self, part: Part) -> Any:
-        """The model as it is when a part begins: always read from disk, so that a resumed life is the unbroken one."""
-        key = self._key_before(part)
+    def _model_at(self, segment: Segment) -> Any:
+        """The model as it is when a segment begins: always read from disk, so that a resumed life is the unbroken one."""
+        key = self._key_before(segment)
         if key is None:
             return self._base()
         for at, folder in whole_checkpoints(self.checkpoints, key):
-            if at == part.start:
-                return self.world.load(folder)
-        raise StoreError(f"{self.checkpoints}: no whole checkpoint of step {part.start}; run again to train up to it")
+            if at == segment.start:
+                return self.runtime.load(folder)
+        raise StoreError(
+            f"{self.checkpoints}: no whole checkpoint of step {segment.start}; run again to train up to it"
+        )
 
     def _base(self) -> Any:
-        if self.carried.model is None:
-            return self.world.start_model(self.seed)
-        return self.world.load(self.carried.model, self.carried.model_key)
+        if self.state.model is None:
+            return self.runtime.start_model(self.seed)
+        return self.runtime.load(self.state.model, self.state.model_key)
 
-    def _named(self, part: Part, model: ModelConfig) -> ModelConfig:
+    def _named(self, segment: Segment, model: ModelConfig) -> ModelConfig:
         """Where the model of a decision can be found again (`opmix verify`), if it stays on disk."""
-        life = self.world.life
+        life = self.runtime.life
         start = life.model or model
         dtype = "float32" if start.dtype == "auto" else start.dtype  # as the life loads it, whatever the device
         told = start.model_copy(update={"dtype": dtype, "chat_template": life.chat_template})
-        if part.start or (self.carried.model is None and life.model is None):
+        if segment.start or (self.state.model is None and life.model is None):
             return told.model_copy(update={"name": model.name})
         return (
             told
-            if self.carried.model is None
-            else told.model_copy(update={"name": str(self.carried.model.resolve()), "tokenizer": None})
+            if self.state.model is None
+            else told.model_copy(update={"name": str(self.state.model.resolve()), "tokenizer": None})
         )
 
     def _save(self, key: str) -> dict[str, Any]:
@@ -108,7 +110,7 @@ class StageFolder:
                 raise StoreError(
                     f"{self.checkpoints}: the stage's last checkpoint is gone; run again to train up to it"
                 )
-            made = self.world.save(self.world.load(source), folder)
+            made = self.runtime.save(self.runtime.load(source), folder)
             (self.folder / "optimizer.pt").unlink(missing_ok=True)
             if self._continued_next():
                 shutil.copyfile(source / "optimizer.pt", self.folder / ".optimizer.pt")
@@ -126,23 +128,23 @@ class StageFolder:
 
     def _moments(self) -> Path | None:
         """The optimiser's state at the end of the stage, where it was kept."""
-        last = self.stage.parts[-1]
+        last = self.stage.segments[-1]
         ends = whole_checkpoints(self.checkpoints, self.steps["train", last.start].key)
         found = [self.folder / "optimizer.pt", *(f / "optimizer.pt" for at, f in ends if at == last.stop)]
         return next((path for path in found if path.exists()), None)
 
     def _check_moments(self) -> None:
-        if self.stage.config.optimizer == "continued" and self.carried.optimizer is None and not self._is_finished():
+        if self.stage.config.optimizer == "continued" and self.state.optimizer is None and not self._is_finished():
             raise StoreError(
                 f"stage {self.stage.config.name!r}: the moments in which the stage before ended were not kept (no stage continued them "
-                f"then); use optimizer: fresh, or delete {self.carried.model} to have that stage trained again"
+                f"then); use optimizer: fresh, or delete {self.state.model} to have that stage trained again"
             )
 
     def _tidy(self) -> None:
         """Drop what is only needed while the stage runs."""
         if not self.stage.life.keep.checkpoints:
             drop_checkpoints(self.checkpoints)
-        before = self.carried.model
+        before = self.state.model
         if self.stage.life.keep.models == "last" and before is not None and before.is_relative_to(self.folder.parent):
             shutil.rmtree(before, ignore_errors=True)  # a model that several lives start from is none of this one's
 
@@ -150,11 +152,11 @@ class StageFolder:
         """Whether the model at the end of the stage is there, so that its checkpoints are not missed."""
         step = self.steps["model", None]
         there = not self.needed or (self.folder / "model" / "config.json").exists()
-        return there and self.world.store.found(step.name, step.key) is not None
+        return there and self.runtime.store.found(step.name, step.key) is not None
 
     def _check_room(self) -> None:
-        weights = 4.0 * float(self.carried.shape["parameters"])
-        self.world.check_room(f"stage {self.stage.config.name!r}", weights * (3 * (len(self.stage.parts) + 1) + 1))
+        weights = 4.0 * float(self.state.shape["parameters"])
+        self.runtime.check_room(f"stage {self.stage.config.name!r}", weights * (3 * (len(self.stage.segments) + 1) + 1))
 
     def _step(
         self,
@@ -164,13 +166,13 @@ class StageFolder:
         *,
         intact: Callable[[], bool] = lambda: True,
     ) -> dict[str, Any]:
-        step, store = self.steps[kind, start], self.world.store
+        step, store = self.steps[kind, start], self.runtime.store
 
         def watched() -> Mapping[str, Any]:
             store.event("begin", step=step.name)
             return work()
 
-        with disk_errors(self.world.folder):
+        with disk_errors(self.runtime.folder):
             result, found = store.step(step.name, step.inputs, watched, intact=intact)
         if not found:
             store.event("end", step=step.name)

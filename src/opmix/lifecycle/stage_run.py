@@ -1,4 +1,4 @@
-"""One stage lived: measure, then decide and train for every part of it, save, measure again. Each is a step of the run folder."""
+"""One stage lived: measure, then decide and train for every segment of it, save, measure again. Each is a step of the run folder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from transformers import Trainer
 from opmix.compute.memory import watch_memory
 from opmix.data import MixtureDataset, MixturePlan
 from opmix.lifecycle.measuring import harness_results, last_loss, measure, task_scores, watched_rows, write_log
-from opmix.lifecycle.offer import decision_config, declined, fixed_mixture, old_on_offer
+from opmix.lifecycle.offer import decision_config, fixed_mixture, old_available, rejected
+from opmix.lifecycle.runtime import shape_from
 from opmix.lifecycle.search import run_search
 from opmix.lifecycle.stage_data import StageData
-from opmix.lifecycle.stage_folder import Carried, StageFolder
-from opmix.lifecycle.stages import Part
+from opmix.lifecycle.stage_folder import StageFolder, StageState
+from opmix.lifecycle.stages import Segment
 from opmix.lifecycle.steps import Kind, epochs_allowed
-from opmix.lifecycle.world import shape_from
 from opmix.mixing.mixture import Mixture
 from opmix.progress import Advance
 from opmix.training.checkpoints import whole_checkpoints
@@ -38,14 +38,14 @@ class StageRun(StageFolder):
     @property
     def offer(self) -> StageData:
         """What the stage trains on."""
-        return self.world.offers[self.stage.index]
+        return self.runtime.stage_data[self.stage.index]
 
     @property
     def rows(self) -> Mapping[str, int]:
         """Training rows by domain."""
-        return self.world.facts.rows_of(self.stage)
+        return self.runtime.facts.rows_of(self.stage)
 
-    def run(self) -> tuple[dict[str, Any], Carried]:
+    def run(self) -> tuple[dict[str, Any], StageState]:
         """Live it, or find it lived; returns what happened and what the next stage starts from.
 
         Raises:
@@ -53,43 +53,43 @@ class StageRun(StageFolder):
         """
         # What cannot be is said before anything is trained.
         if self.stage.searched:
-            old_on_offer(self.stage, self.carried.mixture)
+            old_available(self.stage, self.state.mixture)
         self._check_moments()
         before = self._measure("before", lambda: self._base())
-        losses = {s: {**self.carried.losses.get(s, {}), **before["losses"].get(s, {})} for s in ("valid", "test")}
-        scores = {**self.carried.scores, **before["scores"]}
+        losses = {s: {**self.state.losses.get(s, {}), **before["losses"].get(s, {})} for s in ("valid", "test")}
+        scores = {**self.state.scores, **before["scores"]}
         parts: list[dict[str, Any]] = []
-        plan, mixture = self._empty_plan(), self.carried.mixture
-        for part in self.stage.parts:
-            decision = self._decide(part, mixture, plan) if part.decided else None
+        plan, mixture = self._empty_plan(), self.state.mixture
+        for segment in self.stage.segments:
+            decision = self._decide(segment, mixture, plan) if segment.decided else None
             if decision is None:
-                mixture = fixed_mixture(self.stage, self.carried.mixture, self.rows)
+                mixture = fixed_mixture(self.stage, self.state.mixture, self.rows)
             else:
                 mixture = Mixture.normalised({n: decision["mixture"].get(n, 0.0) for n in self.stage.domains})
-            record, plan = self._train(part, mixture, plan)
+            record, plan = self._train(segment, mixture, plan)
             mixture = Mixture.of(record["mixture"])
-            parts.append({"part": part, "mixture": mixture, "decision": decision, "training": record})
+            parts.append({"segment": segment, "mixture": mixture, "decision": decision, "training": record})
         model = self._save(parts[-1]["training"]["key"])
-        after = self._measure("after", lambda: self.world.load(self.folder / "model", model["fingerprint"]))
+        after = self._measure("after", lambda: self.runtime.load(self.folder / "model", model["fingerprint"]))
         self._tidy()
         assert mixture is not None
         outcome = {
             "parts": parts, "before": losses, "after": after["losses"], "scores": (scores, after["scores"]), "tasks": after["tasks"],
-            "old": self.carried.mixture, "notes": self.notes,
+            "old": self.state.mixture, "notes": self.notes,
         }  # fmt: skip
-        return outcome, Carried(
-            model=self.folder / "model", model_key=model["fingerprint"], shape=self.carried.shape, mixture=mixture,
-            cursors={**self.carried.cursors, **parts[-1]["training"]["cursors"]}, rows={**self.carried.rows, **self.rows},
+        return outcome, StageState(
+            model=self.folder / "model", model_key=model["fingerprint"], shape=self.state.shape, mixture=mixture,
+            cursors={**self.state.cursors, **parts[-1]["training"]["cursors"]}, rows={**self.state.rows, **self.rows},
             losses=after["losses"], scores=after["scores"], optimizer=self._moments(),
         )  # fmt: skip
 
     # -- deciding -----------------------------------------------------------------------------------------------
 
-    def _decide(self, part: Part, old: Mixture | None, plan: TrainingPlan) -> dict[str, Any]:
-        folder, drawn, rows = self.folder / f"search-{part.start}", plan.plan.cursors(), self.rows
-        config = decision_config(self.stage, part, old, rows, drawn, self.seed)
-        config = config.model_copy(update={"model": self._named(part, config.model)})
-        turned_down = declined(self.stage, old)
+    def _decide(self, segment: Segment, old: Mixture | None, plan: TrainingPlan) -> dict[str, Any]:
+        folder, drawn, rows = self.folder / f"search-{segment.start}", plan.plan.cursors(), self.rows
+        config = decision_config(self.stage, segment, old, rows, drawn, self.seed)
+        config = config.model_copy(update={"model": self._named(segment, config.model)})
+        turned_down = rejected(self.stage, old)
         for name in self.stage.domains:
             if name in turned_down:
                 self.notes.append(
@@ -99,16 +99,16 @@ class StageRun(StageFolder):
                 self.notes.append(f"{name} is used up and no longer on offer")
 
         def work() -> dict[str, Any]:
-            model = self._model_at(part)
+            model = self._model_at(segment)
             watch = watch_memory()
             result = run_search(
-                config, base=self.world.base, model=model, tokenizer=self.world.tokenizer, out=folder,
-                make_trainer=self.world.make_trainer, progress=self.world.progress,
+                config, base=self.runtime.base, model=model, tokenizer=self.runtime.tokenizer, out=folder,
+                make_trainer=self.runtime.make_trainer, progress=self.runtime.progress,
                 data=self.offer.only(config.domains),
             )  # fmt: skip
             chosen = result.mixture
             predicted = dict(zip(result.law.metrics, map(float, result.law.predict(chosen.weights)[0]), strict=True))
-            if not self.world.life.keep.probes:
+            if not self.runtime.life.keep.probes:
                 shutil.rmtree(folder / "probes", ignore_errors=True)
             return {
                 "mixture": dict(chosen), "optimum": dict(result.verdict.optimum.mixture), "interval": dict(result.interval),
@@ -118,16 +118,16 @@ class StageRun(StageFolder):
                 "share": result.json()["cost"]["search_share"],
             }  # fmt: skip
 
-        return self._step("search", part.start, work, intact=(folder / "mixture.json").exists)
+        return self._step("search", segment.start, work, intact=(folder / "mixture.json").exists)
 
     # -- training -----------------------------------------------------------------------------------------------
 
     def _empty_plan(self, domains: Sequence[str] | None = None) -> TrainingPlan:
         """The stream before its first row, going on where earlier stages ended; over all domains of the stage, or some."""
-        names, rows, carried = tuple(domains or self.stage.domains), self.rows, self.carried
-        same = {n for n in names if carried.rows.get(n) == rows[n] and self.stage.config.replay == "remaining"}
+        names, rows, state = tuple(domains or self.stage.domains), self.rows, self.state
+        same = {n for n in names if state.rows.get(n) == rows[n] and self.stage.config.replay == "remaining"}
         empty = np.empty(0, dtype=np.int64)
-        drawn = tuple(carried.cursors.get(n, 0) if n in same else 0 for n in names)
+        drawn = tuple(state.cursors.get(n, 0) if n in same else 0 for n in names)
         plan = MixturePlan(names, empty.astype(np.int16), empty, tuple(rows[n] for n in names), self.seed, drawn)
         return TrainingPlan(
             plan=plan,
@@ -145,19 +145,19 @@ class StageRun(StageFolder):
             max_epochs=epochs_allowed(self.stage) if limited else None, document_mask=self.stage.life.document_mask, previous=previous,
         )  # fmt: skip
 
-    def _train(self, part: Part, mixture: Mixture, plan: TrainingPlan) -> tuple[dict[str, Any], TrainingPlan]:
-        stage, step, length = self.stage, self.steps["train", part.start], self.stage.life.sequence_length
-        plan = self._planned(mixture, part.stop - part.start, plan)
+    def _train(self, segment: Segment, mixture: Mixture, plan: TrainingPlan) -> tuple[dict[str, Any], TrainingPlan]:
+        stage, step, length = self.stage, self.steps["train", segment.start], self.stage.life.sequence_length
+        plan = self._planned(mixture, segment.stop - segment.start, plan)
 
         def work() -> dict[str, Any]:
-            # The Trainer wants the whole stage's rows; those after this part are never read.
-            rest = stage.steps - part.stop
+            # The Trainer wants the whole stage's rows; those after this segment are never read.
+            rest = stage.steps - segment.stop
             stream = self._planned(mixture, rest, plan, limited=False) if rest else plan
             self._check_room()
             started, watch, usage = time.perf_counter(), watch_memory(), Usage()
-            shape = shape_from(self.carried.shape)
-            with self.world.progress.task(self._task("train"), part.stop - part.start) as advance:
-                trainer = self._trained(part, stream, usage, advance)
+            shape = shape_from(self.state.shape)
+            with self.runtime.progress.task(self._task("train"), segment.stop - segment.start) as advance:
+                trainer = self._trained(segment, stream, usage, advance)
             write_log(self.folder / "training.csv", trainer.state.log_history, stage.step_tokens)
             trained = account(plan, usage, self.offer.objective, shape, length)
             return {
@@ -172,22 +172,22 @@ class StageRun(StageFolder):
 
         def intact() -> bool:
             return self._is_finished() or any(
-                at == part.stop for at, _ in whole_checkpoints(self.checkpoints, step.key)
+                at == segment.stop for at, _ in whole_checkpoints(self.checkpoints, step.key)
             )
 
-        return self._step("train", part.start, work, intact=intact), plan
+        return self._step("train", segment.start, work, intact=intact), plan
 
-    def _trained(self, part: Part, stream: TrainingPlan, usage: Usage, advance: Advance) -> Trainer:
-        """Train the model through one part, leaving a checkpoint of its last step."""
+    def _trained(self, segment: Segment, stream: TrainingPlan, usage: Usage, advance: Advance) -> Trainer:
+        """Train the model through one segment, leaving a checkpoint of its last step."""
         stage, objective = self.stage, self.offer.objective
         return train_stretch(
-            self._model_at(part), stream.dataset, self._stretch(part, stream.arguments), folder=self.checkpoints, seed=self.seed,
-            make_trainer=objective.trainer(self.world.make_trainer, usage, shape_from(self.carried.shape)), report=advance, usage=usage,
-            held_out=watched_rows(self.world, stage, self.seed),
-            optimizer_state=self.carried.optimizer if stage.config.optimizer == "continued" else None,
+            self._model_at(segment), stream.dataset, self._stretch(segment, stream.arguments), folder=self.checkpoints, seed=self.seed,
+            make_trainer=objective.trainer(self.runtime.make_trainer, usage, shape_from(self.state.shape)), report=advance, usage=usage,
+            held_out=watched_rows(self.runtime, stage, self.seed),
+            optimizer_state=self.state.optimizer if stage.config.optimizer == "continued" else None,
         )  # fmt: skip
 
-    def _stretch(self, part: Part, arguments: Mapping[str, Any]) -> Stretch:
+    def _stretch(self, segment: Segment, arguments: Mapping[str, Any]) -> Stretch:
         stage, life = self.stage, self.stage.life
         every = (
             max(1, stage.steps // 10)
@@ -196,8 +196,8 @@ class StageRun(StageFolder):
         )
         shown = None if life.evaluation.every is None else max(1, round(life.evaluation.every / stage.step_tokens))
         return Stretch(
-            steps=stage.steps, start=part.start, stop=part.stop, key=self.steps["train", part.start].key,
-            previous_key=self._key_before(part), save_every=max(1, every), evaluate_every=shown, arguments=arguments,
+            steps=stage.steps, start=segment.start, stop=segment.stop, key=self.steps["train", segment.start].key,
+            previous_key=self._key_before(segment), save_every=max(1, every), evaluate_every=shown, arguments=arguments,
         )  # fmt: skip
 
     # -- before and after ---------------------------------------------------------------------------------------
@@ -210,10 +210,10 @@ class StageRun(StageFolder):
         def work() -> dict[str, Any]:
             started, watch = time.perf_counter(), watch_memory()
             loaded = model() if names else None
-            losses, tokens = measure(loaded, self.world, names, self.seed)
-            scores = task_scores(loaded, self.world, names)
-            flops = tokens * shape_from(self.carried.shape).forward(life.sequence_length)
-            tasks = harness_results(loaded, self.world) if kind == "after" else []
+            losses, tokens = measure(loaded, self.runtime, names, self.seed)
+            scores = task_scores(loaded, self.runtime, names)
+            flops = tokens * shape_from(self.state.shape).forward(life.sequence_length)
+            tasks = harness_results(loaded, self.runtime) if kind == "after" else []
             return {
                 "losses": losses,
                 "scores": scores,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Part:
+class Segment:
     """Steps `start` to `stop` of a stage, on one mixture; `decided`: by a search at `start`."""
 
     number: int
@@ -105,10 +105,10 @@ class Stage:
         return round(share * self.steps)
 
     @cached_property
-    def parts(self) -> tuple[Part, ...]:
+    def segments(self) -> tuple[Segment, ...]:
         """Stretches between decisions, in order."""
         if not self.searched:
-            return (Part(0, 0, self.steps, decided=False),)
+            return (Segment(0, 0, self.steps, decided=False),)
         first = self.prefix_steps
         every = (
             self.steps if self.config.remix_every is None else max(1, round(self.config.remix_every / self.step_tokens))
@@ -117,7 +117,7 @@ class Stage:
         starts = ([0] if first else []) + cuts[:-1]
         stops = ([first] if first else []) + cuts[1:]
         return tuple(
-            Part(i, start, stop, decided=not (first and i == 0))
+            Segment(i, start, stop, decided=not (first and i == 0))
             for i, (start, stop) in enumerate(zip(starts, stops, strict=True))
         )
 

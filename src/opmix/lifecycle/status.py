@@ -15,7 +15,7 @@ from opmix.errors import StoreError
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.estimates import estimate_search
 from opmix.lifecycle.stages import resolve
-from opmix.lifecycle.steps import DataFacts, OfferFacts, Step, chain, differences
+from opmix.lifecycle.steps import DataFacts, StageRows, Step, chain, differences
 from opmix.methods.catalogue import entry_of
 from opmix.mixing.mixture import Mixture
 from opmix.runs.store import RunStore
@@ -130,15 +130,15 @@ def status_of(folder: Path, steps: Sequence[Step], changed: tuple[str, ...] = ()
     )
 
 
-def _offers(config: LifecycleConfig, content: Mapping[str, Any]) -> tuple[OfferFacts, ...]:
+def _offers(config: LifecycleConfig, content: Mapping[str, Any]) -> tuple[StageRows, ...]:
     """Rows of every stage as they were recorded; a stage that is new or changed is told from the domains."""
-    recorded, offers = [OfferFacts(**entry) for entry in content["stages"]], []
+    recorded, offers = [StageRows(**entry) for entry in content["stages"]], []
     for stage in resolve(config):
         found = recorded[stage.index] if stage.index < len(recorded) else None
         if found is None or set(found.rows) != set(stage.domains):
             rows = {n: content["rows"].get(n, 1) for n in stage.domains}
             worth = {n: content["tokens"].get(n, config.sequence_length) / rows[n] for n in stage.domains}
-            found = OfferFacts(rows=rows, worth=worth, objective=stage.objective)
+            found = StageRows(rows=rows, worth=worth, objective=stage.objective)
         offers.append(found)
     return tuple(offers)
 
@@ -166,14 +166,14 @@ def _planned(step: Step, shape: ModelShape | None) -> dict[str, float]:
     if shape is None or step.stage is None:
         return {}
     stage, length = step.stage, step.stage.life.sequence_length
-    if step.kind == "train" and step.part is not None:
-        return {"training": stage.tokens_of(step.part.stop - step.part.start) * shape.train(length)}
-    if step.kind == "search" and step.part is not None:
+    if step.kind == "train" and step.segment is not None:
+        return {"training": stage.tokens_of(step.segment.stop - step.segment.start) * shape.train(length)}
+    if step.kind == "search" and step.segment is not None:
         if "method" in step.settings and not entry_of(step.settings["method"]["name"]).own_search:
             return {}  # what another method will ask for is its own affair
         kept = [d for d in stage.before if d in stage.domains]
-        old = Mixture.uniform(kept) if kept and not (stage.index == 0 and step.part.start) else None
-        config = stage.search(old, stage.tokens_of(step.part.stop - step.part.start), step.seed)
+        old = Mixture.uniform(kept) if kept and not (stage.index == 0 and step.segment.start) else None
+        config = stage.search(old, stage.tokens_of(step.segment.stop - step.segment.start), step.seed)
         return estimate_search(config, old).flops(shape, length)
     if step.kind in ("before", "after"):
         rows = 2 * len(step.settings["data"]) * stage.life.evaluation.sequences

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from opmix.lifecycle.config import LifecycleConfig
-from opmix.lifecycle.stages import Part, Stage, resolve
+from opmix.lifecycle.stages import Segment, Stage, resolve
 from opmix.runs.store import fingerprint
 
 HARMLESS = {
@@ -25,7 +25,7 @@ Kind = Literal["start", "before", "search", "train", "model", "after"]
 
 
 @dataclass(frozen=True)
-class OfferFacts:
+class StageRows:
     """The training rows of one stage."""
 
     rows: Mapping[str, int]
@@ -47,7 +47,7 @@ class DataFacts:
     """By domain: training sequences."""
     model: str = ""
     """Signature of the starting checkpoint's files; empty: from scratch."""
-    stages: tuple[OfferFacts, ...] = ()
+    stages: tuple[StageRows, ...] = ()
     """Empty: text, the same in all stages."""
 
     def of(self, domains: tuple[str, ...]) -> dict[str, str]:
@@ -67,7 +67,7 @@ class Step:
     kind: Kind
     seed: int
     stage: Stage | None
-    part: Part | None = None
+    segment: Segment | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, str] = field(default_factory=dict)
     """Keys of the steps it follows from, by name."""
@@ -118,12 +118,12 @@ def _stage_steps(stage: Stage, data: DataFacts, seed: int, home: str, base: Step
         settings={**measured, **_tasks(tasks, unmeasured), "data": data.of(unmeasured)}, after={base.name: base.key},
     )  # fmt: skip
     reached = base
-    for part in stage.parts:
+    for segment in stage.segments:
         follows = [reached]
-        if part.decided:
-            search = stage.search(None, stage.tokens_of(part.stop - part.start), seed)
+        if segment.decided:
+            search = stage.search(None, stage.tokens_of(segment.stop - segment.start), seed)
             decision = Step(
-                name=f"{home}/search-{part.start}", kind="search", seed=seed, stage=stage, part=part,
+                name=f"{home}/search-{segment.start}", kind="search", seed=seed, stage=stage, segment=segment,
                 settings={
                     "search": _search_settings(search), "replay": stage.config.replay, "max_epochs": limits,
                     "data": data.of(stage.domains),
@@ -132,11 +132,11 @@ def _stage_steps(stage: Stage, data: DataFacts, seed: int, home: str, base: Step
             )  # fmt: skip
             follows.append(decision)
             yield decision
-        mixture = stage.config.mixture if part.decided or not stage.searched else stage.config.prefix_mixture
+        mixture = stage.config.mixture if segment.decided or not stage.searched else stage.config.prefix_mixture
         reached = Step(
-            name=f"{home}/train-{part.stop}", kind="train", seed=seed, stage=stage, part=part,
+            name=f"{home}/train-{segment.stop}", kind="train", seed=seed, stage=stage, segment=segment,
             settings={
-                **shared, "mixture": mixture, "trainer": _telling(stage.trainer), "steps": [part.start, part.stop, stage.steps],
+                **shared, "mixture": mixture, "trainer": _telling(stage.trainer), "steps": [segment.start, segment.stop, stage.steps],
                 "rows_per_step": stage.rows_per_step, "replay": stage.config.replay, "optimizer": stage.config.optimizer,
                 "max_epochs": limits, "data": data.of(stage.domains), **_objective(stage),
             },

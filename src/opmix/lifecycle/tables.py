@@ -52,9 +52,9 @@ def stage_json(stage: Stage, home: str, outcome: Mapping[str, Any]) -> dict[str,
 
 
 def _part(entry: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
-    part, decision = entry["part"], entry["decision"]
+    segment, decision = entry["segment"], entry["decision"]
     made: dict[str, Any] = {
-        "steps": [part.start, part.stop], "tokens": entry["training"]["supervised_tokens"], "decided": part.decided,
+        "steps": [segment.start, segment.stop], "tokens": entry["training"]["supervised_tokens"], "decided": segment.decided,
         "mixture": dict(entry["mixture"]), "training_loss": entry["training"]["loss"],
     }  # fmt: skip
     if decision is not None:

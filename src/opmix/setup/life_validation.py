@@ -12,7 +12,7 @@ from opmix.domain import Kind
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.limits import check_budgets
 from opmix.lifecycle.stages import Stage, resolve
-from opmix.lifecycle.steps import DataFacts, OfferFacts
+from opmix.lifecycle.steps import DataFacts, StageRows
 from opmix.progress import Progress
 from opmix.setup.checks import Findings
 from opmix.setup.plan import MAX_EPOCHS
@@ -106,12 +106,12 @@ def _check_stages(life: LifecycleConfig, base: Path, sizes: Sizes, findings: Fin
         )
 
 
-def _offer(stage: Stage, kinds: Mapping[str, Kind], tokens: Mapping[str, int | None]) -> OfferFacts:
+def _offer(stage: Stage, kinds: Mapping[str, Kind], tokens: Mapping[str, int | None]) -> StageRows:
     """Rows of a stage's domains, as far as estimates tell; where nothing tells, enough."""
     length = stage.life.sequence_length
     have = {n: t if (t := tokens[n]) is not None else stage.tokens for n in stage.domains}
     chats = any(kinds[n] == "chat" for n in stage.domains)
-    return OfferFacts(
+    return StageRows(
         rows={n: max(1, round(_MORE * t / length)) for n, t in have.items()}, worth=dict.fromkeys(stage.domains, float(length)),
         objective=stage.config.objective or ("sft" if chats else "causal_lm"),
     )  # fmt: skip

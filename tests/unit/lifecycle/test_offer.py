@@ -5,7 +5,7 @@ from lives import NAMES, STEP, facts, fixed, life, stage
 
 from opmix.errors import ConfigError, DataError
 from opmix.lifecycle.limits import check_budgets
-from opmix.lifecycle.offer import decision_config, declined, fixed_mixture, offered, old_on_offer
+from opmix.lifecycle.offer import available, decision_config, fixed_mixture, old_available, rejected
 from opmix.lifecycle.stages import resolve
 from opmix.mixing.mixture import Mixture
 
@@ -22,17 +22,17 @@ THREE = stage("one", 8, domains=["alpha", "beta", "gamma"], prefix=0)
 
 def test_domains_that_are_used_up_are_no_longer_on_offer():
     (one,) = resolve(limited([THREE], alpha=0.5, beta=2))
-    assert offered(one, ROWS, {}) == ("alpha", "beta", "gamma")
-    assert offered(one, ROWS, {"alpha": 48, "gamma": 10**6}) == ("alpha", "beta", "gamma")
-    assert offered(one, ROWS, {"alpha": 49, "beta": 198}) == ("beta", "gamma")
+    assert available(one, ROWS, {}) == ("alpha", "beta", "gamma")
+    assert available(one, ROWS, {"alpha": 48, "gamma": 10**6}) == ("alpha", "beta", "gamma")
+    assert available(one, ROWS, {"alpha": 49, "beta": 198}) == ("beta", "gamma")
     with pytest.raises(DataError, match=r"stage 'one': \['gamma'\] left to choose from, the other domains are used up"):
-        offered(one, ROWS, {"alpha": 49, "beta": 199})
+        available(one, ROWS, {"alpha": 49, "beta": 199})
 
 
 def test_a_decision_knows_what_is_left():
     (one,) = resolve(limited([THREE], alpha=0.5, beta=2))
     old = Mixture.of({"alpha": 0.5, "beta": 0.25, "gamma": 0.25})
-    config = decision_config(one, one.parts[0], old, ROWS, {"alpha": 49, "beta": 40}, 7)
+    config = decision_config(one, one.segments[0], old, ROWS, {"alpha": 49, "beta": 40}, 7)
     assert config.old_mixture == {"beta": 0.5, "gamma": 0.5}
     assert {n: d.max_epochs for n, d in config.domains.items()} == {"beta": pytest.approx(1.59), "gamma": None}
     assert (config.budget.tokens, config.seed, config.solve.max_epochs) == (8 * STEP, 7, None)
@@ -43,28 +43,28 @@ def test_a_weighed_domain_that_is_used_up_is_weighed_no_more():
         limited([stage("one", 8, domains=["alpha", "beta"], prefix=0), stage("two", 8, add=["gamma"])], gamma=1)
     )
     old = Mixture.of({"alpha": 0.5, "beta": 0.5})
-    assert decision_config(two, two.parts[0], old, ROWS, {}, 0).new_domains == ("gamma",)
-    assert decision_config(two, two.parts[0], old, ROWS, {"gamma": 99}, 0).new_domains is None
+    assert decision_config(two, two.segments[0], old, ROWS, {}, 0).new_domains == ("gamma",)
+    assert decision_config(two, two.segments[0], old, ROWS, {"gamma": 99}, 0).new_domains is None
 
 
 def test_what_was_turned_down_is_only_weighed_when_it_is_added_again():
     first = stage("one", 8, domains=["alpha", "beta"], prefix=0)
     old = Mixture.of({"alpha": 0.5, "beta": 0.5, "gamma": 0.0})
     _, _, three = resolve(life(first, stage("two", 8, add=["gamma"]), stage("three", 8, add=["delta"])))
-    assert declined(three, old) == ("gamma",)
-    config = decision_config(three, three.parts[0], old, ROWS, {}, 0)
+    assert rejected(three, old) == ("gamma",)
+    config = decision_config(three, three.segments[0], old, ROWS, {}, 0)
     assert (tuple(config.domains), config.new_domains) == (("alpha", "beta", "delta"), ("delta",))
     _, _, again = resolve(life(first, stage("two", 8, add=["gamma"]), stage("three", 8, add=["delta", "gamma"])))
-    assert declined(again, old) == ()
-    assert decision_config(again, again.parts[0], old, ROWS, {}, 0).new_domains == ("delta", "gamma")
+    assert rejected(again, old) == ()
+    assert decision_config(again, again.segments[0], old, ROWS, {}, 0).new_domains == ("delta", "gamma")
 
 
 def test_the_old_mixture_without_what_was_dropped():
     _, two = resolve(life(stage("one", 8, domains=["alpha", "beta"]), stage("two", 8, add=["gamma"], drop=["beta"])))
-    assert old_on_offer(two, None) is None
-    assert old_on_offer(two, Mixture.of({"alpha": 0.2, "beta": 0.8})) == Mixture.of({"alpha": 1.0})
+    assert old_available(two, None) is None
+    assert old_available(two, Mixture.of({"alpha": 0.2, "beta": 0.8})) == Mixture.of({"alpha": 1.0})
     with pytest.raises(DataError, match=r"stage 'two': none of the old mixture's domains \['beta'\] is on offer"):
-        old_on_offer(two, Mixture.of({"alpha": 0.0, "beta": 1.0}))
+        old_available(two, Mixture.of({"alpha": 0.0, "beta": 1.0}))
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from lives import STEP, life, stage
 from opmix.lifecycle.stages import resolve
 
 
-def parts(**settings):
-    found = resolve(life(stage("one", 20, domains=["alpha", "beta"], **settings)))[0].parts
+def segments(**settings):
+    found = resolve(life(stage("one", 20, domains=["alpha", "beta"], **settings)))[0].segments
     assert [p.number for p in found] == list(range(len(found)))
     return [(p.start, p.stop, p.decided) for p in found]
 
@@ -33,25 +33,25 @@ def test_a_checkpoint_brings_its_mixture():
     config = {"architecture": None, "tokenizer": None, "model": "m", "old_mixture": {"alpha": 0.7, "beta": 0.3}}
     (only,) = resolve(life(stage("one", 4, add=["gamma"]), **config))
     assert (only.domains, only.before, only.new) == (("alpha", "beta", "gamma"), ("alpha", "beta"), ("gamma",))
-    assert (only.weighed, only.from_scratch, len(only.parts)) == (("gamma",), False, 1)
+    assert (only.weighed, only.from_scratch, len(only.segments)) == (("gamma",), False, 1)
     (plain,) = resolve(life(stage("one", 4, domains=["alpha", "beta"]), **{**config, "old_mixture": None}))
     assert (plain.weighed, plain.new) == (None, ("alpha", "beta"))
 
 
 def test_a_model_from_scratch_begins_with_a_prefix():
-    assert parts() == [(0, 4, False), (4, 20, True)]
-    assert parts(prefix=0) == [(0, 20, True)]
-    assert parts(prefix=0.25) == [(0, 5, False), (5, 20, True)]
-    assert parts(mixture="uniform") == [(0, 20, False)]
+    assert segments() == [(0, 4, False), (4, 20, True)]
+    assert segments(prefix=0) == [(0, 20, True)]
+    assert segments(prefix=0.25) == [(0, 5, False), (5, 20, True)]
+    assert segments(mixture="uniform") == [(0, 20, False)]
     later = resolve(life())[1]
-    assert [(p.start, p.stop, p.decided) for p in later.parts] == [(0, 4, True)]
+    assert [(p.start, p.stop, p.decided) for p in later.segments] == [(0, 4, True)]
 
 
 def test_deciding_again_every_so_many_tokens():
-    assert parts(prefix=0, remix_every=8 * STEP) == [(0, 8, True), (8, 16, True), (16, 20, True)]
-    assert parts(prefix=0.2, remix_every=10 * STEP) == [(0, 4, False), (4, 14, True), (14, 20, True)]
-    assert parts(prefix=0.2, remix_every=100 * STEP) == [(0, 4, False), (4, 20, True)]
-    assert len(parts(prefix=0, remix_every=1)) == 20
+    assert segments(prefix=0, remix_every=8 * STEP) == [(0, 8, True), (8, 16, True), (16, 20, True)]
+    assert segments(prefix=0.2, remix_every=10 * STEP) == [(0, 4, False), (4, 14, True), (14, 20, True)]
+    assert segments(prefix=0.2, remix_every=100 * STEP) == [(0, 4, False), (4, 20, True)]
+    assert len(segments(prefix=0, remix_every=1)) == 20
 
 
 def test_budgets_are_whole_steps_and_stages_override_the_trainer():

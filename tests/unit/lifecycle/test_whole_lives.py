@@ -122,16 +122,16 @@ def test_losses_are_those_of_the_saved_model(finished, toys):
 
     from opmix.compute.memory import watch_memory
     from opmix.lifecycle.measuring import measure
-    from opmix.lifecycle.world import make_world
+    from opmix.lifecycle.runtime import make_runtime
     from opmix.progress import Silent
     from opmix.runs.store import RunStore
     from opmix.training.factory import default_trainer
 
     config, result = finished
     watch = watch_memory()
-    world = make_world(config, toys.folder, RunStore(result.folder), Silent(), default_trainer)
+    runtime = make_runtime(config, toys.folder, RunStore(result.folder), Silent(), default_trainer)
     model = AutoModelForCausalLM.from_pretrained(result.model())
-    losses, tokens = measure(model, world, ["alpha", "gamma"], 0)
+    losses, tokens = measure(model, runtime, ["alpha", "gamma"], 0)
     made = outcome(result)["seeds"]["0"]["stages"][1]
     assert losses["test"]["gamma"]["loss"] == made["losses"]["test"]["gamma"]["after"]
     assert tokens <= 2 * 2 * 4 * 32

@@ -23,7 +23,7 @@ from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.stage_data import StageData, placed, prepare_data
 from opmix.lifecycle.stages import resolve as resolve_stages
-from opmix.lifecycle.steps import DataFacts, OfferFacts
+from opmix.lifecycle.steps import DataFacts, StageRows
 from opmix.model_files import located
 from opmix.models import load_model, load_tokenizer, model_fingerprint, model_shape
 from opmix.progress import Progress
@@ -34,7 +34,7 @@ from opmix.training.factory import TrainerFactory
 
 
 @dataclass(kw_only=True)
-class World:
+class LifeRuntime:
     """Everything a stage needs that is not its own."""
 
     life: LifecycleConfig
@@ -45,7 +45,7 @@ class World:
     tokenizer: Any
     data: StageData
     """Every domain of the life, as held-out losses are measured."""
-    offers: tuple[StageData, ...]
+    stage_data: tuple[StageData, ...]
     """By stage: what it trains on, and the objective."""
     facts: DataFacts
     files: Mapping[str, Mapping[str, Sequence[int]]]
@@ -119,9 +119,9 @@ class World:
             )
 
 
-def make_world(
+def make_runtime(
     life: LifecycleConfig, base: Path, store: RunStore, progress: Progress, make_trainer: TrainerFactory | None
-) -> World:
+) -> LifeRuntime:
     """Tokenizer and data of a life; everything that can fail cheaply fails here.
 
     Raises:
@@ -147,15 +147,15 @@ def make_world(
         tokenizer=tokenizer_fingerprint(tokenizer), rows={n: len(r) for n, r in data.train.items()}, model=_signature(life, base),
         fingerprints={n: fingerprint(data.only([n]).fingerprint) for n in domains},
         stages=tuple(
-            OfferFacts(
+            StageRows(
                 rows={n: len(r) for n, r in offer.train.items()}, worth={n: supervised_per_row(r) for n, r in offer.train.items()},
                 objective=offer.objective.name,
             )
             for offer in offers
         ),
     )  # fmt: skip
-    return World(
-        life=life, base=base, store=store, progress=progress, make_trainer=make_trainer, tokenizer=tokenizer, data=data, offers=offers,
+    return LifeRuntime(
+        life=life, base=base, store=store, progress=progress, make_trainer=make_trainer, tokenizer=tokenizer, data=data, stage_data=offers,
         facts=facts, files={n: _files(d) for n, d in domains.items()},
     )  # fmt: skip
 
