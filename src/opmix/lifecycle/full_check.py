@@ -9,7 +9,7 @@ import numpy as np
 
 from opmix.lifecycle.finished import Finished
 from opmix.mixing.mixture import FloatArray
-from opmix.mixing.verification import objective_error, objective_of
+from opmix.mixing.paired import loss_difference_error, objective_error, objective_values
 
 
 def full_check(found: Finished) -> dict[str, Any]:
@@ -46,8 +46,8 @@ def full_check(found: Finished) -> dict[str, Any]:
         first.tokens,
         first.num_bytes,
     )
-    values = objective_of(both.losses, verdict.settings)
-    law = objective_of(
+    values = objective_values(both.losses, verdict.settings)
+    law = objective_values(
         found.proposal.fit.law.predict(_stacked(arms["proposal"].weights[None], against.weights[None])),
         verdict.settings,
     )
@@ -58,7 +58,7 @@ def full_check(found: Finished) -> dict[str, Any]:
             n: dict(zip(both.names, map(float, row), strict=True)) for n, row in zip(arms, both.losses, strict=True)
         },
         "gain": float(values[1] - values[0]),
-        "standard_error": objective_error(both.difference_error(0, 1), verdict.settings),
+        "standard_error": objective_error(loss_difference_error(both.nll, both.tokens, 0, 1), verdict.settings),
         "law_gain": float(law[1] - law[0]),
     }
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr
 
 from opmix.lifecycle.finished import Finished, reference_of
 from opmix.lifecycle.verification import Verification, extend, padded
@@ -14,7 +13,7 @@ from opmix.methods.base import LawProposal, Simulation
 from opmix.methods.op_mix import slopes_of
 from opmix.mixing.design import StageDesign
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture
-from opmix.mixing.verification import objective_error, objective_of
+from opmix.mixing.paired import gain_probability, loss_difference_error, objective_error, objective_values
 
 NEIGHBOURS = 4
 """Fitted points, the nearest in mixture, that every new probe is also interpolated half-way with."""
@@ -58,7 +57,7 @@ def refined(found: Finished, verified: Verification, *, max_rounds: int) -> dict
         name, last = next(reversed(direct.items()))
         state = _with_vertex(found, state, name, last, number)
         law, settings = state.proposal.fit.law, state.proposal.verdict.settings
-        now, then = objective_of(law.predict(np.stack([state.optimum.weights, last.weights])), settings)
+        now, then = objective_values(law.predict(np.stack([state.optimum.weights, last.weights])), settings)
         promised = float(then - now)
         rounds.append(
             {
@@ -121,20 +120,21 @@ def _answer(
     content: dict[str, Any] = {"rounds": rounds, "reason": reason}
     if not rows:
         return {**content, "mixture": dict(found.recommended)}
-    best = rows[int(objective_of(state.simulated.losses[rows], settings).argmin())]
+    best = rows[int(objective_values(state.simulated.losses[rows], settings).argmin())]
     mixture = state.design.mixtures[best]
     reference = reference_of(found)
     if reference in state.design.names:
         kept = state.design.names.index(reference)
         gain, error = _gain(state.simulated, kept, best, settings)
-        sure = float(ndtr((gain - rule.min_gain) / max(error, 1e-12)))
+        sure = gain_probability(gain, error, rule.min_gain)
         content |= {"gain": gain, "standard_error": error, "probability": sure}
-        if sure < rule.confidence:
+        if not sure >= rule.confidence:  # unknown, NaN, is not sure
             mixture = state.design.mixtures[kept]
     names = state.design.probes.domains
     return {**content, "best": state.design.names[best], "mixture": dict(zip(names, map(float, mixture), strict=True))}
 
 
 def _gain(simulated: Simulation, kept: int, best: int, settings: Any) -> tuple[float, float]:
-    values: FloatArray = objective_of(simulated.losses[[kept, best]], settings)
-    return float(values[0] - values[1]), objective_error(simulated.paired_error(kept, best), settings)
+    values: FloatArray = objective_values(simulated.losses[[kept, best]], settings)
+    errors = loss_difference_error(simulated.nll, simulated.tokens, kept, best)
+    return float(values[0] - values[1]), objective_error(errors, settings)

@@ -13,13 +13,12 @@ import numpy as np
 from opmix.lifecycle.context import SearchContext
 from opmix.lifecycle.finished import Finished, among, configuration_of, load_finished, reference_of
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
+from opmix.mixing.paired import loss_difference_error, objective_error, objective_values
 from opmix.mixing.solver import solve
 from opmix.mixing.verification import (
     DirectPoint,
     Measured,
     curvature,
-    objective_error,
-    objective_of,
     sentences,
     weights_for,
 )
@@ -174,7 +173,7 @@ def verify(found: Finished, chosen: Mapping[str, Mixture]) -> Verification:
         DirectPoint(
             name=name, mixture=dict(mixture), reached=dict(design.probes.mixture_of(w)), weights=dict(w),
             direct=made.losses[i], proxy=made.losses[len(names) + i], law=law.predict(mixture.weights)[0],
-            error=made.paired_error(i, len(names) + i), kl=kl[i],
+            error=loss_difference_error(made.nll, made.tokens, i, len(names) + i), kl=kl[i],
         )
         for i, (name, mixture, w) in enumerate(zip(names, mixtures, weights, strict=True))
     )  # fmt: skip
@@ -199,18 +198,16 @@ def measure(found: Finished, points: Sequence[DirectPoint], nll: Sequence[FloatA
     own = [i for i, kind in enumerate(design.kinds) if kind == "probe" and design.fitted[i]]
     losses = np.concatenate([np.stack([p.direct for p in points]), simulated.losses[own]])
     mixtures = np.concatenate([np.array([list(p.mixture.values()) for p in points]), design.mixtures[own]])
-    rows = [np.concatenate([n, s[own]]) / t for n, s, t in zip(nll, simulated.nll, simulated.tokens, strict=True)]
-    apart = np.array(
-        [[float((r[0] - r[q]).std(ddof=1)) / np.sqrt(r.shape[1]) for r in rows] for q in range(len(losses))]
-    )
-    values = objective_of(law.predict(mixtures), verdict.settings)
+    rows = [np.concatenate([n, s[own]]) for n, s in zip(nll, simulated.nll, strict=True)]
+    apart = [loss_difference_error(rows, simulated.tokens, 0, q) for q in range(len(losses))]
+    values = objective_values(law.predict(mixtures), verdict.settings)
     lowest = solve(
         law, coordinates=design.coordinates, settings=replace(verdict.settings, kl=0.0), constraints=verdict.constraints
     ).mixture
-    floor = float(objective_of(law.predict(lowest.weights), verdict.settings)[0])
+    floor = float(objective_values(law.predict(lowest.weights), verdict.settings)[0])
     return Measured(
         names=(*(p.name for p in points), *(f"probe {design.probes.probes[i]}" for i in own)),
-        direct=objective_of(losses, verdict.settings),
+        direct=objective_values(losses, verdict.settings),
         law=values,
         errors=np.array([objective_error(e, verdict.settings) for e in apart]),
         law_gap=max(0.0, float(values[0]) - floor),

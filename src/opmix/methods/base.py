@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
-
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings, Verdict
 from opmix.mixing.law import LawFit
@@ -77,14 +75,6 @@ class Simulation:
     training_flops: float = 0.0
     """What the probes were trained for it, and for no simulation before it."""
     evaluation_flops: float = 0.0
-
-    def paired_error(self, a: int, b: int) -> FloatArray:
-        """Standard error of the loss difference of two models, (E,)."""
-        errors = []
-        for nll, tokens in zip(self.nll, self.tokens, strict=True):
-            rates = (nll[a] - nll[b]) / tokens
-            errors.append(float(rates.std(ddof=1) / np.sqrt(len(tokens))) if len(tokens) > 1 else float("nan"))
-        return np.array(errors)
 
 
 class MethodContext(Protocol):

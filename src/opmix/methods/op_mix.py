@@ -14,10 +14,11 @@ import numpy as np
 
 from opmix.methods.adaptive import FIRST_POINTS, Looks, Searched, search_by_looks
 from opmix.methods.base import FULL, Effort, LawProposal, MethodContext, Simulation, Stage
-from opmix.mixing.decision import Verdict, confirm, decide, objective_values
+from opmix.mixing.decision import Verdict, confirm, decide
 from opmix.mixing.design import StageDesign, default_points, design_stage, interference, new_domains
 from opmix.mixing.law import LawFit, fit_law
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
+from opmix.mixing.paired import loss_difference_error, objective_error, objective_values
 from opmix.mixing.posterior import resampling_noise
 from opmix.mixing.slopes import SlopeTable, corrected_slopes, value_noise
 from opmix.mixing.table import ProxyTable
@@ -105,7 +106,7 @@ class OpMix:
         stage, rule = context.stage, context.decision()
         table = proxy_table(design, simulated)
         fit = self.fit(table, None if slopes is None else slopes[0], with_interference=bool(design.twins))
-        errors = np.array([simulated.paired_error(a, b) for a, b in design.twins])
+        errors = np.array([loss_difference_error(simulated.nll, simulated.tokens, a, b) for a, b in design.twins])
         check = check_twins(design, table, fit.law, errors, corrected=fit.problem.v is not None)
         baseline = dict(zip(table.metrics, map(float, simulated.baseline), strict=True))
         settings = context.solve_settings(simulated.baseline, table.metrics)
@@ -143,17 +144,9 @@ class OpMix:
         trained = context.simulate(
             probe, [InterpolationWeights(("proposal",), [1.0])], label="verification", effort=simulated.effort
         )
-        losses = np.stack([simulated.losses[same[0]], trained.losses[0]])
-        kept, moved = objective_values(losses[None], verdict.settings)[0]
-        pairs = [
-            np.stack([a[same[0]], b[0]]) / t
-            for a, b, t in zip(simulated.nll, trained.nll, simulated.tokens, strict=True)
-        ]
-        errors = np.array([(p[0] - p[1]).std(ddof=1) / np.sqrt(p.shape[1]) for p in pairs])
-        weights = verdict.settings.weights(len(errors))
-        error = float(
-            errors.max() if verdict.settings.objective == "worst_case" else np.sqrt(np.sum((weights * errors) ** 2))
-        )
+        kept, moved = objective_values(np.stack([simulated.losses[same[0]], trained.losses[0]]), verdict.settings)
+        pairs = [np.stack([a[same[0]], b[0]]) for a, b in zip(simulated.nll, trained.nll, strict=True)]
+        error = objective_error(loss_difference_error(pairs, simulated.tokens, 0, 1), verdict.settings)
         return confirm(verdict, float(kept - moved), error)
 
     def fit(self, table: ProxyTable, slopes: SlopeTable | None = None, *, with_interference: bool) -> LawFit:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-from scipy.special import ndtr
 
 from opmix.errors import SolverError
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.law import LawFit
 from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.mixing.paired import gain_probability, objective_values
 from opmix.mixing.posterior import LawDraws, MixtureDraws, draw_laws, percentiles, solve_draws
 from opmix.mixing.solver import Coordinates, Solution, SolveSettings, solve
 
@@ -133,7 +133,7 @@ def decide(
     scored = {"proposal": optimum.mixture, **{name: m.on(fit.law.domains) for name, m in candidates.items()}}
     P = np.array([m.weights for m in scored.values()])
     objectives = objective_values(draws.predict(P), settings)  # (B, A)
-    point = objective_values(fit.law.predict(P)[None], settings)[0]
+    point = objective_values(fit.law.predict(P), settings)
     where = list(scored).index(reference)
     misfit = float(np.sqrt(np.mean(objective_residuals(fit.residuals, settings) ** 2)))
     noise_sd = float(np.sqrt(2 * misfit**2 + structural**2))
@@ -176,13 +176,14 @@ def confirm(verdict: Verdict, direct_gain: float, direct_error: float) -> Verdic
     Args:
         verdict: What the law says by itself.
         direct_gain: Objective of a probe trained on the reference minus that of one trained on the optimum, nats.
-        direct_error: Its standard error, paired over held-out sequences.
+        direct_error: Its standard error, paired over held-out sequences; NaN: unknown, which confirms no move.
     """
     rule, decision = verdict.decision_settings, verdict.decision
-    sure = float(ndtr((direct_gain - rule.min_gain) / max(direct_error, 1e-12)))
-    measured = (
-        f"one probe trained on each measured {direct_gain:+.4f} +- {direct_error:.4f} nats (probability {sure:.0%})"
-    )
+    sure = gain_probability(direct_gain, direct_error, rule.min_gain)
+    known = f"+- {direct_error:.4f} nats (probability {sure:.0%})"
+    if not np.isfinite(sure):
+        known = "nats, of unknown error: a domain has fewer than two held-out sequences"
+    measured = f"one probe trained on each measured {direct_gain:+.4f} {known}"
     if sure >= rule.confidence:
         unsure = decision.action == "keep"
         numbers = decision.reason.removeprefix(f"keep the {decision.reference} mixture: ")
@@ -209,14 +210,6 @@ def confirm(verdict: Verdict, direct_gain: float, direct_error: float) -> Verdic
         direct_error=direct_error,
     )
     return replace(verdict, mixture=kept, decision=stopped)
-
-
-def objective_values(predicted: FloatArray, settings: SolveSettings) -> FloatArray:
-    """The loss part of the objective, (B, A), of predicted losses (B, A, E)."""
-    if settings.objective == "worst_case":
-        reference = 0.0 if settings.reference is None else settings.reference
-        return np.max(predicted - reference, axis=2)
-    return predicted @ settings.weights(predicted.shape[2])
 
 
 def objective_residuals(residuals: FloatArray, settings: SolveSettings) -> FloatArray:

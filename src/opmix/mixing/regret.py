@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from opmix.mixing.decision import Verdict, objective_values
+from opmix.mixing.decision import Verdict
 from opmix.mixing.law import LawFit
 from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.mixing.paired import objective_values
 from opmix.mixing.posterior import LawDraws, MixtureDraws, draw_laws, percentiles, solve_draws
 from opmix.mixing.solver import SolveSettings
 
@@ -42,7 +43,7 @@ def predicted_regret(verdict: Verdict, fit: LawFit, noise: FloatArray | None = N
         fit: The law they come from.
         noise: As in `draw_laws`; None: there is no evaluation noise.
     """
-    observed = objective_values(fit.problem.losses[None], verdict.settings)[0]
+    observed = objective_values(fit.problem.losses, verdict.settings)
     spread = max(float(np.ptp(observed)), 1e-12)
     draws = verdict.draws
     regrets = _regrets(verdict, draws, verdict.optima)
@@ -62,7 +63,7 @@ def change(verdict: Verdict, fit: LawFit, before: Mixture) -> float:
     """What the law would have an earlier recommendation cost over this one, nats, KL included; 0 where it would cost less."""
     P = np.stack([before.weights, verdict.mixture.weights])
     losses = np.minimum(fit.law.predict(P), verdict.draws.ceiling)
-    values = objective_values(losses[None], verdict.settings)[0] + _kl(P, verdict.settings)
+    values = objective_values(losses, verdict.settings) + _kl(P, verdict.settings)
     return max(0.0, float(values[0] - values[1]))
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linprog, nnls
 
-from opmix.mixing.decision import objective_values
 from opmix.mixing.law import rank_correlation
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, ProbeDesign
+from opmix.mixing.paired import objective_error, objective_values
 from opmix.mixing.solver import SolveSettings
 
 _SUM_WEIGHT = 1e4  # of the condition that weights add up to one, in the projection
@@ -114,18 +114,6 @@ class Measured:
         return float(self.law[at] - self.law[0]), float(self.direct[at] - self.direct[0]), float(self.errors[at])
 
 
-def objective_of(losses: FloatArray, settings: SolveSettings) -> FloatArray:
-    """Objective of losses (Q, E), (Q,)."""
-    return objective_values(np.atleast_2d(losses)[None], settings)[0]
-
-
-def objective_error(errors: FloatArray, settings: SolveSettings) -> float:
-    """Standard error of the objective's difference from those of the losses' (E,)."""
-    if settings.objective == "worst_case":
-        return float(errors.max())
-    return float(np.sqrt(np.sum((settings.weights(len(errors)) * errors) ** 2)))
-
-
 def curvature(weights: FloatArray, losses: FloatArray, probes: FloatArray) -> FloatArray:
     """How far proxies lie below the chord of their probes, `sum_k w_k f(e_k) - f(w)`, (M, E).
 
@@ -144,7 +132,7 @@ def sentences(
     proposal: DirectPoint, measured: Measured, settings: SolveSettings, *, reference: str, tolerance: float
 ) -> tuple[str, ...]:
     """What was found, in words."""
-    off = objective_of(np.stack([proposal.direct, proposal.proxy, proposal.law]), settings)
+    off = objective_values(np.stack([proposal.direct, proposal.proxy, proposal.law]), settings)
     error = objective_error(proposal.error, settings)
     said = [
         f"At the proposal the adapter trained on it is {off[0] - off[1]:+.4f} +- {error:.4f} nats from the interpolated proxy and "
@@ -158,7 +146,7 @@ def sentences(
         )
     if measured.best and measured.regret > 2 * measured.errors[measured.best]:
         said.append(f"{measured.names[measured.best]} measured {measured.regret:.4f} nats better than the proposal.")
-    bound, level = measured.regret_bound, float(objective_of(proposal.direct, settings)[0])
+    bound, level = measured.regret_bound, float(objective_values(proposal.direct, settings))
     verdict = (
         f"The simulation's error can cost the decision at most {bound:.4f} nats ({bound / abs(level):.2%})"
         if level

@@ -13,6 +13,7 @@ from torch import nn
 
 from opmix.errors import DataError, TrainingError
 from opmix.mixing.mixture import FloatArray, InterpolationWeights
+from opmix.mixing.paired import loss_errors
 from opmix.models import base_model_of
 from opmix.probes.interpolation import Proxies
 from opmix.probes.token_losses import (
@@ -111,29 +112,13 @@ class Evaluation:
     @property
     def standard_errors(self) -> FloatArray:
         """Of the losses, over sequences, (M, E); NaN with fewer than two scored sequences."""
-        columns = [_ratio_error(nll, tokens) for nll, tokens in zip(self.nll, self.tokens, strict=True)]
-        return np.stack(columns, axis=1)
+        return loss_errors(self.nll, self.tokens)
 
     @property
     def bits_per_byte(self) -> FloatArray:
         """(M, E)."""
         rows = zip(self.nll, self.num_bytes, strict=True)
         return np.stack([nll.sum(axis=1) / num_bytes.sum() / np.log(2) for nll, num_bytes in rows], axis=1)
-
-    def difference_error(self, a: int, b: int) -> FloatArray:
-        """Standard error of the paired difference between models a and b, (E,)."""
-        rows = zip(self.nll, self.tokens, strict=True)
-        return np.array([_ratio_error(nll[[a]] - nll[[b]], tokens)[0] for nll, tokens in rows])
-
-
-def _ratio_error(sums: FloatArray, tokens: FloatArray) -> FloatArray:
-    """Standard error of `sums.sum() / tokens.sum()` over sequences of unequal length, (M,)."""
-    used = tokens > 0
-    count = int(used.sum())
-    if count < 2:
-        return np.full(len(sums), np.nan)
-    deviations = sums[:, used] - sums.sum(axis=1, keepdims=True) / tokens.sum() * tokens[used]
-    return np.asarray(np.sqrt(count / (count - 1) * (deviations**2).sum(axis=1)) / tokens.sum())
 
 
 def evaluate(
