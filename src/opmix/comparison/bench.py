@@ -28,9 +28,9 @@ from opmix.probes.evaluation import evaluate
 from opmix.runs.store import RunStore, fingerprint
 from opmix.scratch import new_model
 from opmix.training.factory import StepProgress, TrainSpec, quiet, run_training
-from opmix.training.matched import account, plan_training, steps_for, supervised_per_step
-from opmix.training.objectives import Objective, Usage
-from opmix.training.online import OnlineResult, OnlineRun, train_online
+from opmix.training.matched import plan_training, steps_for, supervised_per_step, training_cost
+from opmix.training.objectives import Usage
+from opmix.training.online import OnlineRun, train_online
 from opmix.training.senses import Senses
 
 TRIALS = "trials"
@@ -127,9 +127,9 @@ class TrialBench(SearchContext):
                 result = train_online(
                     model, run, folder=self.store.folder / TRIALS / "trainer", usage=usage, report=advance
                 )
-            amounts.append(
-                spent_on(result, usage, self.prepared.objective, model_shape(model), self.config.sequence_length)
-            )
+            shape, length = model_shape(model), self.config.sequence_length
+            spent = training_cost(result.plan, usage, self.prepared.objective, shape, length).cost()
+            amounts.append({"tokens": float(spent.total("tokens")), "flops": spent.total("flops")})
             return {
                 "stints": stints_json(result.stints), "state": result.state, **self._evaluated(model),
                 "tokens": sum(a["tokens"] for a in amounts), "flops": sum(a["flops"] for a in amounts),
@@ -208,8 +208,8 @@ class TrialBench(SearchContext):
                 seed=self.config.seed, arguments=quiet(plan.arguments), callbacks=[StepProgress(advance)],
             )  # fmt: skip
             run_training(objective.trainer(self.make_trainer, usage, shape), spec)
-        trained = account(plan, usage, objective, shape, self.config.sequence_length)
-        return {"tokens": trained.row_tokens + trained.sampled_tokens, "flops": trained.flops, "steps": steps}
+        spent = training_cost(plan, usage, objective, shape, self.config.sequence_length).cost()
+        return {"tokens": spent.total("tokens"), "flops": spent.total("flops"), "steps": steps}
 
     def _start(self, proxy: ProxyModel) -> Any:
         """A copy of the model as it is now, or a new one; on the model's device."""
@@ -274,15 +274,6 @@ class TrialBench(SearchContext):
             standard_errors=np.array([run["errors"] for run in runs]),
             baseline=self._baseline(proxy),
         )
-
-
-def spent_on(
-    result: OnlineResult, usage: Usage, objective: Objective, shape: ModelShape, length: int
-) -> dict[str, Any]:
-    """Tokens and FLOPs of an online run, passes that only served its mixer included."""
-    trained = account(result.plan, usage, objective, shape, length)
-    extra = usage.extra
-    return {"tokens": trained.row_tokens + extra.get("tokens", 0.0), "flops": trained.flops + extra.get("flops", 0.0)}
 
 
 def stints_json(stints: Sequence[Stint]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from transformers import Trainer
 
 from opmix.comparison.bench import TrialBench
 from opmix.comparison.merging import merged_model
+from opmix.compute.cost import Cost
 from opmix.compute.memory import watch_memory
 from opmix.config import SearchConfig
 from opmix.learners.base import Learner, Lesson
@@ -62,11 +63,11 @@ class EntrantRun(StageRun):
                     {"kind": "proposal", "method": self.entry.name, "mixture": dict(proposal.mixture), "evidence": proposal.evidence},
                 )  # fmt: skip
             chosen = proposal.mixture.on(tuple(config.domains))
-            spent = bench.ledger.by_purpose()
+            spent = bench.ledger.cost
             return {
                 "mixture": dict(chosen), "optimum": dict(chosen), "interval": {}, "action": "move", "reason": self.entry.line,
                 "predicted": {}, "baseline": {}, "notes": bench.prepared.notes(), "peak_memory": watch(), "probes": 0,
-                "amounts": spent, "share": sum(spent["flops"].values()) / bench.training_flops, "evidence": proposal.evidence,
+                "amounts": spent.json(), "share": spent.total("flops") / bench.training_flops, "evidence": proposal.evidence,
             }  # fmt: skip
 
         return self._step("search", segment.start, work, intact=(folder / "mixture.json").exists)
@@ -161,7 +162,7 @@ class MergedRun(EntrantRun):
                 bench = self._bench(config, store, segment)
                 model, weights = merged_model(bench, mixture.on(tuple(config.domains)))
             self._leave(model, segment, Usage())
-            nothing = {"tokens": {"training": 0.0}, "flops": {"training": 0.0}, "seconds": {"training": 0.0}}
+            nothing = Cost.of("training", tokens=0.0).json()
             return {
                 "mixture": dict(mixture), "key": self.steps["train", segment.start].key, "cursors": plan.plan.cursors(), "loss": None,
                 "shares": dict(mixture), "supervised_tokens": 0, "amounts": nothing, "peak_memory": watch(),

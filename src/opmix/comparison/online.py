@@ -11,7 +11,6 @@ from opmix.comparison.entrant import EntrantRun
 from opmix.compute.memory import watch_memory
 from opmix.lifecycle.measuring import last_loss, watched_rows, write_log
 from opmix.lifecycle.runtime import shape_from
-from opmix.lifecycle.stage_run import training_amounts
 from opmix.lifecycle.stages import Segment
 from opmix.lifecycle.steps import epochs_allowed
 from opmix.methods.base import Proposal
@@ -20,7 +19,7 @@ from opmix.mixing.mixture import Mixture
 from opmix.probes.evaluation import HeldOut, evaluate
 from opmix.probes.held_out import held_out
 from opmix.training.checkpoints import whole_checkpoints
-from opmix.training.matched import TrainingPlan, account
+from opmix.training.matched import TrainingPlan, training_cost
 from opmix.training.objectives import Usage
 from opmix.training.online import Checkpoints, OnlineRun, train_online
 from opmix.training.senses import Senses
@@ -61,13 +60,13 @@ class OnlineStage(EntrantRun):
                     report=advance,
                 )
             write_log(self.folder / "training.csv", result.trainer.state.log_history, stage.step_tokens)
-            trained = account(result.plan, usage, self.offer.objective, shape, stage.life.sequence_length)
+            trained = training_cost(result.plan, usage, self.offer.objective, shape, stage.life.sequence_length)
             return {
                 "mixture": dict(Mixture.normalised(result.plan.shares).on(stage.domains)), "key": step.key,
                 "cursors": result.plan.plan.cursors(), "loss": last_loss(result.trainer.state.log_history),
                 "shares": result.plan.shares, "supervised_tokens": result.plan.supervised_tokens,
                 "stints": stints_json(result.stints), "peak_memory": watch(),
-                "amounts": training_amounts(trained.row_tokens, trained.flops, usage, started),
+                "amounts": trained.cost(time.perf_counter() - started).json(),
             }  # fmt: skip
 
         def intact() -> bool:

@@ -1,10 +1,12 @@
-"""The account of a run: tokens, FLOPs and seconds by purpose."""
+"""The ledger of a run: what every finished step has cost."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from opmix.compute.cost import Cost, Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +33,17 @@ class Ledger:
         """Book a step."""
         self.entries.append(entry)
 
-    def total(self, field_name: str, purposes: Iterable[str] | None = None) -> float:
-        """Sum of `tokens`, `flops` or `seconds` over purposes (None: all)."""
+    def total(self, kind: Kind, purposes: Iterable[str] | None = None) -> float:
+        """Return the tokens, FLOPs or seconds of some purposes (None: of all)."""
         wanted = None if purposes is None else set(purposes)
-        return float(sum(getattr(e, field_name) for e in self.entries if wanted is None or e.purpose in wanted))
+        return float(sum(getattr(e, kind) for e in self.entries if wanted is None or e.purpose in wanted))
 
-    def by_purpose(self) -> dict[str, dict[str, float]]:
-        """`{"tokens": {purpose: n}, "flops": {...}, "seconds": {...}}`."""
-        purposes = list(dict.fromkeys(e.purpose for e in self.entries))
-        return {f: {p: self.total(f, [p]) for p in purposes} for f in ("tokens", "flops", "seconds")}
+    @property
+    def cost(self) -> Cost:
+        """Cost by purpose."""
+        return Cost.sum(
+            Cost.of(e.purpose, tokens=float(e.tokens), flops=e.flops, seconds=e.seconds) for e in self.entries
+        )
 
     def json(self) -> list[dict[str, Any]]:
         """All entries."""

@@ -115,13 +115,7 @@ def memory_gradient(
 
 def book(lesson: Lesson, tokens: int) -> None:
     """A forward and backward pass of the whole model over `tokens`."""
-    book_flops(lesson, tokens * lesson.shape.train(lesson.sequence_length))
-    lesson.usage.extra["tokens"] = lesson.usage.extra.get("tokens", 0.0) + tokens
-
-
-def book_flops(lesson: Lesson, flops: float) -> None:
-    """FLOPs without tokens."""
-    lesson.usage.extra["flops"] = lesson.usage.extra.get("flops", 0.0) + flops
+    lesson.usage.book(tokens=tokens, flops=tokens * lesson.shape.train(lesson.sequence_length))
 
 
 def share_out(num: int, names: Sequence[str]) -> Int64:

@@ -19,7 +19,6 @@ from transformers import Trainer
 
 from opmix.errors import ConfigError
 from opmix.learners.base import Lesson
-from opmix.learners.memory import book_flops
 from opmix.learners.stepping import NewOnly, stepping_trainer
 from opmix.models import base_model_of, lora_targets
 from opmix.training.factory import TrainSpec
@@ -84,7 +83,7 @@ class OLora(NewOnly):
         def correct(model: Any, step: int, scale: float) -> None:
             for new, before in pairs:
                 repel(new, before, self.strength * scale)
-            book_flops(lesson, per_step)
+            lesson.usage.book(flops=per_step)
 
         def count(tokens: int) -> None:  # less than the full training that would be told from the rows
             lesson.usage.flops = (lesson.usage.flops or 0.0) + tokens * per_token

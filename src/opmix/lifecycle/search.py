@@ -75,7 +75,7 @@ class SearchResult:
 
     def json(self) -> dict[str, Any]:
         """The content of `mixture.json`."""
-        cost = {kind: amounts for kind, amounts in self.ledger.by_purpose().items() if kind != "seconds"}
+        cost = {kind: amounts for kind, amounts in self.ledger.cost.json().items() if kind != "seconds"}
         search = self.ledger.total("flops", ["probes", "proxies"])
         return verdict_json(
             "search", self.proposal.fit, self.verdict, check=self.proposal.check, baseline=dict(self.proposal.baseline),
@@ -92,7 +92,7 @@ class SearchResult:
 
     def timing(self) -> dict[str, Any]:
         """The content of `timing.json`."""
-        return timing_json(self.verdict, seconds=dict(self.seconds), cost=self.ledger.by_purpose()["seconds"])
+        return timing_json(self.verdict, seconds=dict(self.seconds), cost=dict(self.ledger.cost.seconds))
 
     def write(self, folder: Path) -> None:
         """Write `mixture.json`, `law_draws.json`, `timing.json`, `manifest.json`, `tables/proxies.csv` and `report.html`."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import Trainer
 
+from opmix.compute.cost import Cost
 from opmix.compute.memory import watch_memory
 from opmix.data import MixtureDataset, MixturePlan
 from opmix.lifecycle.measuring import harness_results, last_loss, measure, task_scores, watched_rows, write_log
@@ -25,7 +26,7 @@ from opmix.mixing.mixture import Mixture
 from opmix.progress import Advance
 from opmix.training.checkpoints import whole_checkpoints
 from opmix.training.full import Stretch, train_stretch
-from opmix.training.matched import TrainingPlan, account, plan_training
+from opmix.training.matched import TrainingPlan, plan_training, training_cost
 from opmix.training.objectives import Usage
 
 
@@ -114,7 +115,7 @@ class StageRun(StageFolder):
                 "mixture": dict(chosen), "optimum": dict(result.verdict.optimum.mixture), "interval": dict(result.interval),
                 "action": result.verdict.decision.action, "reason": result.verdict.decision.reason, "predicted": predicted,
                 "baseline": dict(result.proposal.baseline), "notes": list(result.notes), "peak_memory": watch(),
-                "amounts": result.ledger.by_purpose(), "probes": len(result.table.probes),
+                "amounts": result.ledger.cost.json(), "probes": len(result.table.probes),
                 "share": result.json()["cost"]["search_share"],
             }  # fmt: skip
 
@@ -159,14 +160,12 @@ class StageRun(StageFolder):
             with self.runtime.progress.task(self._task("train"), segment.stop - segment.start) as advance:
                 trainer = self._trained(segment, stream, usage, advance)
             write_log(self.folder / "training.csv", trainer.state.log_history, stage.step_tokens)
-            trained = account(plan, usage, self.offer.objective, shape, length)
+            trained = training_cost(plan, usage, self.offer.objective, shape, length)
             return {
                 "mixture": dict(mixture), "key": step.key, "cursors": plan.plan.cursors(),
                 "loss": last_loss(trainer.state.log_history), "shares": trained.shares,
                 "supervised_tokens": trained.supervised_tokens,
-                "amounts": training_amounts(
-                    trained.row_tokens + trained.sampled_tokens, trained.flops, usage, started
-                ),
+                "amounts": trained.cost(time.perf_counter() - started).json(),
                 "peak_memory": watch(),
             }  # fmt: skip
 
@@ -218,22 +217,10 @@ class StageRun(StageFolder):
                 "losses": losses,
                 "scores": scores,
                 "tasks": tasks,
-                "amounts": amounts_of("measuring", tokens, flops, started),
+                "amounts": Cost.of(
+                    "measuring", tokens=tokens, flops=flops, seconds=time.perf_counter() - started
+                ).json(),
                 "peak_memory": watch(),
             }
 
         return self._step(kind, None, work)
-
-
-def amounts_of(purpose: str, tokens: float, flops: float, started: float) -> dict[str, dict[str, float]]:
-    """What a record says of its cost."""
-    return {"tokens": {purpose: tokens}, "flops": {purpose: flops}, "seconds": {purpose: time.perf_counter() - started}}
-
-
-def training_amounts(tokens: float, flops: float, usage: Usage, started: float) -> dict[str, dict[str, float]]:
-    """Cost of a training; passes beside it are `overhead`, their time is the training's."""
-    made = amounts_of("training", tokens, flops, started)
-    if usage.extra:
-        made["tokens"]["overhead"] = usage.extra.get("tokens", 0.0)
-        made["flops"]["overhead"] = usage.extra.get("flops", 0.0)
-    return made

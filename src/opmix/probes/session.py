@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from opmix.progress import Progress
 from opmix.runs.store import RunStore, fingerprint
 from opmix.training.checkpoints import drop_checkpoints
 from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, quiet, run_training
-from opmix.training.matched import Trained, account, first_steps, plan_training, supervised_per_step
+from opmix.training.matched import TrainingRecord, first_steps, plan_training, supervised_per_step, training_cost
 from opmix.training.objectives import CAUSAL_LM, Objective, Usage
 
 _SCHEDULE = {"warmup_ratio", "lr_scheduler_kwargs"}
@@ -201,7 +201,7 @@ class ProbeSession:
                 with saving_only(model, adapter):
                     trained = self._train_one(model, probe, design.row(probe), arguments, parts, steps, key)
                 _save_adapter(model, adapter, folder)
-                return {**asdict(trained), "seconds": time.perf_counter() - started}
+                return {**trained.json(), "seconds": time.perf_counter() - started}
 
             result, found = self.store.step(
                 f"probe-{place}",
@@ -268,7 +268,7 @@ class ProbeSession:
         parts: Path,
         stop: int,
         key: str,
-    ) -> Trained:
+    ) -> TrainingRecord:
         steps, usage = self.settings.steps, Usage()
         plan = plan_training(
             self.train, mixture, steps=steps, arguments=arguments, seed=self.seed, objective=self.objective,
@@ -283,7 +283,7 @@ class ProbeSession:
                 self.objective.trainer(self.make_trainer, usage, self.shape), until(spec, stop, key=key, usage=usage)
             )
         done = plan if stop == steps else first_steps(plan, self.train, stop)
-        return account(done, usage, self.objective, self.shape, self.sequence_length, self._adapter_parameters)
+        return training_cost(done, usage, self.objective, self.shape, self.sequence_length, self._adapter_parameters)
 
     def _sweep(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from opmix.compute.budget import sequences_per_step
+from opmix.compute.cost import Cost
 from opmix.compute.flops import ModelShape
 from opmix.data import GroupedDataset, MixturePlan, Rows, plan_mixture, plan_supervised, supervised_per_row
 from opmix.mixing.mixture import Mixture
@@ -180,30 +181,46 @@ def group_ends(worth: npt.NDArray[np.int64], num_groups: int) -> npt.NDArray[np.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
-    """What a run came to."""
+class TrainingRecord:
+    """Tokens and FLOPs of a run that is over."""
 
     row_tokens: int
     supervised_tokens: int
     sampled_tokens: int
     flops: float
     shares: Mapping[str, float]
+    extra: Mapping[str, float] = field(default_factory=dict)
+    """Tokens and FLOPs of passes beside the training, see `Usage.extra`."""
+
+    def cost(self, seconds: float = 0.0) -> Cost:
+        """Return the cost; passes beside the training are `overhead`, their time is the training's."""
+        tokens = self.row_tokens + self.sampled_tokens
+        trained = Cost.of("training", tokens=tokens, flops=self.flops, seconds=seconds)
+        if not self.extra:
+            return trained
+        beside = {kind: {"overhead": self.extra.get(kind, 0.0)} for kind in ("tokens", "flops")}
+        return trained + Cost(**beside)
+
+    def json(self) -> dict[str, Any]:
+        """Return what a probe's record keeps."""
+        return {name: value for name, value in asdict(self).items() if name != "extra"}
 
 
-def account(
+def training_cost(
     plan: TrainingPlan,
     usage: Usage,
     objective: Objective,
     shape: ModelShape,
     length: int,
     adapter_parameters: int | None = None,
-) -> Trained:
-    """Tokens and FLOPs of a run that is over: counted by its trainer where it does, else told from the rows."""
+) -> TrainingRecord:
+    """Return tokens and FLOPs of a run that is over: counted by its trainer where it does, else told from the rows."""
     told = objective.flops(shape, row_tokens=plan.row_tokens, length=length, adapter_parameters=adapter_parameters)
-    return Trained(
+    return TrainingRecord(
         row_tokens=plan.row_tokens,
         supervised_tokens=plan.supervised_tokens,
         sampled_tokens=usage.sampled_tokens,
         flops=told if usage.flops is None else usage.flops,
         shares=plan.shares,
+        extra=dict(usage.extra),
     )

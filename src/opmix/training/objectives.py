@@ -28,6 +28,12 @@ class Usage:
     flops: float | None = None
     """Counted while training; None: told from the rows."""
     extra: dict[str, float] = field(default_factory=dict)
+    """`tokens` and `flops` of passes beside the training."""
+
+    def book(self, *, tokens: float = 0.0, flops: float = 0.0) -> None:
+        """Add a pass beside the training."""
+        for kind, amount in (("tokens", tokens), ("flops", flops)):
+            self.extra[kind] = self.extra.get(kind, 0.0) + amount
 
 
 class Objective(Protocol):

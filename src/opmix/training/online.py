@@ -29,7 +29,7 @@ from opmix.training.factory import StepProgress, TrainSpec, default_trainer, run
 from opmix.training.full import Stretch, train_stretch
 from opmix.training.matched import TrainingPlan
 from opmix.training.objectives import CAUSAL_LM, Objective, Usage
-from opmix.training.senses import Bill, Gradients, Senses, Sums, inputs_of, token_losses, undisturbed
+from opmix.training.senses import Gradients, PassCounter, Senses, Sums, inputs_of, token_losses, undisturbed
 from opmix.training.stints import DOMAINS, StintRows
 
 MIXER_FILE = "mixer.json"
@@ -86,7 +86,7 @@ class OnlineResult:
     state: State
     """The mixer's last state."""
     plan: TrainingPlan
-    """All rows; its tokens and shares are those of the whole run (for `opmix.training.matched.account`)."""
+    """All rows; its tokens and shares are those of the whole run (for `opmix.training.matched.training_cost`)."""
     trainer: Trainer
 
 
@@ -184,11 +184,11 @@ class Course:
         self.state: State = {}
         self.sums = Sums.of(len(self.domains))
         length = max(rows.sequence_length for rows in self.rows.rows.values())
-        self.bill = Bill(usage, model, length, run.senses.reference)
+        self.passes = PassCounter(usage, model, length, run.senses.reference)
         self.gradients = Gradients(
             train=self.rows.rows, held_out=run.senses.held_out or {}, num_rows=run.senses.gradient_rows, seed=run.seed,
             batch_rows=int(run.arguments.get("per_device_train_batch_size", 8)), document_mask=run.document_mask,
-            charge=self.bill.gradient,
+            charge=self.passes.gradient,
         )  # fmt: skip
 
     def begin(self, checkpoint: Path | None) -> None:
@@ -241,7 +241,7 @@ class Course:
             other = None
             if "excess" in self.signals:
                 other = self.run.senses.reference(**inputs_of(batch, device), use_cache=False).logits
-                self.bill.forward(float(labels.numel()), reference=True)
+                self.passes.forward(float(labels.numel()), reference=True)
             own = list(token_losses(logits, labels))
             heard = [torch.stack([row.sum() for row in own])]
             if other is not None:
@@ -260,7 +260,7 @@ class Course:
             if "held_out" in self.signals:
                 assert self.run.senses.evaluate is not None
                 told["held_out"] = np.asarray(self.run.senses.evaluate(model), dtype=np.float64)
-                self.bill.forward(self.run.senses.evaluate_tokens)
+                self.passes.forward(self.run.senses.evaluate_tokens)
             if "gradients" in self.signals:
                 told["gradients"], told["gradient_norms"] = self.gradients.measure(model, len(self.rows.stints) - 1)
         if "train_loss" in self.signals:

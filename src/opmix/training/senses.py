@@ -176,8 +176,8 @@ def undisturbed(model: Any) -> Iterator[None]:
             module.training = training
 
 
-class Bill:
-    """Books extra passes into `Usage.extra`."""
+class PassCounter:
+    """Books passes of a model, or of its reference, that only serve the mixer."""
 
     def __init__(self, usage: Usage, model: Any, length: int, reference: Any = None) -> None:
         self._usage, self._length, self._shape = usage, length, model_shape(model)
@@ -193,6 +193,4 @@ class Bill:
         self._book(tokens, self._shape.train(self._length))
 
     def _book(self, tokens: float, each: float) -> None:
-        extra = self._usage.extra
-        extra["tokens"] = extra.get("tokens", 0.0) + tokens
-        extra["flops"] = extra.get("flops", 0.0) + tokens * each
+        self._usage.book(tokens=tokens, flops=tokens * each)

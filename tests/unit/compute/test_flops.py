@@ -43,7 +43,7 @@ def test_the_ledger_adds_up():
     ledger = Ledger()
     for step, purpose in (("a", "probes"), ("b", "probes"), ("c", "proxies")):
         ledger.add(Entry(step=step, purpose=purpose, tokens=10, flops=2.0, seconds=0.5))
-    assert ledger.by_purpose() == {
+    assert ledger.cost.json() == {
         "tokens": {"probes": 20.0, "proxies": 10.0}, "flops": {"probes": 4.0, "proxies": 2.0}, "seconds": {"probes": 1.0, "proxies": 0.5},
     }  # fmt: skip
     assert ledger.total("flops") == 6.0

@@ -23,7 +23,7 @@ from opmix.training.distillation import (
     prompt_of,
 )
 from opmix.training.factory import TrainSpec, run_training
-from opmix.training.matched import account, plan_training
+from opmix.training.matched import plan_training, training_cost
 from opmix.training.objectives import Usage
 from opmix.training.teacher import Teacher
 
@@ -65,7 +65,7 @@ def train(data, model, folder, *, mixture=None, steps=3, **options):
         return trainers[0]
 
     run_training(factory, spec)
-    return trainers[0], account(plan, usage, objective, model_shape(model), 128)
+    return trainers[0], training_cost(plan, usage, objective, model_shape(model), 128)
 
 
 def weights(model):

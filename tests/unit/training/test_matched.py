@@ -15,7 +15,14 @@ from opmix.progress import Silent
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
 from opmix.training.factory import TrainSpec, check_attention, default_trainer, run_training
 from opmix.training.full import train_on_mixture
-from opmix.training.matched import TrainingPlan, account, group_ends, plan_training, steps_for, supervised_per_step
+from opmix.training.matched import (
+    TrainingPlan,
+    group_ends,
+    plan_training,
+    steps_for,
+    supervised_per_step,
+    training_cost,
+)
 from opmix.training.objectives import SFT, Usage
 
 ARGUMENTS = {"per_device_train_batch_size": 4, "learning_rate": 1e-3}
@@ -161,7 +168,7 @@ class TestTraining:
         run_training(default_trainer, spec)
         after = losses()
         assert after[0] < before[0] - 1.0
-        trained = account(planned, Usage(), SFT, model_shape(model), LENGTH)
+        trained = training_cost(planned, Usage(), SFT, model_shape(model), LENGTH)
         assert trained.flops == pytest.approx(planned.row_tokens * model_shape(model).train(LENGTH))
         assert trained.supervised_tokens < trained.row_tokens
 

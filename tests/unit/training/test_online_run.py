@@ -19,7 +19,7 @@ from opmix.models import model_shape
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
 from opmix.training.distillation import DistillationSettings, SelfDistillation
 from opmix.training.full import Stretch, train_stretch
-from opmix.training.matched import account, plan_training
+from opmix.training.matched import plan_training, training_cost
 from opmix.training.objectives import CAUSAL_LM, SFT, Usage
 from opmix.training.online import MIXER_FILE, Checkpoints, Course, OnlineRun, train_online
 from opmix.training.senses import Senses, gradient, inner
@@ -311,7 +311,7 @@ def test_training_losses_are_those_of_the_rows(texts, tokenizer, tmp_path, model
     assert usage.extra["tokens"] == read + 100 + gradients
     flops = (read + 100) * shape.forward(LENGTH) + gradients * shape.train(LENGTH)
     assert usage.extra["flops"] == pytest.approx(flops)
-    assert account(result.plan, usage, CAUSAL_LM, shape, LENGTH).row_tokens == read
+    assert training_cost(result.plan, usage, CAUSAL_LM, shape, LENGTH).row_tokens == read
 
 
 def test_gradients_predict_how_a_small_step_moves_a_loss(texts, model):
