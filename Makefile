@@ -8,10 +8,10 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 SMOKE := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/kill_and_resume.py --kills 2 --fresh
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit slow smoke docs check format lint types fix clean
+.PHONY: help install demo test unit slow smoke same-bytes docs check format lint types fix clean
 
 help: ## This list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(VENV)/.installed ## Build .venv with pinned versions
 
@@ -47,6 +47,9 @@ smoke: install ## Two small lives and a comparison (examples/smoke), each killed
 	$(SMOKE) examples/smoke/lifecycle.yaml --out runs/smoke/lifecycle
 	$(SMOKE) examples/smoke/instruction.yaml --out runs/smoke/instruction
 	$(SMOKE) examples/smoke/compare.yaml --out runs/smoke/compare
+
+same-bytes: install ## The smoke runs of BASE (a commit; default HEAD~1) and of HEAD: same bytes (SAME="--only lifecycle --keep DIR")
+	$(BIN)/python benchmarks/same_bytes.py $(or $(BASE),HEAD~1) $(SAME)
 
 docs: install ## The documentation as a site in site/, after its notebooks have run (installs the extra `docs`)
 	$(BIN)/python -m pip install --quiet -e '.[docs]' -c constraints.txt
