@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings, Verdict, decide
 from opmix.mixing.law import LawFit, fit_law
 from opmix.mixing.mixture import FloatArray, Mixture
-from opmix.mixing.solver import SolveSettings
-from opmix.mixing.swarm import Swarm, read_mixtures, read_prior, read_swarm
+from opmix.mixing.solver import Objective, SolveSettings
+from opmix.mixing.swarm import Directions, Swarm, read_mixtures, read_prior, read_swarm
 from opmix.mixing.table import ProxyTable
 from opmix.progress import Progress, Silent
 from opmix.results import draws_json, timing_json, verdict_json
 from opmix.runs.files import environment, write_json, write_text
+from opmix.runs.store import RunStore
+from opmix.strict import nearest
 from opmix.trackers import METRIC_PREFIX, RATIO_PREFIX, read_tracked
 
 
@@ -55,13 +58,22 @@ class FitResult:
         return timing_json(self.verdict)
 
     def write(self, folder: Path, *, inputs: dict[str, Any] | None = None) -> None:
-        """Write `mixture.json`, `law_draws.json`, `timing.json`, `manifest.json`, the table, predictions and the report."""
+        """Write `mixture.json`, `law_draws.json`, `timing.json`, `manifest.json`, the table, predictions and the report.
+
+        Raises:
+            StoreError: Another process holds the folder, or it holds a run of another command.
+        """
+        with RunStore(folder, "fit"):
+            self._write(folder, inputs or {})
+
+    def _write(self, folder: Path, inputs: dict[str, Any]) -> None:
         from opmix.report import write_report
 
+        (folder / "predictions.csv").unlink(missing_ok=True)
         write_json(folder / "mixture.json", self.json())
         write_json(folder / "law_draws.json", draws_json(self.verdict))
         write_json(folder / "timing.json", self.timing())
-        write_json(folder / "manifest.json", {"command": "fit", "inputs": inputs or {}, **environment()})
+        write_json(folder / "manifest.json", {"command": "fit", "inputs": inputs, **environment()})
         self.table.write(folder / "tables" / "proxies.csv")
         if self.predictions is not None:
             write_text(folder / "predictions.csv", predictions_csv(*self.predictions, self.fit.law.metrics))
@@ -75,8 +87,12 @@ def fit_runs(
     source: str = "table",
     ratio_prefix: str = RATIO_PREFIX,
     metric_prefix: str = METRIC_PREFIX,
+    directions: Directions | None = None,
     prior: Path | None = None,
     kl: float = 0.05,
+    objective: Objective = "mean",
+    weights: Mapping[str, float] | None = None,
+    loss_limits: Mapping[str, float] | None = None,
     predict: Path | None = None,
     constraints: Constraints | None = None,
     decision: DecisionSettings | None = None,
@@ -91,8 +107,12 @@ def fit_runs(
         source: `table`, or the tracker: `wandb`, `mlflow`, `tensorboard`.
         ratio_prefix: Trackers: of the shares' names.
         metric_prefix: Trackers: of the losses' names.
+        directions: Which metrics are fitted, and of which more is better; None: all, as losses.
         prior: JSON, domain to share; None: uniform.
         kl: Weight of the KL term.
+        objective: Of the metrics: their mean, the mean by `weights`, or the one that is worst against the prior.
+        weights: Metric to weight >= 0; metrics that are not named have none.
+        loss_limits: Metric to the percent by which it may be above its prediction at the prior.
         predict: Ratios to predict losses for.
         constraints: What the mixture must obey.
         decision: When to believe the gain; the reference that "keep" means is the prior.
@@ -100,13 +120,13 @@ def fit_runs(
         progress: Shows what is going on; None: silence.
 
     Raises:
-        ConfigError: An unknown source.
+        ConfigError: An unknown source, column, weight or limit.
         DataError: Tables that cannot be read or do not match.
         LawError: Too few or degenerate runs.
         InfeasibleError: Constraints that contradict each other.
     """
     clock = [time.perf_counter()]
-    swarm = _swarm(ratios, metrics, source, ratio_prefix, metric_prefix)
+    swarm = _swarm(ratios, metrics, source, ratio_prefix, metric_prefix, directions)
     table = swarm.table
     chosen = read_prior(prior, table.domains) if prior is not None else Mixture.uniform(table.domains)
     wanted = read_mixtures(predict, table.domains) if predict is not None else None
@@ -114,14 +134,18 @@ def fit_runs(
     progress = progress or Silent()
     with progress.task(f"{len(table.metrics)} laws from {len(table.points)} runs", 0):
         fit = fit_law(table.mixtures, table.losses, domains=table.domains, metrics=table.metrics, delta=huber_delta)
+    at_prior = fit.law.predict(chosen.weights)[0]
+    settings = SolveSettings(
+        objective=objective, omega=_omega(objective, weights, table.metrics), reference=at_prior, kl=kl, prior=chosen
+    )
     clock.append(time.perf_counter())
     with progress.task("intervals and decision", 0):
         verdict = decide(
             fit,
             candidates=_candidates(table, chosen, uniform=prior is not None),
             reference="prior",
-            settings=SolveSettings(kl=kl, prior=chosen),
-            constraints=constraints,
+            settings=settings,
+            constraints=_limited(constraints or Constraints(), table.metrics, at_prior, loss_limits or {}),
             decision=decision,
             notes={
                 "best run": f"run {table.points[int(table.losses.mean(axis=1).argmin())]!r}, lowest mean loss of the swarm"
@@ -134,12 +158,56 @@ def fit_runs(
     return FitResult(table, fit, replace(verdict, seconds=seconds), notes, predictions)
 
 
-def _swarm(ratios: Path, metrics: Path | None, source: str, ratio_prefix: str, metric_prefix: str) -> Swarm:
+def _omega(objective: Objective, weights: Mapping[str, float] | None, metrics: Sequence[str]) -> FloatArray | None:
+    if (objective == "weighted") != bool(weights):
+        raise ConfigError(
+            f"--weights: {dict(weights or {})}; expected METRIC=WEIGHT with --objective weighted, and only then"
+        )
+    for name, weight in (weights or {}).items():
+        if name not in metrics:
+            raise ConfigError(f"--weights {name}: unknown metric{nearest(name, metrics)}")
+        if not 0 <= weight < math.inf:
+            raise ConfigError(f"--weights {name}: {weight}; expected a number >= 0")
+    if weights and not sum(weights.values()) > 0:
+        raise ConfigError("--weights: all are 0; expected at least one above")
+    return np.array([weights.get(m, 0.0) for m in metrics]) if weights else None
+
+
+def _limited(
+    constraints: Constraints, metrics: Sequence[str], at_prior: FloatArray, percent: Mapping[str, float]
+) -> Constraints:
+    """With limits on losses, relative to what the law says of the prior."""
+    limits, labels = {}, {}
+    for name, most in percent.items():
+        if name not in metrics:
+            raise ConfigError(f"--limit {name}: unknown metric{nearest(name, metrics)}")
+        base = float(at_prior[metrics.index(name)])
+        if not 0 <= most < math.inf or base <= 0:
+            raise ConfigError(
+                f"--limit {name}: {most:g} percent of {base:.4g} at the prior; expected a percentage >= 0 of a positive loss"
+            )
+        limits[name] = base * (1 + most / 100)
+        labels[name] = f"loss limit: {name} <= {limits[name]:.4g} ({most:g} % above the prior's {base:.4g})"
+    return replace(
+        constraints,
+        max_loss={**constraints.max_loss, **limits},
+        max_loss_labels={**constraints.max_loss_labels, **labels},
+    )
+
+
+def _swarm(
+    ratios: Path,
+    metrics: Path | None,
+    source: str,
+    ratio_prefix: str,
+    metric_prefix: str,
+    directions: Directions | None,
+) -> Swarm:
     if source == "table":
-        return read_swarm(ratios, metrics)
+        return read_swarm(ratios, metrics, directions)
     if metrics is not None:
         raise ConfigError(f"METRICS: {metrics}; --from {source} reads shares and losses from one place; leave it out")
-    return read_tracked(ratios, source, ratio_prefix=ratio_prefix, metric_prefix=metric_prefix)
+    return read_tracked(ratios, source, ratio_prefix=ratio_prefix, metric_prefix=metric_prefix, directions=directions)
 
 
 def _candidates(table: ProxyTable, prior: Mixture, *, uniform: bool) -> dict[str, Mixture]:

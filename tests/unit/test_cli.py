@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from opmix.cli.main import app
-from opmix.errors import ConfigError, DataError
+from opmix.errors import ConfigError, DataError, StoreError
 
 runner = CliRunner()
 
@@ -108,3 +108,89 @@ def test_fit_and_report_load_no_torch(swarm):
         "assert r.exit_code == 0, r.output\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def scored(folder):
+    rng = np.random.default_rng(1)
+    share = rng.dirichlet(np.ones(3), 24)
+    accuracy = 0.2 + 0.5 * share[:, 2] + 1e-3 * rng.standard_normal(24)
+    rows = [f"r{i},{a!r},{b!r},{c!r}" for i, (a, b, c) in enumerate(share.tolist())]
+    (folder / "ratios.csv").write_text("\n".join(["run,web,code,math", *rows]))
+    metrics = ["run,gsm8k_acc,web_loss", *(f"r{i},{a!r},3.0" for i, a in enumerate(accuracy.tolist()))]
+    (folder / "scores.csv").write_text("\n".join(metrics))
+    return [str(folder / "ratios.csv"), str(folder / "scores.csv")]
+
+
+def test_fit_of_a_score_goes_the_way_that_is_said(tmp_path):
+    tables = scored(tmp_path)
+    with pytest.raises(DataError, match="reads like a score"):
+        runner.invoke(app, ["fit", *tables], catch_exceptions=False)
+    asked = ["--maximize", "gsm8k_acc", "--metrics", "gsm8k_acc", "--kl", "0.001", "--json"]
+    result = runner.invoke(app, ["fit", *tables, *asked], catch_exceptions=False)
+    assert json.loads(result.stdout)["optimum"]["math"] > 0.9
+
+
+def test_fit_obeys_objective_weights_limits_and_shares(swarm):
+    folder, *_ = swarm
+    tables = [str(folder / "ratios.csv"), str(folder / "metrics.csv")]
+
+    def optimum(*asked):
+        result = runner.invoke(app, ["fit", *tables, "--json", "--kl", "0.001", *asked], catch_exceptions=False)
+        found = json.loads(result.stdout)
+        proposal = next(a for a in found["alternatives"] if a["name"] == "proposal")
+        return found["optimum"], proposal["predicted"], found["alternatives"]
+
+    x_only, predicted, _ = optimum("--objective", "weighted", "--weights", "x=1")
+    y_only, _, _ = optimum("--objective", "weighted", "--weights", "y=1")
+    assert x_only["a"] > 0.8
+    assert y_only["b"] > 0.8
+    limited, kept, alternatives = optimum("--objective", "weighted", "--weights", "x=1", "--limit", "y=1")
+    prior = next(a for a in alternatives if a["name"] == "prior")
+    assert kept["y"] <= 1.0101 * prior["predicted"]["y"] < predicted["y"]
+    assert limited["a"] < x_only["a"]
+    bounded, _, _ = optimum("--fixed", "c=0.25", "--ceiling", "a=0.3", "--floor", "b=0.1")
+    assert bounded["c"] == pytest.approx(0.25, abs=1e-6)
+    assert bounded["a"] <= 0.3 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--weights", "x=1"], "only then"),
+        (["--objective", "weighted"], "METRIC=WEIGHT"),
+        (["--objective", "weighted", "--weights", "z=1"], "unknown metric"),
+        (["--objective", "weighted", "--weights", "x=0,y=0"], "all are 0"),
+        (["--objective", "weighted", "--weights", "x=-1"], ">= 0"),
+        (["--weights", "x"], "NAME=NUMBER"),
+        (["--limit", "x=nan"], "expected a number"),
+        (["--limit", "q=1"], "unknown metric"),
+        (["--floor", "a=0.5,a=0.6"], "twice"),
+        (["--ceiling", "a=2"], "share in"),
+        (["--kl", "nan"], "--kl"),
+    ],
+)
+def test_wrong_values_of_fit_are_one_clear_error(swarm, asked, message):
+    folder, *_ = swarm
+    with pytest.raises(ConfigError, match=message):
+        runner.invoke(
+            app, ["fit", str(folder / "ratios.csv"), str(folder / "metrics.csv"), *asked], catch_exceptions=False
+        )
+
+
+def test_fit_overwrites_no_run_of_another_command(swarm):
+    folder, *_ = swarm
+    tables = [str(folder / "ratios.csv"), str(folder / "metrics.csv")]
+    (folder / "run").mkdir()
+    (folder / "run" / "manifest.json").write_text('{"command": "search"}')
+    with pytest.raises(StoreError, match="holds a run of `opmix search`"):
+        runner.invoke(app, ["fit", *tables, "--out", str(folder / "run")], catch_exceptions=False)
+    assert not (folder / "run" / "mixture.json").exists()
+
+
+def test_fit_leaves_no_stale_predictions(swarm):
+    folder, *_ = swarm
+    tables, out = [str(folder / "ratios.csv"), str(folder / "metrics.csv")], folder / "out"
+    runner.invoke(app, ["fit", *tables, "--predict", tables[0], "--out", str(out)], catch_exceptions=False)
+    assert (out / "predictions.csv").exists()
+    runner.invoke(app, ["fit", *tables, "--kl", "0.5", "--out", str(out)], catch_exceptions=False)
+    assert not (out / "predictions.csv").exists()

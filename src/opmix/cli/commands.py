@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from opmix.errors import ConfigError
 
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; running again with the same inputs resumes.")]
+Objective = Literal["mean", "weighted", "worst_case"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")]
 
 
@@ -64,6 +65,25 @@ def fit(
     ] = "table",
     ratio_prefix: Annotated[str, typer.Option("--ratio-prefix", help="Trackers: of the shares' names.")] = "ratio/",
     metric_prefix: Annotated[str, typer.Option("--metric-prefix", help="Trackers: of the losses' names.")] = "eval/",
+    metrics_: Annotated[
+        list[str] | None, typer.Option("--metrics", help="Columns to fit, A,B; all that are losses otherwise.")
+    ] = None,
+    maximize: Annotated[
+        list[str] | None, typer.Option("--maximize", help="Scores of which more is better, A,B.")
+    ] = None,
+    minimize: Annotated[
+        list[str] | None, typer.Option("--minimize", help="Metrics of which less is better whatever their name says.")
+    ] = None,
+    objective: Annotated[
+        Objective, typer.Option("--objective", help="Of the metrics: mean, weighted, or worst_case against the prior.")
+    ] = "mean",
+    weights: Annotated[list[str] | None, typer.Option("--weights", help="METRIC=W,...: with weighted.")] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option("--limit", help="METRIC=PERCENT,...: at most so much above the prior's.")
+    ] = None,
+    floor: Annotated[list[str] | None, typer.Option("--floor", help="DOMAIN=SHARE,...: at least.")] = None,
+    ceiling: Annotated[list[str] | None, typer.Option("--ceiling", help="DOMAIN=SHARE,...: at most.")] = None,
+    fixed: Annotated[list[str] | None, typer.Option("--fixed", help="DOMAIN=SHARE,...: exactly.")] = None,
     prior: Annotated[str, typer.Option("--prior", help="`uniform`, or a JSON file: domain to share.")] = "uniform",
     kl: Annotated[float, typer.Option("--kl", help="Weight of KL(p || prior).")] = 0.05,
     predict: Annotated[
@@ -77,19 +97,42 @@ def fit(
 ) -> None:
     """Law, mixture and decision from anybody's finished runs; no model needed."""
     from opmix.cli.console import Display
+    from opmix.cli.values import names, numbers
     from opmix.fit import fit_runs, predictions_csv
+    from opmix.mixing.constraints import Constraints
+    from opmix.mixing.swarm import Directions
+    from opmix.runs.store import RunStore
 
-    if not kl >= 0:
+    if not 0 <= kl < float("inf"):
         raise ConfigError(f"--kl: {kl}; expected a number >= 0")
-    chosen = None if prior == "uniform" else Path(prior)
+    if out is not None:
+        RunStore(out, "fit").check_command()
+    wanted = {"metrics": names(metrics_), "maximize": names(maximize), "minimize": names(minimize)}
+    rules = Constraints(
+        floors=numbers("--floor", floor), ceilings=numbers("--ceiling", ceiling), fixed=numbers("--fixed", fixed)
+    )
+    asked = {"objective": objective, "weights": numbers("--weights", weights), "loss_limits": numbers("--limit", limit)}
     with Display(silent=as_json) as display:
         result = fit_runs(
-            ratios, metrics, source=from_, ratio_prefix=ratio_prefix, metric_prefix=metric_prefix, prior=chosen, kl=kl,
-            predict=predict, progress=display,
-        )  # fmt: skip
+            ratios,
+            metrics,
+            source=from_,
+            ratio_prefix=ratio_prefix,
+            metric_prefix=metric_prefix,
+            directions=Directions(chosen=wanted["metrics"], maximize=wanted["maximize"], minimize=wanted["minimize"]),
+            constraints=rules,
+            prior=None if prior == "uniform" else Path(prior),
+            kl=kl,
+            objective=objective,
+            weights=numbers("--weights", weights),
+            loss_limits=numbers("--limit", limit),
+            predict=predict,
+            progress=display,
+        )
     if out is not None:
-        inputs = {"ratios": ratios, "metrics": metrics, "prior": prior, "kl": kl, "predict": predict, "from": from_}
-        result.write(out, inputs=inputs)
+        where = {"ratios": ratios, "metrics": metrics, "prior": prior, "kl": kl, "predict": predict, "from": from_}
+        shares = {"floors": rules.floors, "ceilings": rules.ceilings, "fixed": rules.fixed}
+        result.write(out, inputs={**where, **{k: v for k, v in {**wanted, **shares, **asked}.items() if v}})
     if as_json:
         _print_json({**result.json(), "timing": result.timing()})
         return

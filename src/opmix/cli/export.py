@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from opmix.cli.values import number
 from opmix.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -135,10 +136,6 @@ def _named(values: list[str]) -> dict[str, str]:
 
 
 def _number(option: str, text: str) -> float:
-    try:
-        value = float(text.replace("_", ""))
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
+    if not (value := number(option, text)) > 0:
         raise ConfigError(f"{option}: {text!r}; expected a positive number such as 2e9")
     return value

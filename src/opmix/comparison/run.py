@@ -95,7 +95,7 @@ def run_compare(
     wanted = _chosen(config, only)
     for stage in config.stages:
         check_arguments(config.trainer_of(stage))
-    with RunStore(out) as store, disk_errors(out):
+    with RunStore(out, "compare") as store, disk_errors(out):
         shown = ProgressFile(out / "progress.json", progress or Silent())
         shared = make_runtime(config, base or Path.cwd(), store, shown, make_trainer)
         entrants = [_entrant(config, name, shared) for name in config.methods]

@@ -87,7 +87,7 @@ def run_life(
         raise ConfigError(
             f"WORLD_SIZE is {world_size()}; `opmix run` drives one process (which may use one GPU): start it without torchrun"
         )
-    with RunStore(out) as store, disk_errors(out):
+    with RunStore(out, "run") as store, disk_errors(out):
         progress = ProgressFile(out / "progress.json", progress or Silent())
         runtime = make_runtime(config, base or Path.cwd(), store, progress, make_trainer)
         check_budgets(config, runtime.facts)

@@ -21,7 +21,7 @@ from opmix.mixing.mixture import Mixture
 from opmix.mixing.table import ProxyTable
 from opmix.progress import Progress, Silent
 from opmix.results import bits_per_byte, draws_json, timing_json, verdict_json
-from opmix.runs.files import environment, write_json
+from opmix.runs.files import disk_errors, environment, write_json
 from opmix.runs.store import RunStore
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
@@ -136,7 +136,7 @@ def run_search(
                 progress=progress,
                 data=data,
             )
-    with RunStore(out) as store:
+    with RunStore(out, "search") as store, disk_errors(out):
         context = SearchContext(config, base or Path.cwd(), store, progress or Silent(), make_trainer)
         clock = [time.perf_counter()]
         context.prepare(model, tokenizer, data)

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from opmix.errors import ConfigError, DataError
+from opmix.mixing.columns import Columns, formula_like, is_counter, is_saved_index, read_columns, reads_as_score
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.table import ProxyTable
 
-ID_COLUMNS = ("run", "index", "run_id", "id", "name")
-"""Columns that identify a run, in the order of preference; all of them are ids, never data (Olmix writes three)."""
-
 ROUNDING = 0.02
 """Rows of ratios may add up to one within this much (rounded at the source); they are renormalised with a note."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Numeric columns of one CSV by run id."""
-
-    path: Path
-    ids: tuple[str, ...]
-    id_column: str
-    names: tuple[str, ...]
-    values: FloatArray  # (M, columns)
 
 
 @dataclass(frozen=True)
@@ -41,33 +26,116 @@ class Swarm:
     notes: tuple[str, ...]
 
 
-def read_swarm(ratios: Path, metrics: Path | None = None) -> Swarm:
+@dataclass(frozen=True, kw_only=True)
+class Directions:
+    """Which columns of a metrics table are looked at, and which way is better. Names as in the file."""
+
+    chosen: tuple[str, ...] = ()
+    """Empty: all but counters, timings and saved indices."""
+    maximize: tuple[str, ...] = ()
+    """More is better; a law is fitted to what is missing to the best, see `as_loss`."""
+    minimize: tuple[str, ...] = ()
+    """Less is better, whatever the name says."""
+
+    def of(self, offered: Sequence[str], known: Collection[str], where: Path) -> list[str]:
+        """The metrics that are fitted: known, chosen, and with a direction.
+
+        Args:
+            offered: Names that are fitted unless others are chosen.
+            known: All names there are.
+            where: For messages.
+
+        Raises:
+            ConfigError: An unknown name, or one that is to be maximised and minimised.
+            DataError: Nothing is left, or a name reads like a score and its direction is not said.
+        """
+        for option in ("chosen", "maximize", "minimize"):
+            for name in getattr(self, option):
+                if name not in known:
+                    flag = "metrics" if option == "chosen" else option
+                    raise ConfigError(f"--{flag}: no column {name!r} in {where}; it has {_shown(list(offered))}")
+        if both := set(self.maximize) & set(self.minimize):
+            raise ConfigError(f"--maximize and --minimize both name {sorted(both)[0]!r}; expected one of them")
+        names = [n for n in offered if not self.chosen or n in self.chosen]
+        if not names:
+            raise DataError(f"{where}: no column of losses among {_shown(sorted(known))}; name them with --metrics")
+        unsaid = [n for n in names if reads_as_score(n) and n not in (*self.maximize, *self.minimize)]
+        if unsaid:
+            raise DataError(
+                f"{where}: {unsaid[0]!r} reads like a score, where more is better, and losses are minimised; give "
+                f"--maximize {unsaid[0]!r} (or --minimize, or leave it out with --metrics)"
+            )
+        return names
+
+    def as_losses(self, values: FloatArray, names: Sequence[str]) -> tuple[FloatArray, list[str]]:
+        """Columns (M, E) of which less is better, and what they are called now."""
+        columns = [as_loss(y, n) if n in self.maximize else (y, n) for y, n in zip(values.T, names, strict=True)]
+        return np.stack([y for y, _ in columns], axis=1), [n for _, n in columns]
+
+
+def read_swarm(ratios: Path, metrics: Path | None = None, directions: Directions | None = None) -> Swarm:
     """Read a swarm from two tables (Olmix, RegMix) or one joined table.
 
     Two tables share an id column (`run`, else `index`, ...) and every run must be in both. One joined table has
     `ratio_*` and `loss_*` columns. Domains are named without the `ratio_` prefix, metrics exactly as in the file.
 
     Raises:
-        DataError: A file that cannot be read, runs that do not match, ratios that are not shares.
+        DataError: A file that cannot be read, runs that do not match, ratios that are not shares, a metric that reads
+            like a score where more is better and is not said to be one.
+        ConfigError: `directions` name a column that is not there.
     """
-    table = read_columns(ratios)
+    directions, table = directions or Directions(), read_columns(ratios)
+    named = (*directions.chosen, *directions.maximize, *directions.minimize)
     if metrics is None:
+        other = table
         ratio_names = [n for n in table.names if n.startswith("ratio_")]
-        loss_names = [n for n in table.names if n.startswith("loss_")]
-        if not ratio_names or not loss_names:
+        offered = [n for n in table.names if n.startswith("loss_") or n in named]
+        if not ratio_names or not offered:
             raise DataError(
                 f"{ratios}: columns {list(table.names)[:6]}...; a joined table needs ratio_* and loss_* columns "
                 "(give two files, RATIOS.csv METRICS.csv, otherwise)"
             )
-        losses = _select(table, loss_names, table.ids)
+        passed = [n for n in table.names if n not in (*ratio_names, *offered)]
     else:
-        ratio_names = list(table.names)
         other = read_columns(metrics, id_column=table.id_column)
         _same_runs(table, other)
-        loss_names = list(other.names)
-        losses = _select(other, loss_names, table.ids)
-    _finite(losses, table.ids, loss_names, metrics or ratios)
-    return joined(table, ratio_names, losses, loss_names)
+        passed = [n for n in table.names if is_saved_index(n) or _is_label(table, n)]
+        ratio_names = [n for n in table.names if n not in passed]
+        offered = [n for n in other.names if n in named or not (_is_label(other, n) or _counts(n))]
+        passed += [n for n in other.names if n not in offered]
+    names = directions.of(offered, other.names, other.path)
+    losses = other.select(names, table.ids)
+    _finite(losses, table.ids, names, other.path)
+    notes = [f"column(s) not taken for shares or losses: {_shown(list(dict.fromkeys(passed)))}"] if passed else []
+    if ids := list(formula_like(table.ids)):
+        notes.append(f"a spreadsheet would run {_shown(ids)} as a formula: open the tables written here as text")
+    return joined(table, ratio_names, *directions.as_losses(losses, names), notes=notes)
+
+
+def as_loss(score: FloatArray, name: str) -> tuple[FloatArray, str]:
+    """What is missing to the best score, and what it is called: `1 - NAME`, `100 - NAME`, else `-NAME`.
+
+    Examples:
+        >>> as_loss(np.array([0.25, 0.5]), "acc")
+        (array([0.75, 0.5 ]), '1 - acc')
+    """
+    for best in (1, 100):
+        if score.min() >= 0 and score.max() <= best:
+            return best - score, f"{best} - {name}"
+    return -score, f"-{name}"
+
+
+def _is_label(table: Columns, name: str) -> bool:
+    """Whether no cell of a column is a number."""
+    return name in table.not_numbers and bool(np.isnan(table.values[:, table.names.index(name)]).all())
+
+
+def _counts(name: str) -> bool:
+    return is_counter(name) or is_saved_index(name)
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def joined(
@@ -103,9 +171,9 @@ def read_prior(path: Path, domains: Sequence[str]) -> Mixture:
     """A prior from JSON `{domain: share}`; relative weights are normalised, names may carry `ratio_`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: {error}; expected a JSON object, domain to share") from error
-    if not isinstance(content, Mapping) or not all(isinstance(v, int | float) for v in content.values()):
+    if not isinstance(content, Mapping) or not all(_is_share(v) for v in content.values()):
         raise DataError(f"{path}: expected a JSON object, domain to share, such as {{{domains[0]!r}: 0.5}}")
     shares = {str(name).removeprefix("ratio_"): float(share) for name, share in content.items()}
     unknown = [name for name in shares if name not in domains]
@@ -117,67 +185,13 @@ def read_prior(path: Path, domains: Sequence[str]) -> Mixture:
         raise DataError(f"{path}: {error}") from error
 
 
-def read_columns(path: Path, *, id_column: str | None = None) -> Columns:
-    """All numeric columns of a CSV, with the run id as text."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            rows = list(reader)
-            header = [name for name in (reader.fieldnames or []) if name]
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: {error}; expected a CSV file with a header") from error
-    if not rows:
-        raise DataError(f"{path}: no rows; expected a header and one row a run")
-    lowered = {name.lower(): name for name in header}
-    if id_column is not None and id_column not in header:
-        raise DataError(f"{path}: no column {id_column!r} to join on; the ratios table identifies runs by it")
-    key = id_column or next((lowered[name] for name in ID_COLUMNS if name in lowered), None)
-    if key is None:
-        raise DataError(
-            f"{path}: no run id among {header[:6]}...; expected a column {' or '.join(map(repr, ID_COLUMNS[:2]))}"
-        )
-    ids = tuple(_normal_id(row[key]) for row in rows)
-    seen: set[str] = set()
-    for number, run in enumerate(ids, start=2):
-        if run in seen or not run:
-            raise DataError(
-                f"{path}:{number}: run {run!r} {'appears twice' if run else 'is empty'}; expected one row a run"
-            )
-        seen.add(run)
-    names = [name for name in header if name.lower() not in ID_COLUMNS]
-    values = np.array(
-        [[_number(path, number, name, row[name]) for name in names] for number, row in enumerate(rows, start=2)]
-    )
-    return Columns(path, ids, key, tuple(names), values)
-
-
-def _normal_id(text: str | None) -> str:
-    """`7` and `7.0` are the same run."""
-    text = (text or "").strip()
-    try:
-        value = float(text)
-    except ValueError:
-        return text
-    return str(int(value)) if math.isfinite(value) and value.is_integer() else text
-
-
-def _number(path: Path, line: int, name: str, text: str | None) -> float:
-    try:
-        return float(text or "")
-    except ValueError:
-        raise DataError(f"{path}:{line}: column {name!r} is {text!r}; expected a number") from None
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e300
 
 
 def _domains(columns: Sequence[str]) -> tuple[str, ...]:
     prefixed = all(name.startswith("ratio_") for name in columns)
     return tuple(name.removeprefix("ratio_") if prefixed else name for name in columns)
-
-
-def _select(table: Columns, names: Sequence[str], ids: Sequence[str]) -> FloatArray:
-    row = {run: number for number, run in enumerate(table.ids)}
-    column = {name: number for number, name in enumerate(table.names)}
-    selected: FloatArray = table.values[[row[run] for run in ids]][:, [column[name] for name in names]]
-    return selected
 
 
 def _same_runs(ratios: Columns, metrics: Columns) -> None:
@@ -195,7 +209,7 @@ def _same_runs(ratios: Columns, metrics: Columns) -> None:
 
 
 def _shares(table: Columns, names: Sequence[str]) -> tuple[FloatArray, tuple[str, ...]]:
-    values = _select(table, names, table.ids)
+    values = table.select(names, table.ids)
     _finite(values, table.ids, names, table.path)
     if values.min() < 0:
         row, column = np.argwhere(values < 0)[0]
@@ -212,7 +226,7 @@ def _shares(table: Columns, names: Sequence[str]) -> tuple[FloatArray, tuple[str
     notes: tuple[str, ...] = ()
     if off.max() > 1e-9:
         rounded = int((off > 1e-9).sum())
-        span = f"{sums.min():.4g}-{sums.max():.4g}"
+        span = f"{sums.min():.6g} to {sums.max():.6g}"
         notes = (f"{table.path.name}: ratios of {rounded} of {len(sums)} runs add up to {span}; renormalised",)
     return values / sums[:, None], notes
 

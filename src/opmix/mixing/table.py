@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opmix.mixing.mixture import FloatArray
+from opmix.runs.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +53,9 @@ class ProxyTable:
             header.append("fitted")
             blocks.append(np.array(self.fitted, dtype=np.float64)[:, None])
         numbers = np.concatenate(blocks, axis=1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            for point, kind, row in zip(self.points, self.kinds, numbers, strict=True):
-                writer.writerow([point, kind, *(repr(float(x)) for x in row)])
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(header)
+        for point, kind, row in zip(self.points, self.kinds, numbers, strict=True):
+            writer.writerow([point, kind, *(repr(float(x)) for x in row)])
+        write_text(path, text.getvalue())

@@ -32,12 +32,17 @@ def fingerprint(value: Any) -> str:
 class RunStore:
     """A run folder held by one process at a time; use as a context manager.
 
+    Args:
+        folder: Made where it does not exist.
+        command: What the folder is for; None: whatever it holds.
+
     Raises:
-        StoreError: Another live process holds the folder, or it cannot be written.
+        StoreError: Another live process holds the folder, it holds a run of another command, or it cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, command: str | None = None) -> None:
         self.folder = folder
+        self._command = command
         self._held = False
 
     def __enter__(self) -> Self:
@@ -47,6 +52,7 @@ class RunStore:
             raise StoreError(
                 f"{self.folder}: cannot be created ({error.strerror or error}); choose another --out"
             ) from error
+        self.check_command()
         self._acquire()
         return self
 
@@ -56,6 +62,23 @@ class RunStore:
         if self._held:
             self._lock.unlink(missing_ok=True)
             self._held = False
+
+    def check_command(self) -> None:
+        """Refuse a folder that holds a run of another command.
+
+        Raises:
+            StoreError: It does.
+        """
+        try:
+            content = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+            other = content["command"]
+        except (OSError, ValueError, TypeError, KeyError):  # nothing there, or damaged: nothing to protect
+            return
+        if self._command is not None and other != self._command:
+            raise StoreError(
+                f"{self.folder}: holds a run of `opmix {other}`, which `opmix {self._command}` would overwrite; "
+                "choose another --out, or delete the folder"
+            )
 
     @property
     def _lock(self) -> Path:
@@ -83,9 +106,11 @@ class RunStore:
         try:
             other = json.loads(self._lock.read_text())
             pid, where = int(other["pid"]), other["host"]
+            if not 0 < pid < 2**31:
+                raise ValueError(pid)
         except FileNotFoundError:
             return
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             # Killed between creating and writing the lock: old enough means nobody is writing it.
             if time.time() - self._lock.stat().st_mtime < 5:
                 raise StoreError(f"{self.folder}: another process is taking the lock; try again") from None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from opmix.errors import ConfigError
-from opmix.mixing.swarm import Swarm
+from opmix.mixing.swarm import Directions, Swarm
 from opmix.trackers.mlflow import read_mlflow
 from opmix.trackers.runs import TrackedRun, swarm_of
 from opmix.trackers.tensorboard import read_tensorboard
@@ -27,7 +27,12 @@ METRIC_PREFIX = "eval/"
 
 
 def read_tracked(
-    path: Path, source: str, *, ratio_prefix: str = RATIO_PREFIX, metric_prefix: str = METRIC_PREFIX
+    path: Path,
+    source: str,
+    *,
+    ratio_prefix: str = RATIO_PREFIX,
+    metric_prefix: str = METRIC_PREFIX,
+    directions: Directions | None = None,
 ) -> Swarm:
     """Runs of a tracker, ready to fit.
 
@@ -36,6 +41,7 @@ def read_tracked(
         source: Name in `READERS`.
         ratio_prefix: Of the shares' names, which are configured or logged; the rest of a name is the domain.
         metric_prefix: Of the losses' names.
+        directions: Which metrics are fitted, and which way is better; None: all losses under the prefix.
 
     Raises:
         ConfigError: No such tracker.
@@ -43,7 +49,13 @@ def read_tracked(
     """
     if source not in READERS:
         raise ConfigError(f"--from: {source!r}; expected table, {', '.join(READERS)}")
-    return swarm_of(READERS[source](path), path, ratio_prefix=ratio_prefix, metric_prefix=metric_prefix)
+    return swarm_of(
+        READERS[source](path),
+        path,
+        ratio_prefix=ratio_prefix,
+        metric_prefix=metric_prefix,
+        directions=directions or Directions(),
+    )
 
 
 __all__ = ["TrackedRun", "read_tracked"]

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 
 from opmix.errors import DataError
-from opmix.mixing.swarm import Columns, Swarm, joined
-
-_NO_LOSSES = ("runtime", "samples_per_second", "steps_per_second", "epoch", "step")
-"""What trainers log under the prefix of their losses."""
+from opmix.mixing.columns import Columns, is_counter
+from opmix.mixing.swarm import Directions, Swarm, joined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +66,13 @@ def as_number(value: object) -> float | None:
         return None
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
-def swarm_of(runs: Sequence[TrackedRun], where: Path, *, ratio_prefix: str, metric_prefix: str) -> Swarm:
+def swarm_of(
+    runs: Sequence[TrackedRun], where: Path, *, ratio_prefix: str, metric_prefix: str, directions: Directions
+) -> Swarm:
     """The runs that have shares and losses, as a table to fit.
 
     Args:
@@ -80,9 +80,10 @@ def swarm_of(runs: Sequence[TrackedRun], where: Path, *, ratio_prefix: str, metr
         where: For messages.
         ratio_prefix: Of the shares' names; the rest of a name is the domain. A domain that a run lacks has share 0.
         metric_prefix: Of the losses' names. Where some end in `loss`, only those are taken.
+        directions: Which are taken instead, and which way is better.
 
     Raises:
-        DataError: No run has shares, or none has losses as well; shares that do not add up to one.
+        DataError: No run has shares, or none has losses as well; shares that do not add up to one; see `Directions.of`.
     """
     notes: list[str] = []
     unfinished = [run.name for run in runs if not run.finished]
@@ -95,11 +96,18 @@ def swarm_of(runs: Sequence[TrackedRun], where: Path, *, ratio_prefix: str, metr
             f"{f' ({len(unfinished)} are unfinished)' if unfinished else ''}; "
             f"they have {', '.join(have[:8]) or 'no numbers'}{'...' if len(have) > 8 else ''}; give --ratio-prefix"
         )
+    known = {key for run in mixed for key in run.keys} - set(domains)
+    named = (*directions.chosen, *directions.maximize, *directions.minimize)
     metrics = _losses(mixed, metric_prefix, ratio_prefix, notes)
+    metrics = (
+        directions.of([*metrics, *(n for n in named if n in known - set(metrics))], known, where)
+        if metrics or named
+        else []
+    )
     if not metrics:
-        have = sorted({key for run in mixed for key in run.keys} - set(domains))
         raise DataError(
-            f"{where}: no run with shares has losses named {metric_prefix}...; it has {', '.join(have[:8]) or 'no others'}; "
+            f"{where}: no run with shares has losses named {metric_prefix}...; it has "
+            f"{', '.join(sorted(known)[:8]) or 'no others'}; "
             "give --metric-prefix"
         )
     whole = [run for run in mixed if all(_finite(run.metric(m)) for m in metrics)]
@@ -113,14 +121,14 @@ def swarm_of(runs: Sequence[TrackedRun], where: Path, *, ratio_prefix: str, metr
             notes.append(f"{where.name}: {len(names)} run(s) left out, {why}: {shown}")
     if other:
         notes.append(f"{where.name}: {other} run(s) without {ratio_prefix}DOMAIN left out")
-    return _table(whole, where, domains, metrics, ratio_prefix, notes)
+    return _table(whole, where, domains, metrics, ratio_prefix, notes, directions)
 
 
 def _losses(runs: Sequence[TrackedRun], prefix: str, ratio_prefix: str, notes: list[str]) -> list[str]:
     """Names of losses that at least half of the runs have."""
     names = sorted({k for run in runs for k in run.keys if k.startswith(prefix) and not k.startswith(ratio_prefix)})
     named = [n for n in names if n.endswith("loss")]
-    chosen = named or [n for n in names if not n.endswith(_NO_LOSSES)]
+    chosen = named or [n for n in names if not is_counter(n)]
     rare = [n for n in chosen if 2 * sum(run.metric(n) is not None for run in runs) < len(runs)]
     chosen = [n for n in chosen if n not in rare]
     left = [n for n in names if n not in chosen]
@@ -135,12 +143,18 @@ def _finite(value: float | None) -> bool:
 
 
 def _table(
-    runs: Sequence[TrackedRun], where: Path, domains: Sequence[str], metrics: Sequence[str], prefix: str, notes: Sequence[str]
-) -> Swarm:  # fmt: skip
+    runs: Sequence[TrackedRun],
+    where: Path,
+    domains: Sequence[str],
+    metrics: Sequence[str],
+    prefix: str,
+    notes: Sequence[str],
+    directions: Directions,
+) -> Swarm:
     ids: list[str] = []
     for run in runs:  # display names need not be unique
         ids.append(run.name if run.name not in ids else f"{run.name} ({len(ids)})")
     values = np.array([[run.setting(d) or 0.0 for d in domains] for run in runs])
     table = Columns(where, tuple(ids), "run", tuple(d.removeprefix(prefix) for d in domains), values)
     losses = np.array([[run.metric(m) for m in metrics] for run in runs], dtype=np.float64)
-    return joined(table, table.names, losses, metrics, notes=notes)
+    return joined(table, table.names, *directions.as_losses(losses, metrics), notes=notes)

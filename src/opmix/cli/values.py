@@ -1,0 +1,53 @@
+"""Values of options: names and NAME=NUMBER, repeated or joined by commas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from opmix.errors import ConfigError
+
+
+def names(values: Iterable[str] | None) -> tuple[str, ...]:
+    """Names in order, each once.
+
+    Examples:
+        >>> names(["a,b", "c"])
+        ('a', 'b', 'c')
+    """
+    return tuple(dict.fromkeys(n for value in values or () for n in (part.strip() for part in value.split(",")) if n))
+
+
+def numbers(option: str, values: Iterable[str] | None) -> dict[str, float]:
+    """NAME=NUMBER pairs; a name may hold `=`.
+
+    Examples:
+        >>> numbers("--weights", ["web=0.2,code=1"])
+        {'web': 0.2, 'code': 1.0}
+
+    Raises:
+        ConfigError: No pair, a name that stands twice, or no finite number.
+    """
+    found: dict[str, float] = {}
+    for part in (p for value in values or () for p in value.split(",") if p.strip()):
+        name, equals, text = part.strip().rpartition("=")
+        if not equals or not name:
+            raise ConfigError(f"{option}: {part.strip()!r}; expected NAME=NUMBER, several joined by commas")
+        if name in found:
+            raise ConfigError(f"{option}: {name!r} stands twice; expected each name once")
+        found[name] = number(f"{option} {name}", text)
+    return found
+
+
+def number(what: str, text: str) -> float:
+    """A finite number.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    try:
+        value = float(text.replace("_", ""))
+    except (ValueError, OverflowError):
+        value = float("nan")
+    if not abs(value) < float("inf"):
+        raise ConfigError(f"{what}: {text!r}; expected a number such as 0.5 or 2e9")
+    return value
