@@ -40,7 +40,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adaptive": {"probes": {"adaptive": True}},
     "adaptive, tolerance 0.1": {"probes": {"adaptive": True, "tolerance": 0.1}},
     "adaptive, tolerance 0.02": {"probes": {"adaptive": True, "tolerance": 0.02}},
-    "adaptive, gradients": {"probes": {"adaptive": True}, "proxies": {"gradients": True}},
 }
 LONG_GRID = [0.2, 0.3, 0.4, 0.5, 0.6]
 DEGREE = 4

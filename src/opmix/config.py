@@ -174,8 +174,6 @@ class ProxiesConfig(Strict):
     batch_tokens: Count = 8192
     specialised: bool = False
     """In rebalancing fit the law to the specialised probes too: they were really trained, interpolations were not."""
-    gradients: bool = False
-    """No interpolated points: the law is fitted to the trained probes and what their slopes say of training between them."""
 
 
 class GroupConfig(Strict):

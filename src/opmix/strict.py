@@ -12,6 +12,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from opmix.errors import ConfigError
 
+_REMOVED = {
+    "proxies.gradients": "removed in 0.1.0 (corrected slopes were no better than interpolated points); delete the key",
+}
+"""Settings that are gone: their block and name."""
+
 
 def number(value: Any) -> Any:
     """YAML reads `2e9` and `1_000` as text; people write both for token counts."""
@@ -117,6 +122,8 @@ def _sentence(error: Any, kind: type[BaseModel]) -> str:
     location = [str(part) for part in error["loc"]]
     path = ".".join(location)
     if error["type"] == "extra_forbidden":
+        if (gone := _REMOVED.get(".".join(location[-2:]))) is not None:
+            return f"{path}: {gone}"
         return f"{path}: unknown key{nearest(location[-1], _keys_at(location[:-1], kind))}"
     if error["type"] == "missing":
         return f"{path}: missing; it has no default"

@@ -172,11 +172,6 @@ def test_a_look_without_an_answer_stops_nothing_and_is_told(toys, tmp_path, monk
     ]  # the second has none before it, so it ends nothing
 
 
-def test_gradients_are_looked_at_too(toys, tmp_path):
-    result = find(toys, tmp_path, proxies={"gradients": True}, adaptive=True, tolerance=1e9)
-    assert [s["points"] for s in looks_of(result)["segments"]] == [4, 4]
-
-
 def line(noise, seed=0, num=8):
     """Losses of two evaluation sets along a line whose mean is lowest at the middle, as sums over sequences."""
     rng = np.random.default_rng(seed)

@@ -41,13 +41,6 @@ class ModelShape:
         """FLOPs per token of training an adapter on frozen weights."""
         return 4.0 * self.matmul_parameters + 3.0 * self.attention(sequence_length) + 6.0 * adapter_parameters
 
-    def slopes(self, sequence_length: int, adapter_parameters: int) -> float:
-        """FLOPs per token of a loss and its slopes along all probes: forward, gradients of activations, two thin products a layer.
-
-        `adapter_parameters` is the sum over the probes.
-        """
-        return 4.0 * self.matmul_parameters + 3.0 * self.attention(sequence_length) + 2.0 * adapter_parameters
-
     def distillation(
         self,
         *,

@@ -91,7 +91,7 @@ class SearchContext:
         trained = sum(e.flops for e in self.ledger.entries if e.step in own)
         swept = sum(e.flops for e in self.ledger.entries if e.step.startswith("proxies"))
         whole = trained * session.settings.steps / steps
-        whole += session.evaluating(session.held_out, len(design.points), len(design.steep), len(own))
+        whole += session.evaluating(session.held_out, len(design.points))
         return {"flops": trained + swept, "fixed_flops": whole, "saved": 1 - (trained + swept) / whole}
 
     def counts(self) -> dict[str, dict[str, dict[str, int]]]:
@@ -106,11 +106,10 @@ class SearchContext:
         points: Sequence[InterpolationWeights],
         *,
         label: str,
-        slopes: Sequence[int] = (),
         effort: Effort = FULL,
     ) -> Simulation:
         """See `MethodContext`."""
-        return self.session.simulate(design, points, label=label, slopes=slopes, effort=effort)
+        return self.session.simulate(design, points, label=label, effort=effort)
 
     def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
         """See `MethodContext`."""

@@ -36,7 +36,7 @@ def method_of(config: SearchConfig) -> OpMix:
     """The method with the configuration's settings."""
     return OpMix(
         share=config.probes.share, joint=config.probes.joint, num_points=config.proxies.count, huber_delta=config.huber_delta,
-        verify=config.decision.verify, gradients=config.proxies.gradients, specialised=config.proxies.specialised,
+        verify=config.decision.verify, specialised=config.proxies.specialised,
         arbiter=config.decision.arbiter, looks=looks_of(config),
     )  # fmt: skip
 
@@ -101,5 +101,5 @@ def early_sequences(config: SearchConfig, old: Mixture | None, decision: Decisio
 
 def _closer_points(method: OpMix, decision: Decision, close: Closeness) -> bool:
     """Whether the last doubling of the points added any."""
-    counts = [method.few_points(decision, level) or 0 for level in (close.points - 1, close.points)]
+    counts = [method.few_points(decision, level) for level in (close.points - 1, close.points)]
     return counts[1] > counts[0]

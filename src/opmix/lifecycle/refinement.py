@@ -10,7 +10,6 @@ import numpy as np
 from opmix.lifecycle.finished import Finished, reference_of
 from opmix.lifecycle.verification import Verification, extend, padded
 from opmix.methods.base import LawProposal, Simulation
-from opmix.methods.op_mix import slopes_of
 from opmix.mixing.design import StageDesign
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture
 from opmix.mixing.paired import gain_probability, loss_difference_error, objective_error, objective_values
@@ -107,8 +106,7 @@ def _with_vertex(found: Finished, state: _State, name: str, mixture: Mixture, nu
         nll=tuple(np.concatenate(both) for both in zip(state.simulated.nll, made.nll, strict=True)),
         gram=made.gram,
     )
-    slopes = slopes_of(found.design, found.simulated) if found.design.steep else None
-    return _State(design, simulated, found.context.method.solved(found.context, design, simulated, slopes))
+    return _State(design, simulated, found.context.method.solved(found.context, design, simulated))
 
 
 def _answer(

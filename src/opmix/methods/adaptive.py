@@ -175,7 +175,7 @@ def _closer(method: OpMix, context: MethodContext, looks: Looks, look: Look, nex
         possible = raised.sequences <= looks.doublings
     else:
         raised = replace(close, points=close.points + 1)
-        now, more = (method.few_points(context.stage, c.points) or 0 for c in (close, raised))
+        now, more = (method.few_points(context.stage, c.points) for c in (close, raised))
         possible, growth = more > now, 1 + (more - now) / (len(look.found.design.points) + 1)
     return raised if possible and growth * cost < next_part else None
 

@@ -67,9 +67,6 @@ class Simulation:
     tokens: tuple[FloatArray, ...]  # per eval set (S_e,)
     baseline: FloatArray  # (E,) the current model
     gram: FloatArray  # (P, P) inner products of the probes' delta weights
-    slope_points: tuple[int, ...] = ()
-    """Points that were evaluated with slopes, G of them."""
-    slopes: tuple[FloatArray, ...] = ()  # per eval set (G, S_e, P), d nll / d w
     effort: Effort = FULL
     """What it was worth; simulations that are compared must agree."""
     training_flops: float = 0.0
@@ -90,13 +87,12 @@ class MethodContext(Protocol):
         points: Sequence[InterpolationWeights],
         *,
         label: str,
-        slopes: Sequence[int] = (),
         effort: Effort = FULL,
     ) -> Simulation:
         """Train the probes of the design and evaluate the model at each interpolation.
 
-        `label` names the work in the run folder; held-out sequences are the same for all labels. `slopes` numbers the points whose
-        slopes along every probe are wanted too. With more steps in `effort` than before, the probes' runs go on.
+        `label` names the work in the run folder; held-out sequences are the same for all labels. With more steps in
+        `effort` than before, the probes' runs go on.
         """
 
     def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:

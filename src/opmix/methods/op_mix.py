@@ -20,12 +20,8 @@ from opmix.mixing.law import LawFit, fit_law
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.paired import loss_difference_error, objective_error, objective_values
 from opmix.mixing.posterior import resampling_noise
-from opmix.mixing.slopes import SlopeTable, corrected_slopes, value_noise
 from opmix.mixing.table import ProxyTable
 from opmix.mixing.twins import check_twins
-
-FittedSlopes = tuple[SlopeTable, tuple[FloatArray, ...]]
-"""Slopes, and per evaluation set their sums by sequence, (J, S_e)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +33,6 @@ class OpMix:
     num_points: int | None = None
     huber_delta: float = 0.02
     verify: bool = True
-    gradients: bool = False
     specialised: bool = False
     arbiter: bool = False
     looks: Looks | None = None
@@ -52,7 +47,6 @@ class OpMix:
             joint=self.joint,
             num_points=self.num_points if points is None else points,
             seed=stage.seed,
-            slopes=self.gradients,
             specialised=self.specialised,
             new=stage.new,
         )
@@ -77,14 +71,11 @@ class OpMix:
         label = (
             "proxies" if effort == FULL else f"proxies-at-{effort.steps}-{len(design.points)}-every-{effort.thinning}"
         )
-        simulated = context.simulate(design.probes, design.points, label=label, slopes=design.steep, effort=effort)
-        slopes = slopes_of(design, simulated) if design.steep else None
-        return Searched(design=design, simulated=simulated, proposal=self.solved(context, design, simulated, slopes))
+        simulated = context.simulate(design.probes, design.points, label=label, effort=effort)
+        return Searched(design=design, simulated=simulated, proposal=self.solved(context, design, simulated))
 
-    def few_points(self, stage: Stage, level: int) -> int | None:
-        """Interpolated points of an early look; each level doubles them. None: there are none."""
-        if self.gradients:
-            return None
+    def few_points(self, stage: Stage, level: int) -> int:
+        """Interpolated points of an early look; each level doubles them."""
         design = self.design(stage)
         coordinates, probes = design.coordinates, design.probes.probes
         line = coordinates.names != coordinates.domains and len(coordinates.names) == 2
@@ -92,20 +83,16 @@ class OpMix:
         return min(self.num_points or default_points(len(probes), coordinates), first * 2**level)
 
     def evaluation_noise(self, context: MethodContext, design: StageDesign, simulated: Simulation) -> FloatArray:
-        """What drawing other held-out sequences would change, (B, M, E), slopes after losses; see `posterior.resampling_noise`."""
+        """What drawing other held-out sequences would change, (B, M, E); see `posterior.resampling_noise`."""
         kept, rule = np.flatnonzero(design.fitted), context.decision()
         rows = [n[kept] for n in simulated.nll]
-        if design.steep:
-            rows = [np.concatenate(both) for both in zip(rows, slopes_of(design, simulated)[1], strict=True)]
         return resampling_noise(rows, simulated.tokens, num_draws=rule.num_draws, seed=rule.seed + 1)
 
-    def solved(
-        self, context: MethodContext, design: StageDesign, simulated: Simulation, slopes: FittedSlopes | None = None
-    ) -> LawProposal:
+    def solved(self, context: MethodContext, design: StageDesign, simulated: Simulation) -> LawProposal:
         """Law, optimum and decision from what was simulated, without the test of a move by a probe of its own."""
         stage, rule = context.stage, context.decision()
         table = proxy_table(design, simulated)
-        fit = self.fit(table, None if slopes is None else slopes[0], with_interference=bool(design.twins))
+        fit = self.fit(table, with_interference=bool(design.twins))
         errors = np.array([loss_difference_error(simulated.nll, simulated.tokens, a, b) for a, b in design.twins])
         check = check_twins(design, table, fit.law, errors, corrected=fit.problem.v is not None)
         baseline = dict(zip(table.metrics, map(float, simulated.baseline), strict=True))
@@ -149,27 +136,23 @@ class OpMix:
         error = objective_error(loss_difference_error(pairs, simulated.tokens, 0, 1), verdict.settings)
         return confirm(verdict, float(kept - moved), error)
 
-    def fit(self, table: ProxyTable, slopes: SlopeTable | None = None, *, with_interference: bool) -> LawFit:
+    def fit(self, table: ProxyTable, *, with_interference: bool) -> LawFit:
         """The law; with a term for interference where that predicts left-out points better."""
         kept = table.fitted_rows
         law = partial(
-            fit_law, table.mixtures[kept], table.losses[kept], domains=table.domains, metrics=table.metrics, slopes=slopes,
+            fit_law,
+            table.mixtures[kept],
+            table.losses[kept],
+            domains=table.domains,
+            metrics=table.metrics,
             delta=self.huber_delta,
-        )  # fmt: skip
+        )
         plain = law()
         too_few = len(kept) < plain.law.rank + 4
-        if not with_interference or table.interference is None or too_few or slopes is not None:
+        if not with_interference or table.interference is None or too_few:
             return plain
         term = law(interference=table.interference[kept])
         return term if left_out_error(term) < left_out_error(plain) else plain
-
-
-def slopes_of(design: StageDesign, simulated: Simulation) -> FittedSlopes:
-    """What training would show between the trained probes, and its sums by sequence."""
-    probes = list(design.steep)
-    nll = [n[probes] for n in simulated.nll]
-    noise = value_noise(nll, simulated.tokens)
-    return corrected_slopes(design.pairs, nll, simulated.slopes, simulated.tokens, R=design.probes.R, value_noise=noise)
 
 
 def left_out_error(fit: LawFit) -> float:

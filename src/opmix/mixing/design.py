@@ -35,10 +35,6 @@ class StageDesign:
     """Which points the law is fitted to. On a line all; otherwise the specialised probes themselves are left out: a domain's
     loss against its own share is far steeper at 0.02 than any log-linear law fitted to the interior, and nine tenths of one domain
     is no mixture anybody trains on (docs/experiments.md, 2026-11-24: left-one-out error 0.007 without them, 0.054 with)."""
-    steep: tuple[int, ...] = ()
-    """Points to evaluate with slopes along every probe."""
-    pairs: tuple[tuple[int, int], ...] = ()
-    """(at, towards): trained probes between which the law must meet slopes."""
 
     @property
     def mixtures(self) -> FloatArray:
@@ -79,7 +75,6 @@ def design_stage(
     joint: bool = True,
     num_points: int | None = None,
     seed: int = 0,
-    slopes: bool = False,
     specialised: bool = False,
     new: Sequence[str] | None = None,
 ) -> StageDesign:
@@ -96,7 +91,6 @@ def design_stage(
         joint: Train the joint probe in continual stages (one probe more than the paper's).
         num_points: Interpolated points besides the probes themselves; None: 9 on a line, else 2 P + 6.
         seed: Of the Dirichlet points.
-        slopes: No interpolated points at all; the trained probes are evaluated with slopes, and the law is fitted to these.
         new: Domains with a coordinate of their own; None: those not in the old mixture.
 
         specialised: Fit the law to the specialised probes too.
@@ -127,12 +121,7 @@ def design_stage(
         probes, twin = [OLD, *domains], np.append(0.0, m)
         joint = True
     design = ProbeDesign(tuple(probes), tuple(domains), R)
-    if slopes and (num_points is not None or not joint):
-        raise ConfigError(
-            f"proxies.gradients: uses trained probes alone and needs the joint one; expected no proxies.count (now {num_points}) and "
-            f"probes.joint: true (now {str(joint).lower()})"
-        )
-    inner = [] if slopes else _interpolations(len(probes), coordinates, joint=joint, num_points=num_points, seed=seed)
+    inner = _interpolations(len(probes), coordinates, joint=joint, num_points=num_points, seed=seed)
     centre = (len(probes) - 1 if joint else -1) if collapsed else 0
     line = collapsed and len(coordinates.names) == 2
     points = [*np.eye(len(probes)), *([twin] if joint else []), *inner]
@@ -142,12 +131,9 @@ def design_stage(
         *(f"proxy {i + 1}" for i in range(len(inner))),
     ]
     kinds = ["probe"] * len(probes) + ["proxy"] * (len(points) - len(probes))
-    fitted = tuple(
-        kind == "probe" if slopes else line or specialised or kind == "proxy" or index == centre
-        for index, kind in enumerate(kinds)
-    )
+    fitted = tuple(line or specialised or kind == "proxy" or index == centre for index, kind in enumerate(kinds))
     needed = len(coordinates.names) + 2
-    if sum(fitted) < needed and not slopes:
+    if sum(fitted) < needed:
         raise ConfigError(
             f"proxies.count: {num_points} leaves {sum(fitted)} points for laws over {len(coordinates.names)} coordinates; "
             f"expected at least {needed} points in all"
@@ -160,15 +146,7 @@ def design_stage(
         tuple(kinds),
         ((centre, len(probes)),) if joint else (),
         fitted,
-        tuple(range(len(probes))) if slopes else (),
-        _slope_pairs(len(probes), centre) if slopes else (),
     )
-
-
-def _slope_pairs(num_probes: int, centre: int) -> tuple[tuple[int, int], ...]:
-    """Between the jointly trained probe and every other, both ways."""
-    others = [k for k in range(num_probes) if k != centre]
-    return (*((centre, k) for k in others), *((k, centre) for k in others))
 
 
 def default_points(num_probes: int, coordinates: Coordinates) -> int:

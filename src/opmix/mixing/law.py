@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from opmix.errors import LawError
-from opmix.mixing.least_squares import Parameters, SlopeRows, fit_batch, huber, predict_rows
+from opmix.mixing.least_squares import Parameters, evaluate, fit_batch, huber
 from opmix.mixing.mixture import FloatArray
-from opmix.mixing.slopes import SlopeTable
 
 RANK_TOLERANCE = 1e-5
 """Singular values of the mixtures below this share of the largest count as zero."""
@@ -75,7 +73,6 @@ class LawFit:
     loo: FloatArray  # (M, E) each point predicted by the law fitted without it
     problem: LawProblem
     params: Parameters  # batch of E
-    slope_residuals: FloatArray  # (J, E) observed minus left-one-out slopes, in nats of value
 
     @property
     def residuals(self) -> FloatArray:
@@ -94,43 +91,33 @@ class LawProblem:
     basis: FloatArray  # (D, K); t = basis z
     v: FloatArray | None  # (M,) interference
     delta: float
-    slopes: LawSlopes | None = None
-
-    @property
-    def targets(self) -> FloatArray:
-        """What is fitted, (M + J, E): losses, then scaled slopes."""
-        return self.losses if self.slopes is None else np.concatenate([self.losses, self.slopes.values])
 
     def solve(
         self, Y: FloatArray, start: Parameters, *, weights: FloatArray | None = None, max_iterations: int = 60
     ) -> tuple[Parameters, FloatArray]:
-        """Fit B laws to losses, and slopes where there are any, (B, M + J)."""
+        """Fit B laws to losses (B, M)."""
         # 0 <= c keeps losses positive; c below every loss but the noise is all that exp > 0 allows.
-        bounds = (np.zeros(len(Y)), np.maximum(Y[:, : len(self.Z)].mean(axis=1), 0.0))
+        bounds = (np.zeros(len(Y)), np.maximum(Y.mean(axis=1), 0.0))
         return fit_batch(
-            self.Z, Y, start, v=self.v, slopes=None if self.slopes is None else self.slopes.rows, weights=weights,
-            delta=self.delta, c_bounds=bounds, max_iterations=max_iterations,
-        )  # fmt: skip
+            self.Z,
+            Y,
+            start,
+            v=self.v,
+            weights=weights,
+            delta=self.delta,
+            c_bounds=bounds,
+            max_iterations=max_iterations,
+        )
 
     def predict(self, params: Parameters) -> FloatArray:
-        """All rows under B parameters, (B, M + J)."""
-        return predict_rows(self.Z, self.v, None if self.slopes is None else self.slopes.rows, params)
+        """Losses at the points under B parameters, (B, M)."""
+        return evaluate(self.Z, self.v, params)[0]
 
     def law(self, params: Parameters) -> LogLinearLaw:
         """A batch of E parameters as a law over domains."""
         return LogLinearLaw(
             self.metrics, self.domains, params.c, params.z @ self.basis.T, params.gamma, self.Z.shape[1]
         )
-
-
-@dataclass(frozen=True)
-class LawSlopes:
-    """Slopes in the form the fit wants."""
-
-    rows: SlopeRows
-    values: FloatArray  # (J, E) scaled
-    points: npt.NDArray[np.intp]  # (J,)
-    scale: float
 
 
 def fit_law(
@@ -140,7 +127,6 @@ def fit_law(
     domains: Sequence[str],
     metrics: Sequence[str],
     interference: FloatArray | None = None,
-    slopes: SlopeTable | None = None,
     delta: float = 0.02,
 ) -> LawFit:
     r"""Fit one log-linear law per evaluation set by Huber regression.
@@ -154,7 +140,6 @@ def fit_law(
         domains: D names.
         metrics: E names.
         interference: Of each point, (M,), >= 0; adds a term `gamma_e v` to the fit that predictions leave out.
-        slopes: Directional derivatives that some of the points were evaluated with; `points` counts rows of `mixtures`.
         delta: Huber threshold in nats (paper's code: 0.02).
 
     Returns:
@@ -174,10 +159,10 @@ def fit_law(
     References:
         arXiv 2605.15220 (OP-Mix); the law is Ye et al., arXiv 2403.16952, and Olmix's fit, arXiv 2602.12237.
     """
-    problem = _problem(mixtures, losses, tuple(domains), tuple(metrics), interference, slopes, delta)
+    problem = _problem(mixtures, losses, tuple(domains), tuple(metrics), interference, delta)
     params = _multi_start(problem)
-    fitted = problem.predict(params)[:, : len(losses)]
-    loo, loo_slopes = _leave_one_out(problem, params)
+    fitted = problem.predict(params)
+    loo = _leave_one_out(problem, params)
     quality = tuple(
         LawQuality(
             huber=float(huber(losses[:, e] - fitted[e], delta).mean()),
@@ -188,8 +173,7 @@ def fit_law(
         )
         for e in range(losses.shape[1])
     )
-    left = problem.targets[len(losses) :] - loo_slopes
-    return LawFit(problem.law(params), quality, fitted.T, loo, problem, params, left)
+    return LawFit(problem.law(params), quality, fitted.T, loo, problem, params)
 
 
 def rank_correlation(a: FloatArray, b: FloatArray) -> float:
@@ -208,7 +192,6 @@ def _problem(
     domains: tuple[str, ...],
     metrics: tuple[str, ...],
     interference: FloatArray | None,
-    slopes: SlopeTable | None,
     delta: float,
 ) -> LawProblem:
     mixtures, losses = np.asarray(mixtures, dtype=np.float64), np.asarray(losses, dtype=np.float64)
@@ -225,40 +208,28 @@ def _problem(
                 f"point {row}: {label} {names[column]!r} is {table[row, column]}; expected finite numbers "
                 f"(remove the run or find out why it diverged)"
             )
-    told = mixtures if slopes is None else np.concatenate([mixtures, slopes.mixtures + slopes.directions])
-    _, singular, directions = np.linalg.svd(told, full_matrices=False)
+    _, singular, directions = np.linalg.svd(mixtures, full_matrices=False)
     rank = int(np.sum(singular > RANK_TOLERANCE * singular[0]))
-    distinct = len(np.unique(np.round(told, 9), axis=0))
+    distinct = len(np.unique(np.round(mixtures, 9), axis=0))
     needed = rank + 2 + (interference is not None)
     if rank < 2:
         raise LawError(f"all {len(mixtures)} points have the same mixture; a law needs at least two different ones")
-    if distinct < rank + 1 or len(told) < needed:
+    if distinct < rank + 1 or len(mixtures) < needed:
         raise LawError(
             f"{distinct} different mixtures ({len(mixtures)} points) for a law with {rank} exponents and a "
             f"constant; expected at least {needed} points (better {2 * rank + 2}): add proxies or drop domains"
         )
-    flat = [m for m, column in zip(metrics, losses.T, strict=True) if slopes is None and np.ptp(column) < 1e-12]
+    flat = [m for m, column in zip(metrics, losses.T, strict=True) if np.ptp(column) < 1e-12]
     if flat:
         raise LawError(f"metric {flat[0]!r} has the same loss at every point; no law can be fitted to it, leave it out")
     basis = directions[:rank].T
-    inner = None if slopes is None else _inner_slopes(slopes, basis)
-    return LawProblem(metrics, domains, losses, mixtures @ basis, basis, interference, delta, inner)
-
-
-def _inner_slopes(slopes: SlopeTable, basis: FloatArray) -> LawSlopes:
-    """Scaled, so that a slope's residual counts as the value's of the same noise does."""
-    rows = SlopeRows(
-        slopes.mixtures @ basis, slopes.scale * slopes.directions @ basis, slopes.scale * slopes.interference
-    )
-    return LawSlopes(rows, slopes.scale * slopes.losses, slopes.points, slopes.scale)
+    return LawProblem(metrics, domains, losses, mixtures @ basis, basis, interference, delta)
 
 
 def _multi_start(problem: LawProblem) -> Parameters:
     """Best of several deterministic starts per evaluation set."""
     losses, Z = problem.losses, problem.Z
     lowest, spread = losses.min(axis=0), np.ptp(losses, axis=0)
-    if problem.slopes is not None:
-        spread = np.maximum(spread, np.abs(problem.slopes.values / problem.slopes.scale).max(axis=0))
     constants, exponents = [], []
     for offset in _START_OFFSETS:
         c = np.maximum(lowest - offset * spread, 0.0)
@@ -269,7 +240,7 @@ def _multi_start(problem: LawProblem) -> Parameters:
         constants.append(c)
     num_starts, num_metrics = len(_START_OFFSETS), losses.shape[1]
     start = Parameters(np.concatenate(constants), np.array(exponents), np.zeros(num_starts * num_metrics))
-    params, objective = problem.solve(np.tile(problem.targets.T, (num_starts, 1)), start, max_iterations=200)
+    params, objective = problem.solve(np.tile(losses.T, (num_starts, 1)), start, max_iterations=200)
     objective = np.where(np.isfinite(objective), objective, np.inf).reshape(num_starts, num_metrics)
     if not np.all(np.isfinite(objective.min(axis=0))):
         failed = problem.metrics[int(np.argmax(objective.min(axis=0)))]
@@ -278,18 +249,15 @@ def _multi_start(problem: LawProblem) -> Parameters:
     return params.take(best)
 
 
-def _leave_one_out(problem: LawProblem, params: Parameters) -> tuple[FloatArray, FloatArray]:
-    """Every point predicted by the law refitted without it and its slopes, (M, E) and (J, E); warm-started refits.
+def _leave_one_out(problem: LawProblem, params: Parameters) -> FloatArray:
+    """Every point predicted by the law refitted without it, (M, E); warm-started refits.
 
     Up to 100 points the refits run to convergence. Beyond, one point moves little and two steps do: on RegMix's 512 runs, whose
     residuals sit far out in Huber's linear part, that is 2-5 % below the converged error.
     """
     points, num_metrics = problem.losses.shape
-    loo = np.empty_like(problem.targets)
-    owner = np.arange(points)
-    if problem.slopes is not None:
-        owner = np.concatenate([owner, problem.slopes.points])
-    weights = 1.0 - (owner == np.arange(points)[:, None])
+    loo = np.empty_like(problem.losses)
+    weights = 1.0 - np.eye(points)
     for e in range(num_metrics):
         start = Parameters(
             np.repeat(params.c[e], points),
@@ -297,10 +265,10 @@ def _leave_one_out(problem: LawProblem, params: Parameters) -> tuple[FloatArray,
             np.repeat(params.gamma[e], points),
         )
         refits, _ = problem.solve(
-            np.tile(problem.targets[:, e], (points, 1)),
+            np.tile(problem.losses[:, e], (points, 1)),
             start,
             weights=weights,
             max_iterations=2 if points > 100 else 40,
         )
-        loo[:, e] = problem.predict(refits)[owner, np.arange(len(owner))]
-    return loo[:points], loo[points:]
+        loo[:, e] = np.diag(problem.predict(refits))
+    return loo

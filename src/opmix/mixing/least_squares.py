@@ -4,9 +4,7 @@ Starts, evaluation sets, leave-one-out refits and bootstrap draws are all the sa
 numbers, so they run as one batch. That is what makes intervals free: 512 runs x 17 domains x 13 laws with
 leave-one-out and 200 draws take about two seconds on one core (`benchmarks/law_speed.py`).
 
-Besides values, rows may be *slopes*: `d/ds (c + exp(Z z) + gamma v)` along a direction of mixtures, `exp(A z) (X z) + gamma u`.
-
-Shape letters: B problems in the batch, M points, J slopes, K free exponents (the rank of the design).
+Shape letters: B problems in the batch, M points, K free exponents (the rank of the design).
 """
 
 from __future__ import annotations
@@ -35,22 +33,6 @@ class Parameters:
         return Parameters(self.c[index], self.z[index], self.gamma[index])
 
 
-@dataclass(frozen=True)
-class SlopeRows:
-    """J directional derivatives; a row's scale (how many nats of value one nat of slope is worth) is inside X and u."""
-
-    A: FloatArray  # (J, K) where
-    X: FloatArray  # (J, K) along which direction
-    u: FloatArray  # (J,) change of interference along it
-
-    def evaluate(self, params: Parameters, *, interference: bool) -> tuple[FloatArray, FloatArray]:
-        """Predicted slopes (B, J) and their derivative by z (B, J, K)."""
-        growth = np.exp(np.clip(params.z @ self.A.T, -60.0, 60.0))
-        along = params.z @ self.X.T
-        predicted = growth * along + (params.gamma[:, None] * self.u if interference else 0.0)
-        return predicted, growth[:, :, None] * (along[:, :, None] * self.A + self.X)
-
-
 def huber(residuals: FloatArray, delta: float) -> FloatArray:
     """Huber loss: `r^2 / 2` inside `delta`, linear outside."""
     size = np.abs(residuals)
@@ -72,7 +54,6 @@ def fit_batch(
     start: Parameters,
     *,
     v: FloatArray | None = None,
-    slopes: SlopeRows | None = None,
     weights: FloatArray | None = None,
     delta: float = 0.02,
     c_bounds: tuple[FloatArray, FloatArray],
@@ -86,10 +67,9 @@ def fit_batch(
 
     Args:
         Z: Reduced mixtures, (M, K).
-        Y: Losses in nats per token, (B, M), and after them the scaled slopes where there are any, (B, M + J).
+        Y: Losses in nats per token, (B, M).
         start: Where to begin, batch of B.
         v: A covariate that enters linearly, (M,), or None.
-        slopes: Directional derivatives that the law must also meet, or None.
         weights: Non-negative row weights, of Y's shape; None: all one.
         delta: Huber's threshold in nats.
         c_bounds: Lower and upper bound of `c`, (B,) each.
@@ -107,15 +87,20 @@ def fit_batch(
             part = slice(first, first + rows)
             parts.append(
                 fit_batch(
-                    Z, Y[part], Parameters(start.c[part], start.z[part], start.gamma[part]), v=v, slopes=slopes,
-                    weights=None if weights is None else weights[part], delta=delta,
+                    Z,
+                    Y[part],
+                    Parameters(start.c[part], start.z[part], start.gamma[part]),
+                    v=v,
+                    weights=None if weights is None else weights[part],
+                    delta=delta,
                     c_bounds=(c_bounds[0][part], c_bounds[1][part]),
-                    max_iterations=max_iterations, tolerance=tolerance,
+                    max_iterations=max_iterations,
+                    tolerance=tolerance,
                 )
-            )  # fmt: skip
+            )
         joined = Parameters(*(np.concatenate([getattr(p, f) for p, _ in parts]) for f in ("c", "z", "gamma")))
         return joined, np.concatenate([objective for _, objective in parts])
-    return _levenberg_marquardt(Z, Y, start, v, slopes, weights, delta, c_bounds, max_iterations, tolerance)
+    return _levenberg_marquardt(Z, Y, start, v, weights, delta, c_bounds, max_iterations, tolerance)
 
 
 def _levenberg_marquardt(
@@ -123,7 +108,6 @@ def _levenberg_marquardt(
     Y: FloatArray,
     start: Parameters,
     v: FloatArray | None,
-    slopes: SlopeRows | None,
     weights: FloatArray | None,
     delta: float,
     c_bounds: tuple[FloatArray, FloatArray],
@@ -134,22 +118,31 @@ def _levenberg_marquardt(
     kron = (Z[:, :, None] * Z[:, None, :]).reshape(len(Z), -1) if Z.size * Z.shape[1] <= _KRON_LIMIT else None
     low, high = c_bounds
     c, z, gamma = np.clip(start.c, low, high), start.z.copy(), start.gamma.copy()
-    predicted, growth, tilt = _rows(Z, v, slopes, Parameters(c, z, gamma))
+    predicted, growth = evaluate(Z, v, Parameters(c, z, gamma))
     objective = (W * huber(Y - predicted, delta)).sum(axis=1)
     damping = np.full(len(Y), 1e-3)
     active = np.arange(len(Y))
     for _ in range(max_iterations):
         here = Parameters(c[active], z[active], gamma[active])
         step = _step(
-            Z, kron, v, slopes, Y[active] - predicted[active], growth[active], tilt if tilt is None else tilt[active],
-            W[active], delta, damping[active], here.c, low[active], high[active],
-        )  # fmt: skip
+            Z,
+            kron,
+            v,
+            Y[active] - predicted[active],
+            growth[active],
+            W[active],
+            delta,
+            damping[active],
+            here.c,
+            low[active],
+            high[active],
+        )
         trial = Parameters(
             np.clip(here.c + step[:, 0], low[active], high[active]),
             here.z + step[:, 2:],
             here.gamma + step[:, 1],
         )
-        trial_predicted, trial_growth, trial_tilt = _rows(Z, v, slopes, trial)
+        trial_predicted, trial_growth = evaluate(Z, v, trial)
         value = (W[active] * huber(Y[active] - trial_predicted, delta)).sum(axis=1)
         better = value <= objective[active]
         gain = np.where(better, objective[active] - value, np.inf)
@@ -161,8 +154,6 @@ def _levenberg_marquardt(
             trial_growth[better],
             value[better],
         )
-        if tilt is not None and trial_tilt is not None:
-            tilt[took] = trial_tilt[better]
         damping[active] = np.where(better, np.maximum(damping[active] / 5, 1e-12), damping[active] * 6)
         active = active[~converged & (damping[active] < MAX_DAMPING)]
         if not active.size:
@@ -170,30 +161,12 @@ def _levenberg_marquardt(
     return Parameters(c, z, gamma), objective
 
 
-def predict_rows(Z: FloatArray, v: FloatArray | None, slopes: SlopeRows | None, params: Parameters) -> FloatArray:
-    """Values and, where there are any, scaled slopes under B parameters, (B, M + J)."""
-    return _rows(Z, v, slopes, params)[0]
-
-
-def _rows(
-    Z: FloatArray, v: FloatArray | None, slopes: SlopeRows | None, params: Parameters
-) -> tuple[FloatArray, FloatArray, FloatArray | None]:
-    """Predictions of values and slopes (B, M + J), the exponential part (B, M), and the slopes' derivative (B, J, K)."""
-    predicted, growth = evaluate(Z, v, params)
-    if slopes is None:
-        return predicted, growth, None
-    along, tilt = slopes.evaluate(params, interference=v is not None)
-    return np.concatenate([predicted, along], axis=1), growth, tilt
-
-
 def _step(
     Z: FloatArray,
     kron: FloatArray | None,
     v: FloatArray | None,
-    slopes: SlopeRows | None,
     residual: FloatArray,
     growth: FloatArray,
-    tilt: FloatArray | None,
     W: FloatArray,
     delta: float,
     damping: FloatArray,
@@ -203,9 +176,7 @@ def _step(
 ) -> FloatArray:
     """One damped Gauss-Newton step, (B, 2 + K): c, gamma, z."""
     batch, rank = len(residual), Z.shape[1]
-    points = len(Z)
-    robust_all = W * np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
-    robust, slope_residual, residual = robust_all[:, :points], residual[:, points:], residual[:, :points]
+    robust = W * np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
     normal = np.zeros((batch, rank + 2, rank + 2))
     right = np.zeros((batch, rank + 2))
     weighted_growth = robust * growth
@@ -225,8 +196,6 @@ def _step(
         right[:, 1] = (robust * residual) @ v
     else:
         normal[:, 1, 1] = 1.0
-    if slopes is not None and tilt is not None:
-        _add_slopes(normal, right, slopes, tilt, robust_all[:, points:], slope_residual, with_gamma=v is not None)
     upper = np.triu(np.ones((rank + 2, rank + 2), dtype=bool))
     normal = np.where(upper, normal, np.swapaxes(normal, 1, 2))
     # c at a bound and pushed outward: leave it out of this step.
@@ -238,23 +207,3 @@ def _step(
     diagonal = np.einsum("bii->bi", normal)
     diagonal += damping[:, None] * diagonal + 1e-14 * diagonal.max(axis=1, keepdims=True) + 1e-300
     return np.linalg.solve(normal, right[..., None])[..., 0]
-
-
-def _add_slopes(
-    normal: FloatArray,
-    right: FloatArray,
-    slopes: SlopeRows,
-    tilt: FloatArray,
-    robust: FloatArray,
-    residual: FloatArray,
-    *,
-    with_gamma: bool,
-) -> None:
-    """Add the slope rows to the upper half of the normal equations, in place; `c` does not enter them."""
-    weighted = robust[:, :, None] * tilt
-    normal[:, 2:, 2:] += np.einsum("bjk,bjl->bkl", weighted, tilt, optimize=True)
-    right[:, 2:] += np.einsum("bjk,bj->bk", weighted, residual)
-    if with_gamma:
-        normal[:, 1, 1] += robust @ slopes.u**2
-        normal[:, 1, 2:] += np.einsum("bjk,j->bk", weighted, slopes.u)
-        right[:, 1] += (robust * residual) @ slopes.u

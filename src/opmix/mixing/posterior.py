@@ -59,30 +59,28 @@ def draw_laws(fit: LawFit, *, num_draws: int = 200, seed: int = 0, noise: FloatA
         fit: A fitted law.
         num_draws: B.
         seed: Of the normal multipliers.
-        noise: Evaluation noise, (B, M, E) in nats: losses on resampled sequences minus losses; with slopes in the fit
-            (B, M + J, E), theirs after the losses'.
+        noise: Evaluation noise, (B, M, E) in nats: losses on resampled sequences minus losses.
     """
     points, num_metrics = fit.fitted.shape
     multipliers = np.random.default_rng(seed).standard_normal((num_draws, points))
-    rows, residuals, slopes = fit.problem.predict(fit.params).T, fit.residuals, fit.problem.slopes
-    if slopes is not None:  # a point's slopes are off together with its loss
-        multipliers = np.concatenate([multipliers, multipliers[:, slopes.points]], axis=1)
-        residuals = np.concatenate([residuals, fit.slope_residuals])
-        noise = None if noise is None else noise * np.where(np.arange(len(rows)) < points, 1.0, slopes.scale)[:, None]
-    losses = rows + multipliers[:, :, None] * residuals
+    losses = fit.fitted + multipliers[:, :, None] * fit.residuals
     if noise is not None:
         losses = losses + noise
-    Y = losses.transpose(0, 2, 1).reshape(num_draws * num_metrics, len(rows))
+    Y = losses.transpose(0, 2, 1).reshape(num_draws * num_metrics, points)
     start = Parameters(
         *(np.tile(a, (num_draws,) + (1,) * (a.ndim - 1)) for a in (fit.params.c, fit.params.z, fit.params.gamma))
     )
     params, _ = fit.problem.solve(Y, start, max_iterations=10 if points > 100 else 40)
     t = (params.z @ fit.problem.basis.T).reshape(num_draws, num_metrics, -1)
     return LawDraws(
-        fit.law.metrics, fit.law.domains, params.c.reshape(num_draws, num_metrics), t,
-        params.gamma.reshape(num_draws, num_metrics), fit.law.rank,
+        fit.law.metrics,
+        fit.law.domains,
+        params.c.reshape(num_draws, num_metrics),
+        t,
+        params.gamma.reshape(num_draws, num_metrics),
+        fit.law.rank,
         10 * fit.problem.losses.max(axis=0),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def predicted_regret(verdict: Verdict, fit: LawFit, noise: FloatArray | None = N
     regrets = _regrets(verdict, draws, verdict.optima)
     alone = 0.0
     if noise is not None:
-        exact = replace(fit, loo=fit.problem.losses, slope_residuals=np.zeros_like(fit.slope_residuals))
+        exact = replace(fit, loo=fit.problem.losses)
         few = draw_laws(exact, num_draws=min(NOISE_DRAWS, len(noise)), noise=noise[:NOISE_DRAWS])
         optima = solve_draws(few, verdict.coordinates, verdict.settings, verdict.constraints)
         alone = float(_regrets(verdict, few, optima).mean())

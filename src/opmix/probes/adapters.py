@@ -79,17 +79,6 @@ class Delta:
                 gram[:, i] += cross
         return gram
 
-    def products(self, gradient: torch.Tensor, num: int) -> torch.Tensor:
-        """Inner products of a gradient, laid out as the parameter is, with each probe's delta, (num,) float32."""
-        gradient = gradient.float()
-        found = torch.zeros(num, device=gradient.device)
-        if len(self.owner):
-            ranks = ((self.left.T @ gradient) * self.right).sum(dim=1)
-            found.index_add_(0, torch.as_tensor(self.owner, device=gradient.device), ranks)
-        for probe, difference in self.full.items():
-            found[probe] += (gradient * difference).sum()
-        return found
-
     def to(self, device: torch.device | str) -> Delta:
         """The same on another device."""
         full = {probe: difference.to(device) for probe, difference in self.full.items()}

@@ -24,11 +24,10 @@ from opmix.methods.base import FULL, Effort, Simulation
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.models import lora_targets, model_fingerprint
 from opmix.probes.borrowing import borrowed
-from opmix.probes.evaluation import Evaluation, HeldOut, evaluate
+from opmix.probes.evaluation import Evaluation, HeldOut, evaluate, evaluate_proxies
 from opmix.probes.interpolation import Backend, make_proxies
 from opmix.probes.parts import saving_only, until
 from opmix.probes.peft_state import take_off_adapters
-from opmix.probes.slopes import SlopeEvaluation, evaluate_mixed
 from opmix.progress import Progress
 from opmix.runs.store import RunStore, fingerprint
 from opmix.training.checkpoints import drop_checkpoints
@@ -117,19 +116,16 @@ class ProbeSession:
         points: Sequence[InterpolationWeights],
         *,
         label: str = "proxies",
-        slopes: Sequence[int] = (),
         effort: Effort = FULL,
     ) -> Simulation:
-        """Train what is missing of the design's probes and evaluate every point, those in `slopes` with slopes.
+        """Train what is missing of the design's probes and evaluate every point.
 
         Raises:
             TrainingError: A probe diverged.
         """
         before = [self.ledger.total("flops", [what]) for what in ("probes", "proxies")]
         with self.probed(design, effort.steps) as (wrapped, keys):
-            evaluation, baseline, gram, steep = self._sweep(
-                wrapped, keys, points, self._base, label, tuple(slopes), effort.thinning
-            )
+            evaluation, baseline, gram = self._sweep(wrapped, keys, points, self._base, label, effort.thinning)
         return Simulation(
             metrics=evaluation.names,
             losses=evaluation.losses,
@@ -138,8 +134,6 @@ class ProbeSession:
             tokens=evaluation.tokens,
             baseline=baseline,
             gram=gram,
-            slope_points=tuple(slopes),
-            slopes=steep,
             effort=effort,
             training_flops=self.ledger.total("flops", ["probes"]) - before[0],
             evaluation_flops=self.ledger.total("flops", ["proxies"]) - before[1],
@@ -169,11 +163,10 @@ class ProbeSession:
                     take_off_adapters(self._wrapped)
                     self._wrapped = None
 
-    def evaluating(self, held_out: Sequence[HeldOut], num_points: int, num_slopes: int, num_probes: int) -> float:
-        """FLOPs of a sweep: the current model and every point once, so many of these with slopes."""
+    def evaluating(self, held_out: Sequence[HeldOut], num_points: int) -> float:
+        """FLOPs of a sweep: the current model and every point once."""
         held, length = sum(h.input_ids.size for h in held_out), held_out[0].input_ids.shape[1]
-        plain = held * (num_points + 1 - num_slopes) * self.shape.forward(length)
-        return plain + held * num_slopes * self.shape.slopes(length, num_probes * self._adapter_parameters)
+        return held * (num_points + 1) * self.shape.forward(length)
 
     def _train_probes(self, design: ProbeDesign, base: Mapping[str, Any], steps: int) -> tuple[PeftModel, list[str]]:
         keys = []
@@ -292,11 +285,9 @@ class ProbeSession:
         points: Sequence[InterpolationWeights],
         base: Mapping[str, Any],
         label: str,
-        slopes: tuple[int, ...],
         thinning: int,
-    ) -> tuple[Evaluation, FloatArray, FloatArray, tuple[FloatArray, ...]]:
+    ) -> tuple[Evaluation, FloatArray, FloatArray]:
         inputs = {"probes": keys, "points": [w.weights for w in points], "backend": self.backend, **base}
-        inputs |= {"slopes": slopes} if slopes else {}
         inputs |= {"thinning": thinning} if thinning > 1 else {}
         held_out = [h.thinned(thinning) for h in self.held_out]
         file = self.store.folder / "tables" / f"sequences-{label}.npz"
@@ -312,11 +303,8 @@ class ProbeSession:
             with proxies.at_vector(np.zeros(len(keys))) as model:
                 baseline = evaluate(model, held_out, batch_tokens=self.batch_tokens)
             with self.progress.task(label, len(points)) as advance:
-                deltas = DeltaSet.from_peft(wrapped, adapters)
-                swept, steep = evaluate_mixed(
-                    proxies, deltas, renamed, slopes, held_out, batch_tokens=self.batch_tokens, progress=advance
-                )
-            _save_arrays(file, swept, baseline, deltas.gram(), steep)
+                swept = evaluate_proxies(proxies, renamed, held_out, batch_tokens=self.batch_tokens, progress=advance)
+            _save_arrays(file, swept, baseline, DeltaSet.from_peft(wrapped, adapters).gram())
             return {"seconds": time.perf_counter() - started}
 
         result, _ = self.store.step(label, inputs, work, intact=file.exists)
@@ -324,11 +312,10 @@ class ProbeSession:
             stack = [tuple(arrays[f"{kind}_{i}"] for i in range(len(names))) for kind in ("nll", "tokens", "bytes")]
             evaluation = Evaluation(names, *stack)
             baseline, gram = arrays["baseline"], arrays["gram"]
-            steep = tuple(arrays[f"slopes_{i}"] for i in range(len(names))) if slopes else ()
         tokens = sum(h.input_ids.size for h in held_out) * (len(points) + 1)
-        flops = self.evaluating(held_out, len(points), len(slopes), len(keys))
+        flops = self.evaluating(held_out, len(points))
         self.ledger.add(Entry(step=label, purpose="proxies", tokens=tokens, flops=flops, seconds=result["seconds"]))
-        return evaluation, baseline, gram, steep
+        return evaluation, baseline, gram
 
 
 def _save_adapter(model: PeftModel, adapter: str, folder: Path) -> None:
@@ -343,16 +330,12 @@ def _save_adapter(model: PeftModel, adapter: str, folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _save_arrays(
-    file: Path, swept: Evaluation, baseline: Evaluation, gram: FloatArray, steep: SlopeEvaluation | None
-) -> None:
+def _save_arrays(file: Path, swept: Evaluation, baseline: Evaluation, gram: FloatArray) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}")
     arrays = {"baseline": baseline.losses[0], "gram": gram}
     for kind, columns in (("nll", swept.nll), ("tokens", swept.tokens), ("bytes", swept.num_bytes)):
         arrays |= {f"{kind}_{i}": column for i, column in enumerate(columns)}
-    if steep is not None:
-        arrays |= {f"slopes_{i}": column for i, column in enumerate(steep.slopes)}
     with temporary.open("wb") as stream:
         np.savez(stream, **arrays)
     temporary.replace(file)

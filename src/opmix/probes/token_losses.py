@@ -103,15 +103,14 @@ def sequence_nll(model: nn.Module, head: nn.Module | None, batch: Batch) -> torc
 
 
 @contextmanager
-def evaluating(model: nn.Module, dtype: torch.dtype | None = None, *, gradients: bool = False) -> Iterator[None]:
-    """Eval mode and (by default) no gradients, every module's own mode back afterwards; `dtype`: autocast to it."""
+def evaluating(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Eval mode and no gradients, every module's own mode back afterwards; `dtype`: autocast to it."""
     modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device.type
     low = dtype in (torch.bfloat16, torch.float16)
     try:
         model.eval()
-        grad = torch.enable_grad() if gradients else torch.inference_mode()
-        with grad, torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=low):
+        with torch.inference_mode(), torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=low):
             yield
     finally:
         for module, mode in modes:

@@ -57,20 +57,9 @@ def test_rebalancing_leaves_specialised_probes_out_of_the_fit():
     assert all(design.fitted[4:])
 
 
-def test_with_slopes_the_trained_probes_are_enough_however_many_domains():
-    domains = tuple(f"d{i}" for i in range(12))
-    design = design_stage(domains, None, slopes=True)
-    assert len(design.points) == 13 + 1
-    assert design.steep == tuple(np.flatnonzero(design.fitted)) == tuple(range(13))
-    assert set(design.pairs) == {(0, k) for k in range(1, 13)} | {(k, 0) for k in range(1, 13)}
-    line = design_stage(("a", "b"), Mixture.of({"a": 1.0}), slopes=True)
-    assert line.pairs == ((2, 0), (2, 1), (0, 2), (1, 2))
+def test_too_few_points_for_the_domains_are_refused():
     with pytest.raises(ConfigError, match="points in all"):
-        design_stage(domains, None, num_points=4)
-    with pytest.raises(ConfigError, match=r"proxies\.gradients"):
-        design_stage(("a", "b"), Mixture.of({"a": 1.0}), slopes=True, joint=False)
-    with pytest.raises(ConfigError, match=r"proxies\.gradients"):
-        design_stage(domains, None, slopes=True, num_points=20)
+        design_stage(tuple(f"d{i}" for i in range(12)), None, num_points=4)
 
 
 def test_interference_is_zero_at_a_probe_and_the_variance_between():
