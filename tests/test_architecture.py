@@ -11,7 +11,7 @@ ROOT = Path(opmix.__file__).parent
 # Floors, lowest first; a module may import from its own floor and those below.
 FLOORS = [
     {"errors", "domain", "progress"},
-    {"runs", "compute", "mixing", "strict"},
+    {"runs", "compute", "mixing", "protocols", "strict"},
     {"results", "config"},
     {"report", "exporters", "trackers", "display"},
     {"data", "models", "model_files", "methods", "scratch"},
@@ -73,6 +73,7 @@ PEERS = {
     "runs",
     "compute",
     "mixing",
+    "protocols",
     "training",
     "testing",
     "data",

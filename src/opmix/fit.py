@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 
 from opmix.errors import ConfigError
+from opmix.mixing.conic import Objective
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings, Verdict, decide
-from opmix.mixing.law import LawFit, fit_law
+from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import FloatArray, Mixture
-from opmix.mixing.solver import Objective, SolveSettings
+from opmix.mixing.solver import SolveSettings
 from opmix.mixing.swarm import Directions, Swarm, read_mixtures, read_prior, read_swarm
 from opmix.mixing.table import ProxyTable
 from opmix.progress import Progress, Silent
+from opmix.protocols.law import LawFit
 from opmix.results import draws_json, timing_json, verdict_json
 from opmix.runs.files import environment, write_json, write_text
 from opmix.runs.store import RunStore

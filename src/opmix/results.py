@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from opmix.mixing.decision import Alternative, Verdict
-from opmix.mixing.law import LawFit
 from opmix.mixing.mixture import Mixture
+from opmix.protocols.law import LawFit
 from opmix.runs.files import plain
 
 SCHEMA = 1
@@ -27,19 +27,17 @@ def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
 
 
 def laws_json(fit: LawFit) -> dict[str, Any]:
-    """Per evaluation set: loss = c + exp(sum_d t_d p_d), and how well it holds."""
+    """Per evaluation set: the law's parameters, and how well it holds."""
     return {
         metric: {
-            "c": fit.law.c[e],
-            "t": dict(zip(fit.law.domains, fit.law.t[e], strict=True)),
-            "interference": fit.law.gamma[e],
+            **fit.law.json(e),
             "huber": quality.huber,
             "rmse": quality.rmse,
             "loo_rmse": quality.loo_rmse,
             "spearman": quality.spearman,
             "loo_spearman": quality.loo_spearman,
             "num_points": len(fit.fitted),
-            "rank": fit.law.rank,
+            "rank": fit.rank,
         }
         for e, (metric, quality) in enumerate(zip(fit.law.metrics, fit.quality, strict=True))
     }
@@ -53,7 +51,7 @@ def verdict_json(kind: str, fit: LawFit, verdict: Verdict, **extra: Any) -> dict
     content = {
         "schema": SCHEMA,
         "kind": kind,
-        "formula": "optimum = argmin_p objective(c_e + exp(sum_d t_ed p_d)) + kl * KL(p || prior), constants dropped",
+        "formula": f"optimum = argmin_p objective({fit.law.formula}) + kl * KL(p || prior), constants dropped",
         "mixture": dict(verdict.mixture),
         "optimum": dict(verdict.optimum.mixture),
         "interval": verdict.interval,
@@ -75,7 +73,7 @@ def verdict_json(kind: str, fit: LawFit, verdict: Verdict, **extra: Any) -> dict
             "kl": settings.kl,
             "prior": dict(settings.prior or Mixture.uniform(domains)),
             "constraints": verdict.constraints.sentences(domains),
-            "huber_delta": fit.problem.delta,
+            **fit.settings,
             "draws": len(verdict.draws),
             "seed": verdict.decision_settings.seed,
         },
@@ -104,12 +102,7 @@ def _alternative(a: Alternative) -> dict[str, Any]:
 def draws_json(verdict: Verdict) -> dict[str, Any]:
     """Posterior draws for live intervals, thinned."""
     chosen = np.linspace(0, len(verdict.draws) - 1, min(_REPORT_DRAWS, len(verdict.draws))).astype(int)
-    return {
-        "metrics": verdict.draws.metrics,
-        "domains": verdict.draws.domains,
-        "c": verdict.draws.c[chosen],
-        "t": verdict.draws.t[chosen],
-    }
+    return verdict.draws.take(chosen).json()
 
 
 def timing_json(verdict: Verdict, **extra: Any) -> dict[str, Any]:

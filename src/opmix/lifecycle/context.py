@@ -17,7 +17,7 @@ from opmix.methods.base import FULL, Effort, LawProposal, Simulation, Stage
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.design import coordinates_of, new_domains
-from opmix.mixing.law import LogLinearLaw
+from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.solver import SolveSettings
 from opmix.progress import Progress
@@ -181,17 +181,9 @@ class SearchContext:
         """Solve a flat problem: contradictory constraints are named before anything is trained."""
         from opmix.mixing.solver import solve
 
-        flat = LogLinearLaw(
-            self.names,
-            self.names,
-            np.zeros(len(self.names)),
-            np.zeros((len(self.names),) * 2),
-            np.zeros(len(self.names)),
-            1,
-        )
         linear = self.config.constraints(available=self.stage.available_tokens)
         solve(
-            flat,
+            LogLinearLaw.flat(self.names),
             coordinates=coordinates_of(self.names, self.old, self.config.new_domains),
             settings=SolveSettings(kl=self.config.solve.kl, prior=self._prior()),
             constraints=linear,

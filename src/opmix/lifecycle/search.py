@@ -16,10 +16,10 @@ from opmix.config import SearchConfig
 from opmix.lifecycle.context import SearchContext
 from opmix.methods.base import LawProposal, Stage
 from opmix.mixing.decision import Verdict
-from opmix.mixing.law import LogLinearLaw
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.table import ProxyTable
 from opmix.progress import Progress, Silent
+from opmix.protocols.law import MixingLaw
 from opmix.results import bits_per_byte, draws_json, timing_json, verdict_json
 from opmix.runs.files import disk_errors, environment, write_json
 from opmix.runs.store import RunStore
@@ -64,7 +64,7 @@ class SearchResult:
         return self.proposal.table
 
     @property
-    def law(self) -> LogLinearLaw:
+    def law(self) -> MixingLaw:
         """The fitted laws."""
         return self.proposal.fit.law
 

@@ -23,9 +23,10 @@ from opmix.methods.proxies import (
 )
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.design import coordinates_of
-from opmix.mixing.law import LogLinearLaw, fit_law
+from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.solver import Coordinates, Solution, SolveSettings, solve
+from opmix.protocols.law import MixingLaw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +94,7 @@ class Olmix:
             },
         )  # fmt: skip
 
-    def _solved(
-        self, law: LogLinearLaw, coordinates: Coordinates, prior: Mixture, stage: Stage
-    ) -> tuple[Solution, bool]:
+    def _solved(self, law: MixingLaw, coordinates: Coordinates, prior: Mixture, stage: Stage) -> tuple[Solution, bool]:
         """The optimum, and whether repetition was capped."""
         settings, caps = SolveSettings(kl=self.kl, prior=prior), repetition_caps(stage, self.max_epochs)
         try:

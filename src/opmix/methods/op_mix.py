@@ -16,12 +16,13 @@ from opmix.methods.adaptive import FIRST_POINTS, Looks, Searched, search_by_look
 from opmix.methods.base import FULL, Effort, LawProposal, MethodContext, Simulation, Stage
 from opmix.mixing.decision import Verdict, confirm, decide
 from opmix.mixing.design import StageDesign, default_points, design_stage, interference, new_domains
-from opmix.mixing.law import LawFit, fit_law
+from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.paired import loss_difference_error, objective_error, objective_values
 from opmix.mixing.posterior import resampling_noise
 from opmix.mixing.table import ProxyTable
 from opmix.mixing.twins import check_twins
+from opmix.protocols.law import LawFit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ class OpMix:
         table = proxy_table(design, simulated)
         fit = self.fit(table, with_interference=bool(design.twins))
         errors = np.array([loss_difference_error(simulated.nll, simulated.tokens, a, b) for a, b in design.twins])
-        check = check_twins(design, table, fit.law, errors, corrected=fit.problem.v is not None)
+        check = check_twins(design, table, fit.interference, errors)
         baseline = dict(zip(table.metrics, map(float, simulated.baseline), strict=True))
         settings = context.solve_settings(simulated.baseline, table.metrics)
         verdict = decide(
@@ -148,7 +149,7 @@ class OpMix:
             delta=self.huber_delta,
         )
         plain = law()
-        too_few = len(kept) < plain.law.rank + 4
+        too_few = len(kept) < plain.rank + 4
         if not with_interference or table.interference is None or too_few:
             return plain
         term = law(interference=table.interference[kept])

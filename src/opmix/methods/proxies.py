@@ -13,8 +13,9 @@ from opmix.errors import ConfigError
 from opmix.methods.base import Stage
 from opmix.methods.bench import Bench, ProxyModel, Start, Trials
 from opmix.mixing.constraints import Constraints
-from opmix.mixing.law import LawFit
 from opmix.mixing.mixture import FloatArray
+from opmix.protocols.law import LawFit
+from opmix.runs.files import plain
 
 _ATTEMPTS = 100
 """Draws for every mixture wanted before a swarm is given up (RegMix's `SAMPLE_MULTIPLIER`)."""
@@ -103,12 +104,12 @@ def trial_rows(trials: Trials, **told: Any) -> list[dict[str, Any]]:
 
 def law_record(fit: LawFit) -> dict[str, Any]:
     """A law and how well it predicts points it was fitted without."""
-    law, losses = fit.law, fit.problem.losses
+    law, losses = fit.law, fit.losses
     spread = np.sum((losses - losses.mean(axis=0)) ** 2, axis=0)
     left_out = 1 - np.sum(fit.residuals**2, axis=0) / spread
     return {
         metric: {
-            "c": float(law.c[e]), "t": dict(zip(law.domains, map(float, law.t[e]), strict=True)), "rmse": q.rmse,
+            **plain({k: v for k, v in law.json(e).items() if k != "interference"}), "rmse": q.rmse,
             "left_out_rmse": q.loo_rmse, "left_out_r2": float(left_out[e]), "left_out_spearman": q.loo_spearman,
         }
         for e, (metric, q) in enumerate(zip(law.metrics, fit.quality, strict=True))

@@ -10,11 +10,11 @@ import numpy as np
 
 from opmix.errors import SolverError
 from opmix.mixing.constraints import Constraints
-from opmix.mixing.law import LawFit
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.paired import gain_probability, objective_values
-from opmix.mixing.posterior import LawDraws, MixtureDraws, draw_laws, percentiles, solve_draws
+from opmix.mixing.posterior import MixtureDraws, percentiles, solve_draws
 from opmix.mixing.solver import Coordinates, Solution, SolveSettings, solve
+from opmix.protocols.law import LawDraws, LawFit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def decide(
     rule = decision or DecisionSettings()
     coordinates = coordinates or Coordinates.identity(fit.law.domains)
     optimum = solve(fit.law, coordinates=coordinates, settings=settings, constraints=constraints)
-    draws = draw_laws(fit, num_draws=rule.num_draws, seed=rule.seed, noise=noise)
+    draws = fit.draws(num_draws=rule.num_draws, seed=rule.seed, noise=noise)
     optima = solve_draws(draws, coordinates, settings, constraints)
 
     scored = {"proposal": optimum.mixture, **{name: m.on(fit.law.domains) for name, m in candidates.items()}}

@@ -8,13 +8,16 @@ predicts exactly where the design can tell and says nothing elsewhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from opmix.errors import LawError
 from opmix.mixing.least_squares import Parameters, evaluate, fit_batch, huber
+from opmix.mixing.log_linear import LogLinearDraws, LogLinearLaw
 from opmix.mixing.mixture import FloatArray
+from opmix.protocols.law import LawQuality
 
 RANK_TOLERANCE = 1e-5
 """Singular values of the mixtures below this share of the largest count as zero."""
@@ -23,49 +26,8 @@ _START_OFFSETS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 @dataclass(frozen=True)
-class LogLinearLaw:
-    r"""Fitted parameters of `loss_e(p) = c_e + exp(t_e . p)`.
-
-    `c` is weakly identified (mixtures move losses little): it is a parameter of the curve, not an irreducible loss.
-    """
-
-    metrics: tuple[str, ...]
-    domains: tuple[str, ...]
-    c: FloatArray  # (E,) nats per token
-    t: FloatArray  # (E, D)
-    gamma: FloatArray  # (E,) nats per unit of interference; predictions are made at interference 0
-    rank: int
-
-    def predict(self, mixtures: FloatArray, interference: FloatArray | None = None) -> FloatArray:
-        """Losses in nats per token, (M, E), at mixtures (M, D).
-
-        Args:
-            mixtures: Shares per domain in the order of `domains`.
-            interference: Of each point, (M,); None: 0, that is, as if trained jointly on the mixture.
-        """
-        # Far from every point a law may say anything; past e^50 it only says "far worse".
-        losses = self.c + np.exp(np.minimum(np.atleast_2d(mixtures) @ self.t.T, 50.0))
-        return losses if interference is None else losses + interference[:, None] * self.gamma
-
-    def gradient(self, mixture: FloatArray) -> FloatArray:
-        """Slope of each loss by each share, (E, D), at one mixture (D,)."""
-        return np.exp(self.t @ mixture)[:, None] * self.t
-
-
-@dataclass(frozen=True)
-class LawQuality:
-    """How well one evaluation set's law holds. Losses in nats per token."""
-
-    huber: float
-    rmse: float
-    loo_rmse: float
-    spearman: float
-    loo_spearman: float
-
-
-@dataclass(frozen=True)
-class LawFit:
-    """A law with everything needed to judge it and to draw from its posterior."""
+class LogLinearFit:
+    """A law with everything needed to judge it and to draw from its posterior; see `LawFit`."""
 
     law: LogLinearLaw
     quality: tuple[LawQuality, ...]
@@ -75,9 +37,67 @@ class LawFit:
     params: Parameters  # batch of E
 
     @property
+    def losses(self) -> FloatArray:
+        """Observed at the points, (M, E)."""
+        return self.problem.losses
+
+    @property
     def residuals(self) -> FloatArray:
         """Observed minus left-one-out prediction, (M, E)."""
         return self.problem.losses - self.loo
+
+    @property
+    def interference(self) -> FloatArray | None:
+        """Nats per unit of interference, (E,); None where the law has no such term."""
+        return None if self.problem.v is None else self.law.gamma
+
+    @property
+    def rank(self) -> int:
+        """Exponents that the design can tell apart."""
+        return self.law.rank
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See `LawFit`."""
+        return {"huber_delta": self.problem.delta}
+
+    def exact(self) -> LogLinearFit:
+        """See `LawFit`."""
+        return replace(self, loo=self.problem.losses)
+
+    def draws(self, *, num_draws: int = 200, seed: int = 0, noise: FloatArray | None = None) -> LogLinearDraws:
+        """Draw laws by a wild bootstrap.
+
+        Each draw adds to the fitted losses the *left-one-out* residuals times one standard normal per point (the same for
+        all evaluation sets, so their correlation stays), plus, where held-out sequences are known, the change from drawing
+        other sequences (the same for all points, because evaluation is paired); then everything is refitted. Compared with
+        the alternatives: resampling rows breaks the small designs that are normal here (nine points on a line); a Laplace
+        approximation misjudges the curved valley between `c` and `t`, which matters because `c` is weakly identified;
+        left-one-out residuals carry the misfit of the law and the degrees of freedom it used up.
+
+        Args:
+            num_draws: B.
+            seed: Of the normal multipliers.
+            noise: Evaluation noise, (B, M, E) in nats: losses on resampled sequences minus losses.
+        """
+        points, num_metrics = self.fitted.shape
+        multipliers = np.random.default_rng(seed).standard_normal((num_draws, points))
+        losses = self.fitted + multipliers[:, :, None] * self.residuals
+        if noise is not None:
+            losses = losses + noise
+        Y = losses.transpose(0, 2, 1).reshape(num_draws * num_metrics, points)
+        mine = (self.params.c, self.params.z, self.params.gamma)
+        start = Parameters(*(np.tile(a, (num_draws,) + (1,) * (a.ndim - 1)) for a in mine))
+        params, _ = self.problem.solve(Y, start, max_iterations=10 if points > 100 else 40)
+        return LogLinearDraws(
+            self.law.metrics,
+            self.law.domains,
+            params.c.reshape(num_draws, num_metrics),
+            (params.z @ self.problem.basis.T).reshape(num_draws, num_metrics, -1),
+            params.gamma.reshape(num_draws, num_metrics),
+            self.law.rank,
+            10 * self.problem.losses.max(axis=0),
+        )
 
 
 @dataclass(frozen=True)
@@ -128,7 +148,7 @@ def fit_law(
     metrics: Sequence[str],
     interference: FloatArray | None = None,
     delta: float = 0.02,
-) -> LawFit:
+) -> LogLinearFit:
     r"""Fit one log-linear law per evaluation set by Huber regression.
 
     Deterministic: several starts from log-linear regressions at different `c`, all polished together in one
@@ -173,7 +193,7 @@ def fit_law(
         )
         for e in range(losses.shape[1])
     )
-    return LawFit(problem.law(params), quality, fitted.T, loo, problem, params)
+    return LogLinearFit(problem.law(params), quality, fitted.T, loo, problem, params)
 
 
 def rank_correlation(a: FloatArray, b: FloatArray) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import ndtr
+from scipy.special import logsumexp, ndtr
 
 from opmix.mixing.mixture import FloatArray
 from opmix.mixing.solver import SolveSettings
@@ -58,6 +58,8 @@ def objective_values(losses: FloatArray, settings: SolveSettings) -> FloatArray:
     if settings.objective == "worst_case":
         reference = 0.0 if settings.reference is None else settings.reference
         return np.asarray(np.max(losses - reference, axis=-1))
+    if settings.objective == "perplexity":
+        return np.asarray(logsumexp(losses, axis=-1, b=settings.weights(losses.shape[-1])))
     return np.asarray(losses @ settings.weights(losses.shape[-1]))
 
 

@@ -8,16 +8,16 @@ mixtures make of a difference at all among the points that were evaluated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from opmix.mixing.decision import Verdict
-from opmix.mixing.law import LawFit
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.paired import objective_values
-from opmix.mixing.posterior import LawDraws, MixtureDraws, draw_laws, percentiles, solve_draws
+from opmix.mixing.posterior import MixtureDraws, percentiles, solve_draws
 from opmix.mixing.solver import SolveSettings
+from opmix.protocols.law import LawDraws, LawFit
 
 NOISE_DRAWS = 50
 """Draws that tell what evaluation noise alone leaves; each is one more solve."""
@@ -41,16 +41,15 @@ def predicted_regret(verdict: Verdict, fit: LawFit, noise: FloatArray | None = N
     Args:
         verdict: Optimum and draws.
         fit: The law they come from.
-        noise: As in `draw_laws`; None: there is no evaluation noise.
+        noise: As in `LawFit.draws`; None: there is no evaluation noise.
     """
-    observed = objective_values(fit.problem.losses, verdict.settings)
+    observed = objective_values(fit.losses, verdict.settings)
     spread = max(float(np.ptp(observed)), 1e-12)
     draws = verdict.draws
     regrets = _regrets(verdict, draws, verdict.optima)
     alone = 0.0
     if noise is not None:
-        exact = replace(fit, loo=fit.problem.losses)
-        few = draw_laws(exact, num_draws=min(NOISE_DRAWS, len(noise)), noise=noise[:NOISE_DRAWS])
+        few = fit.exact().draws(num_draws=min(NOISE_DRAWS, len(noise)), noise=noise[:NOISE_DRAWS])
         optima = solve_draws(few, verdict.coordinates, verdict.settings, verdict.constraints)
         alone = float(_regrets(verdict, few, optima).mean())
     low, high = percentiles(regrets / spread, verdict.decision_settings.interval_level)
@@ -71,9 +70,7 @@ def _regrets(verdict: Verdict, draws: LawDraws, own: MixtureDraws) -> FloatArray
     """`J_b(p*) - J_b(p_b)` of every draw that has an optimum, (B',) nats."""
     proposal = verdict.mixture.weights
     pairs = np.stack([np.broadcast_to(proposal, own.optima.shape), own.optima], axis=1)  # (B', 2, D)
-    exponent = np.einsum("bad,bed->bae", pairs, draws.t[own.kept])
-    losses = np.minimum(draws.c[own.kept][:, None, :] + np.exp(np.minimum(exponent, 50.0)), draws.ceiling)
-    values = objective_values(losses, verdict.settings) + _kl(pairs, verdict.settings)
+    values = objective_values(draws.take(own.kept).predict_each(pairs), verdict.settings) + _kl(pairs, verdict.settings)
     return np.maximum(values[:, 0] - values[:, 1], 0.0)
 
 

@@ -1,6 +1,6 @@
-r"""The convex problem: min_p sum_e omega_e exp(t_e . p) + lambda KL(p || q) under constraints.
+r"""The convex problem: min_p objective(losses of a law at p) + lambda KL(p || q) under constraints.
 
-Solved as a conic program by Clarabel (exponential cones for the laws and the KL term), which knows infeasible
+Solved as a conic program by Clarabel (the law's own cones, exponential ones for the KL term), which knows infeasible
 from difficult. No answer leaves without a certificate that does not depend on the solver: the Frank-Wolfe gap,
 computed by HiGHS on the linearised problem, bounds how far the objective can be from its minimum.
 
@@ -13,22 +13,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 import numpy as np
-from scipy import sparse
+from scipy.special import logsumexp, softmax
 
 from opmix.errors import ConfigError, InfeasibleError, SolverError
+from opmix.mixing.conic import ConicProgram, Goal, Objective
 from opmix.mixing.constraints import Constraints, LinearRow
-from opmix.mixing.law import LogLinearLaw
 from opmix.mixing.mixture import FloatArray, Mixture
-
-Objective = Literal["mean", "weighted", "worst_case"]
+from opmix.protocols.law import MixingLaw
 
 GAP_TOLERANCE = 1e-5
 """Largest certified distance from the optimum that is accepted, in nats (times the objective where that exceeds 1)."""
 VIOLATION_TOLERANCE = 1e-6
 _SMALL_SHARE = 1e-5
+_TANGENT_FLOORS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5)
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,9 @@ class Coordinates:
 class SolveSettings:
     """What is minimised.
 
-    `mean`: the average of `exp(t_e . p)` over evaluation sets (the paper's); `weighted`: with weights `omega` that add
-    up to one; `worst_case`: the largest `c_e + exp(t_e . p) - reference_e`.
+    `mean`: the average loss over evaluation sets, less what no mixture changes (the paper's); `weighted`: with weights
+    `omega` that add up to one; `worst_case`: the largest `loss_e - reference_e`; `perplexity`: the logarithm of the
+    (weighted) mean perplexity, `log sum_e omega_e exp(loss_e)`, whose optimum is that of the mean perplexity itself.
     """
 
     objective: Objective = "mean"
@@ -89,7 +89,7 @@ class Solution:
 
 
 def solve(
-    law: LogLinearLaw,
+    law: MixingLaw,
     *,
     coordinates: Coordinates | None = None,
     settings: SolveSettings | None = None,
@@ -112,6 +112,7 @@ def solve(
     Examples:
         A linear loss has the closed form q exp(-a / lambda):
 
+        >>> from opmix.mixing.log_linear import LogLinearLaw
         >>> law = LogLinearLaw(("m",), ("a", "b"), np.zeros(1), np.array([[0.001, 0.0]]), np.zeros(1), 2)
         >>> answer = solve(law, settings=SolveSettings(kl=0.001))
         >>> round(answer.mixture["a"], 3), round(float(1 / (1 + np.exp(1.0))), 3)
@@ -147,7 +148,7 @@ def solve(
 
 @dataclass(frozen=True)
 class _Problem:
-    law: LogLinearLaw
+    law: MixingLaw
     coordinates: Coordinates
     settings: SolveSettings
     constraints: Constraints
@@ -162,7 +163,7 @@ class _Problem:
     @classmethod
     def build(
         cls,
-        law: LogLinearLaw,
+        law: MixingLaw,
         coordinates: Coordinates | None,
         settings: SolveSettings,
         constraints: Constraints,
@@ -199,7 +200,9 @@ class _Problem:
         kl = float(np.sum(p[used] * np.log(p[used] / np.maximum(self.q[used], 1e-300)))) if self.settings.kl else 0.0
         if self.settings.objective == "worst_case":
             return float(self._worst_gaps(p).max()) + self.settings.kl * kl
-        return float(self.omega @ np.exp(self.law.t @ p)) + self.settings.kl * kl
+        if self.settings.objective == "perplexity":
+            return float(logsumexp(self.law.predict(p[None])[0], b=self.omega)) + self.settings.kl * kl
+        return float(self.omega @ self.law.varying(p[None])[0]) + self.settings.kl * kl
 
     def violation(self, p: FloatArray) -> float:
         worst = max((float(r.row @ p - r.bound) for r in self.rows), default=0.0)
@@ -265,7 +268,19 @@ class _Problem:
             if not better < gap:
                 break
             x, gap = trial, better
+        if not gap <= GAP_TOLERANCE:
+            gap = min([gap, *(self.raised_gap(x, floor) for floor in _TANGENT_FLOORS)])
         return x, gap
+
+    def raised_gap(self, x: FloatArray, floor: float) -> float:
+        """The gap of x by the tangent at a point beside it whose small shares are `floor`.
+
+        Any tangent bounds the minimum from below. Where slopes at zero are infinite (`p^rho`), the one at the answer itself says nothing.
+        """
+        beside = np.maximum(x, floor)
+        q = self.E.T @ (beside / beside.sum())
+        objective = self.value(q)
+        return max(0.0, self.frank_wolfe_gap(q, objective) + self.value(self.E.T @ x) - objective)
 
     def _kl_slope(self, p: FloatArray) -> FloatArray:
         if not self.settings.kl:
@@ -274,13 +289,31 @@ class _Problem:
         return self.settings.kl * np.where(self.q > 0, np.log(shares / np.maximum(self.q, 1e-300)) + 1, 0.0)
 
     def slope(self, p: FloatArray) -> FloatArray:
-        """Gradient of the weighted-mean objective, (D,)."""
-        return self._kl_slope(p) + self.omega @ self.law.gradient(p)
+        """Gradient of a mean objective or of the log mean perplexity, (D,)."""
+        pull = self.omega
+        if self.settings.objective == "perplexity":
+            pull = softmax(np.log(np.maximum(self.omega, 1e-300)) + self.law.predict(p[None])[0])
+        return self._kl_slope(p) + pull @ self.law.gradient(p)
 
     # -- the conic program -------------------------------------------------------------------------------------
 
+    def _program(self, rows: Sequence[LinearRow], limits: Sequence[str], *, with_objective: bool) -> ConicProgram:
+        metrics, settings = self.law.metrics, self.settings
+        used = list(range(len(metrics))) if with_objective else [metrics.index(m) for m in limits]
+        goal = Goal(
+            objective=settings.objective, omega=self.omega, reference=self._reference(), kl=settings.kl, prior=self.q
+        )
+        return ConicProgram(
+            E=self.E,
+            form=self.law.conic(used),
+            constant=self.law.constant[used],
+            rows=rows,
+            limits=[(used.index(metrics.index(m)), self.constraints.max_loss[m]) for m in limits],
+            goal=goal if with_objective else None,
+        )
+
     def conic(self) -> tuple[FloatArray, str, int]:
-        solution = _run_clarabel(self, self.rows, tuple(self.constraints.max_loss), with_objective=True)
+        solution = self._program(self.rows, tuple(self.constraints.max_loss), with_objective=True).solve()
         status = str(solution.status)
         if status in ("PrimalInfeasible", "AlmostPrimalInfeasible"):
             raise InfeasibleError(self._conflicts())
@@ -302,10 +335,8 @@ class _Problem:
         def feasible(kept: Sequence[str]) -> bool:
             rows = tuple(r for r in self.rows if r.label in kept)
             limits = tuple(m for m in self.constraints.max_loss if m in kept)
-            return str(_run_clarabel(self, rows, limits, with_objective=False).status) in (
-                "Solved",
-                "AlmostSolved",
-            )
+            program = self._program(rows, limits, with_objective=False)
+            return str(program.solve().status) in ("Solved", "AlmostSolved")
 
         if check_only and feasible(labels):
             return []
@@ -320,54 +351,3 @@ class _Problem:
         else:
             sentences.append("shares add up to 1")
         return sentences
-
-
-def _run_clarabel(problem: _Problem, rows: Sequence[LinearRow], limits: Sequence[str], *, with_objective: bool) -> Any:
-    """Variables: x (C), u (one per law used), s (one per domain, KL), tau (worst case)."""
-    import clarabel
-
-    E, law, settings = problem.E, problem.law, problem.settings
-    C, D = E.shape
-    worst = settings.objective == "worst_case"
-    used = list(range(len(law.metrics))) if with_objective else [law.metrics.index(m) for m in limits]
-    kl_on = [d for d in range(D) if problem.q[d] > 0] if with_objective and settings.kl > 0 else []
-    U, S = len(used), len(kl_on)
-    n = C + U + S + 1
-    cost = np.zeros(n)
-    if with_objective:
-        cost[C : C + U] = 0.0 if worst else problem.omega
-        cost[C + U : C + U + S] = settings.kl
-        cost[-1] = 1.0 if worst else 0.0
-        cost /= max(1.0, settings.kl)  # the solver's tolerances are absolute
-    zero = [(np.append(np.ones(C), np.zeros(n - C)), 1.0)]
-    if not worst or not with_objective:
-        zero.append((np.eye(n)[-1], 0.0))
-    nonneg = [(-np.eye(n)[i], 0.0) for i in range(C)]
-    nonneg += [(np.append(E @ r.row, np.zeros(n - C)), r.bound) for r in rows]
-    for metric in limits:
-        e = law.metrics.index(metric)
-        nonneg.append((np.eye(n)[C + used.index(e)], problem.constraints.max_loss[metric] - law.c[e]))
-    if worst and with_objective:
-        reference = problem._reference()
-        nonneg += [(np.eye(n)[C + i] - np.eye(n)[-1], reference[e] - law.c[e]) for i, e in enumerate(used)]
-    exponential = []  # (a, b, c): b exp(a / b) <= c, written as s = h - G x in the cone
-    for i, e in enumerate(used):
-        exponential += [
-            (np.append(-(E @ law.t[e]), np.zeros(n - C)), 0.0),
-            (np.zeros(n), 1.0),
-            (-np.eye(n)[C + i], 0.0),
-        ]
-    for i, d in enumerate(kl_on):  # p log(p / q) <= s  <=>  p exp(-s / p) <= q
-        share = np.append(-E[:, d], np.zeros(n - C))
-        exponential += [(np.eye(n)[C + U + i], 0.0), (share, 0.0), (np.zeros(n), float(problem.q[d]))]
-    everything = zero + nonneg + exponential
-    A = sparse.csc_matrix(np.array([row for row, _ in everything]))
-    b = np.array([bound for _, bound in everything])
-    cones = [clarabel.ZeroConeT(len(zero)), clarabel.NonnegativeConeT(len(nonneg))]
-    cones += [clarabel.ExponentialConeT()] * (U + S)
-    options = clarabel.DefaultSettings()
-    options.verbose = False
-    options.max_iter = 200
-    options.tol_gap_abs = options.tol_gap_rel = 1e-13
-    options.tol_feas = 1e-11
-    return clarabel.DefaultSolver(sparse.csc_matrix((n, n)), cost, A, b, cones, options).solve()

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from opmix.mixing.design import StageDesign
-from opmix.mixing.law import LogLinearLaw
 from opmix.mixing.mixture import FloatArray
 from opmix.mixing.table import ProxyTable
 
@@ -94,22 +93,21 @@ class InterferenceCheck:
 
 
 def check_twins(
-    design: StageDesign, table: ProxyTable, law: LogLinearLaw, paired_errors: FloatArray, *, corrected: bool
+    design: StageDesign, table: ProxyTable, interference: FloatArray | None, paired_errors: FloatArray
 ) -> InterferenceCheck:
     """Compare every pair of twins.
 
     Args:
         design: With its twins.
         table: Losses and interference of all points.
-        law: Fitted with or without an interference term.
+        interference: What the law says a unit of it costs, (E,) nats; None: it has no such term.
         paired_errors: Standard error of each twin's difference, (number of twins, E).
-        corrected: Whether the law has the term.
     """
-    losses, v = table.losses, table.interference
+    losses, v, corrected = table.losses, table.interference, interference is not None
     twins = tuple(
         Twin(
             joint=a, averaged=b, difference=losses[b] - losses[a], standard_error=error,
-            explained=law.gamma * (v[b] - v[a]) if corrected and v is not None else np.zeros(losses.shape[1]),
+            explained=interference * (v[b] - v[a]) if interference is not None and v is not None else np.zeros(losses.shape[1]),
         )
         for (a, b), error in zip(design.twins, paired_errors, strict=True)
     )  # fmt: skip

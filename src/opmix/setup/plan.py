@@ -17,7 +17,7 @@ from opmix.lifecycle.context import SearchContext
 from opmix.lifecycle.estimates import early_sequences, eval_sequences
 from opmix.methods.base import Stage
 from opmix.mixing.design import StageDesign, coordinates_of
-from opmix.mixing.law import LogLinearLaw
+from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.solver import solve
 from opmix.progress import Silent
@@ -165,12 +165,11 @@ def _check_held_out(config: SearchConfig, sizes: Sizes, findings: Findings) -> N
 def _check_constraints(context: SearchContext, known: Mapping[str, Size], findings: Findings) -> None:
     """Solve a flat problem, as the search itself does before it trains; here with estimated tokens."""
     names = context.names
-    flat = LogLinearLaw(names, names, np.zeros(len(names)), np.zeros((len(names),) * 2), np.zeros(len(names)), 1)
     available = {n: t for n, t in context.stage.available_tokens.items() if n in known}
 
     def attempt(slack: float) -> None:
         solve(
-            flat,
+            LogLinearLaw.flat(names),
             coordinates=coordinates_of(names, context.old, context.config.new_domains),
             settings=context.solve_settings(np.zeros(len(names)), names),
             constraints=context.config.constraints(available={n: round(t * slack) for n, t in available.items()}),

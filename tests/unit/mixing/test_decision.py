@@ -5,7 +5,7 @@ from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings, confirm, decide
 from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import Mixture
-from opmix.mixing.posterior import draw_laws, resampling_noise, solve_draws
+from opmix.mixing.posterior import resampling_noise, solve_draws
 from opmix.mixing.solver import Coordinates, SolveSettings, solve
 
 DOMAINS = ("a", "b", "c")
@@ -73,7 +73,7 @@ def test_intervals_cover_the_true_optimum():
         fit, t = swarm(seed, noise=0.01)
         truth = type(fit.law)(DOMAINS, DOMAINS, np.full(3, 2.0), t, np.zeros(3), 3)
         best = solve(truth).mixture
-        draws = draw_laws(fit, num_draws=100, seed=seed)
+        draws = fit.draws(num_draws=100, seed=seed)
         interval = solve_draws(draws, Coordinates.identity(DOMAINS), SolveSettings(), Constraints()).interval(0.9)
         for d in DOMAINS:
             trials += 1
@@ -93,7 +93,7 @@ def test_resampling_noise_is_shared_by_paired_points():
 
 def test_absurd_extrapolation_is_cut_at_the_ceiling():
     fit, _ = swarm(0, noise=0.01)
-    draws = draw_laws(fit, num_draws=5)
+    draws = fit.draws(num_draws=5)
     wild = type(draws)(draws.metrics, draws.domains, draws.c, draws.t * 1e4, draws.gamma, draws.rank, draws.ceiling)
     assert np.all(wild.predict(np.eye(3)) <= 10 * fit.problem.losses.max(axis=0))
     assert np.array_equal(draws.law(2).predict(np.eye(3)), draws.predict(np.eye(3))[2])

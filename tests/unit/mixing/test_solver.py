@@ -6,7 +6,7 @@ from scipy.optimize import minimize
 
 from opmix.errors import ConfigError, InfeasibleError
 from opmix.mixing.constraints import Constraints, Group
-from opmix.mixing.law import LogLinearLaw
+from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.solver import Coordinates, SolveSettings, solve
 

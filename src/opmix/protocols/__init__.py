@@ -1,0 +1,1 @@
+"""Interfaces and the values they exchange; nothing here computes."""
