@@ -14,11 +14,11 @@ FLOORS = [
     {"runs", "compute", "mixing", "protocols", "strict"},
     {"results", "config"},
     {"report", "exporters", "trackers", "display"},
-    {"data", "models", "model_files", "methods", "scratch"},
+    {"data", "models", "model_files", "scratch"},
     {"training", "testing"},
     {"learners"},
     {"probes"},
-    {"scores"},
+    {"methods", "scores"},
     {"lifecycle"},
     {"comparison"},
     {"api", "fit"},
@@ -79,7 +79,6 @@ PEERS = {
     "data",
     "models",
     "model_files",
-    "methods",
 }
 
 

@@ -20,11 +20,11 @@ from opmix.compute.schedule import with_schedule
 from opmix.config import SearchConfig
 from opmix.errors import ConfigError
 from opmix.lifecycle.context import SearchContext
-from opmix.methods.bench import ProxyModel, Trials, Watched
-from opmix.methods.online import OnlineMixer, Stint
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.models import model_fingerprint, model_shape
 from opmix.probes.evaluation import evaluate
+from opmix.protocols.online_mixer import OnlineMixer, Stint, Watched
+from opmix.protocols.trials import TrialModel, Trials
 from opmix.runs.store import RunStore, fingerprint
 from opmix.scratch import new_model
 from opmix.training.factory import StepProgress, TrainSpec, quiet, run_training
@@ -71,12 +71,12 @@ class TrialBench(SearchContext):
         """Evaluation sets, in the order of the stage's domains."""
         return tuple(h.name for h in self.session.held_out)
 
-    def train(self, mixtures: Sequence[Mixture], proxy: ProxyModel, *, label: str) -> Trials:
+    def train(self, mixtures: Sequence[Mixture], proxy: TrialModel, *, label: str) -> Trials:
         """See `Bench`."""
         runs = [self._run(m, proxy, label, i, keep=False) for i, m in enumerate(mixtures)]
         return self._trials(mixtures, runs, proxy)
 
-    def average(self, mixtures: Sequence[Mixture], weights: FloatArray, proxy: ProxyModel, *, label: str) -> Trials:
+    def average(self, mixtures: Sequence[Mixture], weights: FloatArray, proxy: TrialModel, *, label: str) -> Trials:
         """See `Bench`."""
         weights = np.asarray(weights, dtype=np.float64)
         shares = np.array([m.on(self.names).weights for m in mixtures])
@@ -103,7 +103,7 @@ class TrialBench(SearchContext):
         averaged = [Mixture(self.names, row @ shares) for row in weights]
         return self._trials(averaged, result["evaluations"], proxy)
 
-    def watch(self, mixer: OnlineMixer, proxy: ProxyModel, *, label: str, reference: Mixture | None = None) -> Watched:
+    def watch(self, mixer: OnlineMixer, proxy: TrialModel, *, label: str, reference: Mixture | None = None) -> Watched:
         """See `Bench`."""
         steps = steps_for(proxy.tokens, self.prepared.train, self.config.trainer)
         start = mixer.init(self, steps)
@@ -156,7 +156,7 @@ class TrialBench(SearchContext):
     def _run(
         self,
         mixture: Mixture,
-        proxy: ProxyModel,
+        proxy: TrialModel,
         label: str,
         number: int,
         *,
@@ -193,7 +193,7 @@ class TrialBench(SearchContext):
         self._book_evaluations(f"{label} {number}", 1, result["shape"], 0.0)
         return result
 
-    def _trained(self, model: Any, mixture: Mixture, proxy: ProxyModel, name: str) -> dict[str, Any]:
+    def _trained(self, model: Any, mixture: Mixture, proxy: TrialModel, name: str) -> dict[str, Any]:
         """Train in place; the tokens and FLOPs it took."""
         train, objective, usage = self.prepared.train, self.prepared.objective, Usage()
         steps = steps_for(proxy.tokens, train, self.config.trainer)
@@ -211,7 +211,7 @@ class TrialBench(SearchContext):
         spent = training_cost(plan, usage, objective, shape, self.config.sequence_length).cost()
         return {"tokens": spent.total("tokens"), "flops": spent.total("flops"), "steps": steps}
 
-    def _start(self, proxy: ProxyModel) -> Any:
+    def _start(self, proxy: TrialModel) -> Any:
         """A copy of the model as it is now, or a new one; on the model's device."""
         current = self.session.model
         if proxy.start == "current":
@@ -232,7 +232,7 @@ class TrialBench(SearchContext):
         made = new_model({**architecture, **proxy.architecture}, self.tokenizer, self.config.seed)
         return made.to(next(current.parameters()).device)
 
-    def _inputs(self, proxy: ProxyModel) -> dict[str, Any]:
+    def _inputs(self, proxy: TrialModel) -> dict[str, Any]:
         """What every run of a proxy model depends on."""
         start = model_fingerprint(self.session.model) if proxy.start == "current" else self.architecture
         return {
@@ -256,7 +256,7 @@ class TrialBench(SearchContext):
         flops = tokens * ModelShape(**shape).forward(self.config.sequence_length)
         self.ledger.add(Entry(step=f"{step}: losses", purpose="proxies", tokens=tokens, flops=flops, seconds=seconds))
 
-    def _baseline(self, proxy: ProxyModel) -> FloatArray:
+    def _baseline(self, proxy: TrialModel) -> FloatArray:
         def work() -> dict[str, Any]:
             model = self._start(proxy)
             return {**self._evaluated(model), "shape": vars(model_shape(model))}
@@ -266,7 +266,7 @@ class TrialBench(SearchContext):
         self._book_evaluations("start", 1, result["shape"], 0.0)
         return np.array(result["losses"])
 
-    def _trials(self, mixtures: Sequence[Mixture], runs: Sequence[Mapping[str, Any]], proxy: ProxyModel) -> Trials:
+    def _trials(self, mixtures: Sequence[Mixture], runs: Sequence[Mapping[str, Any]], proxy: TrialModel) -> Trials:
         return Trials(
             metrics=self.metrics,
             mixtures=tuple(m.on(self.names) for m in mixtures),

@@ -19,10 +19,10 @@ from opmix.lifecycle.offer import decision_config, old_available
 from opmix.lifecycle.runtime import shape_from
 from opmix.lifecycle.stage_run import StageRun
 from opmix.lifecycle.stages import Segment
-from opmix.methods.base import Proposal
 from opmix.methods.catalogue import Entry
 from opmix.mixing.mixture import Mixture
 from opmix.progress import Advance
+from opmix.protocols.mixing_method import Proposal
 from opmix.runs.files import write_json
 from opmix.runs.store import RunStore
 from opmix.training.checkpoints import mark_checkpoint

@@ -13,11 +13,11 @@ from opmix.lifecycle.measuring import last_loss, watched_rows, write_log
 from opmix.lifecycle.runtime import shape_from
 from opmix.lifecycle.stages import Segment
 from opmix.lifecycle.steps import epochs_allowed
-from opmix.methods.base import Proposal
-from opmix.methods.online import Stint
 from opmix.mixing.mixture import Mixture
 from opmix.probes.evaluation import HeldOut, evaluate
 from opmix.probes.held_out import held_out
+from opmix.protocols.mixing_method import Proposal
+from opmix.protocols.online_mixer import Stint
 from opmix.training.checkpoints import whole_checkpoints
 from opmix.training.matched import TrainingPlan, training_cost
 from opmix.training.objectives import Usage

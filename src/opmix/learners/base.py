@@ -14,9 +14,9 @@ from transformers import Trainer
 
 from opmix.compute.flops import ModelShape
 from opmix.data import Rows
-from opmix.methods.base import Proposal
-from opmix.methods.bench import Bench
 from opmix.mixing.mixture import Mixture
+from opmix.protocols.mixing_method import Proposal
+from opmix.protocols.trials import TrialRunner
 from opmix.training.factory import TrainSpec
 from opmix.training.objectives import Usage
 
@@ -56,7 +56,7 @@ class Learner(Protocol):
     def in_place(self) -> bool:
         """Whether the Trainer trains the model itself, so that its checkpoints are models (False: adapters around it)."""
 
-    def propose(self, context: Bench) -> Proposal:
+    def propose(self, context: TrialRunner) -> Proposal:
         """The mixture it trains on; see `MixingMethod`."""
 
     def begin(self, model: Any, lesson: Lesson) -> Any:

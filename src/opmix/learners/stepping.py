@@ -11,10 +11,10 @@ from torch import nn
 from transformers import Trainer
 
 from opmix.learners.base import Lesson
-from opmix.methods.base import Proposal
-from opmix.methods.bench import Bench
 from opmix.mixing.design import new_domains
 from opmix.mixing.mixture import Mixture
+from opmix.protocols.mixing_method import Proposal
+from opmix.protocols.trials import TrialRunner
 from opmix.training.factory import TrainSpec, default_trainer
 
 Correct = Callable[[Any, int, float], None]
@@ -67,7 +67,7 @@ class NewOnly:
         """Yes."""
         return True
 
-    def propose(self, context: Bench) -> Proposal:
+    def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
         stage = context.stage
         new = new_domains(stage.domains, stage.old) if stage.new is None else stage.new

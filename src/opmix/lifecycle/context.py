@@ -13,7 +13,6 @@ from opmix.config import SearchConfig
 from opmix.domain import SPLITS
 from opmix.errors import ConfigError
 from opmix.lifecycle.estimates import early_sequences, eval_sequences, method_of
-from opmix.methods.base import FULL, Effort, LawProposal, Simulation, Stage
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.design import coordinates_of, new_domains
@@ -21,6 +20,7 @@ from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.solver import SolveSettings
 from opmix.progress import Progress
+from opmix.protocols.mixing_method import FULL, DecisionProblem, Fidelity, LawProposal, Simulation
 from opmix.runs.files import default_cache_dir
 from opmix.runs.store import RunStore, fingerprint
 
@@ -65,7 +65,7 @@ class SearchContext:
         """
         model, tokenizer = self._load(model, tokenizer)
         self.prepared = self._prepare(model, tokenizer) if data is None else data
-        self.stage = Stage(
+        self.stage = DecisionProblem(
             domains=self.names, old=self.old, budget_tokens=self.config.budget.tokens,
             available_tokens=self.prepared.available_tokens, seed=self.config.seed, new=self.config.new_domains,
         )  # fmt: skip
@@ -106,10 +106,10 @@ class SearchContext:
         points: Sequence[InterpolationWeights],
         *,
         label: str,
-        effort: Effort = FULL,
+        fidelity: Fidelity = FULL,
     ) -> Simulation:
         """See `MethodContext`."""
-        return self.session.simulate(design, points, label=label, effort=effort)
+        return self.session.simulate(design, points, label=label, fidelity=fidelity)
 
     def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
         """See `MethodContext`."""

@@ -9,10 +9,10 @@ from opmix.compute.budget import sequences_per_step, world_size
 from opmix.compute.flops import ModelShape
 from opmix.config import SearchConfig
 from opmix.methods.adaptive import Closeness, Looks
-from opmix.methods.base import Stage as Decision
 from opmix.methods.op_mix import OpMix
 from opmix.mixing.design import coordinates_of
 from opmix.mixing.mixture import Mixture
+from opmix.protocols.mixing_method import DecisionProblem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def eval_sequences(config: SearchConfig, old: Mixture | None) -> list[int]:
 def estimate_search(config: SearchConfig, old: Mixture | None) -> SearchEstimate:
     """Tokens of one search, of an adaptive one at most; the confirming probe, which only some searches train, is left out."""
     names, length = tuple(config.domains), config.sequence_length
-    decision = Decision(
+    decision = DecisionProblem(
         domains=names, old=old, budget_tokens=config.budget.tokens, available_tokens=dict.fromkeys(names, 1), seed=config.seed,
         new=config.new_domains,
     )  # fmt: skip
@@ -80,7 +80,7 @@ def estimate_search(config: SearchConfig, old: Mixture | None) -> SearchEstimate
     )  # fmt: skip
 
 
-def early_sequences(config: SearchConfig, old: Mixture | None, decision: Decision) -> int:
+def early_sequences(config: SearchConfig, old: Mixture | None, decision: DecisionProblem) -> int:
     """Sequences that an adaptive search evaluates before its last look, at most, times the models it evaluates them with."""
     method, looks = method_of(config), looks_of(config)
     if looks is None:
@@ -99,7 +99,7 @@ def early_sequences(config: SearchConfig, old: Mixture | None, decision: Decisio
     return total
 
 
-def _closer_points(method: OpMix, decision: Decision, close: Closeness) -> bool:
+def _closer_points(method: OpMix, decision: DecisionProblem, close: Closeness) -> bool:
     """Whether the last doubling of the points added any."""
     counts = [method.few_points(decision, level) for level in (close.points - 1, close.points)]
     return counts[1] > counts[0]

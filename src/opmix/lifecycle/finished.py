@@ -13,9 +13,9 @@ import numpy as np
 from opmix.config import SearchConfig, parse_config
 from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.context import SearchContext
-from opmix.methods.base import LawProposal, Simulation
 from opmix.mixing.design import StageDesign
 from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.protocols.mixing_method import LawProposal, Simulation
 
 
 @dataclass(frozen=True, kw_only=True)

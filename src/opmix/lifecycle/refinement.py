@@ -9,10 +9,10 @@ import numpy as np
 
 from opmix.lifecycle.finished import Finished, reference_of
 from opmix.lifecycle.verification import Verification, extend, padded
-from opmix.methods.base import LawProposal, Simulation
 from opmix.mixing.design import StageDesign
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture
 from opmix.mixing.paired import gain_probability, loss_difference_error, objective_error, objective_values
+from opmix.protocols.mixing_method import LawProposal, Simulation
 
 NEIGHBOURS = 4
 """Fitted points, the nearest in mixture, that every new probe is also interpolated half-way with."""
@@ -90,7 +90,7 @@ def _with_vertex(found: Finished, state: _State, name: str, mixture: Mixture, nu
     new = [
         InterpolationWeights(probes.probes, w) for w in (vertex, *(0.5 * (vertex + points[i].weights) for i in near))
     ]
-    made = found.context.simulate(probes, new, label=f"refine-{number}", effort=state.simulated.effort)
+    made = found.context.simulate(probes, new, label=f"refine-{number}", fidelity=state.simulated.fidelity)
     design = replace(
         old,
         probes=probes,

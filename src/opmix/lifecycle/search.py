@@ -14,12 +14,12 @@ import numpy as np
 from opmix.compute.ledger import Ledger
 from opmix.config import SearchConfig
 from opmix.lifecycle.context import SearchContext
-from opmix.methods.base import LawProposal, Stage
 from opmix.mixing.decision import Verdict
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.table import ProxyTable
 from opmix.progress import Progress, Silent
 from opmix.protocols.law import MixingLaw
+from opmix.protocols.mixing_method import DecisionProblem, LawProposal
 from opmix.results import bits_per_byte, draws_json, timing_json, verdict_json
 from opmix.runs.files import disk_errors, environment, write_json
 from opmix.runs.store import RunStore
@@ -36,7 +36,7 @@ class SearchResult:
     proposal: LawProposal
     ledger: Ledger
     config: SearchConfig
-    stage: Stage
+    stage: DecisionProblem
     bytes_per_token: Mapping[str, float]
     """Of each held-out set; turns nats per token into bits per byte."""
     counts: Mapping[str, Mapping[str, Mapping[str, int]]]

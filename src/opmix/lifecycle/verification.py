@@ -165,7 +165,7 @@ def verify(found: Finished, chosen: Mapping[str, Mixture]) -> Verification:
     proxies = [padded(w, extended) for w in weights]
     direct = single[len(design.probes.probes) :]
     before = context.ledger.total("flops")
-    made = context.simulate(extended, [*direct, *proxies], label="verify", effort=simulated.effort)
+    made = context.simulate(extended, [*direct, *proxies], label="verify", fidelity=simulated.fidelity)
     cost = context.ledger.total("flops") - before
     kl = _divergences(found, extended, direct, proxies)
     law = found.proposal.fit.law
@@ -233,14 +233,14 @@ def _divergences(
     proxies: Sequence[InterpolationWeights],
 ) -> FloatArray:
     """KL(direct || proxy) of every pair, (N, E); kept in the run folder."""
-    context, effort = found.context, found.simulated.effort
+    context, fidelity = found.context, found.simulated.fidelity
     session = context.session
 
     def work() -> dict[str, Any]:
         from opmix.probes.evaluation import predictive_kl
         from opmix.probes.interpolation import make_proxies
 
-        with session.probed(design, effort.steps) as (wrapped, keys):
+        with session.probed(design, fidelity.steps) as (wrapped, keys):
             simulated = make_proxies(wrapped, [f"probe_{i}" for i in range(len(keys))], backend=session.backend)
             few = [h.first(KL_SEQUENCES) for h in session.held_out]
             with context.progress.task("divergence of predictions", len(direct)) as advance:
@@ -254,7 +254,7 @@ def _divergences(
     inputs = {
         "probes": {p: dict(design.row(p)) for p in design.probes}, "settings": vars(session.settings), "seed": session.seed,
         "data": session.data_fingerprint, "points": [w.weights for w in (*direct, *proxies)], "sequences": KL_SEQUENCES,
-        **({} if effort.steps is None else {"at": effort.steps}),
+        **({} if fidelity.steps is None else {"at": fidelity.steps}),
     }  # fmt: skip
     result, _ = context.store.step("verify-divergence", inputs, work)
     return np.array(result["kl"], dtype=np.float64)

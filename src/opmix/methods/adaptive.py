@@ -23,9 +23,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from opmix.errors import InfeasibleError, LawError, SolverError
-from opmix.methods.base import Effort, LawProposal, MethodContext, Simulation
 from opmix.mixing.design import StageDesign
 from opmix.mixing.regret import PredictedRegret, change, predicted_regret
+from opmix.protocols.mixing_method import Fidelity, LawProposal, MethodContext, Simulation
 
 if TYPE_CHECKING:
     from opmix.methods.op_mix import OpMix
@@ -78,9 +78,9 @@ class Closeness:
     sequences: int = 0
     points: int = 0
 
-    def effort(self, looks: Looks, steps: int) -> Effort:
+    def fidelity(self, looks: Looks, steps: int) -> Fidelity:
         """What that is worth after so many steps."""
-        return Effort(steps=steps, thinning=self.thinning(looks))
+        return Fidelity(steps=steps, thinning=self.thinning(looks))
 
     def thinning(self, looks: Looks) -> int:
         """Every how manieth sequence is used."""
@@ -184,7 +184,7 @@ def _look(
     method: OpMix, context: MethodContext, looks: Looks, steps: int, close: Closeness, before: Look | None
 ) -> Look:
     points = method.few_points(context.stage, close.points)
-    found = method.looked_at(context, close.effort(looks, steps), points=points)
+    found = method.looked_at(context, close.fidelity(looks, steps), points=points)
     verdict, fit = found.proposal.verdict, found.proposal.fit
     regret = predicted_regret(verdict, fit, method.evaluation_noise(context, found.design, found.simulated))
     moved = None

@@ -23,10 +23,10 @@ from typing import Literal
 import numpy as np
 
 from opmix.errors import ConfigError
-from opmix.methods.bench import Bench
-from opmix.methods.online import Observation, Signal, State, Stint
 from opmix.methods.weights import at_least, interval, listed, stint, uniform
 from opmix.mixing.mixture import FloatArray
+from opmix.protocols.online_mixer import Observation, Signal, State, Stint
+from opmix.protocols.trials import TrialRunner
 
 EXPONENTS = (0.05, 0.8)
 """Of the law (published code: bounded by 0.05 below, penalised above 0.8)."""
@@ -62,9 +62,9 @@ class Ado:
         """Training losses, which are free."""
         return frozenset({"train_loss"})
 
-    def init(self, bench: Bench, total_steps: int) -> tuple[State, Stint]:
+    def init(self, runner: TrialRunner, total_steps: int) -> tuple[State, Stint]:
         """The prior; see `OnlineMixer`."""
-        stage = bench.stage
+        stage = runner.stage
         prior = stage.by_size.weights if self.prior == "size" else uniform(len(stage.domains))
         start = listed(at_least(prior, self.floor))
         state = {

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from opmix.errors import ConfigError
-from opmix.methods.bench import Bench
-from opmix.methods.online import Observation, Signal, State, Stint
 from opmix.methods.weights import exponentiated, interval, listed, stint, uniform
 from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.protocols.online_mixer import Observation, Signal, State, Stint
+from opmix.protocols.trials import TrialRunner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +52,14 @@ class Aioli:
         """Held-out losses."""
         return frozenset({"held_out"})
 
-    def init(self, bench: Bench, total_steps: int) -> tuple[State, Stint]:
+    def init(self, runner: TrialRunner, total_steps: int) -> tuple[State, Stint]:
         """A short uniform stint, to learn the losses before the first sweep; see `OnlineMixer`."""
-        domains, num = bench.stage.domains, len(bench.stage.domains)
+        domains, num = runner.stage.domains, len(runner.stage.domains)
         whole = max(interval(self.every, total_steps), 2 * num)
         sweeps = max(1, min(self.sweeps, int(self.sweep_share * whole / num)))
         steps = max(1, min(self.sweep_steps, int(self.sweep_share * whole / (num * sweeps))))
         state = {
-            "domains": list(domains), "every": whole, "sweeps": sweeps, "sweep_steps": steps, "seed": bench.stage.seed, "round": 0,
+            "domains": list(domains), "every": whole, "sweeps": sweeps, "sweep_steps": steps, "seed": runner.stage.seed, "round": 0,
             "weights": listed(uniform(num)), "sweeping": False, "queue": [], "before": [], "drops": [], "mixtures": [], "matrix": None,
         }  # fmt: skip
         return state, stint(state, steps)

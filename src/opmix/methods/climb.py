@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from opmix.errors import ConfigError
-from opmix.methods.base import Proposal
-from opmix.methods.bench import Bench, Start
 from opmix.methods.proxies import check_settings, generator, proxy_model, settings_of, trial_rows
 from opmix.methods.trees import BoostedTrees, FittedTrees, left_out_ranks
 from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.protocols.mixing_method import Proposal
+from opmix.protocols.trials import Start, TrialRunner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Climb:
                 f"runs: {list(self.runs)}; expected at least one whole number >= 1, {self.pool} (pool) in all at most"
             )
 
-    def propose(self, context: Bench) -> Proposal:
+    def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
         stage, rng = context.stage, generator(context.stage, 5)
         proxy = proxy_model(context, self.proxy_share, self.start, self.architecture)

@@ -10,8 +10,6 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from opmix.errors import ConfigError
-from opmix.methods.base import Proposal
-from opmix.methods.bench import Bench, ProxyModel, Start, Trials
 from opmix.methods.proxies import (
     check_settings,
     generator,
@@ -24,6 +22,8 @@ from opmix.methods.proxies import (
 from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.solver import SolveSettings, solve
+from opmix.protocols.mixing_method import Proposal
+from opmix.protocols.trials import Start, TrialModel, TrialRunner, Trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class DataMixingLaws:
     (`k exp(t . r) = exp((t + log k) . r)`), so this is `opmix.mixing.law` and `k` is reported as 1.
 
     Assumed: losses of domains are averaged with equal weights (explicit aggregation); starting shares are drawn in an order of domains
-    that changes, so that it is not always the same domain that gets what is left. Left out: the law of model sizes, as a bench has one
+    that changes, so that it is not always the same domain that gets what is left. Left out: the law of model sizes, as a runner has one
     size of proxy, and the boosted networks by which the paper's pipeline replaces its law for many domains.
     """
 
@@ -67,7 +67,7 @@ class DataMixingLaws:
                 f"horizons: {list(self.horizons)}; expected none, or at least two different ones in (0, 1)"
             )
 
-    def propose(self, context: Bench) -> Proposal:
+    def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
         stage = context.stage
         caps = repetition_caps(stage, self.max_epochs)
@@ -90,7 +90,7 @@ class DataMixingLaws:
         )  # fmt: skip
 
     def _extrapolated(
-        self, context: Bench, mixtures: Sequence[Mixture], proxy: ProxyModel, whole: Trials
+        self, context: TrialRunner, mixtures: Sequence[Mixture], proxy: TrialModel, whole: Trials
     ) -> tuple[FloatArray, dict[str, Any] | None]:
         """Losses (N, E) at the stage's length by the law of steps, and that law; as they are without horizons."""
         if not self.horizons:

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opmix.methods.base import Proposal
-from opmix.methods.bench import Bench
-from opmix.methods.online import Observation, Signal, State, Stint
 from opmix.methods.watched import ProxySettings, proposal
 from opmix.methods.weights import exponentiated, interval, listed, smoothed, stint, uniform
 from opmix.mixing.mixture import FloatArray
+from opmix.protocols.mixing_method import Proposal
+from opmix.protocols.online_mixer import MixerTrialRunner, Observation, Signal, State, Stint
+from opmix.protocols.trials import TrialRunner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,11 @@ class GradientAlignment:
         """Gradients."""
         return frozenset({"gradients"})
 
-    def init(self, bench: Bench, total_steps: int) -> tuple[State, Stint]:
+    def init(self, runner: TrialRunner, total_steps: int) -> tuple[State, Stint]:
         """Uniform; see `OnlineMixer`."""
         state = {
-            "domains": list(bench.stage.domains), "every": interval(self.every, total_steps), "step": 0,
-            "weights": listed(uniform(len(bench.stage.domains))),
+            "domains": list(runner.stage.domains), "every": interval(self.every, total_steps), "step": 0,
+            "weights": listed(uniform(len(runner.stage.domains))),
         }  # fmt: skip
         return state, stint(state)
 
@@ -83,7 +83,7 @@ class Doge(ProxySettings):
     smoothing: float = 0.0
     every: int | None = None
 
-    def propose(self, context: Bench) -> Proposal:
+    def propose(self, context: MixerTrialRunner) -> Proposal:
         """The proxy run; see `MixingMethod`."""
         mixer = GradientAlignment(mu=self.mu, rate=self.rate, smoothing=self.smoothing, every=self.every)
         return proposal(context, mixer, self.proxy(context.stage), "doge", None)

@@ -18,12 +18,12 @@ from typing import Literal
 
 import numpy as np
 
-from opmix.methods.base import Proposal
-from opmix.methods.bench import Bench
-from opmix.methods.online import Observation, Signal, State, Stint
 from opmix.methods.watched import ProxySettings, proposal
 from opmix.methods.weights import exponentiated, interval, listed, smoothed, stint, told, uniform
 from opmix.mixing.mixture import Mixture
+from opmix.protocols.mixing_method import Proposal
+from opmix.protocols.online_mixer import MixerTrialRunner, Observation, Signal, State, Stint
+from opmix.protocols.trials import TrialRunner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +42,11 @@ class GroupDro:
         """Excess over a reference model."""
         return frozenset({"excess"})
 
-    def init(self, bench: Bench, total_steps: int) -> tuple[State, Stint]:
+    def init(self, runner: TrialRunner, total_steps: int) -> tuple[State, Stint]:
         """Uniform; see `OnlineMixer`."""
-        num = len(bench.stage.domains)
+        num = len(runner.stage.domains)
         state = {
-            "domains": list(bench.stage.domains), "every": interval(self.every, total_steps), "weights": listed(uniform(num)),
+            "domains": list(runner.stage.domains), "every": interval(self.every, total_steps), "weights": listed(uniform(num)),
             "excess": [0.0] * num,
         }  # fmt: skip
         return state, stint(state)
@@ -70,7 +70,7 @@ class DoReMi(ProxySettings):
     smoothing: float = 1e-3
     every: int | None = None
 
-    def propose(self, context: Bench) -> Proposal:
+    def propose(self, context: MixerTrialRunner) -> Proposal:
         """Reference run and proxy run; see `MixingMethod`."""
         stage = context.stage
         known = {"size": stage.by_size, "uniform": Mixture.uniform(stage.domains), "current": stage.current}

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from opmix.errors import ConfigError
-from opmix.methods.base import Proposal, Stage
-from opmix.methods.bench import Bench
 from opmix.methods.proxies import check_settings
 from opmix.mixing.design import new_domains
 from opmix.mixing.mixture import Mixture
+from opmix.protocols.mixing_method import DecisionProblem, Proposal
+from opmix.protocols.trials import TrialRunner
 
 
 @dataclass(frozen=True)
 class Uniform:
     """The same share of every domain."""
 
-    def propose(self, context: Bench) -> Proposal:
+    def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
         return Proposal(mixture=Mixture.uniform(context.stage.domains))
 
@@ -27,7 +27,7 @@ class Uniform:
 class Size:
     """Shares proportional to the tokens that are there, as if all data lay in one heap."""
 
-    def propose(self, context: Bench) -> Proposal:
+    def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
         stage = context.stage
         return Proposal(mixture=stage.by_size, evidence={"available_tokens": dict(stage.available_tokens)})
@@ -47,7 +47,7 @@ class Temperature:
     def __post_init__(self) -> None:
         check_settings(self, positive=("temperature",))
 
-    def propose(self, context: Bench) -> Proposal:
+    def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
         sizes = context.stage.by_size
         shares = Mixture.normalised({d: p ** (1 / self.temperature) for d, p in sizes.items()})
@@ -70,7 +70,7 @@ class Replay:
         if not (isinstance(self.share, int | float) and 0 <= self.share <= 1):
             raise ConfigError(f"share: {self.share!r}; expected a number in [0, 1]")
 
-    def propose(self, context: Bench) -> Proposal:
+    def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
         return Proposal(mixture=_replayed(context.stage, self.share), evidence={"share": self.share})
 
@@ -79,12 +79,12 @@ class Replay:
 class Sequential:
     """Only the new domains, uniformly (continual fine-tuning on one thing after the other); without new ones, the current mixture."""
 
-    def propose(self, context: Bench) -> Proposal:
+    def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
         return Proposal(mixture=_replayed(context.stage, 0.0))
 
 
-def _replayed(stage: Stage, share: float) -> Mixture:
+def _replayed(stage: DecisionProblem, share: float) -> Mixture:
     new = new_domains(stage.domains, stage.old) if stage.new is None else stage.new
     if stage.old is None or not new:
         return stage.current

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opmix.methods.bench import Bench
-from opmix.methods.online import Observation, Signal, State, Stint
 from opmix.methods.weights import exponentiated, interval, listed, stint, uniform
+from opmix.protocols.online_mixer import Observation, Signal, State, Stint
+from opmix.protocols.trials import TrialRunner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,11 @@ class Grape:
         """Gradients and held-out losses."""
         return frozenset({"gradients", "held_out"})
 
-    def init(self, bench: Bench, total_steps: int) -> tuple[State, Stint]:
+    def init(self, runner: TrialRunner, total_steps: int) -> tuple[State, Stint]:
         """Uniform over domains and tasks; see `OnlineMixer`."""
-        even = listed(uniform(len(bench.stage.domains)))
+        even = listed(uniform(len(runner.stage.domains)))
         state = {
-            "domains": list(bench.stage.domains), "every": interval(self.every, total_steps), "weights": even, "tasks": even,
+            "domains": list(runner.stage.domains), "every": interval(self.every, total_steps), "weights": even, "tasks": even,
             "before": None, "step": 0,
         }  # fmt: skip
         return state, stint(state)

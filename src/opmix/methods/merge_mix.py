@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opmix.methods.base import Proposal
-from opmix.methods.bench import Bench
 from opmix.methods.proxies import check_settings, generator, law_record, proxy_model, settings_of, trial_rows
 from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.solver import SolveSettings, solve
+from opmix.protocols.mixing_method import Proposal
+from opmix.protocols.trials import TrialRunner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class MergeMix:
     def __post_init__(self) -> None:
         check_settings(self, counts=("points",), shares=("proxy_share",), positive=("huber_delta",))
 
-    def propose(self, context: Bench) -> Proposal:
+    def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
         stage, num = context.stage, len(context.stage.domains)
         points = self.points or max(4 * num, 12)

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from opmix.methods.base import Proposal
-from opmix.methods.bench import Bench
 from opmix.methods.proxies import check_settings, proxy_model, settings_of, trial_rows
 from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.protocols.mixing_method import Proposal
+from opmix.protocols.trials import TrialRunner
 
 Subset = tuple[int, ...]
 
@@ -37,7 +37,7 @@ class MergeToMix:
     def __post_init__(self) -> None:
         check_settings(self, counts=("max_subsets",), shares=("proxy_share",))
 
-    def propose(self, context: Bench) -> Proposal:
+    def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
         stage, num = context.stage, len(context.stage.domains)
         every = 2**num - 1 <= self.max_subsets

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opmix.methods.bench import Bench
-from opmix.methods.online import Observation, Signal, State, Stint
 from opmix.methods.weights import exponentiated, interval, listed, stint, uniform
 from opmix.mixing.mixture import FloatArray
+from opmix.protocols.online_mixer import Observation, Signal, State, Stint
+from opmix.protocols.trials import TrialRunner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +37,11 @@ class Odm:
         """Training losses, which are free."""
         return frozenset({"train_loss"})
 
-    def init(self, bench: Bench, total_steps: int) -> tuple[State, Stint]:
+    def init(self, runner: TrialRunner, total_steps: int) -> tuple[State, Stint]:
         """Uniform; see `OnlineMixer`."""
-        num = len(bench.stage.domains)
+        num = len(runner.stage.domains)
         state = {
-            "domains": list(bench.stage.domains), "every": interval(self.every, total_steps), "step": 0,
+            "domains": list(runner.stage.domains), "every": interval(self.every, total_steps), "step": 0,
             "weights": listed(uniform(num)), "rewards": [0.0] * num, "tokens": [0.0] * num,
         }  # fmt: skip
         return state, stint(state)

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 
 from opmix.errors import InfeasibleError
-from opmix.methods.base import Proposal, Stage
-from opmix.methods.bench import Bench, Start
 from opmix.methods.proxies import (
     check_settings,
     generator,
@@ -27,6 +25,8 @@ from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.solver import Coordinates, Solution, SolveSettings, solve
 from opmix.protocols.law import MixingLaw
+from opmix.protocols.mixing_method import DecisionProblem, Proposal
+from opmix.protocols.trials import Start, TrialRunner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Olmix:
             positive=("min_strength", "max_strength", "minimum", "huber_delta", "max_epochs"),
         )  # fmt: skip
 
-    def propose(self, context: Bench) -> Proposal:
+    def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
         stage = context.stage
         coordinates = coordinates_of(stage.domains, stage.old, stage.new) if self.reuse else None
@@ -94,7 +94,9 @@ class Olmix:
             },
         )  # fmt: skip
 
-    def _solved(self, law: MixingLaw, coordinates: Coordinates, prior: Mixture, stage: Stage) -> tuple[Solution, bool]:
+    def _solved(
+        self, law: MixingLaw, coordinates: Coordinates, prior: Mixture, stage: DecisionProblem
+    ) -> tuple[Solution, bool]:
         """The optimum, and whether repetition was capped."""
         settings, caps = SolveSettings(kl=self.kl, prior=prior), repetition_caps(stage, self.max_epochs)
         try:
@@ -104,7 +106,7 @@ class Olmix:
         return answer, caps.budget is not None
 
 
-def prior_of(stage: Stage, coordinates: Coordinates) -> FloatArray:
+def prior_of(stage: DecisionProblem, coordinates: Coordinates) -> FloatArray:
     """Sizes of the coordinates, (C,): a virtual domain is as large as the domains in it, less those that are coordinates too."""
     sizes, alone = stage.by_size.weights, [d for d in coordinates.names if d in stage.domains]
     inside = [

@@ -13,7 +13,6 @@ from functools import partial
 import numpy as np
 
 from opmix.methods.adaptive import FIRST_POINTS, Looks, Searched, search_by_looks
-from opmix.methods.base import FULL, Effort, LawProposal, MethodContext, Simulation, Stage
 from opmix.mixing.decision import Verdict, confirm, decide
 from opmix.mixing.design import StageDesign, default_points, design_stage, interference, new_domains
 from opmix.mixing.law import fit_law
@@ -23,6 +22,7 @@ from opmix.mixing.posterior import resampling_noise
 from opmix.mixing.table import ProxyTable
 from opmix.mixing.twins import check_twins
 from opmix.protocols.law import LawFit
+from opmix.protocols.mixing_method import FULL, DecisionProblem, Fidelity, LawProposal, MethodContext, Simulation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class OpMix:
     looks: Looks | None = None
     """Look at probes while they train, and stop when that is enough; None: train and evaluate everything."""
 
-    def design(self, stage: Stage, points: int | None = None) -> StageDesign:
+    def design(self, stage: DecisionProblem, points: int | None = None) -> StageDesign:
         """Probes and points of a stage; `points` interpolated ones instead of what the settings say."""
         return design_stage(
             stage.domains,
@@ -66,16 +66,18 @@ class OpMix:
         """Probes, proxies and law, without the test of a move by a probe of its own."""
         return self.looked_at(context) if self.looks is None else search_by_looks(self, context, self.looks)
 
-    def looked_at(self, context: MethodContext, effort: Effort = FULL, points: int | None = None) -> Searched:
-        """One look at the probes; without `effort` the last."""
+    def looked_at(self, context: MethodContext, fidelity: Fidelity = FULL, points: int | None = None) -> Searched:
+        """One look at the probes; without `fidelity` the last."""
         design = self.design(context.stage, points)
         label = (
-            "proxies" if effort == FULL else f"proxies-at-{effort.steps}-{len(design.points)}-every-{effort.thinning}"
+            "proxies"
+            if fidelity == FULL
+            else f"proxies-at-{fidelity.steps}-{len(design.points)}-every-{fidelity.thinning}"
         )
-        simulated = context.simulate(design.probes, design.points, label=label, effort=effort)
+        simulated = context.simulate(design.probes, design.points, label=label, fidelity=fidelity)
         return Searched(design=design, simulated=simulated, proposal=self.solved(context, design, simulated))
 
-    def few_points(self, stage: Stage, level: int) -> int:
+    def few_points(self, stage: DecisionProblem, level: int) -> int:
         """Interpolated points of an early look; each level doubles them."""
         design = self.design(stage)
         coordinates, probes = design.coordinates, design.probes.probes
@@ -130,7 +132,7 @@ class OpMix:
         optimum = verdict.optimum.mixture
         probe = ProbeDesign(("proposal",), design.probes.domains, optimum.weights[None])
         trained = context.simulate(
-            probe, [InterpolationWeights(("proposal",), [1.0])], label="verification", effort=simulated.effort
+            probe, [InterpolationWeights(("proposal",), [1.0])], label="verification", fidelity=simulated.fidelity
         )
         kept, moved = objective_values(np.stack([simulated.losses[same[0]], trained.losses[0]]), verdict.settings)
         pairs = [np.stack([a[same[0]], b[0]]) for a, b in zip(simulated.nll, trained.nll, strict=True)]
@@ -161,7 +163,7 @@ def left_out_error(fit: LawFit) -> float:
     return float(np.sqrt(np.mean(fit.residuals.mean(axis=1) ** 2)))
 
 
-def candidates(stage: Stage, prior: Mixture | None) -> dict[str, Mixture]:
+def candidates(stage: DecisionProblem, prior: Mixture | None) -> dict[str, Mixture]:
     """Mixtures that are always scored beside the proposal."""
     named = {"current": stage.current, "uniform": Mixture.uniform(stage.domains), "size": stage.by_size}
     if prior is not None:

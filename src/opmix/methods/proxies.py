@@ -10,24 +10,24 @@ from typing import Any
 import numpy as np
 
 from opmix.errors import ConfigError
-from opmix.methods.base import Stage
-from opmix.methods.bench import Bench, ProxyModel, Start, Trials
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.mixture import FloatArray
 from opmix.protocols.law import LawFit
+from opmix.protocols.mixing_method import DecisionProblem
+from opmix.protocols.trials import Start, TrialModel, TrialRunner, Trials
 from opmix.runs.files import plain
 
 _ATTEMPTS = 100
 """Draws for every mixture wanted before a swarm is given up (RegMix's `SAMPLE_MULTIPLIER`)."""
 
 
-def proxy_model(bench: Bench, share: float, start: Start, architecture: Mapping[str, Any]) -> ProxyModel:
+def proxy_model(runner: TrialRunner, share: float, start: Start, architecture: Mapping[str, Any]) -> TrialModel:
     """A proxy trained for `share` of the stage's tokens."""
-    tokens = max(round(share * bench.stage.budget_tokens), 1)
-    return ProxyModel(tokens=tokens, start=start, architecture=dict(architecture))
+    tokens = max(round(share * runner.stage.budget_tokens), 1)
+    return TrialModel(tokens=tokens, start=start, architecture=dict(architecture))
 
 
-def generator(stage: Stage, salt: int) -> np.random.Generator:
+def generator(stage: DecisionProblem, salt: int) -> np.random.Generator:
     """Random numbers of one method (`salt`) at one stage."""
     return np.random.default_rng([stage.seed, salt])
 
@@ -77,7 +77,7 @@ def swarm(
     )
 
 
-def repetition_caps(stage: Stage, max_epochs: float | None) -> Constraints:
+def repetition_caps(stage: DecisionProblem, max_epochs: float | None) -> Constraints:
     """No domain's tokens more than `max_epochs` times; nothing where that leaves no mixture, or where it is None."""
     if max_epochs is None or max_epochs * sum(stage.available_tokens.values()) <= stage.budget_tokens:
         return Constraints()

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from opmix.methods.base import Proposal, Stage
-from opmix.methods.bench import Bench, Start
 from opmix.methods.proxies import check_settings, generator, proxy_model, settings_of, swarm, trial_rows
 from opmix.methods.trees import BoostedTrees, left_out_ranks
 from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.protocols.mixing_method import DecisionProblem, Proposal
+from opmix.protocols.trials import Start, TrialRunner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class RegMix:
             positive=("min_strength", "max_strength", "minimum", "max_usage", "learning_rate"),
         )  # fmt: skip
 
-    def propose(self, context: Bench) -> Proposal:
+    def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
         stage, rng = context.stage, generator(context.stage, 1)
         mixtures = [Mixture(stage.domains, row) for row in self._swarm(stage, rng)]
@@ -81,7 +81,7 @@ class RegMix:
             },
         )  # fmt: skip
 
-    def _swarm(self, stage: Stage, rng: np.random.Generator) -> FloatArray:
+    def _swarm(self, stage: DecisionProblem, rng: np.random.Generator) -> FloatArray:
         sizes = stage.by_size.weights
         tempered = sizes**self.temperature
         return swarm(

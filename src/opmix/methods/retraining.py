@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from opmix.methods.base import Proposal
-from opmix.methods.bench import Bench
 from opmix.mixing.mixture import Mixture
+from opmix.protocols.mixing_method import Proposal
+from opmix.protocols.trials import TrialRunner
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class FullRetraining:
     restarts: ClassVar[bool] = True
     """The engine starts the stage from the first model, not from the current one."""
 
-    def propose(self, context: Bench) -> Proposal:
+    def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
         stage = context.stage
         return Proposal(mixture=stage.by_size if self.mixture == "size" else Mixture.uniform(stage.domains))

@@ -1,6 +1,6 @@
 r"""Skill-It (Chen et al., arXiv 2307.14430): a graph of which domain helps which, then multiplicative weights on held-out losses.
 
-The graph A comes first, from short trainings on the bench (section 3.2, algorithms 2 and 3):
+The graph A comes first, from short trainings on the runner (section 3.2, algorithms 2 and 3):
 
 - `singles`: train on domain i alone; `A_ij = max(0, (L_j before - L_j after) / L_j before)`. D trainings.
 - `pairs`: train on j alone (loss falls by d_j) and on i and j in equal parts (by d_ij);
@@ -22,10 +22,10 @@ from typing import Literal
 
 import numpy as np
 
-from opmix.methods.bench import Bench, ProxyModel, Start
-from opmix.methods.online import Observation, Signal, State, Stint
 from opmix.methods.weights import exponentiated, interval, listed, stint, uniform
 from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.protocols.online_mixer import Observation, Signal, State, Stint
+from opmix.protocols.trials import Start, TrialModel, TrialRunner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +50,11 @@ class SkillIt:
         """Held-out losses."""
         return frozenset({"held_out"})
 
-    def init(self, bench: Bench, total_steps: int) -> tuple[State, Stint]:
+    def init(self, runner: TrialRunner, total_steps: int) -> tuple[State, Stint]:
         """Learn the graph; see `OnlineMixer`."""
-        graph = self.learn_graph(bench)
+        graph = self.learn_graph(runner)
         state = {
-            "domains": list(bench.stage.domains), "every": interval(self.every, total_steps), "graph": listed(graph), "losses": [],
+            "domains": list(runner.stage.domains), "every": interval(self.every, total_steps), "graph": listed(graph), "losses": [],
             "weights": listed(exponentiated(uniform(len(graph)), self.eta * graph.sum(axis=1))),
         }  # fmt: skip
         return state, stint(state)
@@ -67,14 +67,14 @@ class SkillIt:
         new = {**state, "losses": losses, "weights": listed(exponentiated(uniform(len(scores)), scores))}
         return new, stint(new)
 
-    def learn_graph(self, bench: Bench) -> FloatArray:
+    def learn_graph(self, runner: TrialRunner) -> FloatArray:
         """A, (D, D): row i says what training on domain i does for each domain."""
-        domains = bench.stage.domains
+        domains = runner.stage.domains
         num, eye = len(domains), np.eye(len(domains))
         pairs = list(combinations(range(num), 2)) if self.graph == "pairs" else []
         shares = [*eye, *((eye[i] + eye[j]) / 2 for i, j in pairs)]
-        proxy = ProxyModel(tokens=max(1, round(self.share * bench.stage.budget_tokens)), start=self.start)
-        trials = bench.train([Mixture(domains, s) for s in shares], proxy, label="skills")
+        proxy = TrialModel(tokens=max(1, round(self.share * runner.stage.budget_tokens)), start=self.start)
+        trials = runner.train([Mixture(domains, s) for s in shares], proxy, label="skills")
         drops = trials.baseline - trials.losses
         if self.graph == "singles":
             return np.asarray(np.maximum(drops / trials.baseline, 0.0))

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
-from opmix.methods.bench import Bench
-from opmix.methods.online import Observation, Signal, State, Stint
 from opmix.methods.weights import interval, listed, stint, uniform
 from opmix.mixing.mixture import FloatArray
+from opmix.protocols.online_mixer import Observation, Signal, State, Stint
+from opmix.protocols.trials import TrialRunner
 
 _TINY = 1e-8
 
@@ -47,9 +47,9 @@ class Tikmix:
         """Gradients."""
         return frozenset({"gradients"})
 
-    def init(self, bench: Bench, total_steps: int) -> tuple[State, Stint]:
+    def init(self, runner: TrialRunner, total_steps: int) -> tuple[State, Stint]:
         """Uniform; see `OnlineMixer`."""
-        domains = bench.stage.domains
+        domains = runner.stage.domains
         state = {
             "domains": list(domains), "every": interval(self.every, total_steps, parts=5), "weights": listed(uniform(len(domains))),
         }  # fmt: skip

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from opmix.errors import ConfigError
-from opmix.methods.base import Proposal, Stage
-from opmix.methods.bench import Bench, ProxyModel, Start, Watched
-from opmix.methods.online import OnlineMixer
 from opmix.mixing.mixture import Mixture
+from opmix.protocols.mixing_method import DecisionProblem, Proposal
+from opmix.protocols.online_mixer import MixerTrialRunner, OnlineMixer, Watched
+from opmix.protocols.trials import Start, TrialModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,23 +24,23 @@ class ProxySettings:
     start: Start = "current"
     """`scratch`, with a smaller `architecture`, is the papers': they choose for pretraining. `current` also serves later stages."""
     architecture: Mapping[str, Any] = field(default_factory=dict)
-    """See `ProxyModel`."""
+    """See `TrialModel`."""
 
     def __post_init__(self) -> None:
         if self.share <= 0:
             raise ConfigError(f"share is {self.share:g}; expected a positive share of the stage's tokens")
 
-    def proxy(self, stage: Stage) -> ProxyModel:
+    def proxy(self, stage: DecisionProblem) -> TrialModel:
         """The proxy of a stage."""
         tokens = max(1, round(self.share * stage.budget_tokens))
-        return ProxyModel(tokens=tokens, start=self.start, architecture=dict(self.architecture))
+        return TrialModel(tokens=tokens, start=self.start, architecture=dict(self.architecture))
 
 
 def average(run: Watched) -> Mixture:
     """Mean mixture of a run, every step counting the same.
 
     Examples:
-        >>> from opmix.methods.online import Stint
+        >>> from opmix.protocols.online_mixer import Stint
         >>> stints = (Stint(Mixture.of({"a": 1.0, "b": 0.0}), 1), Stint(Mixture.of({"a": 0.0, "b": 1.0}), 3))
         >>> average(Watched(stints=stints, state={}, losses=np.zeros(2)))
         Mixture(a=0.25, b=0.75)
@@ -50,7 +50,9 @@ def average(run: Watched) -> Mixture:
     return Mixture(run.stints[0].mixture.names, steps @ rows / steps.sum())
 
 
-def proposal(context: Bench, mixer: OnlineMixer, proxy: ProxyModel, label: str, reference: Mixture | None) -> Proposal:
+def proposal(
+    context: MixerTrialRunner, mixer: OnlineMixer, proxy: TrialModel, label: str, reference: Mixture | None
+) -> Proposal:
     """The average mixture of one watched run, with its course as evidence."""
     run = context.watch(mixer, proxy, label=label, reference=reference)
     course = [{"steps": s.steps, "mixture": dict(s.mixture)} for s in run.stints]

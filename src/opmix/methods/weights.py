@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from opmix.errors import ConfigError
-from opmix.methods.online import Stint
 from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.protocols.online_mixer import Stint
 
 _SMALLEST = 1e-12
 """A weight below it counts as that: multiplicative updates could not bring it back."""

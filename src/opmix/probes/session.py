@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 from opmix.compute.flops import ModelShape
 from opmix.compute.ledger import Entry, Ledger
 from opmix.data import Rows
-from opmix.methods.base import FULL, Effort, Simulation
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.models import lora_targets, model_fingerprint
 from opmix.probes.borrowing import borrowed
@@ -29,6 +28,7 @@ from opmix.probes.interpolation import Backend, make_proxies
 from opmix.probes.parts import saving_only, until
 from opmix.probes.peft_state import take_off_adapters
 from opmix.progress import Progress
+from opmix.protocols.mixing_method import FULL, Fidelity, Simulation
 from opmix.runs.store import RunStore, fingerprint
 from opmix.training.checkpoints import drop_checkpoints
 from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, quiet, run_training
@@ -116,7 +116,7 @@ class ProbeSession:
         points: Sequence[InterpolationWeights],
         *,
         label: str = "proxies",
-        effort: Effort = FULL,
+        fidelity: Fidelity = FULL,
     ) -> Simulation:
         """Train what is missing of the design's probes and evaluate every point.
 
@@ -124,8 +124,8 @@ class ProbeSession:
             TrainingError: A probe diverged.
         """
         before = [self.ledger.total("flops", [what]) for what in ("probes", "proxies")]
-        with self.probed(design, effort.steps) as (wrapped, keys):
-            evaluation, baseline, gram = self._sweep(wrapped, keys, points, self._base, label, effort.thinning)
+        with self.probed(design, fidelity.steps) as (wrapped, keys):
+            evaluation, baseline, gram = self._sweep(wrapped, keys, points, self._base, label, fidelity.thinning)
         return Simulation(
             metrics=evaluation.names,
             losses=evaluation.losses,
@@ -134,7 +134,7 @@ class ProbeSession:
             tokens=evaluation.tokens,
             baseline=baseline,
             gram=gram,
-            effort=effort,
+            fidelity=fidelity,
             training_flops=self.ledger.total("flops", ["probes"]) - before[0],
             evaluation_flops=self.ledger.total("flops", ["proxies"]) - before[1],
         )

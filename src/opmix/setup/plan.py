@@ -15,12 +15,12 @@ from opmix.domain import Split
 from opmix.errors import InfeasibleError
 from opmix.lifecycle.context import SearchContext
 from opmix.lifecycle.estimates import early_sequences, eval_sequences
-from opmix.methods.base import Stage
 from opmix.mixing.design import StageDesign, coordinates_of
 from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.solver import solve
 from opmix.progress import Silent
+from opmix.protocols.mixing_method import DecisionProblem
 from opmix.runs.store import RunStore
 from opmix.setup.checks import Findings
 from opmix.setup.model_facts import ModelFacts
@@ -93,7 +93,7 @@ def check_plan(
         return None
     # The trainer's arguments are checked elsewhere; the context would raise for them here.
     context = SearchContext(config.model_copy(update={"trainer": {}}), base, RunStore(base), Silent(), None)
-    context.stage = Stage(
+    context.stage = DecisionProblem(
         domains=tuple(config.domains), old=None if config.old_mixture is None else Mixture.of(config.old_mixture),
         budget_tokens=config.budget.tokens, available_tokens={n: train.get(n, config.budget.tokens) for n in config.domains},
         seed=config.seed,
@@ -209,7 +209,9 @@ def _check_repetition(config: SearchConfig, design: StageDesign, train: Mapping[
             )  # fmt: skip
 
 
-def _cost(config: SearchConfig, stage: Stage, design: StageDesign, sizes: Sizes, model: ModelFacts | None) -> Cost:
+def _cost(
+    config: SearchConfig, stage: DecisionProblem, design: StageDesign, sizes: Sizes, model: ModelFacts | None
+) -> Cost:
     length, count = config.sequence_length, len(design.probes.probes)
     probe_tokens = count * config.probes.steps * sequences_per_step(config.trainer, world_size()) * length
     held = 0

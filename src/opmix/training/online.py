@@ -1,8 +1,8 @@
 """Training a model on a mixture that is decided as it trains: one Trainer run, resumable at any checkpoint.
 
-At the end of every stint a mixer (`opmix.methods.online`) is told what it asks for and says what comes next. Its state, the stints and the
-sums of the present one are in every checkpoint (`mixer.json`), so a run that was killed goes on to the same bytes. Works on text and on
-conversations; not with self-distillation, whose batches are no rows.
+At the end of every stint a mixer (`opmix.protocols.online_mixer`) is told what it asks for and says what comes next.
+Its state, the stints and the sums of the present one are in every checkpoint (`mixer.json`), so a run that was killed
+goes on to the same bytes. Works on text and on conversations; not with self-distillation, whose batches are no rows.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from transformers import Trainer, TrainerCallback
 from opmix.compute.budget import world_size
 from opmix.data import Rows
 from opmix.errors import ConfigError, StoreError
-from opmix.methods.online import Observation, OnlineMixer, State, Stint
 from opmix.mixing.mixture import Mixture
+from opmix.protocols.online_mixer import Observation, OnlineMixer, State, Stint
 from opmix.runs.files import write_json
 from opmix.training.factory import StepProgress, TrainSpec, default_trainer, run_training
 from opmix.training.full import Stretch, train_stretch

@@ -16,9 +16,9 @@ from opmix.compute.flops import ModelShape
 from opmix.data import MixtureDataset, MixturePlan, Rows, pad_rows
 from opmix.data.sampler import draw
 from opmix.errors import ConfigError
-from opmix.methods.online import Signal
 from opmix.mixing.mixture import FloatArray
 from opmix.models import model_shape
+from opmix.protocols.online_mixer import Signal
 from opmix.training.objectives import Usage
 
 _APART = 104_729

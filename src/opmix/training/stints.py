@@ -18,8 +18,8 @@ from torch.utils.data import Dataset
 from opmix.compute.budget import sequences_per_step
 from opmix.data import MixtureDataset, MixturePlan, Rows, supervised_per_row
 from opmix.errors import ConfigError
-from opmix.methods.online import Stint
 from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.protocols.online_mixer import Stint
 from opmix.training.factory import stack_rows
 from opmix.training.matched import TrainingPlan, plan_training, supervised_per_step
 from opmix.training.objectives import Objective

@@ -9,9 +9,9 @@ from opmix.learners.a_gem import AGem
 from opmix.learners.ewc import FILE, Ewc
 from opmix.learners.gem import Gem
 from opmix.learners.o_lora import OLora
-from opmix.methods.base import Stage
 from opmix.methods.catalogue import ENTRIES
 from opmix.mixing.mixture import Mixture
+from opmix.protocols.mixing_method import DecisionProblem
 from opmix.training.checkpoints import whole_checkpoints
 
 LEARNERS = {
@@ -48,7 +48,7 @@ def test_the_table_holds_every_learner_of_the_catalogue():
 @pytest.mark.parametrize("name", LEARNERS)
 def test_only_new_domains_are_trained_on(name):
     def proposed(old, new=None):
-        stage = Stage(
+        stage = DecisionProblem(
             domains=("a", "b", "c"), old=old, budget_tokens=9, available_tokens=dict.fromkeys("abc", 9), new=new
         )
         return LEARNERS[name].propose(type("Bench", (), {"stage": stage})()).mixture

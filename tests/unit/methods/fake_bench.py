@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from opmix.methods.base import Stage
-from opmix.methods.bench import Trials
 from opmix.mixing.mixture import Mixture
+from opmix.protocols.mixing_method import DecisionProblem
+from opmix.protocols.trials import Trials
 
 DOMAINS = ("web", "code", "math", "news")
 
@@ -15,7 +15,7 @@ DOMAINS = ("web", "code", "math", "news")
 def stage_of(domains=DOMAINS, *, old=None, new=None, sizes=None, budget=1_000_000, seed=0):
     sizes = dict.fromkeys(domains, 4 * budget) if sizes is None else dict(zip(domains, sizes, strict=True))
     old = None if old is None else Mixture.of(old)
-    return Stage(
+    return DecisionProblem(
         domains=tuple(domains), old=old, budget_tokens=budget, available_tokens=sizes, seed=seed, new=None if new is None else tuple(new)
     )  # fmt: skip
 
@@ -35,7 +35,7 @@ def own_share(num, steep=2.0, help_=None):
 class FakeBench:
     """`train` and `average` of a Bench; `asked` keeps what was asked for, in order."""
 
-    stage: Stage
+    stage: DecisionProblem
     law: object
     noise: float = 0.0
     interference: float = 0.0

@@ -14,11 +14,11 @@ from opmix.methods.doge import Doge, GradientAlignment
 from opmix.methods.doremi import DoReMi, GroupDro
 from opmix.methods.grape import Grape
 from opmix.methods.odm import Odm
-from opmix.methods.online import Observation
 from opmix.methods.skill_it import SkillIt
 from opmix.methods.tikmix import Tikmix
 from opmix.methods.watched import ProxySettings
 from opmix.methods.weights import at_least, exponentiated, interval
+from opmix.protocols.online_mixer import Observation
 
 MIXERS = {
     "odm": Odm(), "ado": Ado(), "ado-uniform": Ado(prior="uniform"), "skill_it": SkillIt(), "skill_it-pairs": SkillIt(graph="pairs"),

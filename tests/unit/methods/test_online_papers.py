@@ -12,10 +12,10 @@ from opmix.methods.doge import GradientAlignment, alignment
 from opmix.methods.doremi import DoReMi, GroupDro
 from opmix.methods.grape import Grape
 from opmix.methods.odm import Odm, exploration, importance_weighted
-from opmix.methods.online import Observation
 from opmix.methods.skill_it import SkillIt
 from opmix.methods.tikmix import Tikmix
 from opmix.mixing.mixture import Mixture
+from opmix.protocols.online_mixer import Observation
 
 UNIFORM = Mixture.uniform(NAMES)
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from opmix.methods.base import Stage
-from opmix.methods.bench import Trials, Watched
-from opmix.methods.online import Observation, Stint
+from opmix.protocols.mixing_method import DecisionProblem
+from opmix.protocols.online_mixer import Observation, Stint, Watched
+from opmix.protocols.trials import Trials
 
 NAMES = ("web", "code", "math")
 HELPS = np.array([[1.0, 0.2, 0.0], [0.3, 1.0, 1.2], [0.0, 0.1, 1.0]])
@@ -48,7 +48,7 @@ class ToyBench:
 
     def __init__(self, world=None, *, names=NAMES, budget=20_000, seed=0):
         self.world = world or World()
-        self.stage = Stage(
+        self.stage = DecisionProblem(
             domains=names, old=None, budget_tokens=budget, seed=seed,
             available_tokens=dict(zip(names, (6000, 3000, 1000), strict=True)),
         )  # fmt: skip

@@ -10,12 +10,12 @@ from transformers import TrainerCallback
 
 from opmix.data import PackedSequences, prepare_domain
 from opmix.domain import Domain, Source
-from opmix.methods.base import Stage
-from opmix.methods.bench import Trials
 from opmix.methods.catalogue import entry_of
 from opmix.methods.doge import GradientAlignment
 from opmix.methods.doremi import GroupDro
 from opmix.progress import Silent
+from opmix.protocols.mixing_method import DecisionProblem
+from opmix.protocols.trials import Trials
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_domains
 from opmix.training.full import train_on_mixture
 from opmix.training.online import Checkpoints, OnlineRun, train_online
@@ -55,7 +55,9 @@ class SmallBench:
 
     def __post_init__(self):
         available = {n: len(r["train"]) * LENGTH for n, r in self.rows.items()}
-        self.stage = Stage(domains=NAMES, old=None, budget_tokens=STEPS * 4 * LENGTH, available_tokens=available)
+        self.stage = DecisionProblem(
+            domains=NAMES, old=None, budget_tokens=STEPS * 4 * LENGTH, available_tokens=available
+        )
 
     def model(self, seed=0):
         return tiny_model("llama", vocab_size=self.vocabulary, seed=seed)

@@ -13,9 +13,9 @@ from transformers import TrainerCallback
 from opmix.data import ChatRows, MixtureDataset, PackedSequences, plan_mixture, prepare_domain
 from opmix.domain import ChatOptions, Domain, Source
 from opmix.errors import ConfigError, DataError, StoreError
-from opmix.methods.online import Stint
 from opmix.mixing.mixture import Mixture
 from opmix.models import model_shape
+from opmix.protocols.online_mixer import Stint
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
 from opmix.training.distillation import DistillationSettings, SelfDistillation
 from opmix.training.full import Stretch, train_stretch

@@ -1,15 +1,13 @@
-"""The seam of methods that decide while a model trains: an explicit state, told what was seen, says what to train on next."""
+"""Methods that decide while a model trains: an explicit state, told what was observed, says what to train on next."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from opmix.mixing.mixture import FloatArray, Mixture
-
-if TYPE_CHECKING:
-    from opmix.methods.bench import Bench
+from opmix.protocols.trials import TrialModel, TrialRunner
 
 Signal = Literal["train_loss", "held_out", "gradients", "excess"]
 """What a mixer must be told, beside steps and tokens. `train_loss` is free; the others cost passes, which are charged."""
@@ -59,8 +57,33 @@ class OnlineMixer(Protocol):
     def signals(self) -> frozenset[Signal]:
         """What it must be told."""
 
-    def init(self, bench: Bench, total_steps: int) -> tuple[State, Stint]:
-        """State and stint at the start of a run of `total_steps`; may do work on the bench first."""
+    def init(self, runner: TrialRunner, total_steps: int) -> tuple[State, Stint]:
+        """State and stint at the start of a run of `total_steps`; may do work on the runner first."""
 
     def update(self, state: State, seen: Observation) -> tuple[State, Stint]:
         """The next state and stint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """A trial run whose mixture an online mixer decided as it went."""
+
+    stints: tuple[Stint, ...]
+    """What it was trained on, in order."""
+    state: State
+    """The mixer's last state."""
+    losses: FloatArray  # (E,) held-out, at its end
+
+
+class MixerTrialRunner(TrialRunner, Protocol):
+    """A trial runner that can also put an online mixer in charge of a trial."""
+
+    def watch(self, mixer: OnlineMixer, proxy: TrialModel, *, label: str, reference: Mixture | None = None) -> Watched:
+        """Train a trial model on what `mixer` decides as it trains.
+
+        Args:
+            mixer: Told what its `signals` name.
+            proxy: What is trained.
+            label: See `TrialRunner.train`.
+            reference: First train a model of the same kind on this mixture; its losses are subtracted in `Observation.excess`.
+        """

@@ -1,4 +1,4 @@
-"""What baselines ask for beside simulation: models really trained on mixtures, their averages, and models watched while they train.
+"""What baselines ask for beside simulation: models really trained on mixtures, and their averages.
 
 Losses are held-out (`valid`), in nats per token; every call is charged to the method that makes it.
 """
@@ -11,16 +11,15 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from opmix.methods.base import MethodContext
-from opmix.methods.online import OnlineMixer, Stint
 from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.protocols.mixing_method import MethodContext
 
 Start = Literal["current", "scratch"]
 """`current`: the model as it is now; `scratch`: a new, usually smaller, model that has learned nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProxyModel:
+class TrialModel:
     """The model that proxy runs train, and how far."""
 
     tokens: int
@@ -48,31 +47,20 @@ class Trials:
         return np.array([m.weights for m in self.mixtures])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Watched:
-    """A proxy run whose mixture was decided as it went."""
-
-    stints: tuple[Stint, ...]
-    """What it was trained on, in order."""
-    state: Mapping[str, Any]
-    """The mixer's last state."""
-    losses: FloatArray  # (E,) held-out, at its end
-
-
-class Bench(MethodContext, Protocol):
-    """What a method of the comparison may ask for."""
+class TrialRunner(MethodContext, Protocol):
+    """Trains models on given mixtures for a method of the comparison."""
 
     @property
     def tokens_per_step(self) -> float:
         """Supervised tokens of one optimizer step; proxy runs are whole steps, at least one."""
 
-    def train(self, mixtures: Sequence[Mixture], proxy: ProxyModel, *, label: str) -> Trials:
+    def train(self, mixtures: Sequence[Mixture], proxy: TrialModel, *, label: str) -> Trials:
         """Train a copy of the proxy model on each mixture: the same start, data order rule and number of tokens for all.
 
         `label` names the work in the run folder; calls with another label or other inputs are other work.
         """
 
-    def average(self, mixtures: Sequence[Mixture], weights: FloatArray, proxy: ProxyModel, *, label: str) -> Trials:
+    def average(self, mixtures: Sequence[Mixture], weights: FloatArray, proxy: TrialModel, *, label: str) -> Trials:
         """As `train`, then evaluate weight averages of the trained models.
 
         Args:
@@ -83,14 +71,4 @@ class Bench(MethodContext, Protocol):
 
         Returns:
             N rows; `mixtures` of the result are `weights @ R`, R the given ones as rows.
-        """
-
-    def watch(self, mixer: OnlineMixer, proxy: ProxyModel, *, label: str, reference: Mixture | None = None) -> Watched:
-        """Train a proxy model on what `mixer` decides as it trains.
-
-        Args:
-            mixer: Told what its `signals` name.
-            proxy: What is trained.
-            label: See `train`.
-            reference: First train a model of the same kind on this mixture; its losses are subtracted in `Observation.excess`.
         """

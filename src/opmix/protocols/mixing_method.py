@@ -1,7 +1,7 @@
-"""The seam between a mixing method and everything it needs done.
+"""Mixing methods and what they may ask for: a decision problem, simulated losses, a proposal.
 
-A method sees a stage and a context. It never meets executors, the run folder or torch, so it is tested with a fake context and
-new ways of running touch no method.
+A method sees a problem and a context. It never meets executors, the run folder or torch, so it is tested with a fake context
+(`opmix.testing.FakeContext`) and new ways of running touch no method.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from opmix.protocols.law import LawFit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class DecisionProblem:
     """One decision: what the current model has learned, what is on offer, and how long the next stretch is."""
 
     domains: tuple[str, ...]
@@ -43,7 +43,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Effort:
+class Fidelity:
     """How much work a simulation is worth; the default is all that the settings allow."""
 
     steps: int | None = None
@@ -52,7 +52,7 @@ class Effort:
     """Every how manieth held-out sequence is used."""
 
 
-FULL = Effort()
+FULL = Fidelity()
 """Everything."""
 
 
@@ -67,7 +67,7 @@ class Simulation:
     tokens: tuple[FloatArray, ...]  # per eval set (S_e,)
     baseline: FloatArray  # (E,) the current model
     gram: FloatArray  # (P, P) inner products of the probes' delta weights
-    effort: Effort = FULL
+    fidelity: Fidelity = FULL
     """What it was worth; simulations that are compared must agree."""
     training_flops: float = 0.0
     """What the probes were trained for it, and for no simulation before it."""
@@ -78,7 +78,7 @@ class MethodContext(Protocol):
     """What a method may ask for."""
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> DecisionProblem:
         """The decision to make."""
 
     def simulate(
@@ -87,12 +87,12 @@ class MethodContext(Protocol):
         points: Sequence[InterpolationWeights],
         *,
         label: str,
-        effort: Effort = FULL,
+        fidelity: Fidelity = FULL,
     ) -> Simulation:
         """Train the probes of the design and evaluate the model at each interpolation.
 
         `label` names the work in the run folder; held-out sequences are the same for all labels. With more steps in
-        `effort` than before, the probes' runs go on.
+        `fidelity` than before, the probes' runs go on.
         """
 
     def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
