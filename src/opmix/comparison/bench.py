@@ -20,6 +20,8 @@ from opmix.compute.schedule import with_schedule
 from opmix.config import SearchConfig
 from opmix.errors import ConfigError
 from opmix.lifecycle.context import SearchContext
+from opmix.lifecycle.stage_folder import StageFolder
+from opmix.lifecycle.stages import Segment
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.models import model_fingerprint, model_shape
 from opmix.probes.evaluation import evaluate
@@ -27,7 +29,8 @@ from opmix.protocols.online_mixer import OnlineMixer, Stint, Watched
 from opmix.protocols.trials import TrialModel, Trials
 from opmix.runs.store import RunStore, fingerprint
 from opmix.scratch import new_model
-from opmix.training.factory import StepProgress, TrainSpec, quiet, run_training
+from opmix.training.factory import quiet, run_training
+from opmix.training.full import planned_run
 from opmix.training.matched import plan_training, steps_for, supervised_per_step, training_cost
 from opmix.training.objectives import Usage
 from opmix.training.online import OnlineRun, train_online
@@ -198,15 +201,14 @@ class TrialBench(SearchContext):
         train, objective, usage = self.prepared.train, self.prepared.objective, Usage()
         steps = steps_for(proxy.tokens, train, self.config.trainer)
         plan = plan_training(
-            train, mixture, steps=steps, arguments=with_schedule(self.config.trainer, steps, self.schedule), seed=self.config.seed,
+            train, mixture, steps=steps, arguments=quiet(with_schedule(self.config.trainer, steps, self.schedule)), seed=self.config.seed,
             objective=objective, document_mask=self.config.document_mask,
         )  # fmt: skip
         shape = model_shape(model)
         with self.progress.task(name, steps) as advance:
-            spec = TrainSpec(
-                model=model, dataset=plan.dataset, output_dir=self.store.folder / TRIALS / "trainer", steps=steps,
-                seed=self.config.seed, arguments=quiet(plan.arguments), callbacks=[StepProgress(advance)],
-            )  # fmt: skip
+            spec = planned_run(
+                model, plan, folder=self.store.folder / TRIALS / "trainer", seed=self.config.seed, report=advance
+            )
             run_training(objective.trainer(self.make_trainer, usage, shape), spec)
         spent = training_cost(plan, usage, objective, shape, self.config.sequence_length).cost()
         return {"tokens": spent.total("tokens"), "flops": spent.total("flops"), "steps": steps}
@@ -274,6 +276,22 @@ class TrialBench(SearchContext):
             standard_errors=np.array([run["errors"] for run in runs]),
             baseline=self._baseline(proxy),
         )
+
+
+def bench_of(at: StageFolder, config: SearchConfig, store: RunStore, segment: Segment) -> TrialBench:
+    """Return the bench of a segment's decision, on the model as it is when the segment begins."""
+    runtime, schedule = at.runtime, at.stage.config.schedule or at.stage.life.schedule
+    bench = TrialBench(
+        config,
+        runtime.base,
+        store,
+        schedule=None if schedule is None else schedule.model_dump(),
+        architecture=runtime.life.architecture,
+        progress=runtime.progress,
+        make_trainer=runtime.make_trainer,
+    )
+    bench.prepare(at.model_at(segment), runtime.tokenizer, at.data.only(config.domains))
+    return bench
 
 
 def stints_json(stints: Sequence[Stint]) -> list[dict[str, Any]]:

@@ -92,7 +92,7 @@ class CompareConfig(LifecycleConfig):
         """
         changes = {**self.entry(name).stage, **self.methods[name].stage}
         content = self.model_dump(exclude={"methods", "reference"})
-        restarts = bool(getattr(self.method(name), "restarts", False))
+        restarts = self.entry(name).training == "restarted"
         for index, stage in enumerate(content["stages"]):
             if self.stages[index].mixture == "search":
                 stage.update(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opmix.comparison.config import CompareConfig
-from opmix.comparison.entrant import EntrantRun, MergedRun, RestartedRun
-from opmix.comparison.online import OnlineStage
+from opmix.comparison.contender import Contender
 from opmix.comparison.results import compare_json, spent_json, write_compare
 from opmix.comparison.steps import entrant_chain, facts_file, home_of
 from opmix.compute.budget import world_size
@@ -17,8 +16,7 @@ from opmix.errors import ConfigError
 from opmix.lifecycle.life import live_stages, refuse_stale, start_of_life
 from opmix.lifecycle.limits import check_budgets
 from opmix.lifecycle.runtime import LifeRuntime, make_runtime
-from opmix.lifecycle.stage_run import StageRun
-from opmix.lifecycle.stages import Stage, resolve
+from opmix.lifecycle.stages import resolve
 from opmix.lifecycle.steps import Step
 from opmix.progress import Progress, Silent
 from opmix.report import write_report
@@ -129,7 +127,7 @@ def _raced(config: CompareConfig, shared: LifeRuntime, entrants: list[_Entrant],
             later = resolve(entrant.runtime.life, entrant.runtime.facts.stages)[config.contested :]
             own, _ = live_stages(
                 entrant.runtime, seed, later, entrant.chains[seed], state, home=home_of(seed, entrant.name),
-                make_run=_run_of(config, entrant.name),
+                contender=Contender(config.entry(entrant.name), config.method(entrant.name)),
             )  # fmt: skip
             outcomes[entrant.name][seed] = [*before, *own]
             lives = {n: found for n, found in outcomes.items() if found}
@@ -164,25 +162,6 @@ def _entrant(config: CompareConfig, name: str, shared: LifeRuntime) -> _Entrant:
         runtime=runtime,
         chains={seed: entrant_chain(config, name, runtime.facts, seed) for seed in config.seeds},
     )
-
-
-def _run_of(config: CompareConfig, name: str) -> Callable[..., StageRun]:
-    """Makes an entrant's stage; one with a fixed mixture is trained plainly, by whomever."""
-    method = config.method(name)
-    kind: type[EntrantRun] = EntrantRun
-    if hasattr(method, "update"):
-        kind = OnlineStage
-    elif getattr(method, "restarts", False):
-        kind = RestartedRun
-    elif getattr(method, "merges", False):
-        kind = MergedRun
-
-    def make(*, stage: Stage, **fields: Any) -> StageRun:
-        if not stage.searched:
-            return StageRun(stage=stage, **fields)
-        return kind(stage=stage, entry=config.entry(name), method=method, **fields)
-
-    return make
 
 
 def _finished(runtime: LifeRuntime, steps: Iterable[Step]) -> bool:

@@ -12,9 +12,12 @@ from opmix.compute.memory import watch_memory
 from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.limits import check_budgets
+from opmix.lifecycle.records import StageState
+from opmix.lifecycle.run_stage import Decider, StageTrainer, run_stage
 from opmix.lifecycle.runtime import LifeRuntime, make_runtime, shape_of
-from opmix.lifecycle.stage_folder import StageState
-from opmix.lifecycle.stage_run import StageRun
+from opmix.lifecycle.search_decider import SearchDecider
+from opmix.lifecycle.segment_training import SegmentTraining, train_plainly
+from opmix.lifecycle.stage_folder import StageFolder
 from opmix.lifecycle.stages import Stage, resolve
 from opmix.lifecycle.steps import Step, chain, differences
 from opmix.lifecycle.tables import life_json, stage_json, write_tables
@@ -111,6 +114,15 @@ def _live(runtime: LifeRuntime, seed: int, steps: Sequence[Step]) -> list[dict[s
     return live_stages(runtime, seed, stages, steps, state, home=f"seed-{seed}")[0]
 
 
+Contender = Callable[[StageFolder], tuple[Decider, StageTrainer]]
+"""Who decides and who trains in a stage."""
+
+
+def search_and_train(at: StageFolder) -> tuple[Decider, StageTrainer]:
+    """OP-Mix's search, then training on what it proposes."""
+    return SearchDecider(at), SegmentTraining(at, train_plainly)
+
+
 def live_stages(
     runtime: LifeRuntime,
     seed: int,
@@ -119,7 +131,7 @@ def live_stages(
     state: StageState,
     *,
     home: str,
-    make_run: Callable[..., StageRun] = StageRun,
+    contender: Contender = search_and_train,
 ) -> tuple[list[dict[str, Any]], StageState]:
     """Live some stages in order, or what is left of them.
 
@@ -130,7 +142,7 @@ def live_stages(
         steps: Of the chain; those of other stages are passed over.
         state: What the first of the stages starts from.
         home: Folder of this life in the run folder.
-        make_run: Called with the fields of a `StageRun`.
+        contender: Decides and trains.
 
     Returns:
         The stages' outcomes as `life.json` keeps them, and what a further stage would start from.
@@ -147,10 +159,9 @@ def live_stages(
                 f"{home}, stage {stage.index + 1} of {len(runtime.life.stages)}: {stage.config.name}, {stage.tokens:,} tokens "
                 f"on {', '.join(stage.domains)}"
             )
-        run = make_run(
-            runtime=runtime, stage=stage, seed=seed, steps=mine, state=state, needed=stage.index in wanted, home=home
-        )
-        outcome, state = run.run()
+        needed = stage.index in wanted
+        at = StageFolder(runtime=runtime, stage=stage, seed=seed, steps=mine, state=state, needed=needed, home=home)
+        outcome, state = run_stage(at, *contender(at))
         outcomes.append(stage_json(stage, home, outcome))
     return outcomes, state
 

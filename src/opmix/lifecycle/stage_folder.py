@@ -4,45 +4,27 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from opmix.config import ModelConfig
+from opmix.compute.memory import watch_memory
 from opmix.errors import StoreError
+from opmix.lifecycle.measuring import watched_rows
+from opmix.lifecycle.records import SavedModel, StageState, read_record, record_json
 from opmix.lifecycle.runtime import LifeRuntime
+from opmix.lifecycle.stage_data import StageData
 from opmix.lifecycle.stages import Segment, Stage
 from opmix.lifecycle.steps import Kind, Step
-from opmix.mixing.mixture import Mixture
 from opmix.runs.files import disk_errors, write_json
-from opmix.training.checkpoints import drop_checkpoints, whole_checkpoints
+from opmix.training.checkpoints import Checkpoints, drop_checkpoints, whole_checkpoints
+
+_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageState:
-    """What one stage hands to the next."""
-
-    model: Path | None
-    """None: made or loaded from where the life starts."""
-    model_key: str | None
-    """Fingerprint of its weights, checked when it is loaded."""
-    shape: Mapping[str, Any]
-    mixture: Mixture | None
-    """Last trained on; None: nothing yet."""
-    cursors: Mapping[str, int] = field(default_factory=dict)
-    """Training rows drawn so far, by domain."""
-    rows: Mapping[str, int] = field(default_factory=dict)
-    """Rows each of these domains had; with another number they were cut otherwise, and the cursor means nothing."""
-    losses: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
-    """Split, domain: loss and its standard error."""
-    scores: Mapping[str, Any] = field(default_factory=dict)
-    """Task scores by domain."""
-    optimizer: Path | None = None
-
-
-@dataclass(kw_only=True)
 class StageFolder:
-    """What a stage has on disk."""
+    """One stage of one seed: what it starts from, and what it has on disk."""
 
     runtime: LifeRuntime
     stage: Stage
@@ -61,20 +43,37 @@ class StageFolder:
         return self.runtime.folder / self.home / self.stage.label
 
     @property
+    def data(self) -> StageData:
+        """What the stage trains on."""
+        return self.runtime.stage_data[self.stage.index]
+
+    @property
+    def rows(self) -> Mapping[str, int]:
+        """Training rows by domain."""
+        return self.runtime.facts.rows_of(self.stage)
+
+    @property
     def checkpoints(self) -> Path:
         """The Trainer's, while the stage runs."""
         return self.folder / "checkpoints"
 
-    def _key_before(self, segment: Segment) -> str | None:
-        if segment.start == 0:
-            return None
-        return self.steps["train", self.stage.segments[segment.number - 1].start].key
+    def key(self, kind: Kind, segment: Segment) -> str:
+        """Return the fingerprint of a segment's decision or training."""
+        return self.steps[kind, segment.start].key
 
-    def _model_at(self, segment: Segment) -> Any:
-        """The model as it is when a segment begins: always read from disk, so that a resumed life is the unbroken one."""
-        key = self._key_before(segment)
+    def key_before(self, segment: Segment) -> str | None:
+        """Return the key of the training that a segment goes on from; None at the start of the stage."""
+        return None if segment.start == 0 else self.key("train", self.stage.segments[segment.number - 1])
+
+    def model_at(self, segment: Segment) -> Any:
+        """Return the model as it is when a segment begins, always read from disk, so that a resumed life is the unbroken one.
+
+        Raises:
+            StoreError: The checkpoint in which the segment before ended is gone.
+        """
+        key = self.key_before(segment)
         if key is None:
-            return self._base()
+            return self.base_model()
         for at, folder in whole_checkpoints(self.checkpoints, key):
             if at == segment.start:
                 return self.runtime.load(folder)
@@ -82,29 +81,35 @@ class StageFolder:
             f"{self.checkpoints}: no whole checkpoint of step {segment.start}; run again to train up to it"
         )
 
-    def _base(self) -> Any:
+    def base_model(self) -> Any:
+        """Return the model that the stage starts from."""
         if self.state.model is None:
             return self.runtime.start_model(self.seed)
         return self.runtime.load(self.state.model, self.state.model_key)
 
-    def _named(self, segment: Segment, model: ModelConfig) -> ModelConfig:
-        """Where the model of a decision can be found again (`opmix verify`), if it stays on disk."""
-        life = self.runtime.life
-        start = life.model or model
-        dtype = "float32" if start.dtype == "auto" else start.dtype  # as the life loads it, whatever the device
-        told = start.model_copy(update={"dtype": dtype, "chat_template": life.chat_template})
-        if segment.start or (self.state.model is None and life.model is None):
-            return told.model_copy(update={"name": model.name})
-        return (
-            told
-            if self.state.model is None
-            else told.model_copy(update={"name": str(self.state.model.resolve()), "tokenizer": None})
+    def checkpointing(self, segment: Segment) -> Checkpoints:
+        """Return how the training of a segment is kept."""
+        stage, life = self.stage, self.stage.life
+        every, shown = life.checkpoint_every, life.evaluation.every
+        save_every = stage.steps // 10 if every is None else round(every / stage.step_tokens)
+        return Checkpoints(
+            key=self.key("train", segment),
+            previous_key=self.key_before(segment),
+            save_every=max(1, save_every),
+            evaluate_every=None if shown is None else max(1, round(shown / stage.step_tokens)),
+            held_out=watched_rows(self.runtime, stage, self.seed),
+            optimizer_state=self.state.optimizer if stage.config.optimizer == "continued" else None,
         )
 
-    def _save(self, key: str) -> dict[str, Any]:
+    def save(self, key: str) -> SavedModel:
+        """Keep the model of the last checkpoint that carries `key`, and its moments where the next stage continues them.
+
+        Raises:
+            StoreError: The checkpoint is gone.
+        """
         folder = self.folder / "model"
 
-        def work() -> dict[str, Any]:
+        def work() -> SavedModel:
             source = next((f for at, f in whole_checkpoints(self.checkpoints, key) if at == self.stage.steps), None)
             if source is None:
                 raise StoreError(
@@ -115,32 +120,35 @@ class StageFolder:
             if self._continued_next():
                 shutil.copyfile(source / "optimizer.pt", self.folder / ".optimizer.pt")
                 (self.folder / ".optimizer.pt").replace(self.folder / "optimizer.pt")
-            return {"fingerprint": made}
+            return SavedModel(fingerprint=made)
 
-        def intact() -> bool:
-            return not self.needed or (folder / "config.json").exists()
-
-        return self._step("model", None, work, intact=intact)
+        intact = (folder / "config.json").exists
+        return self.step("model", None, SavedModel, work, intact=lambda: not self.needed or intact())
 
     def _continued_next(self) -> bool:
         later = self.stage.index + 1
         return later < len(self.stage.life.stages) and self.stage.life.stages[later].optimizer == "continued"
 
-    def _moments(self) -> Path | None:
+    def moments(self) -> Path | None:
         """The optimiser's state at the end of the stage, where it was kept."""
         last = self.stage.segments[-1]
         ends = whole_checkpoints(self.checkpoints, self.steps["train", last.start].key)
         found = [self.folder / "optimizer.pt", *(f / "optimizer.pt" for at, f in ends if at == last.stop)]
         return next((path for path in found if path.exists()), None)
 
-    def _check_moments(self) -> None:
-        if self.stage.config.optimizer == "continued" and self.state.optimizer is None and not self._is_finished():
+    def check_moments(self) -> None:
+        """Refuse a stage that is to continue moments that were not kept.
+
+        Raises:
+            StoreError: What to do instead.
+        """
+        if self.stage.config.optimizer == "continued" and self.state.optimizer is None and not self.is_finished():
             raise StoreError(
                 f"stage {self.stage.config.name!r}: the moments in which the stage before ended were not kept (no stage continued them "
                 f"then); use optimizer: fresh, or delete {self.state.model} to have that stage trained again"
             )
 
-    def _tidy(self) -> None:
+    def tidy(self) -> None:
         """Drop what is only needed while the stage runs."""
         if not self.stage.life.keep.checkpoints:
             drop_checkpoints(self.checkpoints)
@@ -148,41 +156,59 @@ class StageFolder:
         if self.stage.life.keep.models == "last" and before is not None and before.is_relative_to(self.folder.parent):
             shutil.rmtree(before, ignore_errors=True)  # a model that several lives start from is none of this one's
 
-    def _is_finished(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether the model at the end of the stage is there, so that its checkpoints are not missed."""
         step = self.steps["model", None]
         there = not self.needed or (self.folder / "model" / "config.json").exists()
         return there and self.runtime.store.found(step.name, step.key) is not None
 
-    def _check_room(self) -> None:
+    def trained(self, segment: Segment) -> bool:
+        """Whether what a segment's training left is there, or no longer missed."""
+        ends = whole_checkpoints(self.checkpoints, self.key("train", segment))
+        return self.is_finished() or any(at == segment.stop for at, _ in ends)
+
+    def recorded(self, kind: Kind, segment: Segment, record: type[_Record]) -> _Record | None:
+        """Return the record of a segment's finished step, or None."""
+        found = self.runtime.store.found(self.steps[kind, segment.start].name, self.key(kind, segment))
+        return None if found is None else read_record(record, found)
+
+    def check_room(self) -> None:
+        """Refuse to train where the disk has no room for the checkpoints.
+
+        Raises:
+            StoreError: How much is missing.
+        """
         weights = 4.0 * float(self.state.shape["parameters"])
         self.runtime.check_room(f"stage {self.stage.config.name!r}", weights * (3 * (len(self.stage.segments) + 1) + 1))
 
-    def _step(
+    def step(
         self,
         kind: Kind,
         start: int | None,
-        work: Callable[[], Mapping[str, Any]],
+        record: type[_Record],
+        work: Callable[[], _Record],
         *,
         intact: Callable[[], bool] = lambda: True,
-    ) -> dict[str, Any]:
+    ) -> _Record:
+        """Do a step of the stage, or find it done; returns its record as the run folder keeps it."""
         step, store = self.steps[kind, start], self.runtime.store
 
         def watched() -> Mapping[str, Any]:
             store.event("begin", step=step.name)
-            return work()
+            peak = watch_memory()
+            content = record_json(work())
+            return content if kind == "model" else {**content, "peak_memory": peak()}
 
         with disk_errors(self.runtime.folder):
             result, found = store.step(step.name, step.inputs, watched, intact=intact)
         if not found:
             store.event("end", step=step.name)
             if kind in ("search", "train"):
-                write_json(
-                    self.folder / "mixture.json",
-                    {"stage": self.stage.config.name, "step": start, "mixture": result["mixture"]},
-                )
-        return result
+                content = {"stage": self.stage.config.name, "step": start, "mixture": result["mixture"]}
+                write_json(self.folder / "mixture.json", content)
+        return read_record(record, result)
 
-    def _task(self, what: str) -> str:
+    def task(self, what: str) -> str:
+        """Return what a progress display says of the stage's work."""
         several = len(self.stage.life.seeds) > 1
         return f"{self.stage.config.name}: {what}" + (f", seed {self.seed}" if several else "")

@@ -10,70 +10,79 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from opmix.compute.cost import Cost
 from opmix.lifecycle.config import LifecycleConfig
+from opmix.lifecycle.records import SegmentOutcome, StageOutcome
 from opmix.lifecycle.stages import Stage
 from opmix.runs.files import plain, write_text
 
 SEARCH_PURPOSES = ("probes", "proxies", "verification", "trials", "overhead")
 
 
-def stage_json(stage: Stage, home: str, outcome: Mapping[str, Any]) -> dict[str, Any]:
+def stage_json(stage: Stage, home: str, outcome: StageOutcome) -> dict[str, Any]:
     """One stage of one seed, as `life.json` keeps it; `home` is the life's folder in the run folder."""
-    before, after = outcome["before"], outcome["after"]
-    old = outcome["old"]
+    before, after, old = outcome.before, outcome.after.losses, outcome.old
     known = (
         [d for d in stage.seen if d not in stage.new] if stage.index else [d for d, s in (old or {}).items() if s > 0]
     )
-    parts = [_part(entry, stage) for entry in outcome["parts"]]
-    tokens, flops = _amounts(outcome["parts"], "tokens"), _amounts(outcome["parts"], "flops")
+    segments = [_segment(segment) for segment in outcome.segments]
+    records = [record for s in outcome.segments for record in (s.training, s.decision) if record is not None]
+    spent = Cost.sum(record.amounts for record in records)
+    tokens, flops = spent.tokens, spent.flops
     training, search = flops.get("training", 0.0), sum(flops.get(p, 0.0) for p in SEARCH_PURPOSES)
     return plain(
         {
-            "name": stage.config.name, "phase": stage.config.phase, "folder": f"{home}/{stage.label}", "domains": stage.domains,
-            "new": stage.new, "objective": stage.objective, "tokens": stage.tokens, "steps": stage.steps,
+            "name": stage.config.name,
+            "phase": stage.config.phase,
+            "folder": f"{home}/{stage.label}",
+            "domains": stage.domains,
+            "new": stage.new,
+            "objective": stage.objective,
+            "tokens": stage.tokens,
+            "steps": stage.steps,
             "old_mixture": None if old is None else dict(old),
-            "mixture": parts[-1]["mixture"], "parts": parts,
-            "losses": {
-                split: {
-                    d: {"before": before[split].get(d, {}).get("loss"), "after": after[split][d]["loss"], "error": after[split][d]["error"]}
-                    for d in stage.seen
-                }
-                for split in ("valid", "test")
-            },
+            "mixture": segments[-1]["mixture"],
+            "parts": segments,
+            "losses": {split: _losses(stage.seen, before[split], after[split]) for split in ("valid", "test")},
             "forgetting": {
-                d: after["test"][d]["loss"] - before["test"][d]["loss"] for d in known if d in before["test"] and d in after["test"]
+                d: after["test"][d]["loss"] - before["test"][d]["loss"]
+                for d in known
+                if d in before["test"] and d in after["test"]
             },
-            "scores": {d: {"before": outcome["scores"][0].get(d), "after": score} for d, score in outcome["scores"][1].items()},
-            "tasks": outcome["tasks"],
+            "scores": {
+                d: {"before": outcome.scores_before.get(d), "after": score} for d, score in outcome.after.scores.items()
+            },
+            "tasks": outcome.after.tasks,
             "cost": {"tokens": tokens, "flops": flops, "search_share": search / training if training else None},
-            "notes": outcome["notes"],
+            "notes": outcome.notes,
         }
-    )  # fmt: skip
+    )
 
 
-def _part(entry: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
-    segment, decision = entry["segment"], entry["decision"]
+def _losses(
+    names: Sequence[str], before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float | None]]:
+    return {
+        d: {"before": before.get(d, {}).get("loss"), "after": after[d]["loss"], "error": after[d]["error"]}
+        for d in names
+    }
+
+
+def _segment(outcome: SegmentOutcome) -> dict[str, Any]:
+    segment, decision = outcome.segment, outcome.decision
     made: dict[str, Any] = {
-        "steps": [segment.start, segment.stop], "tokens": entry["training"]["supervised_tokens"], "decided": segment.decided,
-        "mixture": dict(entry["mixture"]), "training_loss": entry["training"]["loss"],
-    }  # fmt: skip
+        "steps": [segment.start, segment.stop],
+        "tokens": outcome.training.supervised_tokens,
+        "decided": segment.decided,
+        "mixture": dict(outcome.mixture),
+        "training_loss": outcome.training.loss,
+    }
     if decision is not None:
-        made |= {
-            k: decision[k]
-            for k in ("interval", "action", "reason", "optimum", "predicted", "baseline", "probes", "notes")
-        }
-        made["search_tokens"] = sum(decision["amounts"]["tokens"].values())
-        made["search_flops"] = sum(decision["amounts"]["flops"].values())
+        kept = ("interval", "action", "reason", "optimum", "predicted", "baseline", "probes", "notes")
+        made |= {name: getattr(decision, name) for name in kept}
+        made["search_tokens"] = decision.amounts.total("tokens")
+        made["search_flops"] = decision.amounts.total("flops")
     return made
-
-
-def _amounts(parts: Sequence[Mapping[str, Any]], kind: str) -> dict[str, float]:
-    total: dict[str, float] = {}
-    for entry in parts:
-        for record in (entry["training"], entry["decision"]):
-            for purpose, amount in (record or {}).get("amounts", {}).get(kind, {}).items():
-                total[purpose] = total.get(purpose, 0.0) + amount
-    return total
 
 
 def life_json(life: LifecycleConfig, lives: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

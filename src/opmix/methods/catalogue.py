@@ -14,6 +14,9 @@ from opmix.errors import ConfigError
 from opmix.strict import nearest
 
 Family = Literal["fixed", "searched", "online", "continual"]
+Training = Literal["plain", "online", "continual", "merged", "restarted"]
+"""How a stage is trained: on a fixed mixture (from the first model again: `restarted`), on one that moves, by a learner of its own
+(`opmix.learners`), or not at all: the adapters of the search are merged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ class Entry:
     """Of the class, different from its own defaults."""
     stage: Mapping[str, Any] = field(default_factory=dict)
     """Of a lifecycle's stage, changed for this method (such as `{"objective": "sdft"}`)."""
+    training: Training = "plain"
     own_search: bool = False
     """Whether `opmix search` decides, so that its settings are those of the configuration."""
 
@@ -87,11 +91,13 @@ ENTRIES: tuple[Entry, ...] = (
         line="only the new domains (continual fine-tuning)",
     ),
     Entry(
-        name="full_retraining", title="Full retraining", family="fixed", path="opmix.methods.retraining:FullRetraining",
+        name="full_retraining", title="Full retraining", family="fixed", training="restarted",
+        path="opmix.methods.retraining:FullRetraining",
         line="from the start again, on all domains, for the tokens of all stages so far",
     ),
     Entry(
-        name="lora_merge", title="LoRA merge", family="searched", path="opmix.methods.lora_merge:LoraMerge", paper="2605.15220",
+        name="lora_merge", title="LoRA merge", family="searched", training="merged", path="opmix.methods.op_mix:OpMix",
+        paper="2605.15220",
         line="OP-Mix's search, then its adapters are merged and nothing is trained", own_search=True,
     ),
     Entry(
@@ -129,43 +135,43 @@ ENTRIES: tuple[Entry, ...] = (
         line="a proxy run that follows domains whose gradients serve all held-out losses; the average of its mixtures",
     ),
     Entry(
-        name="odm", title="ODM", family="online", path="opmix.methods.odm:Odm", paper="2312.02406",
+        name="odm", title="ODM", family="online", training="online", path="opmix.methods.odm:Odm", paper="2312.02406",
         line="an EXP3 bandit over domains, rewarded by their training losses",
     ),
     Entry(
-        name="ado", title="ADO", family="online", path="opmix.methods.ado:Ado", paper="2410.11820",
+        name="ado", title="ADO", family="online", training="online", path="opmix.methods.ado:Ado", paper="2410.11820",
         line="scaling laws per domain fitted while training; more of what is learned fastest",
     ),
     Entry(
-        name="skill_it", title="Skill-It", family="online", path="opmix.methods.skill_it:SkillIt", paper="2307.14430",
+        name="skill_it", title="Skill-It", family="online", training="online", path="opmix.methods.skill_it:SkillIt", paper="2307.14430",
         line="a graph of which domain helps which, then multiplicative weights on held-out losses",
     ),
     Entry(
-        name="aioli", title="Aioli", family="online", path="opmix.methods.aioli:Aioli", paper="2411.05735",
+        name="aioli", title="Aioli", family="online", training="online", path="opmix.methods.aioli:Aioli", paper="2411.05735",
         line="how mixtures move losses is measured by short sweeps in the run; exponentiated gradient",
     ),
     Entry(
-        name="grape", title="GRAPE", family="online", path="opmix.methods.grape:Grape", paper="2505.20380",
+        name="grape", title="GRAPE", family="online", training="online", path="opmix.methods.grape:Grape", paper="2505.20380",
         line="domains weighted by gradient alignment with the tasks that improve least",
     ),
     Entry(
-        name="tikmix", title="TiKMiX", family="online", path="opmix.methods.tikmix:Tikmix", paper="2508.17677",
+        name="tikmix", title="TiKMiX", family="online", training="online", path="opmix.methods.tikmix:Tikmix", paper="2508.17677",
         line="a few times in a run, the mixture of greatest balanced influence on held-out losses (first-order)",
     ),
     Entry(
-        name="ewc", title="EWC", family="continual", path="opmix.learners.ewc:Ewc", paper="1612.00796",
+        name="ewc", title="EWC", family="continual", training="continual", path="opmix.learners.ewc:Ewc", paper="1612.00796",
         line="new domains only; a penalty holds the weights that old data depend on (online EWC, 1805.06370)",
     ),
     Entry(
-        name="a_gem", title="A-GEM", family="continual", path="opmix.learners.a_gem:AGem", paper="1812.00420",
+        name="a_gem", title="A-GEM", family="continual", training="continual", path="opmix.learners.a_gem:AGem", paper="1812.00420",
         line="new domains only; no step may raise the mean loss on remembered rows",
     ),
     Entry(
-        name="gem", title="GEM", family="continual", path="opmix.learners.gem:Gem", paper="1706.08840",
+        name="gem", title="GEM", family="continual", training="continual", path="opmix.learners.gem:Gem", paper="1706.08840",
         line="new domains only; no step may raise the loss on any old domain's remembered rows",
     ),
     Entry(
-        name="o_lora", title="O-LoRA", family="continual", path="opmix.learners.o_lora:OLora", paper="2310.14152",
+        name="o_lora", title="O-LoRA", family="continual", training="continual", path="opmix.learners.o_lora:OLora", paper="2310.14152",
         line="new domains only; a LoRA a stage, orthogonal to those before, merged at its end",
     ),
     Entry(

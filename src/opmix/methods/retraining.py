@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from opmix.mixing.mixture import Mixture
 from opmix.protocols.mixing_method import Proposal
@@ -18,8 +18,6 @@ class FullRetraining:
     """
 
     mixture: Literal["uniform", "size"] = "uniform"
-    restarts: ClassVar[bool] = True
-    """The engine starts the stage from the first model, not from the current one."""
 
     def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""

@@ -32,7 +32,7 @@ from opmix.protocols.mixing_method import FULL, Fidelity, Simulation
 from opmix.runs.store import RunStore, fingerprint
 from opmix.training.checkpoints import drop_checkpoints
 from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, quiet, run_training
-from opmix.training.matched import TrainingRecord, first_steps, plan_training, supervised_per_step, training_cost
+from opmix.training.matched import TrainingTotals, first_steps, plan_training, supervised_per_step, training_cost
 from opmix.training.objectives import CAUSAL_LM, Objective, Usage
 
 _SCHEDULE = {"warmup_ratio", "lr_scheduler_kwargs"}
@@ -261,7 +261,7 @@ class ProbeSession:
         parts: Path,
         stop: int,
         key: str,
-    ) -> TrainingRecord:
+    ) -> TrainingTotals:
         steps, usage = self.settings.steps, Usage()
         plan = plan_training(
             self.train, mixture, steps=steps, arguments=arguments, seed=self.seed, objective=self.objective,

@@ -7,15 +7,36 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from opmix.runs.files import write_json
 from opmix.training.objectives import Usage
 
 MARKER = "complete.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """How a run is kept, so that it can be gone on with."""
+
+    key: str
+    """Of the run; its checkpoints carry it."""
+    previous_key: str | None = None
+    """Of the run before, in the same folder: this one starts from its last checkpoint."""
+    save_every: int = 100
+    """Steps between checkpoints."""
+    evaluate_every: int | None = None
+    """Steps between evaluations of `held_out` by the Trainer; None: never."""
+    held_out: Mapping[str, Dataset[Any]] | None = None
+    """Rows by domain."""
+    optimizer_state: Path | None = None
+    """`optimizer.pt` whose moments the run starts with, unless it goes on from a checkpoint."""
 
 
 class CompleteCheckpoints(TrainerCallback):

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback
 
 from opmix.data import Rows
 from opmix.mixing.mixture import Mixture
 from opmix.models import model_shape
 from opmix.progress import Progress
-from opmix.training.checkpoints import CompleteCheckpoints, StopAt, latest_checkpoint, restore_usage
+from opmix.training.checkpoints import Checkpoints, CompleteCheckpoints, StopAt, latest_checkpoint, restore_usage
 from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, default_trainer, run_training
-from opmix.training.matched import plan_training, steps_for
+from opmix.training.matched import TrainingPlan, plan_training, steps_for
 from opmix.training.objectives import CAUSAL_LM, Objective, Usage
 
 
@@ -48,94 +47,84 @@ def train_on_mixture(
     )
     factory = objective.trainer(make_trainer, Usage(), model_shape(model))
     with progress.task(name, steps) as advance:
-        spec = TrainSpec(
-            model=model,
-            dataset=plan.dataset,
-            output_dir=output_dir,
-            steps=steps,
-            seed=seed,
-            arguments=plan.arguments,
-            callbacks=[StepProgress(advance)],
-        )
-        run_training(factory, spec)
+        run_training(factory, planned_run(model, plan, folder=output_dir, seed=seed, report=advance))
     return plan.supervised_tokens
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stretch:
-    """A part of one stage between two decisions: steps `start` to `stop` of `steps`, on one mixture.
-
-    All stretches of a stage are one training run to the optimiser and the schedule: each but the first goes on from the checkpoint
-    in which the one before ended, and a stretch that was interrupted goes on from its own last whole checkpoint.
-    """
-
-    steps: int
-    start: int
-    stop: int
-    key: str
-    """Of this stretch; its checkpoints carry it."""
-    previous_key: str | None = None
-    """Of the stretch before, whose last checkpoint this one starts from."""
-    save_every: int = 100
-    """Steps between checkpoints."""
-    evaluate_every: int | None = None
-    """Steps between evaluations of the held-out rows; None: never."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+def planned_run(
+    model: Any, plan: TrainingPlan, *, folder: Path, seed: int, report: Callable[[int, int], None] | None = None
+) -> TrainSpec:
+    """Return the run that a plan describes; `report` is told (steps done, steps in all)."""
+    return TrainSpec(
+        model=model,
+        dataset=plan.dataset,
+        output_dir=folder,
+        steps=plan.steps,
+        seed=seed,
+        arguments=plan.arguments,
+        callbacks=[] if report is None else [StepProgress(report)],
+    )
 
 
-def train_stretch(
-    model: Any,
-    dataset: Dataset[Any],
-    stretch: Stretch,
+def train_segment(
+    spec: TrainSpec,
+    checkpoints: Checkpoints,
     *,
-    folder: Path,
-    seed: int,
+    start: int = 0,
     make_trainer: TrainerFactory = default_trainer,
-    held_out: Mapping[str, Dataset[Any]] | None = None,
-    optimizer_state: Path | None = None,
     report: Callable[[int, int], None] | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
     usage: Usage | None = None,
 ) -> Trainer:
-    """Train a model in place through one stretch; checkpoints go to `folder`.
+    """Train a model in place from step `start` to `spec.stop_at`, leaving checkpoints in `spec.output_dir`.
+
+    All segments of a run are one training run to the optimiser and the schedule: each but the first goes on from the checkpoint in
+    which the one before ended, and a segment that was interrupted goes on from its own last whole checkpoint.
 
     Args:
-        model: With the weights of the stage's start; a checkpoint's replace them.
-        dataset: Rows of the whole stage in order, `steps` times the rows of a step.
-        stretch: Which part.
-        folder: Of the stage's checkpoints.
-        seed: Of dropout and whatever else draws.
+        spec: The whole run, `steps` times the rows of a step; its model has the weights of the run's start.
+        checkpoints: Where to go on from, and what to keep.
+        start: Step at which the segment begins.
         make_trainer: The user's trainer.
-        held_out: Rows by domain to evaluate on.
-        optimizer_state: `optimizer.pt` whose moments a stage's first stretch starts with.
-        report: Told (steps done, steps of this stretch).
-        callbacks: Further ones.
-        usage: What the trainer counts; kept with every checkpoint, so that a resumed stretch counts all of it.
+        report: Told (steps done, steps of this segment).
+        usage: What the trainer counts; kept with every checkpoint, so that a resumed segment counts all of it.
 
     Raises:
         TrainingError: The loss is not finite.
         StoreError: A checkpoint cannot be written or is not of this model.
     """
-    resume = latest_checkpoint(folder, stretch.key)
-    if resume is None and stretch.previous_key is not None:
-        resume = latest_checkpoint(folder, stretch.previous_key)
-    wanted = float(stretch.arguments.get("logging_steps", 10))
-    logging = math.ceil(wanted if wanted >= 1 else wanted * stretch.steps)  # transformers takes a share of the run too
-    defaults = {"logging_strategy": "steps", "logging_steps": logging}
-    own = {
-        # A log entry averages the steps since the one before; checkpoints between two entries would cut that average.
-        "save_strategy": "steps", "save_steps": max(1, stretch.save_every // logging) * logging,
-        "eval_strategy": "steps" if stretch.evaluate_every else "no", "eval_steps": stretch.evaluate_every,
-    }  # fmt: skip
-    usage = usage or Usage()
+    folder, stop, usage = spec.output_dir, spec.stop_at or spec.steps, usage or Usage()
+    resume = latest_checkpoint(folder, checkpoints.key)
+    if resume is None and checkpoints.previous_key is not None:
+        resume = latest_checkpoint(folder, checkpoints.previous_key)
     if resume is not None:
-        restore_usage(resume, stretch.key, usage)
-    watchers: list[TrainerCallback] = [StopAt(stretch.stop), *callbacks]
+        restore_usage(resume, checkpoints.key, usage)
+    watchers: list[TrainerCallback] = [StopAt(stop), *spec.callbacks]
     if report is not None:
-        watchers.append(StepProgress(lambda done, _: report(done - stretch.start, stretch.stop - stretch.start)))
-    spec = TrainSpec(
-        model=model, dataset=dataset, output_dir=folder, steps=stretch.steps, stop_at=stretch.stop, seed=seed,
-        arguments={**defaults, **stretch.arguments, **own}, callbacks=watchers, resume_from=resume, held_out=held_out,
-        optimizer_state=optimizer_state, last_callbacks=[CompleteCheckpoints(stretch.key, usage)],
-    )  # fmt: skip
-    return run_training(make_trainer, spec)
+        watchers.append(StepProgress(lambda done, _: report(done - start, stop - start)))
+    kept = replace(
+        spec,
+        stop_at=stop,
+        arguments=_keeping(spec, checkpoints),
+        callbacks=watchers,
+        last_callbacks=[CompleteCheckpoints(checkpoints.key, usage)],
+        resume_from=resume,
+        held_out=checkpoints.held_out,
+        optimizer_state=checkpoints.optimizer_state,
+    )
+    return run_training(make_trainer, kept)
+
+
+def _keeping(spec: TrainSpec, checkpoints: Checkpoints) -> dict[str, Any]:
+    """Trainer arguments with log entries, evaluations and checkpoints."""
+    wanted = float(spec.arguments.get("logging_steps", 10))
+    logging = math.ceil(wanted if wanted >= 1 else wanted * spec.steps)  # transformers takes a share of the run too
+    return {
+        "logging_strategy": "steps",
+        "logging_steps": logging,
+        **spec.arguments,
+        "save_strategy": "steps",
+        # A log entry averages the steps since the one before; checkpoints between two entries would cut that average.
+        "save_steps": max(1, checkpoints.save_every // logging) * logging,
+        "eval_strategy": "steps" if checkpoints.evaluate_every else "no",
+        "eval_steps": checkpoints.evaluate_every,
+    }

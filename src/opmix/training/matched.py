@@ -181,7 +181,7 @@ def group_ends(worth: npt.NDArray[np.int64], num_groups: int) -> npt.NDArray[np.
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRecord:
+class TrainingTotals:
     """Tokens and FLOPs of a run that is over."""
 
     row_tokens: int
@@ -213,10 +213,10 @@ def training_cost(
     shape: ModelShape,
     length: int,
     adapter_parameters: int | None = None,
-) -> TrainingRecord:
+) -> TrainingTotals:
     """Return tokens and FLOPs of a run that is over: counted by its trainer where it does, else told from the rows."""
     told = objective.flops(shape, row_tokens=plan.row_tokens, length=length, adapter_parameters=adapter_parameters)
-    return TrainingRecord(
+    return TrainingTotals(
         row_tokens=plan.row_tokens,
         supervised_tokens=plan.supervised_tokens,
         sampled_tokens=usage.sampled_tokens,

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback
 
 from opmix.compute.budget import world_size
@@ -25,8 +24,9 @@ from opmix.errors import ConfigError, StoreError
 from opmix.mixing.mixture import Mixture
 from opmix.protocols.online_mixer import Observation, OnlineMixer, State, Stint
 from opmix.runs.files import write_json
+from opmix.training.checkpoints import Checkpoints
 from opmix.training.factory import StepProgress, TrainSpec, default_trainer, run_training
-from opmix.training.full import Stretch, train_stretch
+from opmix.training.full import train_segment
 from opmix.training.matched import TrainingPlan
 from opmix.training.objectives import CAUSAL_LM, Objective, Usage
 from opmix.training.senses import Gradients, PassCounter, Senses, Sums, inputs_of, token_losses, undisturbed
@@ -58,23 +58,6 @@ class OnlineRun:
     """Steps that were trained before, on `previous`: a stage's prefix. The mixer's own steps are those after it."""
     previous: TrainingPlan | None = None
     """See `StintRows`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoints:
-    """Where and how often a run is kept, so that it can be gone on with."""
-
-    key: str
-    """Of the run; its checkpoints carry it."""
-    previous_key: str | None = None
-    """Of the run that ended at `begin_at`, in the same folder: this one starts from its last checkpoint."""
-    save_every: int = 100
-    """Steps between checkpoints."""
-    evaluate_every: int | None = None
-    """Steps between evaluations of `watched` by the Trainer; None: never."""
-    watched: Mapping[str, Dataset[Any]] | None = None
-    optimizer_state: Path | None = None
-    """`optimizer.pt` whose moments the run starts with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,26 +103,21 @@ def train_online(
     check_run(run, checkpoints)
     usage = usage or Usage()
     course = Course(model, run, usage, key=None if checkpoints is None else checkpoints.key)
-    watchers = [Decides(course), *callbacks]
     factory = partial(_trainer, course=course)
-    arguments = {**course.rows.arguments, "remove_unused_columns": False}
-    if checkpoints is None:
-        if report is not None:
-            watchers.append(StepProgress(report))
-        spec = TrainSpec(
-            model=model, dataset=course.rows.places, output_dir=folder, steps=run.steps, seed=run.seed, arguments=arguments,
-            callbacks=watchers,
-        )  # fmt: skip
-        trainer = run_training(factory, spec)
+    spec = TrainSpec(
+        model=model,
+        dataset=course.rows.places,
+        output_dir=folder,
+        steps=run.steps,
+        seed=run.seed,
+        arguments={**course.rows.arguments, "remove_unused_columns": False},
+        callbacks=[MixerCallback(course), *callbacks],
+    )
+    if checkpoints is not None:
+        trainer = train_segment(spec, checkpoints, start=run.begin_at, make_trainer=factory, report=report, usage=usage)
     else:
-        stretch = Stretch(
-            steps=run.steps, start=run.begin_at, stop=run.steps, key=checkpoints.key, previous_key=checkpoints.previous_key,
-            save_every=checkpoints.save_every, evaluate_every=checkpoints.evaluate_every, arguments=arguments,
-        )  # fmt: skip
-        trainer = train_stretch(
-            model, course.rows.places, stretch, folder=folder, seed=run.seed, make_trainer=factory, held_out=checkpoints.watched,
-            optimizer_state=checkpoints.optimizer_state, report=report, callbacks=watchers, usage=usage,
-        )  # fmt: skip
+        shown = [] if report is None else [StepProgress(report)]
+        trainer = run_training(factory, replace(spec, callbacks=[*spec.callbacks, *shown]))
     return OnlineResult(stints=tuple(course.rows.stints), state=course.state, plan=course.rows.whole, trainer=trainer)
 
 
@@ -275,7 +253,7 @@ class Course:
         self._turn(*self.run.mixer.update(self.state, seen))
 
 
-class Decides(TrainerCallback):
+class MixerCallback(TrainerCallback):
     """Asks the mixer where a stint ends, and writes where it stands into every checkpoint."""
 
     def __init__(self, course: Course) -> None:

@@ -22,7 +22,8 @@ def test_every_row(entry):
     assert kind.__doc__
     method = entry.make()
     assert hasattr(method, "propose") or hasattr(method, "update")
-    assert (entry.family == "online") == hasattr(method, "update")
+    assert (entry.training == "online") == (entry.family == "online") == hasattr(method, "update")
+    assert (entry.training == "continual") == hasattr(method, "begin")
     assert 20 < len(entry.line) < 120
     assert entry.paper or entry.family == "fixed"
     assert f"`{entry.name}`" in DOCS.read_text()

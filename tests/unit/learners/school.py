@@ -12,8 +12,9 @@ from opmix.mixing.mixture import Mixture
 from opmix.models import model_shape
 from opmix.progress import Silent
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
+from opmix.training.checkpoints import Checkpoints
 from opmix.training.factory import default_trainer
-from opmix.training.full import Stretch, train_on_mixture, train_stretch
+from opmix.training.full import planned_run, train_on_mixture, train_segment
 from opmix.training.matched import plan_training
 from opmix.training.objectives import CAUSAL_LM, Usage
 
@@ -76,10 +77,11 @@ class School:
             self.only(new), Mixture.of({new: 1.0}), steps=steps, arguments=arguments, seed=seed, objective=CAUSAL_LM
         )
         model = model if learner is None else learner.begin(model, lesson)
-        trainer = train_stretch(
-            model, plan.dataset,
-            Stretch(steps=steps, start=0, stop=steps, key="k", save_every=save_every, arguments={"logging_steps": 1, **plan.arguments}),
-            folder=folder, seed=seed, callbacks=callbacks, usage=lesson.usage,
+        spec = replace(
+            planned_run(model, plan, folder=folder, seed=seed), callbacks=callbacks, arguments={"logging_steps": 1, **plan.arguments}
+        )  # fmt: skip
+        trainer = train_segment(
+            spec, Checkpoints(key="k", save_every=save_every), usage=lesson.usage,
             make_trainer=default_trainer if learner is None else lambda spec: learner.trainer(replace(spec), lesson),
         )  # fmt: skip
         return trainer.model if learner is None else learner.end(trainer.model, lesson)

@@ -289,15 +289,15 @@ def test_architectures_that_cannot_be_built(toys, tmp_path, architecture, messag
 @pytest.fixture
 def drawn(monkeypatch):
     """Rows of every training plan, as they are asked for: (stage folder, plan)."""
-    from opmix.lifecycle import stage_run
+    from opmix.lifecycle import segment_training
 
-    plans, real = [], stage_run.train_stretch
+    plans, real = [], segment_training.train_segment
 
-    def watch(model, dataset, stretch, **settings):
-        plans.append(dataset._plan[stretch.start * 4 : stretch.stop * 4])
-        return real(model, dataset, stretch, **settings)
+    def watch(spec, checkpoints, *, start, **settings):
+        plans.append(spec.dataset._plan[start * 4 : spec.stop_at * 4])
+        return real(spec, checkpoints, start=start, **settings)
 
-    monkeypatch.setattr(stage_run, "train_stretch", watch)
+    monkeypatch.setattr(segment_training, "train_segment", watch)
     return plans
 
 

@@ -1,4 +1,4 @@
-"""Stretches of one run: stopped anywhere and gone on with, they are the unbroken run bit for bit."""
+"""Segments of one run: stopped anywhere and gone on with, they are the unbroken run bit for bit."""
 
 import json
 import shutil
@@ -10,9 +10,9 @@ from transformers import TrainerCallback
 
 from opmix.errors import ConfigError, StoreError, TrainingError
 from opmix.testing import tiny_model
-from opmix.training.checkpoints import MARKER, drop_checkpoints, latest_checkpoint, whole_checkpoints
-from opmix.training.factory import RESERVED, check_arguments
-from opmix.training.full import Stretch, train_stretch
+from opmix.training.checkpoints import MARKER, Checkpoints, drop_checkpoints, latest_checkpoint, whole_checkpoints
+from opmix.training.factory import RESERVED, TrainSpec, check_arguments
+from opmix.training.full import train_segment
 
 LENGTH, STEPS = 16, 8
 PLAIN = {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "logging_steps": 2, "lr_scheduler_type": "linear"}
@@ -61,11 +61,13 @@ def dropout_model():
     return tiny_model("llama", vocab_size=64, num_hidden_layers=1, attention_dropout=0.2, tie_word_embeddings=True)
 
 
-def train(folder, arguments=PLAIN, *, start=0, stop=STEPS, key="k", previous=None, model=None, save=2, **settings):
-    stretch = Stretch(
-        steps=STEPS, start=start, stop=stop, key=key, previous_key=previous, save_every=save, arguments=arguments
-    )
-    return train_stretch(model or dropout_model(), Rows(), stretch, folder=folder, seed=3, **settings)
+def train(folder, arguments=PLAIN, *, start=0, stop=STEPS, model=None, callbacks=(), report=None, **kept):
+    spec = TrainSpec(
+        model=model or dropout_model(), dataset=Rows(), output_dir=folder, steps=STEPS, stop_at=stop, seed=3,
+        arguments=arguments, callbacks=callbacks,
+    )  # fmt: skip
+    checkpoints = Checkpoints(**{"key": "k", "save_every": 2, **kept})
+    return train_segment(spec, checkpoints, start=start, report=report)
 
 
 def weights(trainer):
@@ -119,19 +121,19 @@ def test_killed_again_and_again(unbroken, tmp_path):
     assert losses(resumed) == losses(whole)
 
 
-def test_two_stretches_are_one(unbroken, tmp_path):
+def test_two_segments_are_one(unbroken, tmp_path):
     arguments, whole = unbroken
     first = train(tmp_path, arguments, stop=4, key="first")
     assert first.state.global_step == 4
-    second = train(tmp_path, arguments, start=4, key="second", previous="first")
+    second = train(tmp_path, arguments, start=4, key="second", previous_key="first")
     assert_same(second, whole)
     assert losses(second) == losses(whole)
-    # The second stretch, begun again with another key, starts where the first ended, not where the other one did.
-    third = train(tmp_path, arguments, start=4, key="third", previous="first")
+    # The second segment, begun again with another key, starts where the first ended, not where the other one did.
+    third = train(tmp_path, arguments, start=4, key="third", previous_key="first")
     assert_same(third, whole)
 
 
-def test_a_finished_stretch_is_not_trained_again(unbroken, tmp_path):
+def test_a_finished_segment_is_not_trained_again(unbroken, tmp_path):
     arguments, whole = unbroken
     train(tmp_path, arguments)
     again = train(tmp_path, arguments, callbacks=[KillAt(7, "begin")])
@@ -173,10 +175,7 @@ def test_a_checkpoint_that_was_cut_off_later_is_not_used(tmp_path, file):
 
 def test_the_trainer_evaluates_as_it_goes(tmp_path):
     whole = train(tmp_path / "a")
-    stretch = Stretch(steps=STEPS, start=0, stop=STEPS, key="k", save_every=2, evaluate_every=4, arguments=PLAIN)
-    watched = train_stretch(
-        dropout_model(), Rows(), stretch, folder=tmp_path / "b", seed=3, held_out={"web": Rows(), "code": Rows()}
-    )
+    watched = train(tmp_path / "b", evaluate_every=4, held_out={"web": Rows(), "code": Rows()})
     found = [(e["step"], e["eval_web_loss"]) for e in watched.state.log_history if "eval_web_loss" in e]
     assert [step for step, _ in found] == [4, 8]
     assert found[1][1] < found[0][1]
@@ -185,7 +184,7 @@ def test_the_trainer_evaluates_as_it_goes(tmp_path):
 
 
 def test_a_share_of_the_run_between_log_entries(tmp_path):
-    trainer = train(tmp_path, {**PLAIN, "logging_steps": 0.25}, save=3)
+    trainer = train(tmp_path, {**PLAIN, "logging_steps": 0.25}, save_every=3)
     assert [step for step, *_ in losses(trainer)] == [2, 4, 6, 8]
 
 
@@ -240,10 +239,10 @@ def test_runs_that_stop_early_or_diverge_are_errors(tmp_path):
         train(tmp_path / "b", {**PLAIN, "learning_rate": 1e30, "max_grad_norm": 0.0})
 
 
-def test_progress_counts_the_stretch(tmp_path):
+def test_progress_counts_the_segment(tmp_path):
     told = []
     train(tmp_path, stop=3, key="a")
-    train(tmp_path, start=3, stop=5, key="b", previous="a", report=lambda *n: told.append(n))
+    train(tmp_path, start=3, stop=5, key="b", previous_key="a", report=lambda *n: told.append(n))
     assert told == [(1, 2), (2, 2)]
 
 

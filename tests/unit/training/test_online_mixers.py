@@ -17,8 +17,9 @@ from opmix.progress import Silent
 from opmix.protocols.mixing_method import DecisionProblem
 from opmix.protocols.trials import Trials
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_domains
+from opmix.training.checkpoints import Checkpoints
 from opmix.training.full import train_on_mixture
-from opmix.training.online import Checkpoints, OnlineRun, train_online
+from opmix.training.online import OnlineRun, train_online
 from opmix.training.senses import Senses
 
 LENGTH, STEPS, NAMES = 24, 12, ("alpha", "beta")

@@ -17,11 +17,12 @@ from opmix.mixing.mixture import Mixture
 from opmix.models import model_shape
 from opmix.protocols.online_mixer import Stint
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
+from opmix.training.checkpoints import Checkpoints
 from opmix.training.distillation import DistillationSettings, SelfDistillation
-from opmix.training.full import Stretch, train_stretch
+from opmix.training.full import planned_run, train_segment
 from opmix.training.matched import plan_training, training_cost
 from opmix.training.objectives import CAUSAL_LM, SFT, Usage
-from opmix.training.online import MIXER_FILE, Checkpoints, Course, OnlineRun, train_online
+from opmix.training.online import MIXER_FILE, Course, OnlineRun, train_online
 from opmix.training.senses import Senses, gradient, inner
 from opmix.training.stints import StintRows, lowered
 
@@ -198,7 +199,7 @@ def test_killed_and_resumed_it_is_the_unbroken_run(unbroken, texts, tokenizer, t
 
 def test_a_finished_run_is_not_trained_again(texts, tokenizer, tmp_path):
     watched = {"alpha": MixtureDataset(texts, plan_mixture(Mixture.of({"alpha": 1.0}), 4, {"alpha": 4}, seed=0))}
-    mixer, kept = Everything(), Checkpoints(key="k", save_every=5, evaluate_every=5, watched=watched)
+    mixer, kept = Everything(), Checkpoints(key="k", save_every=5, evaluate_every=5, held_out=watched)
     run, model = run_of(mixer, mixer.init(NAMES), texts, tokenizer), fresh(tokenizer)
     first = train_online(model, run, folder=tmp_path, checkpoints=kept)
     assert [e["step"] for e in first.trainer.state.log_history if "eval_alpha_loss" in e] == [5, 10]
@@ -228,8 +229,7 @@ def test_a_mixture_that_never_changes_is_the_plain_run(texts, tokenizer, tmp_pat
     mixture = Mixture(NAMES, shares)
     plan = plan_training(texts, mixture, steps=STEPS, arguments=ARGUMENTS, seed=3)
     plain = fresh(tokenizer)
-    stretch = Stretch(steps=STEPS, start=0, stop=STEPS, key="p", arguments=plan.arguments)
-    train_stretch(plain, plan.dataset, stretch, folder=tmp_path / "plain", seed=3)
+    train_segment(planned_run(plain, plan, folder=tmp_path / "plain", seed=3), Checkpoints(key="p"))
     online = fresh(tokenizer)
     run = run_of(Fixed(mixture, signals=signals), ({}, Stint(mixture, 3)), texts, tokenizer)
     result = train_online(online, run, folder=tmp_path / "online", checkpoints=Checkpoints(key="o"))
@@ -243,8 +243,7 @@ def test_mixed_precision_checkpointing_and_workers_change_nothing_of_that(texts,
     arguments = {**ARGUMENTS, "bf16": True, "gradient_checkpointing": True, "dataloader_num_workers": 1}
     plan = plan_training(texts, mixture, steps=STEPS, arguments=arguments, seed=3)
     plain, online = fresh(tokenizer), fresh(tokenizer)
-    stretch = Stretch(steps=STEPS, start=0, stop=STEPS, key="p", arguments=plan.arguments)
-    train_stretch(plain, plan.dataset, stretch, folder=tmp_path / "plain", seed=3)
+    train_segment(planned_run(plain, plan, folder=tmp_path / "plain", seed=3), Checkpoints(key="p"))
     mixer = Fixed(mixture, signals=Everything.signals)
     run = run_of(mixer, ({}, Stint(mixture, 3)), texts, tokenizer, arguments=arguments)
     train_online(online, run, folder=tmp_path / "online")
@@ -373,8 +372,8 @@ def test_a_run_goes_on_after_a_prefix(request, tokenizer, tmp_path, kind):
     first = plan_training(rows, mixture, steps=4, arguments=ARGUMENTS, seed=3, objective=objective)
     whole = plan_training(rows, mixture, steps=6, arguments=ARGUMENTS, seed=3, objective=objective, previous=first)
     plain = fresh(tokenizer)
-    stretch = Stretch(steps=STEPS, start=0, stop=4, key="prefix", arguments=whole.arguments)
-    train_stretch(plain, whole.dataset, stretch, folder=tmp_path / "plain", seed=3)
+    spec = replace(planned_run(plain, whole, folder=tmp_path / "plain", seed=3), steps=STEPS)
+    train_segment(replace(spec, stop_at=4), Checkpoints(key="prefix"))
     shutil.copytree(tmp_path / "plain", tmp_path / "online")
     shutil.copytree(tmp_path / "plain", tmp_path / "fixed")
     ends = []
@@ -394,8 +393,7 @@ def test_a_run_goes_on_after_a_prefix(request, tokenizer, tmp_path, kind):
             (seen,) = mixer.seen
             continue
         ends.append(result)
-    rest = Stretch(steps=STEPS, start=4, stop=STEPS, key="rest", previous_key="prefix", arguments=whole.arguments)
-    train_stretch(plain, whole.dataset, rest, folder=tmp_path / "plain", seed=3)
+    train_segment(spec, Checkpoints(key="rest", previous_key="prefix"), start=4)
     fixed, never = fresh(tokenizer, seed=7), replace(run, mixer=Fixed(mixture), start=({}, Stint(mixture, 6)))
     train_online(fixed, never, folder=tmp_path / "fixed", checkpoints=Checkpoints(key="f", previous_key="prefix"))
     assert same(weights(fixed), weights(plain))
