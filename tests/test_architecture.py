@@ -19,6 +19,7 @@ FLOORS = [
     {"learners"},
     {"probes"},
     {"methods", "scores"},
+    {"mixture_search"},
     {"lifecycle"},
     {"comparison"},
     {"api", "fit"},

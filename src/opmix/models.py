@@ -7,7 +7,7 @@ adapters, so names are always those of the base model.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -149,6 +149,22 @@ def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield f"{path}.{attribute}" if path else attribute, parameter
+
+
+def adapter_parameters(model: nn.Module, rank: int, targets: Sequence[str] | None = None) -> int:
+    """Return the weights of a LoRA adapter, `rank * (in + out)` a layer.
+
+    Args:
+        model: The base model.
+        rank: Of the adapter.
+        targets: Names of layers, or ends of them; none: `lora_targets`.
+    """
+    wanted = targets or lora_targets(model)
+    return sum(
+        rank * sum(module.weight.shape)
+        for path, module in base_modules(model)
+        if any(path == name or path.endswith("." + name) for name in wanted) and hasattr(module, "weight")
+    )
 
 
 def lora_targets(model: nn.Module) -> list[str]:

@@ -12,13 +12,13 @@ from opmix.compute.ledger import Ledger
 from opmix.config import SearchConfig
 from opmix.domain import SPLITS
 from opmix.errors import ConfigError
-from opmix.lifecycle.estimates import early_sequences, eval_sequences, method_of
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.design import coordinates_of, new_domains
 from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.solver import SolveSettings
+from opmix.mixture_search.estimate import DomainSize, estimate_search, eval_sequences, method_of
 from opmix.progress import Progress
 from opmix.protocols.mixing_method import FULL, DecisionProblem, Fidelity, LawProposal, Simulation
 from opmix.runs.files import default_cache_dir
@@ -209,22 +209,29 @@ class SearchContext:
         )  # fmt: skip
 
     def _estimate(self) -> None:
-        """What the search will cost, before it does."""
-        design, session = self.method.design(self.stage), self.session
-        length, shape = self.config.sequence_length, session.shape
-        num_probes = len(design.probes.probes)
-        probe_tokens = round(num_probes * session.probe_tokens * self.prepared.row_tokens_per_supervised)
-        eval_tokens = (len(design.points) + 1) * sum(h.input_ids.size for h in session.held_out)
-        eval_tokens += early_sequences(self.config, self.old, self.stage) * length
-        flops = self.prepared.objective.flops(shape, row_tokens=probe_tokens, length=length, adapter_parameters=0)
-        flops += eval_tokens * shape.forward(length)
+        """Note what the search will cost, before it does."""
+        from opmix.data import supervised_per_row
+        from opmix.models import adapter_parameters
+
+        session, length = self.session, self.config.sequence_length
+        sizes = {
+            n: DomainSize(
+                available=self.stage.available_tokens[n], row=float(rows.lengths.mean()), supervised=supervised_per_row(rows),
+                held_out=len(held.input_ids), held_out_row=held.input_ids.shape[1],
+            )
+            for (n, rows), held in zip(session.train.items(), session.held_out, strict=True)
+        }  # fmt: skip
+        chosen = session.settings
+        weights = adapter_parameters(session.model, chosen.rank, chosen.target_modules)
+        self.estimate = found = estimate_search(self.config, self.old, sizes)
+        cost = found.cost(session.shape, length, adapter_parameters=weights, objective=self.prepared.objective)
+        flops = cost.total("flops")
+        share = found.share(flops, session.shape, length, self.prepared.objective)
         most = "at most " if self.config.adaptive else ""
-        share = flops / self.training_flops
-        per_probe = _adapter_bytes(session)
         self.progress.note(
-            f"{most}{num_probes} probes x {session.settings.steps} steps ({probe_tokens:,} tokens), {len(design.points)} proxies "
-            f"({eval_tokens:,} tokens): about {flops:.2g} FLOPs, {share:.1%} of the {self.config.budget.tokens:,}-token stage; "
-            f"{num_probes * per_probe / 1e6:.1f} MB of adapters"
+            f"{most}{found.num_probes} probes x {chosen.steps} steps ({found.probe_tokens:,} tokens), {found.num_points} proxies "
+            f"({found.proxy_tokens:,} tokens): about {flops:.2g} FLOPs, {share:.1%} of the {self.config.budget.tokens:,}-token "
+            f"stage; {found.num_probes * 4.0 * weights / 1e6:.1f} MB of adapters"
         )
 
     def notes(self, proposal: LawProposal) -> list[str]:
@@ -259,14 +266,3 @@ def repetition(name: str, probe: float, stage: float) -> list[str]:
         return [f"the stage would repeat {name} {stage:.1f} times at the law's optimum, a probe only {probe:.1f} times; its gain is then "
                 "over-estimated, so limit max_epochs or give it more text"]  # fmt: skip
     return []
-
-
-def _adapter_bytes(session: ProbeSession) -> float:
-    from opmix.models import lora_targets
-
-    wanted = session.settings.target_modules or lora_targets(session.model)
-    total = 0
-    for name, module in session.model.named_modules():
-        if any(name == w or name.endswith("." + w) for w in wanted) and hasattr(module, "weight"):
-            total += session.settings.rank * sum(module.weight.shape)
-    return 4.0 * total

@@ -13,11 +13,11 @@ from typing import Any, Literal
 from opmix.compute.flops import ModelShape
 from opmix.errors import StoreError
 from opmix.lifecycle.config import LifecycleConfig
-from opmix.lifecycle.estimates import estimate_search
 from opmix.lifecycle.stages import resolve
 from opmix.lifecycle.steps import DataFacts, StageRows, Step, chain, differences
 from opmix.methods.catalogue import entry_of
 from opmix.mixing.mixture import Mixture
+from opmix.mixture_search.estimate import estimate_search
 from opmix.runs.store import RunStore
 from opmix.strict import validated
 
@@ -174,7 +174,7 @@ def _planned(step: Step, shape: ModelShape | None) -> dict[str, float]:
         kept = [d for d in stage.before if d in stage.domains]
         old = Mixture.uniform(kept) if kept and not (stage.index == 0 and step.segment.start) else None
         config = stage.search(old, stage.tokens_of(step.segment.stop - step.segment.start), step.seed)
-        return estimate_search(config, old).flops(shape, length)
+        return dict(estimate_search(config, old).cost(shape, length).flops)
     if step.kind in ("before", "after"):
         rows = 2 * len(step.settings["data"]) * stage.life.evaluation.sequences
         return {"measuring": rows * length * shape.forward(length)}

@@ -165,8 +165,8 @@ class ProbeSession:
 
     def evaluating(self, held_out: Sequence[HeldOut], num_points: int) -> float:
         """FLOPs of a sweep: the current model and every point once."""
-        held, length = sum(h.input_ids.size for h in held_out), held_out[0].input_ids.shape[1]
-        return held * (num_points + 1) * self.shape.forward(length)
+        each = sum(h.input_ids.size * self.shape.forward(h.input_ids.shape[1]) for h in held_out)
+        return each * (num_points + 1)
 
     def _train_probes(self, design: ProbeDesign, base: Mapping[str, Any], steps: int) -> tuple[PeftModel, list[str]]:
         keys = []

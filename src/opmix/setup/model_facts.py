@@ -106,13 +106,10 @@ def _check_files(folder: Path) -> None:
 
 
 def _adapter_parameters(model: Any, probes: ProbesConfig) -> int:
-    from opmix.models import base_modules, lora_targets
+    from opmix.models import adapter_parameters, lora_targets
 
     wanted = probes.target_modules or tuple(lora_targets(model))
-    total = 0
-    for path, module in base_modules(model):
-        if any(path == name or path.endswith("." + name) for name in wanted) and hasattr(module, "weight"):
-            total += probes.rank * sum(module.weight.shape)
+    total = adapter_parameters(model, probes.rank, wanted)
     if not total:
         raise ModelError(
             f"probes.target_modules: {', '.join(wanted)} match no layer; expected names such as {', '.join(lora_targets(model)[:4])}"

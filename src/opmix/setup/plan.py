@@ -14,11 +14,11 @@ from opmix.config import SearchConfig
 from opmix.domain import Split
 from opmix.errors import InfeasibleError
 from opmix.lifecycle.context import SearchContext
-from opmix.lifecycle.estimates import early_sequences, eval_sequences
 from opmix.mixing.design import StageDesign, coordinates_of
 from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.solver import solve
+from opmix.mixture_search.estimate import DomainSize, estimate_search
 from opmix.progress import Silent
 from opmix.protocols.mixing_method import DecisionProblem
 from opmix.runs.store import RunStore
@@ -37,7 +37,7 @@ _ESTIMATE_SLACK = 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class PlannedCost:
     """What a search will cost, an adaptive one at most; tokens of text are estimates, so is all that follows from them."""
 
     probes: int
@@ -65,7 +65,7 @@ Sizes = Mapping[str, Mapping[Split, Size | None]]
 
 def check_plan(
     config: SearchConfig, base: Path, sizes: Sizes, model: ModelFacts | None, findings: Findings
-) -> Cost | None:
+) -> PlannedCost | None:
     """Check a configuration whose settings are valid against its data and model.
 
     Args:
@@ -106,7 +106,7 @@ def check_plan(
     if design is None:
         return None
     _check_repetition(config, design, train, findings)
-    cost = _cost(config, context.stage, design, sizes, model)
+    cost = _cost(config, sizes, model)
     if cost.share is not None and cost.share > _DEAR:
         findings.warn(
             "budget", f"the search costs {cost.share:.0%} of the training it is for",
@@ -209,29 +209,34 @@ def _check_repetition(config: SearchConfig, design: StageDesign, train: Mapping[
             )  # fmt: skip
 
 
-def _cost(
-    config: SearchConfig, stage: DecisionProblem, design: StageDesign, sizes: Sizes, model: ModelFacts | None
-) -> Cost:
-    length, count = config.sequence_length, len(design.probes.probes)
-    probe_tokens = count * config.probes.steps * sequences_per_step(config.trainer, world_size()) * length
-    held = 0
-    old = None if config.old_mixture is None else Mixture.of(config.old_mixture)
-    for name, wanted in zip(config.domains, eval_sequences(config, old), strict=True):
-        splits = sizes[name]
-        size = splits.get("valid") if "valid" in splits else splits.get("train")
-        factor = 1.0 if "valid" in splits else config.domains[name].holdout
-        held += min(wanted, wanted if size is None else int(size.row_tokens * factor // length)) * length
-    eval_tokens = (len(design.points) + 1) * held + early_sequences(config, old, stage) * length
+def _cost(config: SearchConfig, sizes: Sizes, model: ModelFacts | None) -> PlannedCost:
+    length, old = config.sequence_length, None if config.old_mixture is None else Mixture.of(config.old_mixture)
+    found = estimate_search(
+        config, old, {n: s for n in config.domains if (s := _size(config, n, sizes[n])) is not None}
+    )
     stored = sum(size.row_tokens for splits in sizes.values() for size in splits.values() if size is not None)
     wide = 4 if model is not None and model.vocabulary > 1 << 16 else 2
     flops = share = memory = adapters = None
     if model is not None:
-        flops = probe_tokens * model.shape.train_lora(
-            length, model.adapter_parameters
-        ) + eval_tokens * model.shape.forward(length)
-        share = flops / (config.budget.tokens * model.shape.train(length))
-        memory, adapters = model.memory(config, count), 4.0 * count * model.adapter_parameters
-    return Cost(
-        probes=count, steps=config.probes.steps, probe_tokens=probe_tokens, proxies=len(design.points), eval_tokens=eval_tokens,
-        flops=flops, share=share, memory_bytes=memory, adapter_bytes=adapters, cache_bytes=float(stored * wide),
+        flops = found.cost(model.shape, length, adapter_parameters=model.adapter_parameters).total("flops")
+        share = found.share(flops, model.shape, length)
+        memory = model.memory(config, found.num_probes)
+        adapters = 4.0 * found.num_probes * model.adapter_parameters
+    return PlannedCost(
+        probes=found.num_probes, steps=config.probes.steps, probe_tokens=found.probe_tokens, proxies=found.num_points,
+        eval_tokens=found.proxy_tokens, flops=flops, share=share, memory_bytes=memory, adapter_bytes=adapters,
+        cache_bytes=float(stored * wide),
+    )  # fmt: skip
+
+
+def _size(config: SearchConfig, name: str, splits: Mapping[Split, Size | None]) -> DomainSize | None:
+    """Rows of a domain by its estimated text; None where that is not known."""
+    train, length = splits.get("train"), config.sequence_length
+    held = splits.get("valid", train)
+    if train is None or held is None or not train.tokens:
+        return None
+    share = 1.0 if "valid" in splits else config.domains[name].holdout
+    return DomainSize(
+        available=round(train.tokens * _kept(config, name)), row=length, supervised=length * train.tokens / train.row_tokens,
+        held_out=int(held.row_tokens * share // length), held_out_row=length,
     )  # fmt: skip

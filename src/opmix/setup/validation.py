@@ -17,7 +17,7 @@ from opmix.progress import Progress, Silent
 from opmix.setup.checks import Check, Findings, failed
 from opmix.setup.first_config import PLACEHOLDER
 from opmix.setup.model_facts import ModelFacts, model_facts
-from opmix.setup.plan import Cost, check_plan
+from opmix.setup.plan import PlannedCost, check_plan
 from opmix.setup.sources import check_overlap
 from opmix.setup.survey import Size, survey
 from opmix.strict import read_yaml
@@ -35,7 +35,7 @@ class Validation:
     config: SearchConfig | None = None
     """None: the settings have problems of their own."""
     model: ModelFacts | None = None
-    cost: Cost | None = None
+    cost: PlannedCost | None = None
     """None: something that it depends on is missing."""
 
     @property

@@ -1,0 +1,1 @@
+"""One decision about a mixture, from settings to an answer."""

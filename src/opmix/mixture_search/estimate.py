@@ -1,0 +1,202 @@
+"""The cost of a search before it is run: tokens and FLOPs. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from opmix.compute.budget import sequences_per_step, world_size
+from opmix.compute.cost import Cost
+from opmix.compute.flops import ModelShape
+from opmix.config import SearchConfig
+from opmix.methods.adaptive import Closeness, Looks
+from opmix.methods.op_mix import OpMix
+from opmix.mixing.design import coordinates_of
+from opmix.mixing.mixture import Mixture
+from opmix.protocols.mixing_method import DecisionProblem
+
+if TYPE_CHECKING:  # torch is imported where it is used
+    from opmix.training.objectives import Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainSize:
+    """Rows of one domain, in tokens."""
+
+    available: int = 1
+    """Supervised tokens to train on."""
+    row: float
+    """Mean tokens of a training row."""
+    supervised: float
+    """Mean supervised tokens of a training row; those of text are all supervised."""
+    held_out: int | None = None
+    """Held-out rows that there are; None: as many as are asked for."""
+    held_out_row: int
+    """Tokens of a held-out row, padding included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchEstimate:
+    """Amounts of one search; of an adaptive one at most."""
+
+    num_probes: int
+    num_points: int
+    probe_tokens: int
+    """Tokens of the rows that all probes read together; what self-distillation samples comes on top."""
+    evaluated: Mapping[int, int]
+    """By row length: tokens that proxies and the current model are evaluated on, padding included."""
+    stage_tokens: int
+    """Tokens of the rows that the stage itself reads."""
+    confirming: SearchEstimate | None = None
+    """The probe that tests a move, on top: only searches that would move train it."""
+
+    @property
+    def proxy_tokens(self) -> int:
+        """Tokens that proxies and the current model are evaluated on."""
+        return sum(self.evaluated.values())
+
+    def cost(
+        self,
+        shape: ModelShape,
+        sequence_length: int,
+        *,
+        adapter_parameters: int = 0,
+        objective: Objective | None = None,
+    ) -> Cost:
+        """Return the cost without the confirming probe.
+
+        Args:
+            shape: The model.
+            sequence_length: Tokens a training row attends over.
+            adapter_parameters: Weights of one probe; 0: not known, which leaves a few percent out.
+            objective: None: cross-entropy.
+        """
+        probes = self.probe_tokens * shape.train_lora(sequence_length, adapter_parameters)
+        if objective is not None:
+            probes = objective.flops(
+                shape, row_tokens=self.probe_tokens, length=sequence_length, adapter_parameters=adapter_parameters
+            )
+        proxies = sum(tokens * shape.forward(length) for length, tokens in self.evaluated.items())
+        return Cost.of("probes", tokens=self.probe_tokens, flops=probes) + Cost.of(
+            "proxies", tokens=self.proxy_tokens, flops=proxies
+        )
+
+    def share(self, flops: float, shape: ModelShape, sequence_length: int, objective: Objective | None = None) -> float:
+        """Return FLOPs over those of the stage's own training."""
+        if objective is None:
+            return flops / (self.stage_tokens * shape.train(sequence_length))
+        return flops / objective.flops(shape, row_tokens=self.stage_tokens, length=sequence_length)
+
+
+def method_of(config: SearchConfig) -> OpMix:
+    """The method with the configuration's settings."""
+    return OpMix(
+        share=config.probes.share, joint=config.probes.joint, num_points=config.proxies.count, huber_delta=config.huber_delta,
+        verify=config.decision.verify, specialised=config.proxies.specialised,
+        arbiter=config.decision.arbiter, looks=looks_of(config),
+    )  # fmt: skip
+
+
+def looks_of(config: SearchConfig) -> Looks | None:
+    """When probes are looked at while they train; None: at their end only."""
+    probes = config.probes
+    if not config.adaptive:
+        return None
+    looks = Looks(
+        steps=probes.steps, first=probes.first_look, sequences=config.proxies.eval_sequences, tolerance=probes.tolerance
+    )
+    return looks if looks.parts else None  # too short to be looked at before their end
+
+
+def eval_sequences(config: SearchConfig, old: Mixture | None) -> list[int]:
+    """Held-out sequences of each domain: old ones that count as one coordinate share twice a domain's number.
+
+    So the cost of a search follows the number of *new* domains, however many the model has learned before.
+    """
+    wanted, names = config.proxies.eval_sequences, tuple(config.domains)
+    coordinates = coordinates_of(names, old, config.new_domains)
+    if coordinates.names == coordinates.domains:
+        return [wanted] * len(names)
+    shared = [n for n in names if n not in coordinates.names]
+    return [min(wanted, max(2, 2 * wanted // len(shared))) if n in shared else wanted for n in names]
+
+
+def estimate_search(
+    config: SearchConfig, old: Mixture | None, sizes: Mapping[str, DomainSize] | None = None
+) -> SearchEstimate:
+    """Return what one search reads and evaluates: `opmix validate`, `opmix status`, lives and searches all ask here.
+
+    Args:
+        config: The settings.
+        old: The mixture in use; None: there is none.
+        sizes: By domain; without one, its rows are full and enough.
+    """
+    names, length = tuple(config.domains), config.sequence_length
+    full = DomainSize(row=length, supervised=length, held_out_row=length)
+    known = {n: (sizes or {}).get(n, full) for n in names}
+    decision = DecisionProblem(
+        domains=names, old=old, budget_tokens=config.budget.tokens, available_tokens={n: s.available for n, s in known.items()},
+        seed=config.seed, new=config.new_domains,
+    )  # fmt: skip
+    design = method_of(config).design(decision)
+    # A step is worth what so many rows of an average domain are; each domain's share of it is read at the domain's own rate.
+    step = sequences_per_step(config.trainer, world_size()) * fmean(s.supervised for s in known.values())
+    read = [known[n].row / known[n].supervised for n in design.probes.domains]
+    probes = [config.probes.steps * step * float(row @ read) for row in design.probes.R]
+    held = [
+        (wanted if s.held_out is None else min(wanted, s.held_out), s.held_out_row)
+        for wanted, s in zip(eval_sequences(config, old), known.values(), strict=True)
+    ]
+    stage_tokens = round(config.budget.tokens * fmean(read))
+    confirming = SearchEstimate(
+        num_probes=1, num_points=1, probe_tokens=round(max(probes)), evaluated=_evaluated([(2, 1)], held), stage_tokens=stage_tokens
+    )  # fmt: skip
+    return SearchEstimate(
+        num_probes=len(probes), num_points=len(design.points), probe_tokens=round(sum(probes)),
+        evaluated=_evaluated([(len(design.points) + 1, 1), *_early_sweeps(config, decision)], held),
+        stage_tokens=stage_tokens, confirming=confirming if config.decision.verify else None,
+    )  # fmt: skip
+
+
+def _evaluated(sweeps: Sequence[tuple[int, int]], held_out: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """Tokens by row length.
+
+    Args:
+        sweeps: Models, and which of the rows they see: every so many.
+        held_out: Rows and their length, by domain.
+    """
+    total: dict[int, int] = {}
+    for models, thinning in sweeps:
+        for rows, length in held_out:
+            seen = math.ceil(rows / max(1, min(thinning, rows // 4)))
+            total[length] = total.get(length, 0) + models * seen * length
+    return total
+
+
+def _early_sweeps(config: SearchConfig, decision: DecisionProblem) -> list[tuple[int, int]]:
+    """Sweeps of an adaptive search before its last look, at most: models and thinning of each."""
+    method, looks = method_of(config), looks_of(config)
+    if looks is None:
+        return []
+    # At its dearest the second look doubles everything, the sequences first, and later ones are as close.
+    path = [Closeness(doubled) for doubled in range(looks.doublings + 1)]
+    while _closer_points(method, decision, more := replace(path[-1], points=path[-1].points + 1)):
+        path.append(more)
+    few = len(looks.parts) < 2
+    dearest = path[: len(looks.parts)] if few else [path[0], *path, *path[-1:] * (len(looks.parts) - 2)]
+    return [
+        (
+            len(method.design(decision, method.few_points(decision, close.points)).points) + 1,
+            close.thinning(looks),
+        )
+        for close in dearest
+    ]
+
+
+def _closer_points(method: OpMix, decision: DecisionProblem, close: Closeness) -> bool:
+    """Whether the last doubling of the points added any."""
+    counts = [method.few_points(decision, level) for level in (close.points - 1, close.points)]
+    return counts[1] > counts[0]
