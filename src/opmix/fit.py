@@ -24,8 +24,11 @@ from opmix.mixing.swarm import Directions, Swarm, read_mixtures, read_prior, rea
 from opmix.mixing.table import ProxyTable
 from opmix.progress import Progress, Silent
 from opmix.protocols.law import LawFit
-from opmix.results import draws_json, timing_json, verdict_json
-from opmix.runs.files import environment, write_json, write_text
+from opmix.results.draws import LawDrawsFile
+from opmix.results.manifest import Manifest
+from opmix.results.mixture import MixtureFile
+from opmix.results.timing import TimingFile
+from opmix.runs.files import write_text
 from opmix.runs.store import RunStore
 from opmix.strict import nearest
 from opmix.trackers import METRIC_PREFIX, RATIO_PREFIX, read_tracked
@@ -48,34 +51,41 @@ class FitResult:
 
     def json(self) -> dict[str, Any]:
         """The content of `mixture.json`."""
-        return verdict_json("fit", self.fit, self.verdict, notes=list(self.notes))
+        return self.file().json()
+
+    def file(self) -> MixtureFile:
+        """Return the decision as `mixture.json` keeps it."""
+        return MixtureFile.of("fit", self.fit, self.verdict, notes=self.notes)
+
+    def timing(self) -> TimingFile:
+        """Return when and how long, as `timing.json` keeps it."""
+        return TimingFile.of(self.verdict)
+
+    def __repr__(self) -> str:
+        return self.file().summary()
 
     def _repr_html_(self) -> str:
         from opmix.report.notebook import decision_html
 
-        return decision_html(self.json())
+        return decision_html(self.file())
 
-    def timing(self) -> dict[str, Any]:
-        """The content of `timing.json`."""
-        return timing_json(self.verdict)
-
-    def write(self, folder: Path, *, inputs: dict[str, Any] | None = None) -> None:
+    def write(self, folder: str | Path, *, inputs: dict[str, Any] | None = None) -> None:
         """Write `mixture.json`, `law_draws.json`, `timing.json`, `manifest.json`, the table, predictions and the report.
 
         Raises:
             StoreError: Another process holds the folder, or it holds a run of another command.
         """
-        with RunStore(folder, "fit"):
-            self._write(folder, inputs or {})
+        with RunStore(Path(folder), "fit"):
+            self._write(Path(folder), inputs or {})
 
     def _write(self, folder: Path, inputs: dict[str, Any]) -> None:
         from opmix.report import write_report
 
         (folder / "predictions.csv").unlink(missing_ok=True)
-        write_json(folder / "mixture.json", self.json())
-        write_json(folder / "law_draws.json", draws_json(self.verdict))
-        write_json(folder / "timing.json", self.timing())
-        write_json(folder / "manifest.json", {"command": "fit", "inputs": inputs, **environment()})
+        self.file().write(folder)
+        LawDrawsFile.of(self.verdict.draws).write(folder)
+        self.timing().write(folder)
+        Manifest.write(folder, "fit", inputs=inputs)
         self.table.write(folder / "tables" / "proxies.csv")
         if self.predictions is not None:
             write_text(folder / "predictions.csv", predictions_csv(*self.predictions, self.fit.law.metrics))

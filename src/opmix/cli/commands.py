@@ -46,7 +46,7 @@ def search(
             made = verify_run(folder, refine=True, progress=display)
     if as_json:
         extra = {} if made is None else {"verification": made.json()}
-        _print_json({**result.json(), "timing": result.timing(), **extra})
+        _print_json({**result.json(), "timing": result.timing().json(), **extra})
         return
     show_search(result, folder)
     if made is not None:
@@ -134,7 +134,7 @@ def fit(
         shares = {"floors": rules.floors, "ceilings": rules.ceilings, "fixed": rules.fixed}
         result.write(out, inputs={**where, **{k: v for k, v in {**wanted, **shares, **asked}.items() if v}})
     if as_json:
-        _print_json({**result.json(), "timing": result.timing()})
+        _print_json({**result.json(), "timing": result.timing().json()})
         return
     from opmix.cli.console import show_fit
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -54,7 +53,7 @@ def show_search(result: SearchResult, folder: Path) -> None:
     console = Console()
     _show_verdict(console, result.verdict, "current")
     console.print(str(result.proposal.check["verdict"]), highlight=False)
-    share = result.json()["cost"]["search_share"]
+    share = result.search_share
     console.print(f"The search cost {share:.1%} of the stage's training FLOPs.", highlight=False)
     for note in result.notes:
         console.print(f"note: {note}", highlight=False)
@@ -65,7 +64,7 @@ def show_demo(result: DemoResult, folder: Path) -> None:
     """The search, and what training on its answer gave."""
     console = Console()
     _show_verdict(console, result.search.verdict, "current")
-    arms: Mapping[str, Any] = result.comparison["arms"]
+    arms = {n: {"predicted": a.predicted, "measured": a.measured} for n, a in result.comparison.arms.items()}
     table = Table(
         "eval set",
         *(f"{arm} {kind}" for arm in arms for kind in ("predicted", "measured")),
@@ -75,7 +74,7 @@ def show_demo(result: DemoResult, folder: Path) -> None:
         cells = [f"{arms[a][k][metric]:.4f}" for a in arms for k in ("predicted", "measured")]
         table.add_row(metric, *cells)
     console.print(table)
-    console.print(str(result.comparison["sentence"]), highlight=False)
+    console.print(result.comparison.sentence, highlight=False)
     _show_report(console, folder)
 
 

@@ -167,9 +167,9 @@ def _account(found: RunStatus) -> list[Text]:
     spent, left = found.spent, found.flops_left
     lines = [
         Text(
-            f"{purpose}: {spent['tokens'][purpose]:,.0f} tokens, {flops:.3g} FLOPs, {_time(spent['seconds'].get(purpose, 0))}"
+            f"{purpose}: {spent.tokens[purpose]:,.0f} tokens, {flops:.3g} FLOPs, {_time(spent.seconds.get(purpose, 0))}"
         )
-        for purpose, flops in spent.get("flops", {}).items()
+        for purpose, flops in spent.flops.items()
     ]
     peak = max((step.peak_memory or 0 for step in found.steps), default=0)
     if peak:
@@ -194,7 +194,7 @@ def _account(found: RunStatus) -> list[Text]:
 
 def _status_json(found: RunStatus) -> dict[str, Any]:
     return {
-        "folder": str(found.folder), "spent": found.spent, "flops_left": found.flops_left, "seconds_left": found.seconds_left,
+        "folder": str(found.folder), "spent": found.spent.json(), "flops_left": found.flops_left, "seconds_left": found.seconds_left,
         "holder": found.holder, "task": found.task, "changed": found.changed,
         "steps": [{"name": s.name, "kind": s.kind, "state": s.state, "why": s.why, "peak_memory": s.peak_memory} for s in found.steps],
     }  # fmt: skip

@@ -10,8 +10,10 @@ from typing import Any
 
 from opmix.comparison.config import CompareConfig
 from opmix.comparison.steps import home_of
-from opmix.lifecycle.tables import SEARCH_PURPOSES, csv_text, spread
-from opmix.runs.files import plain, write_json, write_text
+from opmix.compute.cost import SEARCH_PURPOSES
+from opmix.lifecycle.tables import csv_text, spread
+from opmix.results.lives import write_comparison
+from opmix.runs.files import plain, write_text
 from opmix.runs.store import RunStore
 
 Lives = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]
@@ -132,8 +134,7 @@ def _place(row: Mapping[str, Any]) -> tuple[float, float]:
 
 def write_compare(folder: Path, content: Mapping[str, Any], spent: Mapping[str, Any]) -> None:
     """`compare.json`, `spent.json`, `tables/compare.csv` (a row an entrant), `tables/domains.csv` (per entrant, seed and domain)."""
-    write_json(folder / "compare.json", content)
-    write_json(folder / "spent.json", spent)
+    write_comparison(folder, content, spent)
     header = ["entrant", "seeds", "mean_loss", "sd", "difference", "difference_sd", "forgetting", "worst_forgetting", "search_flops",
               "training_flops", "total_flops"]  # fmt: skip
     rows = []

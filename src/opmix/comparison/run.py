@@ -20,7 +20,8 @@ from opmix.lifecycle.stages import resolve
 from opmix.lifecycle.steps import Step
 from opmix.progress import Progress, Silent
 from opmix.report import write_report
-from opmix.runs.files import disk_errors, environment, write_json
+from opmix.results.manifest import Manifest
+from opmix.runs.files import disk_errors
 from opmix.runs.progress_file import ProgressFile
 from opmix.runs.store import RunStore
 
@@ -106,9 +107,7 @@ def run_compare(
         for entrant in entrants:
             if entrant.runtime.facts is not shared.facts:
                 entrant.runtime.record_facts(facts_file(entrant.name))
-        write_json(
-            out / "manifest.json", {"command": "compare", "config": config.model_dump(mode="json"), **environment()}
-        )
+        Manifest.write(out, "compare", config=config.model_dump(mode="json"))
         return _raced(config, shared, entrants, wanted)
 
 

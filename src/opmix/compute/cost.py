@@ -19,7 +19,7 @@ class Cost:
     Examples:
         >>> spent = Cost.of("probes", tokens=10, flops=60.0) + Cost.of("proxies", tokens=5, flops=10.0)
         >>> spent.total("tokens"), spent.total("flops", ["probes"])
-        (15, 60.0)
+        (15.0, 60.0)
     """
 
     tokens: Mapping[str, float] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Cost:
         for cost in costs:
             for kind, amounts in total.items():
                 for purpose, amount in getattr(cost, kind).items():
-                    amounts[purpose] = amounts.get(purpose, 0) + amount
+                    amounts[purpose] = amounts.get(purpose, 0.0) + amount
         return cls(**total)
 
     def __add__(self, other: Cost) -> Cost:
@@ -54,11 +54,6 @@ class Cost:
         amounts: Mapping[str, float] = getattr(self, kind)
         wanted = amounts if purposes is None else set(purposes)
         return sum(amount for purpose, amount in amounts.items() if purpose in wanted)
-
-    def search_share(self) -> float | None:
-        """Return the FLOPs of the searches over those of training; None where nothing was trained."""
-        training = self.flops.get("training", 0.0)
-        return self.total("flops", SEARCH_PURPOSES) / training if training else None
 
     def json(self) -> dict[str, dict[str, float]]:
         """Return `{"tokens": {purpose: n}, "flops": {...}, "seconds": {...}}`, as records keep it."""

@@ -41,9 +41,7 @@ class Ledger:
     @property
     def cost(self) -> Cost:
         """Cost by purpose."""
-        return Cost.sum(
-            Cost.of(e.purpose, tokens=float(e.tokens), flops=e.flops, seconds=e.seconds) for e in self.entries
-        )
+        return Cost.sum(Cost.of(e.purpose, tokens=e.tokens, flops=e.flops, seconds=e.seconds) for e in self.entries)
 
     def json(self) -> list[dict[str, Any]]:
         """All entries."""

@@ -22,7 +22,7 @@ from opmix.mixing.mixture import Mixture
 from opmix.probes.evaluation import evaluate
 from opmix.probes.held_out import held_out
 from opmix.progress import Progress, Silent
-from opmix.runs.files import write_json
+from opmix.results.demo import Arm, DemoComparison
 from opmix.training.full import train_on_mixture
 
 VOCABULARY = 2048
@@ -55,7 +55,7 @@ class DemoResult:
     """The search, and what training on its answer gave."""
 
     search: SearchResult
-    comparison: Mapping[str, Any]
+    comparison: DemoComparison
 
 
 def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> DemoResult:
@@ -90,7 +90,7 @@ def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> D
         name: _train_arm(model, train, mixture, data, name, out, seed, progress) for name, mixture in arms.items()
     }
     comparison = compare(result, arms, measured)
-    write_json(out / "comparison.json", comparison)
+    comparison.write(out)
     from opmix.report import write_report
 
     write_report(out)
@@ -157,7 +157,7 @@ def compare(
     result: SearchResult,
     arms: Mapping[str, Mixture],
     measured: Mapping[str, Mapping[str, tuple[float, float]]],
-) -> dict[str, Any]:
+) -> DemoComparison:
     """Prediction beside measurement, whichever arm wins."""
     predicted = {
         name: dict(zip(result.law.metrics, map(float, result.law.predict(mixture.weights)[0]), strict=True))
@@ -167,25 +167,25 @@ def compare(
     gain = means["uniform"] - means["proposal"]
     forecast = float(np.mean(list(predicted["uniform"].values())) - np.mean(list(predicted["proposal"].values())))
     winner = "proposal" if gain > 0 else "uniform"
-    return {
-        "tokens": STAGE_STEPS * STEP_SEQUENCES * LENGTH,
-        "arms": {
-            name: {
-                "mixture": dict(mixture),
-                "measured": {m: loss for m, (loss, _) in measured[name].items()},
-                "standard_error": {m: error for m, (_, error) in measured[name].items()},
-                "predicted": predicted[name],
-            }
+    return DemoComparison(
+        tokens=STAGE_STEPS * STEP_SEQUENCES * LENGTH,
+        arms={
+            name: Arm(
+                mixture=dict(mixture),
+                measured={m: loss for m, (loss, _) in measured[name].items()},
+                standard_error={m: error for m, (_, error) in measured[name].items()},
+                predicted=predicted[name],
+            )
             for name, mixture in arms.items()
         },
-        "winner": winner,
-        "measured_gain": gain,
-        "predicted_gain": forecast,
-        "sentence": (
+        winner=winner,
+        measured_gain=gain,
+        predicted_gain=forecast,
+        sentence=(
             f"After {STAGE_STEPS * STEP_SEQUENCES * LENGTH:,} equal tokens the {winner} mixture has the lower mean test loss: proposal "
             f"{means['proposal']:.4f}, uniform {means['uniform']:.4f} nats "
             f"(measured gain {gain:+.4f}, predicted {forecast:+.4f}; one seed). "
             f"The search's advice was to {result.verdict.decision.action} "
             f"{'to the optimum' if result.verdict.decision.action == 'move' else 'the uniform mixture'}."
         ),
-    }
+    )

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from opmix.domain import Source
 from opmix.errors import ConfigError, StoreError
 from opmix.exporters.plan import NEGLIGIBLE, DomainPlan, MixturePlan, Unit
 from opmix.mixing.mixture import Mixture
+from opmix.results.files import typed
+from opmix.results.manifest import Manifest
+from opmix.results.mixture import MixtureFile
 
-_T = TypeVar("_T")
 HUB = "hub:"
 """Prefix of a path that is a Hugging Face dataset's name."""
 _EPOCH_SLACK = 1 + 1e-3
@@ -43,25 +45,6 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Counts:
-    tokens: int
-    documents: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Cost:
-    stage_tokens: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _MixtureFile:
-    kind: str
-    mixture: dict[str, float]
-    domains: dict[str, dict[str, _Counts]] = field(default_factory=dict)
-    cost: _Cost = field(default_factory=_Cost)
-
-
-@dataclass(frozen=True, kw_only=True)
 class _DomainEntry:
     train: dict[str, Any]
     valid: dict[str, Any] | None = None
@@ -82,11 +65,6 @@ class _Config:
     seed: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Manifest:
-    config: _Config = field(default_factory=_Config)
-
-
 def read_plan(run: Path, options: ExportOptions | None = None) -> MixturePlan:
     """What there is to export.
 
@@ -99,15 +77,16 @@ def read_plan(run: Path, options: ExportOptions | None = None) -> MixturePlan:
         ConfigError: Options that name no domain, or a budget that repeats a domain more often than the run allows.
     """
     options = options or ExportOptions()
-    found = _load(run / "mixture.json", _MixtureFile)
-    manifest = _load(run / "manifest.json", _Manifest) if (run / "manifest.json").is_file() else _Manifest()
-    config = manifest.config
+    found, manifest = MixtureFile.read(run), Manifest.find(run)
+    config = _Config()
+    if manifest is not None and manifest.config is not None:
+        config = typed(_Config, manifest.config, run / "manifest.json", inside="config")
     _known_names(options, found.mixture, run)
     kept = {name: share for name, share in found.mixture.items() if share >= NEGLIGIBLE}
     if not kept:
         raise StoreError(f"{run / 'mixture.json'}: no positive share in the mixture; run the command again")
     shares = Mixture.normalised(kept)
-    budget = options.tokens if options.tokens is not None else found.cost.stage_tokens
+    budget = options.tokens if options.tokens is not None else (None if found.cost is None else found.cost.stage_tokens)
     plan = MixturePlan(
         origin=run.as_posix(),
         kind=found.kind,
@@ -120,19 +99,6 @@ def read_plan(run: Path, options: ExportOptions | None = None) -> MixturePlan:
     )
     _within_limits(plan, config)
     return plan
-
-
-def _load(path: Path, kind: type[_T]) -> _T:
-    try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
-    except OSError as error:
-        raise StoreError(
-            f"{path}: cannot be read ({error.strerror or error}); expected a folder written by `opmix search` or `opmix fit`"
-        ) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise StoreError(f"{path}: {place}: {first['msg']}; run the command again to rewrite it") from error
 
 
 def _known_names(options: ExportOptions, mixture: Mapping[str, float], run: Path) -> None:
@@ -150,12 +116,12 @@ def _known_names(options: ExportOptions, mixture: Mapping[str, float], run: Path
 
 
 def _domain(
-    name: str, share: float, counts: Mapping[str, _Counts], entry: _DomainEntry | None, options: ExportOptions
+    name: str, share: float, counts: Mapping[str, Mapping[str, int]], entry: _DomainEntry | None, options: ExportOptions
 ) -> DomainPlan:
     # Held-out documents without files of their own lie among the training documents: a trainer reads them as well.
     carved = [split for split in ("valid", "test") if entry is not None and getattr(entry, split) is None]
     inside = [counts[split] for split in ("train", *carved) if split in counts]
-    tokens, documents = sum(c.tokens for c in inside), sum(c.documents for c in inside)
+    tokens, documents = sum(c["tokens"] for c in inside), sum(c["documents"] for c in inside)
     train = counts.get("train")
     path = options.paths.get(name) or options.paths.get("", "").replace("{domain}", name) or None
     return DomainPlan(
@@ -167,7 +133,7 @@ def _domain(
         row_tokens=options.row_tokens.get(name)
         or options.row_tokens.get("")
         or (tokens / documents if documents else None),
-        held_out=1 - train.documents / documents if train is not None and documents else 0.0,
+        held_out=1 - train["documents"] / documents if train is not None and documents else 0.0,
     )
 
 

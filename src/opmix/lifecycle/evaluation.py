@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.stage_data import stop_ids
 from opmix.models import load_model, load_tokenizer
 from opmix.progress import Progress
+from opmix.results.lives import LIFE, read_life
 from opmix.runs.files import default_cache_dir
 from opmix.scores import Difference, TaskScore, extractor_of, paired_difference, score_split
 from opmix.scores.harness import harness_scores
@@ -88,13 +88,12 @@ def find_model(path: str, *, stage: str | None = None, seed: int | None = None) 
 
 
 def _last(folder: Path, seed: int) -> str:
+    if not (folder / LIFE).is_file():
+        raise ConfigError(f"{str(folder)!r} holds a life that is not finished; name a stage with --stage")
     try:
-        content = json.loads((folder / "life.json").read_text(encoding="utf-8"))
-        return str(content["seeds"][str(seed)]["model"])
-    except FileNotFoundError:
-        raise ConfigError(f"{str(folder)!r} holds a life that is not finished; name a stage with --stage") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{folder / 'life.json'} is damaged ({error}); run `opmix run` again") from error
+        return str(read_life(folder)["seeds"][str(seed)]["model"])
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{folder / LIFE}: damaged: no model of seed {seed}; run `opmix run` again") from error
 
 
 def evaluate_model(path: str, wanted: Wanted, progress: Progress) -> list[TaskScore]:

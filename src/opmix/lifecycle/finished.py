@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from opmix.lifecycle.context import SearchContext
 from opmix.mixing.design import StageDesign
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.protocols.mixing_method import LawProposal, Simulation
+from opmix.results.manifest import Manifest
+from opmix.results.mixture import MixtureFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,29 +39,26 @@ def configuration_of(folder: Path, model: Any) -> tuple[SearchConfig, Path]:
         StoreError: No finished search there.
         ConfigError: It had a model object, and none is given.
     """
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    manifest = Manifest.find(folder)
+    if manifest is None:
+        raise StoreError(f"{folder}: no manifest.json; expected the --out folder of `opmix search`")
+    if manifest.command != "search" or manifest.config is None or not (folder / "mixture.json").is_file():
         raise StoreError(
-            f"{folder}: no readable manifest.json ({error}); expected the --out folder of `opmix search`"
-        ) from error
-    if manifest.get("command") != "search" or not (folder / "mixture.json").is_file():
-        raise StoreError(
-            f"{folder}: holds a run of {manifest.get('command')!r}; expected a finished `opmix search` "
+            f"{folder}: holds a run of {manifest.command!r}; expected a finished `opmix search` "
             "(a law from other people's runs has no probes to verify)"
         )
-    content = manifest["config"]
+    content = manifest.config
     if content["model"]["name"] == "<model object>" and model is None:
         raise ConfigError(
             "model: the search was given a model object; call opmix.lifecycle.verification.verify_run with the same model and tokenizer"
         )
-    return parse_config(content, where=str(folder / "manifest.json")), Path(manifest.get("base") or Path.cwd())
+    return parse_config(content, where=str(folder / "manifest.json")), Path(manifest.base or Path.cwd())
 
 
 def load_finished(context: SearchContext) -> Finished:
     """Table, law and decision of a prepared context; every step is found in the run folder."""
     found = context.method.search(context)
-    said = json.loads((context.store.folder / "mixture.json").read_text(encoding="utf-8"))["mixture"]
+    said = MixtureFile.read(context.store.folder).mixture
     return Finished(
         context=context, design=found.design, simulated=found.simulated, recommended=Mixture.of(said), proposal=found.proposal,
     )  # fmt: skip

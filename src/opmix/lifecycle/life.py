@@ -24,7 +24,9 @@ from opmix.lifecycle.tables import life_json, stage_json, write_tables
 from opmix.mixing.mixture import Mixture
 from opmix.progress import Progress, Silent
 from opmix.report import write_report
-from opmix.runs.files import disk_errors, environment, write_json
+from opmix.results.lives import write_life
+from opmix.results.manifest import Manifest
+from opmix.runs.files import disk_errors
 from opmix.runs.progress_file import ProgressFile
 from opmix.runs.store import RunStore
 
@@ -98,10 +100,10 @@ def run_life(
         if not redo:
             refuse_stale(store, [step for steps in chains.values() for step in steps])
         runtime.record_facts()  # not earlier: a run that is refused changes nothing
-        write_json(out / "manifest.json", {"command": "run", "config": config.model_dump(mode="json"), **environment()})
+        Manifest.write(out, "run", config=config.model_dump(mode="json"))
         lives = {seed: _live(runtime, seed, steps) for seed, steps in chains.items()}
         content = life_json(config, lives)
-        write_json(out / "life.json", content)
+        write_life(out, content)
         write_tables(out, content)
         write_report(out)
         store.event("finished")

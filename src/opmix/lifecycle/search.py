@@ -20,8 +20,11 @@ from opmix.mixing.table import ProxyTable
 from opmix.progress import Progress, Silent
 from opmix.protocols.law import MixingLaw
 from opmix.protocols.mixing_method import DecisionProblem, LawProposal
-from opmix.results import bits_per_byte, draws_json, timing_json, verdict_json
-from opmix.runs.files import disk_errors, environment, write_json
+from opmix.results.draws import LawDrawsFile
+from opmix.results.manifest import Manifest
+from opmix.results.mixture import CheckEntry, MixtureFile, SearchCost, bits_per_byte
+from opmix.results.timing import TimingFile
+from opmix.runs.files import disk_errors
 from opmix.runs.store import RunStore
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
@@ -73,41 +76,48 @@ class SearchResult:
         """Optimum, decision and alternatives."""
         return self.proposal.verdict
 
+    @property
+    def search_share(self) -> float:
+        """FLOPs of the search over those of the stage's training."""
+        return self.ledger.total("flops", ["probes", "proxies"]) / self.training_flops
+
     def json(self) -> dict[str, Any]:
         """The content of `mixture.json`."""
-        cost = {kind: amounts for kind, amounts in self.ledger.cost.json().items() if kind != "seconds"}
-        search = self.ledger.total("flops", ["probes", "proxies"])
-        return verdict_json(
-            "search", self.proposal.fit, self.verdict, check=self.proposal.check, baseline=dict(self.proposal.baseline),
-            bytes_per_token=dict(self.bytes_per_token), domains=self.counts, notes=list(self.notes),
-            baseline_bits_per_byte={m: bits_per_byte(v, self.bytes_per_token[m]) for m, v in self.proposal.baseline.items()},
-            cost={**cost, "search_share": search / self.training_flops, "stage_tokens": self.stage.budget_tokens},
-            epochs=self.mixture.epochs(self.stage.budget_tokens, self.stage.available_tokens), **self.proposal.evidence,
+        return self.file().json()
+
+    def timing(self) -> TimingFile:
+        """Return when and how long, as `timing.json` keeps it."""
+        return TimingFile.of(self.verdict, seconds=self.seconds, cost=self.ledger.cost.seconds)
+
+    def file(self) -> MixtureFile:
+        """Return the decision as `mixture.json` keeps it."""
+        cost, proposal = self.ledger.cost, self.proposal
+        return MixtureFile.of(
+            "search", proposal.fit, self.verdict, check=CheckEntry.of(proposal.check), baseline=dict(proposal.baseline),
+            bytes_per_token=dict(self.bytes_per_token), domains=self.counts, notes=self.notes,
+            baseline_bits_per_byte={m: bits_per_byte(v, self.bytes_per_token[m]) for m, v in proposal.baseline.items()},
+            cost=SearchCost(tokens=cost.tokens, flops=cost.flops, search_share=self.search_share, stage_tokens=self.stage.budget_tokens),
+            epochs=self.mixture.epochs(self.stage.budget_tokens, self.stage.available_tokens), evidence=proposal.evidence,
         )  # fmt: skip
+
+    def __repr__(self) -> str:
+        return self.file().summary()
 
     def _repr_html_(self) -> str:
         from opmix.report.notebook import decision_html
 
-        return decision_html(self.json())
+        return decision_html(self.file())
 
-    def timing(self) -> dict[str, Any]:
-        """The content of `timing.json`."""
-        return timing_json(self.verdict, seconds=dict(self.seconds), cost=dict(self.ledger.cost.seconds))
-
-    def write(self, folder: Path) -> None:
+    def write(self, folder: str | Path) -> None:
         """Write `mixture.json`, `law_draws.json`, `timing.json`, `manifest.json`, `tables/proxies.csv` and `report.html`."""
         from opmix.report import write_report
 
-        write_json(folder / "mixture.json", self.json())
-        write_json(folder / "law_draws.json", draws_json(self.verdict))
-        write_json(folder / "timing.json", self.timing())
-        manifest = {
-            "command": "search",
-            "config": self.config.model_dump(mode="json"),
-            "base": str(self.base.resolve()),
-            "ledger": self.ledger.json(),
-        }
-        write_json(folder / "manifest.json", {**manifest, **environment()})
+        folder = Path(folder)
+        self.file().write(folder)
+        LawDrawsFile.of(self.verdict.draws).write(folder)
+        self.timing().write(folder)
+        settings, base = self.config.model_dump(mode="json"), str(self.base.resolve())
+        Manifest.write(folder, "search", config=settings, base=base, ledger=self.ledger.json())
         self.table.write(folder / "tables" / "proxies.csv")
         write_report(folder)
 

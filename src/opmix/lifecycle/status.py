@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from opmix.compute.cost import Cost
 from opmix.compute.flops import ModelShape
 from opmix.errors import StoreError
 from opmix.lifecycle.config import LifecycleConfig
@@ -18,6 +19,8 @@ from opmix.lifecycle.steps import DataFacts, StageRows, Step, chain, differences
 from opmix.methods.catalogue import entry_of
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.estimate import estimate_search
+from opmix.results.files import read_object
+from opmix.results.manifest import Manifest
 from opmix.runs.store import RunStore
 from opmix.strict import validated
 
@@ -33,8 +36,8 @@ class StepStatus:
     state: State
     why: tuple[str, ...] = ()
     """Of a stale step."""
-    amounts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Spent: tokens, flops and seconds by purpose."""
+    cost: Cost = field(default_factory=Cost)
+    """Spent."""
     planned: Mapping[str, float] = field(default_factory=dict)
     """FLOPs still to come by purpose; empty until the model's shape is known."""
     peak_memory: int | None = None
@@ -55,25 +58,25 @@ class RunStatus:
     """Domains whose files have changed since they were read."""
 
     @property
-    def spent(self) -> dict[str, dict[str, float]]:
-        """Tokens, FLOPs and seconds by purpose."""
-        return _added(step.amounts for step in self.steps if step.state == "done")
+    def spent(self) -> Cost:
+        """Of the finished steps."""
+        return Cost.sum(step.cost for step in self.steps if step.state == "done")
 
     @property
     def flops_left(self) -> dict[str, float]:
         """By purpose."""
-        return _added([{"flops": step.planned} for step in self.steps if step.state != "done"]).get("flops", {})
+        return dict(Cost.sum(Cost(flops=step.planned) for step in self.steps if step.state != "done").flops)
 
     @property
     def seconds_left(self) -> float | None:
         """At the speed so far; None where nothing of the kind has been done yet."""
         spent, total = self.spent, 0.0
         for purpose, flops in self.flops_left.items():
-            done, took = spent.get("flops", {}).get(purpose, 0.0), spent.get("seconds", {}).get(purpose, 0.0)
+            done, took = spent.flops.get(purpose, 0.0), spent.seconds.get(purpose, 0.0)
             if not done:
-                if "training" not in spent.get("seconds", {}):
+                if "training" not in spent.seconds:
                     return None
-                done, took = spent["flops"]["training"], spent["seconds"]["training"]
+                done, took = spent.flops["training"], spent.seconds["training"]
             total += flops * took / done
         return total
 
@@ -97,7 +100,10 @@ def recorded_config(folder: Path) -> dict[str, Any]:
     """
     if not (folder / "data.json").is_file():
         raise StoreError(f"{folder}: no data.json; expected the --out folder of `opmix run` or `opmix compare`")
-    return dict(_json(folder / "manifest.json")["config"])
+    manifest = Manifest.read(folder, "`opmix run`")
+    if manifest.config is None:
+        raise StoreError(f"{folder / 'manifest.json'}: damaged: no config; run `opmix run` again to rewrite it")
+    return dict(manifest.config)
 
 
 def recorded_facts(folder: Path, config: LifecycleConfig, file: str = "data.json") -> tuple[DataFacts, tuple[str, ...]]:
@@ -108,7 +114,7 @@ def recorded_facts(folder: Path, config: LifecycleConfig, file: str = "data.json
     """
     if not (folder / file).is_file():
         raise StoreError(f"{folder}: no {file}; expected the --out folder of `opmix run`")
-    content = _json(folder / file)
+    content = read_object(folder / file, "`opmix run`")
     known = set(content["fingerprints"])
     missing = [n for n in config.domains if n not in known]
     changed = tuple(n for n, files in content["files"].items() if n in config.domains and _changed(files))
@@ -124,7 +130,9 @@ def status_of(folder: Path, steps: Sequence[Step], changed: tuple[str, ...] = ()
     """The state of some steps of a run folder, in their order."""
     store, holder = RunStore(folder), _holder(folder)
     running = _running(folder) if holder is not None else None
-    task = _json(folder / "progress.json") if holder is not None and (folder / "progress.json").is_file() else None
+    task = (
+        read_object(folder / "progress.json") if holder is not None and (folder / "progress.json").is_file() else None
+    )
     return RunStatus(
         folder=folder, steps=tuple(_statuses(store, steps, running)), holder=holder, task=task, changed=changed
     )
@@ -153,7 +161,7 @@ def _statuses(store: RunStore, steps: Sequence[Step], running: str | None) -> It
         if record is not None and record.get("fingerprint") == step.key:
             result = record["result"]
             yield StepStatus(
-                name=step.name, kind=step.kind, state="done", amounts=result.get("amounts", {}), peak_memory=result.get("peak_memory"),
+                name=step.name, kind=step.kind, state="done", cost=Cost.read(result), peak_memory=result.get("peak_memory"),
                 finished=record.get("finished"),
             )  # fmt: skip
             continue
@@ -216,23 +224,3 @@ def _changed(files: Mapping[str, Sequence[int]]) -> bool:
         if found.st_size != size or found.st_mtime_ns != modified:
             return True
     return False
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return dict(content)
-    except (OSError, ValueError, TypeError) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); run `opmix run` again to rewrite it") from error
-
-
-def _added(
-    amounts: Iterator[Mapping[str, Mapping[str, float]]] | Sequence[Mapping[str, Mapping[str, float]]],
-) -> dict[str, dict[str, float]]:
-    total: dict[str, dict[str, float]] = {}
-    for entry in amounts:
-        for kind, purposes in entry.items():
-            for purpose, amount in purposes.items():
-                kinds = total.setdefault(kind, {})
-                kinds[purpose] = kinds.get(purpose, 0.0) + amount
-    return total

@@ -10,13 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opmix.compute.cost import Cost
+from opmix.compute.cost import SEARCH_PURPOSES, Cost
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.records import SegmentOutcome, StageOutcome
 from opmix.lifecycle.stages import Stage
 from opmix.runs.files import plain, write_text
-
-SEARCH_PURPOSES = ("probes", "proxies", "verification", "trials", "overhead")
 
 
 def stage_json(stage: Stage, home: str, outcome: StageOutcome) -> dict[str, Any]:
@@ -28,8 +26,7 @@ def stage_json(stage: Stage, home: str, outcome: StageOutcome) -> dict[str, Any]
     segments = [_segment(segment) for segment in outcome.segments]
     records = [record for s in outcome.segments for record in (s.training, s.decision) if record is not None]
     spent = Cost.sum(record.amounts for record in records)
-    tokens, flops = spent.tokens, spent.flops
-    training, search = flops.get("training", 0.0), sum(flops.get(p, 0.0) for p in SEARCH_PURPOSES)
+    training, search = spent.flops.get("training", 0.0), spent.total("flops", SEARCH_PURPOSES)
     return plain(
         {
             "name": stage.config.name,
@@ -53,7 +50,11 @@ def stage_json(stage: Stage, home: str, outcome: StageOutcome) -> dict[str, Any]
                 d: {"before": outcome.scores_before.get(d), "after": score} for d, score in outcome.after.scores.items()
             },
             "tasks": outcome.after.tasks,
-            "cost": {"tokens": tokens, "flops": flops, "search_share": search / training if training else None},
+            "cost": {
+                "tokens": spent.tokens,
+                "flops": spent.flops,
+                "search_share": search / training if training else None,
+            },
             "notes": outcome.notes,
         }
     )

@@ -23,7 +23,7 @@ from opmix.mixing.verification import (
     weights_for,
 )
 from opmix.progress import Progress, Silent
-from opmix.runs.files import write_json
+from opmix.results.verification import MeasuredMixture, VerificationFile, VerifiedPoint
 from opmix.runs.store import RunStore
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
@@ -55,27 +55,30 @@ class Verification:
         """Whether the error can cost more than the decision counts as noise."""
         return self.measured.regret_bound > self.tolerance
 
+    def file(self) -> VerificationFile:
+        """Return it as `verification.json` keeps it."""
+        measured = self.measured
+        return VerificationFile(
+            metrics=self.metrics,
+            sentence=" ".join(self.sentences),
+            matters=self.matters,
+            regret_bound=measured.regret_bound,
+            tolerance=self.tolerance,
+            rank_agreement=measured.rank_agreement,
+            points=tuple(VerifiedPoint(**p.json(self.metrics)) for p in self.points),
+            measured=tuple(
+                MeasuredMixture(name=n, direct=float(d), law=float(w), standard_error=float(e))
+                for n, d, w, e in zip(measured.names, measured.direct, measured.law, measured.errors, strict=True)
+            ),
+            curvature=dict(self.curvature),
+            flops=self.flops,
+            full=self.full,
+            refinement=self.refinement,
+        )
+
     def json(self) -> dict[str, Any]:
         """The content of `verification.json`."""
-        measured = self.measured
-        return {
-            "schema": 1,
-            "metrics": list(self.metrics),
-            "sentence": " ".join(self.sentences),
-            "matters": self.matters,
-            "regret_bound": measured.regret_bound,
-            "tolerance": self.tolerance,
-            "rank_agreement": measured.rank_agreement,
-            "points": [p.json(self.metrics) for p in self.points],
-            "measured": [
-                {"name": n, "direct": float(d), "law": float(w), "standard_error": float(e)}
-                for n, d, w, e in zip(measured.names, measured.direct, measured.law, measured.errors, strict=True)
-            ],
-            "curvature": dict(self.curvature),
-            "flops": self.flops,
-            "full": self.full,
-            "refinement": self.refinement,
-        }
+        return self.file().json()
 
 
 def verify_run(
@@ -126,7 +129,7 @@ def verify_run(
             from opmix.lifecycle.refinement import refined
 
             made = replace(made, refinement=refined(found, made, max_rounds=max_rounds))
-        write_json(folder / "verification.json", made.json())
+        made.file().write(folder)
     from opmix.report import write_report
 
     write_report(folder)

@@ -6,10 +6,12 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
+from opmix.errors import StoreError
 from opmix.mixing.mixture import FloatArray
 from opmix.runs.files import write_text
 
@@ -30,6 +32,11 @@ class ProxyTable:
     weights: FloatArray | None = None  # (M, P) interpolation weights
     interference: FloatArray | None = None  # (M,) spread of the mixed delta weights, see mixing.design
     fitted: tuple[bool, ...] | None = None  # which points the law was fitted to; None: all
+
+    @property
+    def left_out(self) -> npt.NDArray[np.bool_]:
+        """Which points the law was not fitted to, (M,)."""
+        return np.zeros(len(self.points), bool) if self.fitted is None else ~np.array(self.fitted, bool)
 
     @property
     def fitted_rows(self) -> npt.NDArray[np.intp]:
@@ -59,3 +66,55 @@ class ProxyTable:
         for point, kind, row in zip(self.points, self.kinds, numbers, strict=True):
             writer.writerow([point, kind, *(repr(float(x)) for x in row)])
         write_text(path, text.getvalue())
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read what `write` wrote, or another table with `ratio_*` and `loss_*` columns; a missing number is NaN.
+
+        Raises:
+            StoreError: It cannot be read, has other columns, or words where numbers belong.
+        """
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file, restkey="", restval=""))
+        except (OSError, ValueError, csv.Error) as error:
+            raise StoreError(f"{path}: cannot be read as CSV ({error}); run the command again") from error
+        header = [key for key in (rows[0] if rows else {}) if key]
+
+        def block(prefix: str) -> tuple[tuple[str, ...], FloatArray]:
+            of = [key for key in header if key.startswith(prefix)]
+            values = [[_number(row[key], path, key) for key in of] for row in rows]
+            names = tuple(key.removeprefix(prefix) for key in of)
+            return names, np.array(values, dtype=np.float64).reshape(len(rows), len(of))
+
+        (domains, mixtures), (metrics, losses), (measured, errors) = map(block, ("ratio_", "loss_", "se_"))
+        if rows and not (domains and metrics):
+            raise StoreError(f"{path}: columns {header[:6]}...; expected ratio_<domain> and loss_<metric> columns")
+        probes, weights = block("w_")
+        interference, fitted = (block(name)[1] if name in header else None for name in ("interference", "fitted"))
+        first = next((key for key in ("proxy", "run", "name") if key in header), None)
+        return cls(
+            points=tuple(row[first] if first else str(i) for i, row in enumerate(rows)),
+            kinds=tuple(row.get("kind") or "proxy" for row in rows),
+            domains=domains, metrics=metrics, mixtures=mixtures, losses=losses,
+            standard_errors=_columns(errors, measured, metrics) if measured else None,
+            probes=probes, weights=weights if probes else None,
+            interference=None if interference is None else np.nan_to_num(interference[:, 0]),
+            fitted=None if fitted is None else tuple(bool(x) for x in fitted[:, 0]),  # NaN is true
+        )  # fmt: skip
+
+
+def _columns(block: FloatArray, have: tuple[str, ...], want: tuple[str, ...]) -> FloatArray:
+    """The columns wanted, NaN where there is none."""
+    made = np.full((len(block), len(want)), np.nan)
+    for i, name in enumerate(want):
+        if name in have:
+            made[:, i] = block[:, have.index(name)]
+    return made
+
+
+def _number(text: str, path: Path, column: str) -> float:
+    try:
+        return float(text) if text else float("nan")
+    except ValueError as error:
+        raise StoreError(f"{path}: {column} is {text[:40]!r}; expected a number or nothing") from error

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from opmix.errors import StoreError
 from opmix.report.compare_figures import Spent, forgetting_panel, frontier, pareto_panel
 from opmix.report.html import (
     THIN,
@@ -26,29 +24,12 @@ from opmix.report.html import (
     table,
     whisker,
 )
+from opmix.results.manifest import Manifest
 
 Row = Mapping[str, Any]
 
 
-def load_comparison(folder: Path) -> dict[str, Any]:
-    """The `compare.json` of a run folder.
-
-    Raises:
-        StoreError: It is damaged or of another version.
-    """
-    path = folder / "compare.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        spent = folder / "spent.json"
-        content["spent"] = json.loads(spent.read_text(encoding="utf-8")) if spent.is_file() else {}
-        if content["schema"] != 1 or not content["table"]:
-            raise ValueError(f"schema {content['schema']!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); run `opmix compare` again to rewrite it") from error
-    return dict(content)
-
-
-def comparison_sections(content: Mapping[str, Any], manifest: Mapping[str, Any] | None) -> dict[str, Html]:
+def comparison_sections(content: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Html]:
     """Sections by id, in order."""
     rows = content["table"]
     made = {
@@ -59,7 +40,7 @@ def comparison_sections(content: Mapping[str, Any], manifest: Mapping[str, Any] 
         "cost": _cost(content, rows),
     }
     if manifest is not None:
-        text = json.dumps(manifest, indent=2, ensure_ascii=False)
+        text = json.dumps(manifest.content, indent=2, ensure_ascii=False)
         shown = folded("manifest.json", el("pre", text))
         made["configuration"] = el("section", el("h2", "Configuration"), shown, id="configuration")
     return made

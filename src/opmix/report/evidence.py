@@ -6,11 +6,12 @@ import numpy as np
 import numpy.typing as npt
 
 from opmix.mixing.mixture import FloatArray
-from opmix.report.document import MixtureDocument, ProxyTable
+from opmix.mixing.table import ProxyTable
 from opmix.report.figures import Curve, Points, agreement_panel, law_panel, profile_panel
 from opmix.report.html import DASH, TIMES, Html, el, folded, join, number, percent, row, table
 from opmix.report.model import Model
 from opmix.report.opening import find, proposal_of, reference_name
+from opmix.results.mixture import MixtureFile
 
 MAX_PANELS = 12
 HIGHLIGHTED = 3
@@ -23,7 +24,7 @@ def columns(table_: ProxyTable, model: Model) -> tuple[FloatArray, FloatArray, F
 
     Losses are brought to interference 0, where the law's predictions are made.
     """
-    size = len(table_.names)
+    size = len(table_.points)
 
     def pick(block: FloatArray, have: tuple[str, ...], want: tuple[str, ...], absent: float) -> FloatArray:
         made = np.full((size, len(want)), absent)
@@ -32,11 +33,13 @@ def columns(table_: ProxyTable, model: Model) -> tuple[FloatArray, FloatArray, F
                 made[:, i] = block[:, have.index(name)]
         return made
 
-    errors = pick(table_.errors, table_.metrics, model.metrics, np.nan)
+    errors, spread = table_.standard_errors, table_.interference
+    moved = 0.0 if spread is None else np.outer(spread, model.gamma)
+    known = None if errors is None else pick(errors, table_.metrics, model.metrics, np.nan)
     return (
-        pick(table_.ratios, table_.domains, model.domains, 0.0),
-        pick(table_.losses, table_.metrics, model.metrics, np.nan) - np.outer(table_.interference, model.gamma),
-        errors if np.isfinite(errors).any() else None,
+        pick(table_.mixtures, table_.domains, model.domains, 0.0),
+        pick(table_.losses, table_.metrics, model.metrics, np.nan) - moved,
+        known if known is not None and np.isfinite(known).any() else None,
     )
 
 
@@ -47,14 +50,14 @@ def positions(mixtures: FloatArray, model: Model) -> FloatArray:
     return np.array([lost if x is None else x for x in found]).reshape(len(mixtures), len(model.coordinates))
 
 
-def law_curves(document: MixtureDocument, model: Model, proxies: ProxyTable | None) -> Html:
+def law_curves(document: MixtureFile, model: Model, proxies: ProxyTable | None) -> Html:
     """Curves with bands: along the line of a two-coordinate stage, else per coordinate from the reference."""
     if len(model.coordinates) == 2:
         return _line_section(document, model, proxies)
     return _profile_section(document, model, proxies)
 
 
-def _line_section(document: MixtureDocument, model: Model, proxies: ProxyTable | None) -> Html:
+def _line_section(document: MixtureFile, model: Model, proxies: ProxyTable | None) -> Html:
     new = model.coordinates[1]
     grid = np.linspace(0, 1, _GRID)
     mixtures = np.stack([1 - grid, grid], axis=1) @ model.A
@@ -73,7 +76,7 @@ def _line_section(document: MixtureDocument, model: Model, proxies: ProxyTable |
     for e, metric in enumerate(model.metrics[:shown]):
         low, high = (band[0][:, e], band[1][:, e]) if band else (None, None)
         curve = Curve(grid, losses[:, e], low, high)
-        cloud = _cloud(x, points, e, None if proxies is None else ~proxies.fitted)
+        cloud = _cloud(x, points, e, None if proxies is None else proxies.left_out)
         label = (
             f"{metric}: predicted loss from {losses[0, e]:.3f} without {new} to {losses[-1, e]:.3f} with {new} alone"
         )
@@ -89,7 +92,7 @@ def _line_section(document: MixtureDocument, model: Model, proxies: ProxyTable |
     return _section("curves", "Law curves", words, panels, _capped(shown, model), _curve_table(model, grid, losses))
 
 
-def _named(document: MixtureDocument, names: tuple[str, ...]) -> list[tuple[str, dict[str, float]]]:
+def _named(document: MixtureFile, names: tuple[str, ...]) -> list[tuple[str, dict[str, float]]]:
     found = [(n, find(document, n)) for n in names]
     return [(n, dict(a.mixture)) for n, a in found if a is not None and a.mixture]
 
@@ -114,14 +117,14 @@ def _odd_words(proxies: ProxyTable | None, model: Model) -> str:
     """What else there is to say about the points: hollow ones, and the correction."""
     if proxies is None:
         return ""
-    left_out = int((~proxies.fitted).sum())
+    left_out = int(proxies.left_out.sum())
     words = f"; hollow: {left_out} not used in the fit" if left_out else ""
-    if np.any(np.outer(proxies.interference, model.gamma)):
+    if proxies.interference is not None and np.any(np.outer(proxies.interference, model.gamma)):
         words += "; the law's interference term is taken off the points"
     return words
 
 
-def _profile_section(document: MixtureDocument, model: Model, proxies: ProxyTable | None) -> Html:
+def _profile_section(document: MixtureFile, model: Model, proxies: ProxyTable | None) -> Html:
     base, base_name = _base(document, model)
     reach = _reach(model, proxies, base)
     lines = [np.linspace(0, reach[k], _GRID // 2) for k in range(len(model.coordinates))]
@@ -153,7 +156,7 @@ def _profile_section(document: MixtureDocument, model: Model, proxies: ProxyTabl
     return _section("curves", "Law curves", words, panels, _capped(shown, model), effect_matrix(model))
 
 
-def _base(document: MixtureDocument, model: Model) -> tuple[FloatArray, str]:
+def _base(document: MixtureFile, model: Model) -> tuple[FloatArray, str]:
     name = reference_name(document)
     found = find(document, name)
     if name is not None and found is not None and found.mixture:
@@ -174,7 +177,7 @@ def _reach(model: Model, proxies: ProxyTable | None, base: FloatArray) -> FloatA
     return np.clip(x.max(axis=0), np.minimum(1.0, base * 1.2 + 0.02), 1.0)
 
 
-def agreement(document: MixtureDocument, model: Model, proxies: ProxyTable) -> Html | None:
+def agreement(document: MixtureFile, model: Model, proxies: ProxyTable) -> Html | None:
     """Predicted against simulated loss per eval set, and the table of how well every law holds."""
     mixtures, losses, errors = columns(proxies, model)
     use = np.isfinite(losses).any(axis=0)
@@ -192,7 +195,7 @@ def agreement(document: MixtureDocument, model: Model, proxies: ProxyTable) -> H
             predicted[keep, e],
             losses[keep, e],
             error,
-            ~proxies.fitted[keep],
+            proxies.left_out[keep],
             xlabel="predicted",
             ylabel="simulated",
             label=label,
@@ -207,7 +210,7 @@ def agreement(document: MixtureDocument, model: Model, proxies: ProxyTable) -> H
     return _section("agreement", "Predicted against simulated", words, panels)
 
 
-def quality_table(document: MixtureDocument, model: Model) -> Html:
+def quality_table(document: MixtureFile, model: Model) -> Html:
     """Every law's numbers."""
     at = model.predict(model.vector(document.mixture))[0]
     rows = []
@@ -264,7 +267,7 @@ def _capped(shown: int, model: Model) -> str:
     return f" Shown: the first {shown} of {shown + more} eval sets; the what-if view draws any of them." if more else ""
 
 
-def _law_note(document: MixtureDocument, metric: str) -> str:
+def _law_note(document: MixtureFile, metric: str) -> str:
     law = document.laws[metric]
     parts = [f"n = {law.num_points}"] if law.num_points is not None else []
     parts += [f"left-out error {number(law.loo_rmse, 4)}"] if law.loo_rmse is not None else []

@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from opmix.errors import StoreError
+from opmix.compute.cost import SEARCH_PURPOSES
 from opmix.report.html import Html, count, el, folded, join, number, percent, row, scientific, span, table
 from opmix.report.life_figures import loss_panel, stream_panel
+from opmix.results.manifest import Manifest
 
 Stage = Mapping[str, Any]
-SEARCHES = ("probes", "proxies", "verification", "trials", "overhead")
 
 
-def load_life(folder: Path) -> dict[str, Any]:
-    """The `life.json` of a run folder.
-
-    Raises:
-        StoreError: It is damaged or of another version.
-    """
-    path = folder / "life.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["schema"] != 1 or not content["seeds"]:
-            raise ValueError(f"schema {content['schema']!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); run `opmix run` again to rewrite it") from error
-    return dict(content)
-
-
-def life_sections(content: Mapping[str, Any], manifest: Mapping[str, Any] | None) -> dict[str, Html]:
+def life_sections(content: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Html]:
     """Sections by id, in order."""
     lives: list[list[Stage]] = [life["stages"] for life in content["seeds"].values()]
     made = {
@@ -42,7 +25,7 @@ def life_sections(content: Mapping[str, Any], manifest: Mapping[str, Any] | None
         "cost": _cost(lives),
     }
     if manifest is not None:
-        text = json.dumps(manifest, indent=2, ensure_ascii=False)
+        text = json.dumps(manifest.content, indent=2, ensure_ascii=False)
         made["configuration"] = el(
             "section", el("h2", "Configuration"), folded("manifest.json", el("pre", text)), id="configuration"
         )
@@ -52,7 +35,7 @@ def life_sections(content: Mapping[str, Any], manifest: Mapping[str, Any] | None
 def _opening(content: Mapping[str, Any], lives: Sequence[Sequence[Stage]]) -> Html:
     first, last = lives[0], content["stages"][-1]
     training = sum(s["cost"]["flops"].get("training", 0.0) for s in first)
-    search = sum(s["cost"]["flops"].get(p, 0.0) for s in first for p in SEARCHES)
+    search = sum(s["cost"]["flops"].get(p, 0.0) for s in first for p in SEARCH_PURPOSES)
     final = last["mean_test_loss"]
     worst = max(
         ((d, v["mean"]) for s in content["stages"] for d, v in s["forgetting"].items()),

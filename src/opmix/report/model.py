@@ -12,7 +12,9 @@ import numpy as np
 
 from opmix.errors import StoreError
 from opmix.mixing.mixture import FloatArray
-from opmix.report.document import DrawsDocument, MixtureDocument, ReportData
+from opmix.report.document import ReportData
+from opmix.results.draws import LawDrawsFile
+from opmix.results.mixture import MixtureFile
 
 ON_COORDINATES = 1e-4
 """A mixture counts as reachable when its largest share error on the coordinates is below this."""
@@ -122,13 +124,13 @@ class Model:
 
 
 def build_model(data: ReportData) -> Model | None:
-    """The laws of a report; None where the document has none.
+    """The laws of a report; None where the document has none, or others than log-linear ones.
 
     Raises:
         StoreError: Laws or coordinates name domains inconsistently.
     """
     document = data.document
-    if not document.laws:
+    if not document.laws or any(law.other for law in document.laws.values()):
         return None
     metrics = tuple(document.laws)
     domains = tuple(dict.fromkeys([*document.mixture, *(d for law in document.laws.values() for d in law.t)]))
@@ -155,7 +157,7 @@ def build_model(data: ReportData) -> Model | None:
     )  # fmt: skip
 
 
-def _coordinates(document: MixtureDocument, domains: tuple[str, ...]) -> tuple[tuple[str, ...], FloatArray]:
+def _coordinates(document: MixtureFile, domains: tuple[str, ...]) -> tuple[tuple[str, ...], FloatArray]:
     entry = document.coordinates
     if entry is None or not entry.names:
         return domains, np.eye(len(domains))
@@ -172,7 +174,7 @@ def _coordinates(document: MixtureDocument, domains: tuple[str, ...]) -> tuple[t
     return entry.names, A / A.sum(axis=1, keepdims=True)
 
 
-def _draws(document: DrawsDocument | None, metrics: Sequence[str], domains: Sequence[str]) -> Draws | None:
+def _draws(document: LawDrawsFile | None, metrics: Sequence[str], domains: Sequence[str]) -> Draws | None:
     if document is None:
         return None
     lost = [*(set(metrics) - set(document.metrics)), *(set(domains) - set(document.domains))]

@@ -9,21 +9,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from opmix.report.html import Html, count, el, join, number, percent, row, scientific, span, table
+from opmix.results.mixture import MixtureFile, SearchCost
 
 
-def decision_html(content: Mapping[str, Any]) -> Html:
-    """The content of a `mixture.json`: shares with intervals, decision, cost, notes."""
-    level = percent(content["interval_level"], 0)
+def decision_html(found: MixtureFile) -> Html:
+    """A `mixture.json`: shares with intervals, decision, cost, notes."""
+    optimum = found.optimum or {}
     rows = [
-        row(domain, number(share), number(content["optimum"][domain]), span(content["interval"].get(domain)))
-        for domain, share in content["mixture"].items()
+        row(domain, number(share), number(optimum.get(domain)), span(found.interval.get(domain)))
+        for domain, share in found.mixture.items()
     ]
+    head = ["domain", "mixture", "optimum", f"{percent(found.interval_level, 0)} interval"]
     return join(
         [
-            table(["domain", "mixture", "optimum", f"{level} interval"], rows, caption="Token shares"),
-            el("p", el("strong", content["decision"]["reason"])),
-            _paragraph(_cost_sentence(content.get("cost") or {})),
-            *(_paragraph(f"note: {note}") for note in content.get("notes", ())),
+            table(head, rows, caption="Token shares"),
+            None if found.decision is None else el("p", el("strong", found.decision.reason)),
+            None if found.cost is None else _cost(found.cost),
+            *(el("p", f"note: {note}") for note in found.notes),
         ]
     )
 
@@ -61,17 +63,12 @@ def _stage(caption: str, stage: Mapping[str, Any]) -> list[Html]:
     ]
 
 
-def _cost_sentence(cost: Mapping[str, Any]) -> str | None:
-    flops = {purpose: amount for purpose, amount in (cost.get("flops") or {}).items() if purpose != "stage"}
+def _cost(cost: SearchCost) -> Html | None:
+    flops = cost.total("flops", set(cost.flops) - {"stage"})
     if not flops:
         return None
-    share = cost.get("search_share")
-    against = "" if share is None else f", {percent(share)} of the stage's training"
-    return f"The search cost {scientific(sum(flops.values()))} FLOPs{against}."
-
-
-def _paragraph(text: str | None) -> Html | None:
-    return None if text is None else el("p", text)
+    against = "" if cost.search_share is None else f", {percent(cost.search_share)} of the stage's training"
+    return el("p", f"The search cost {scientific(flops)} FLOPs{against}.")
 
 
 __all__ = ["decision_html", "life_html"]

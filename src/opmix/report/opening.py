@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from opmix.mixing.mixture import FloatArray
-from opmix.report.document import Alternative, MixtureDocument, Shares
 from opmix.report.html import (  # fmt: skip
     Html,
     Scale,
@@ -25,6 +24,7 @@ from opmix.report.html import (  # fmt: skip
 )
 from opmix.report.model import Model
 from opmix.report.verdict import verdict
+from opmix.results.mixture import AlternativeEntry, MixtureFile, Shares
 
 TOP_DOMAINS = 12
 TOP_METRICS = 6
@@ -32,12 +32,12 @@ TOP_ALTERNATIVES = 5
 FEW_DOMAINS = 8
 
 
-def find(document: MixtureDocument, name: str | None) -> Alternative | None:
+def find(document: MixtureFile, name: str | None) -> AlternativeEntry | None:
     """An alternative by name."""
     return next((a for a in document.alternatives if a.name == name), None)
 
 
-def reference_name(document: MixtureDocument) -> str | None:
+def reference_name(document: MixtureFile) -> str | None:
     """The mixture that gains are measured against, if it was scored."""
     wanted = document.decision.reference if document.decision else None
     for name in (wanted, "current", "uniform"):
@@ -47,7 +47,7 @@ def reference_name(document: MixtureDocument) -> str | None:
     return None
 
 
-def proposal_of(document: MixtureDocument) -> Shares:
+def proposal_of(document: MixtureFile) -> Shares:
     """The mixture that is proposed, also where the decision is to keep another one."""
     found = find(document, "proposal")
     if found is not None and found.mixture:
@@ -56,7 +56,7 @@ def proposal_of(document: MixtureDocument) -> Shares:
     return document.optimum if keeps and document.optimum else document.mixture
 
 
-def opening(document: MixtureDocument, model: Model | None) -> Html:
+def opening(document: MixtureFile, model: Model | None) -> Html:
     """The whole first screen."""
     left = [mixture_table(document)]
     right = [predictions(document, model)] if model else []
@@ -68,7 +68,7 @@ def opening(document: MixtureDocument, model: Model | None) -> Html:
     return el("section", verdict(document), columns, id="summary", aria_label="Summary")
 
 
-def mixture_table(document: MixtureDocument) -> Html:
+def mixture_table(document: MixtureFile) -> Html:
     """A bar per domain with its interval and ticks for the mixtures it is compared with."""
     shares = dict(sorted(document.mixture.items(), key=lambda item: -item[1]))
     current = find(document, "current")
@@ -96,7 +96,7 @@ def mixture_table(document: MixtureDocument) -> Html:
     return join([shown, folded(f"{len(rest)} more domains, {percent(sum(rest))} together", more)])
 
 
-def _optimum_differs(document: MixtureDocument) -> bool:
+def _optimum_differs(document: MixtureFile) -> bool:
     best = document.optimum  # of the stated problem; the decision rule may keep another mixture
     return best is not None and any(abs(best.get(d, 0.0) - p) > 0.005 for d, p in document.mixture.items())
 
@@ -104,7 +104,7 @@ def _optimum_differs(document: MixtureDocument) -> bool:
 def _mixture_row(
     name: str,
     share: float,
-    document: MixtureDocument,
+    document: MixtureFile,
     scale: Scale,
     now: Mapping[str, float] | None,
     even: Mapping[str, float],
@@ -128,7 +128,7 @@ def _mixture_row(
     return row(name, *cells)
 
 
-def predictions(document: MixtureDocument, model: Model) -> Html:
+def predictions(document: MixtureFile, model: Model) -> Html:
     """Predicted loss per eval set now, after the reference and after the mixture, with the change."""
     name = reference_name(document)
     found = find(document, name)
@@ -164,7 +164,7 @@ def change_scale(change: FloatArray | None, interval: FloatArray | None) -> Scal
 
 
 def _prediction_rows(
-    document: MixtureDocument,
+    document: MixtureFile,
     model: Model,
     after: FloatArray,
     base: FloatArray | None,
@@ -188,7 +188,7 @@ def _prediction_rows(
 
 
 def _mean_row(
-    document: MixtureDocument,
+    document: MixtureFile,
     model: Model,
     target: FloatArray,
     reference: FloatArray | None,
@@ -214,7 +214,7 @@ def _mean_row(
     )
 
 
-def alternatives_brief(document: MixtureDocument, model: Model | None) -> Html | None:
+def alternatives_brief(document: MixtureFile, model: Model | None) -> Html | None:
     """The alternatives by gain, in a few rows."""
     scored = sorted(
         (a for a in document.alternatives if a.gain is not None), key=lambda a: -(a.gain or 0.0)
@@ -227,7 +227,7 @@ def alternatives_brief(document: MixtureDocument, model: Model | None) -> Html |
     return table(["Mixture", "", "Gain"], gain_rows(scored, document, model), caption=caption, class_="alt")
 
 
-def gain_rows(scored: Sequence[Alternative], document: MixtureDocument, model: Model | None) -> list[Html]:
+def gain_rows(scored: Sequence[AlternativeEntry], document: MixtureFile, model: Model | None) -> list[Html]:
     """One dot-and-whisker row per alternative, all on one scale."""
     reach = [end for a in scored for end in (a.gain_interval or ())]
     scale = Scale.around([a.gain for a in scored], reach)
@@ -244,7 +244,7 @@ def gain_rows(scored: Sequence[Alternative], document: MixtureDocument, model: M
     return rows
 
 
-def _flag(alternative: Alternative, model: Model | None) -> Html | None:
+def _flag(alternative: AlternativeEntry, model: Model | None) -> Html | None:
     """Why a mixture that scores well may still not be the proposal."""
     if not alternative.feasible:
         return el("small", " breaks a constraint", class_="flag")

@@ -19,14 +19,17 @@ import numpy as np
 from opmix.errors import StoreError
 from opmix.mixing.mixture import FloatArray
 from opmix.report import sections
-from opmix.report.compare import comparison_sections, load_comparison
-from opmix.report.document import MixtureDocument, ReportData, load_report_data
+from opmix.report.compare import comparison_sections
+from opmix.report.document import ReportData, load_report_data
 from opmix.report.evidence import agreement, columns, law_curves, positions, quality_table
 from opmix.report.html import Html, el, join, number, percent, raw
-from opmix.report.life import life_sections, load_life
+from opmix.report.life import life_sections
 from opmix.report.model import Model, build_model
 from opmix.report.opening import opening, proposal_of, reference_name
 from opmix.report.verified import verified
+from opmix.results.lives import read_comparison, read_life
+from opmix.results.manifest import Manifest
+from opmix.results.mixture import MixtureFile
 
 _LABELS = {"size": "by size", "current": "current", "uniform": "uniform", "proposal": "proposal"}
 _NAV = {
@@ -118,7 +121,7 @@ def build_life_report(folder: Path) -> str:
     Raises:
         StoreError: `life.json` is damaged.
     """
-    return _plain_page(folder, "run", _LIFE_NAV, life_sections(load_life(folder), _manifest(folder)))
+    return _plain_page(folder, "run", _LIFE_NAV, life_sections(read_life(folder), Manifest.find(folder)))
 
 
 def build_comparison_report(folder: Path) -> str:
@@ -127,7 +130,7 @@ def build_comparison_report(folder: Path) -> str:
     Raises:
         StoreError: `compare.json` is damaged.
     """
-    made = comparison_sections(load_comparison(folder), _manifest(folder))
+    made = comparison_sections(read_comparison(folder), Manifest.find(folder))
     return _plain_page(folder, "compare", _COMPARE_NAV, made)
 
 
@@ -137,11 +140,6 @@ _BUILDERS: dict[str, Callable[[Path], str]] = {
     "mixture.json": lambda folder: build_report(load_report_data(folder)),
 }
 """By the file that a run's result is in."""
-
-
-def _manifest(folder: Path) -> dict[str, Any] | None:
-    file = folder / "manifest.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 
 def _plain_page(folder: Path, kind: str, nav: Mapping[str, str], made: Mapping[str, Html]) -> str:
@@ -227,8 +225,7 @@ def whatif_data(data: ReportData, model: Model) -> dict[str, Any]:
     names = [p["name"] for p in presets]
     reference = reference_name(document)
     prior = model.vector(settings.prior) if settings.prior else (model.A.sum(axis=0) > 0).astype(float)
-    known = settings.reference or document.baseline
-    over = "largest rise over the reference" if settings.reference else "largest rise over now"
+    known = document.baseline
     worst = [known.get(m, np.nan) for m in model.metrics]
     if not np.isfinite(worst).all():
         worst = []
@@ -239,7 +236,7 @@ def whatif_data(data: ReportData, model: Model) -> dict[str, Any]:
         "weights": model.weights.tolist(), "prior": (prior / prior.sum()).tolist(), "kl": settings.kl,
         "objective": "worst_case" if settings.objective == "worst_case" else "mean",
         "worstReference": worst or [0.0] * len(model.metrics),
-        "worstLabel": over if worst else "largest loss",
+        "worstLabel": "largest rise over now" if worst else "largest loss",
         "presets": presets, "start": presets[0]["x"],
         "reference": reference if reference in names else "uniform",
         "reach": _reach(data, model), "level": model.level,
@@ -249,7 +246,7 @@ def whatif_data(data: ReportData, model: Model) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _presets(document: MixtureDocument, model: Model) -> list[dict[str, Any]]:
+def _presets(document: MixtureFile, model: Model) -> list[dict[str, Any]]:
     """Mixtures the coordinates can express; the proposal first, uniform always there."""
     proposal = proposal_of(document)
     wanted = [("proposal", proposal), *((a.name, a.mixture) for a in document.alternatives if a.mixture)]

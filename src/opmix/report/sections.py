@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from opmix.report.document import Comparison, MixtureDocument, ReportData
+from opmix.report.document import ReportData
 from opmix.report.figures import agreement_panel
 from opmix.report.html import (
     MINUS,
@@ -27,13 +27,15 @@ from opmix.report.html import (
 )
 from opmix.report.model import Model
 from opmix.report.opening import gain_rows, reference_name
+from opmix.results.demo import DemoComparison
+from opmix.results.mixture import MixtureFile
 
 MAX_TWIN_ROWS = 12
 MAX_ARM_ROWS = 24
 MANIFEST_LIMIT = 100_000
 
 
-def comparison(made: Comparison, units: str) -> Html | None:
+def comparison(made: DemoComparison, units: str) -> Html | None:
     """Predicted against measured: full trainings on equal tokens."""
     arms = {name: arm for name, arm in made.arms.items() if arm.measured}
     if not arms:
@@ -60,7 +62,7 @@ def comparison(made: Comparison, units: str) -> Html | None:
     )
 
 
-def _arm_rows(made: Comparison, names: list[str], against: str, metrics: list[str]) -> list[Html]:
+def _arm_rows(made: DemoComparison, names: list[str], against: str, metrics: list[str]) -> list[Html]:
     other = next((n for n in names if n != against), None)
     pairs: list[tuple[float, float]] = []
     for m in metrics:
@@ -99,7 +101,7 @@ def _pair(name: str, pair: tuple[float, float], scale: Scale) -> Html:
     return whisker(measured, ends, scale, label=label, tick=predicted, kind="dot" if measured <= 0 else "dot worse")
 
 
-def _agreement(made: Comparison, others: list[str], against: str, metrics: list[str]) -> Html | None:
+def _agreement(made: DemoComparison, others: list[str], against: str, metrics: list[str]) -> Html | None:
     predicted, measured = [], []
     base = made.arms[against]
     for name in others:
@@ -121,7 +123,7 @@ def _agreement(made: Comparison, others: list[str], against: str, metrics: list[
     return el("figure", el("figcaption", el("b", "Difference between the trainings"), el("span", note)), art)
 
 
-def alternatives(document: MixtureDocument, model: Model | None) -> Html | None:
+def alternatives(document: MixtureFile, model: Model | None) -> Html | None:
     """Every scored mixture with its gain, its shares and its predictions."""
     if not document.alternatives:
         return None
@@ -156,7 +158,7 @@ def alternatives(document: MixtureDocument, model: Model | None) -> Html | None:
     )
 
 
-def check(document: MixtureDocument) -> Html | None:
+def check(document: MixtureFile) -> Html | None:
     """Does the proxy loss depend on the mixture alone?"""
     made = document.check
     if made is None or not (made.available or made.verdict):
@@ -202,7 +204,7 @@ def check(document: MixtureDocument) -> Html | None:
     )
 
 
-def certificate(document: MixtureDocument) -> Html | None:
+def certificate(document: MixtureFile) -> Html | None:
     """What was minimised, under what, and how near the answer is to the true optimum."""
     solver, settings = document.solver, document.settings
     pairs: list[tuple[str, str]] = [
@@ -250,7 +252,7 @@ def configuration(data: ReportData) -> Html | None:
     if data.document.notes:
         parts.append(el("ul", *(el("li", note) for note in data.document.notes), class_="notes"))
     if data.manifest is not None:
-        text = json.dumps(data.manifest, indent=2, ensure_ascii=False, default=str)
+        text = json.dumps(data.manifest.content, indent=2, ensure_ascii=False, default=str)
         cut = f"\n… {len(text) - MANIFEST_LIMIT} more characters in manifest.json" if len(text) > MANIFEST_LIMIT else ""
         parts.append(
             folded(

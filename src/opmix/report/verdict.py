@@ -7,11 +7,12 @@ import re
 
 import numpy as np
 
-from opmix.report.document import Decision, MixtureDocument
+from opmix.mixing.decision import Decision
 from opmix.report.html import Html, Scale, bar, count, duration, el, join, number, percent, scientific, span, whisker
+from opmix.results.mixture import MixtureFile
 
 
-def verdict(document: MixtureDocument) -> Html:
+def verdict(document: MixtureFile) -> Html:
     """The decision in words and its four key figures."""
     decision = document.decision
     heading, reason = "The mixture", ""
@@ -52,7 +53,7 @@ def _confidence_figures(decision: Decision | None) -> list[Html]:
         better = percent(1 - math.exp(-decision.gain))
         low_high = f"{span(decision.gain_interval, sign=True)} nats" if decision.gain_interval else None
         width = decision.noise or 0.0
-        scale = Scale.around([decision.gain, width, -width], decision.gain_interval or ())
+        scale = Scale.around([decision.gain, width, -width], decision.gain_interval)
         label = f"gain {number(decision.gain, sign=True)} nats, interval {low_high or 'unknown'}"
         picture = whisker(decision.gain, decision.gain_interval, scale, label=label, noise=decision.noise)
         made.append(
@@ -62,6 +63,7 @@ def _confidence_figures(decision: Decision | None) -> list[Html]:
                 picture,
                 low_high,
                 f"{better} lower perplexity" if decision.gain > 0 else None,
+                _measured(decision),
             )
         )
     if decision.probability is not None:
@@ -79,6 +81,14 @@ def _confidence_figures(decision: Decision | None) -> list[Html]:
     return made
 
 
+def _measured(decision: Decision) -> str | None:
+    """The gain of a probe really trained on the optimum, where one was."""
+    if decision.direct_gain is None:
+        return None
+    error = "" if decision.direct_error is None else f", standard error {number(decision.direct_error)}"
+    return f"measured on a probe of its own: {number(decision.direct_gain, sign=True)} nats{error}"
+
+
 def _meter(decision: Decision) -> Html:
     probability, asked = decision.probability or 0.0, decision.confidence
     label = f"probability {percent(probability, 0)}"
@@ -86,7 +96,7 @@ def _meter(decision: Decision) -> Html:
     return bar(probability, None, Scale(0, 1), label=label, ticks=ticks)
 
 
-def _cost_figures(document: MixtureDocument) -> list[Html]:
+def _cost_figures(document: MixtureFile) -> list[Html]:
     cost = document.cost
     if cost is None:
         return []
@@ -117,7 +127,7 @@ def _cost_figures(document: MixtureDocument) -> list[Html]:
     return made
 
 
-def _fit_figures(document: MixtureDocument) -> list[Html]:
+def _fit_figures(document: MixtureFile) -> list[Html]:
     laws = list(document.laws.values())
     points = max((law.num_points or 0 for law in laws), default=0)
     about = f"{len(laws)} eval sets, {len(document.mixture)} domains"

@@ -6,14 +6,14 @@ import math
 
 import numpy as np
 
-from opmix.report.document import VerificationDocument, VerifiedPoint
 from opmix.report.figures import agreement_panel
 from opmix.report.html import MINUS, Html, Scale, el, folded, join, number, percent, row, table, whisker
+from opmix.results.verification import VerificationFile, VerifiedPoint
 
 _NORMAL_90 = 1.645
 
 
-def verified(made: VerificationDocument) -> Html | None:
+def verified(made: VerificationFile) -> Html | None:
     """Loss difference and divergence by eval set, agreement over mixtures, and what refining gave."""
     if not made.points:
         return None
@@ -48,7 +48,7 @@ def _differences(point: VerifiedPoint) -> Html:
     return table(["Eval set", "", "Trained", "Difference", "KL"], rows, caption=caption, class_="verified")
 
 
-def _agreement(made: VerificationDocument) -> Html | None:
+def _agreement(made: VerificationFile) -> Html | None:
     """Objective by the law against measured, over all directly trained mixtures; levels as they are."""
     if len(made.measured) < 2:
         return None
@@ -63,7 +63,7 @@ def _agreement(made: VerificationDocument) -> Html | None:
     return el("figure", el("figcaption", el("b", "Directly trained mixtures"), el("span", order)), art)
 
 
-def _refinement(made: VerificationDocument) -> Html | None:
+def _refinement(made: VerificationFile) -> Html | None:
     found = made.refinement
     if not found:
         return None

@@ -194,12 +194,11 @@ class TrainingTotals:
 
     def cost(self, seconds: float = 0.0) -> Cost:
         """Return the cost; passes beside the training are `overhead`, their time is the training's."""
-        tokens = self.row_tokens + self.sampled_tokens
-        trained = Cost.of("training", tokens=tokens, flops=self.flops, seconds=seconds)
-        if not self.extra:
-            return trained
-        beside = {kind: {"overhead": self.extra.get(kind, 0.0)} for kind in ("tokens", "flops")}
-        return trained + Cost(**beside)
+        tokens: dict[str, float] = {"training": self.row_tokens + self.sampled_tokens}
+        flops = {"training": self.flops}
+        if self.extra:
+            tokens["overhead"], flops["overhead"] = self.extra.get("tokens", 0.0), self.extra.get("flops", 0.0)
+        return Cost(tokens=tokens, flops=flops, seconds={"training": seconds})
 
     def json(self) -> dict[str, Any]:
         """Return what a probe's record keeps."""

@@ -21,7 +21,7 @@ def export(run, name, **options):
 
 
 def test_damaged_and_missing_folders(tmp_path):
-    with pytest.raises(StoreError, match="written by"):
+    with pytest.raises(StoreError, match=r"no mixture\.json; expected the --out folder"):
         read_plan(tmp_path)
     (tmp_path / "mixture.json").write_text('{"kind": "search", "mixture": {"a": "much"}}')
     with pytest.raises(StoreError, match=r"mixture\.a"):

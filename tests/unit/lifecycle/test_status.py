@@ -46,9 +46,9 @@ def test_a_finished_life(finished):
     made = outcome(result)["seeds"]["0"]["stages"]
     for purpose in ("training", "probes", "proxies"):
         for kind in ("tokens", "flops"):
-            assert found.spent[kind][purpose] == pytest.approx(sum(s["cost"][kind][purpose] for s in made))
-    assert found.spent["tokens"]["training"] == 12 * STEP
-    assert found.spent["seconds"]["training"] > 0
+            assert getattr(found.spent, kind)[purpose] == pytest.approx(sum(s["cost"][kind][purpose] for s in made))
+    assert found.spent.tokens["training"] == 12 * STEP
+    assert found.spent.seconds["training"] > 0
     assert all(s.peak_memory for s in found.steps if s.kind in ("start", "search", "train"))
     assert all(s.finished for s in found.steps)
 
@@ -59,10 +59,10 @@ def test_what_is_left_and_what_it_will_cost(copied):
     found = run_status(copied)
     assert [n for n, s in states(found).items() if s == "left"] == list(TWO)
     for purpose in ("training", "proxies", "measuring"):
-        spent = found.spent["flops"][purpose]
-        assert spent + found.flops_left[purpose] == pytest.approx(everything["flops"][purpose], rel=0.01), purpose
+        spent = found.spent.flops[purpose]
+        assert spent + found.flops_left[purpose] == pytest.approx(everything.flops[purpose], rel=0.01), purpose
     # The adapters' own weights are left out of the estimate, and weigh most in a model this small.
-    assert found.flops_left["probes"] == pytest.approx(everything["flops"]["probes"] / 2, rel=0.25)
+    assert found.flops_left["probes"] == pytest.approx(everything.flops["probes"] / 2, rel=0.25)
     assert found.seconds_left > 0
 
 

@@ -48,14 +48,15 @@ def test_a_profile_moves_one_share_and_keeps_the_others_proportions(weights, ind
 
 
 def _model_of(world):
-    from opmix.report.document import LawEntry, MixtureDocument, ReportData
+    from opmix.report.document import ReportData
+    from opmix.results.mixture import LawEntry, MixtureFile
 
     laws = {
         m: LawEntry(c=float(world.c[e]), t=dict(zip(world.domains, world.t[e], strict=True)))
         for e, m in enumerate(world.metrics)
     }
     uniform = dict.fromkeys(world.domains, 1 / len(world.domains))
-    return build_model(ReportData(document=MixtureDocument(kind="fit", mixture=uniform, laws=laws)))
+    return build_model(ReportData(document=MixtureFile(kind="fit", mixture=uniform, laws=laws)))
 
 
 def test_a_change_to_itself_is_certainly_nothing_because_draws_are_paired(continual):

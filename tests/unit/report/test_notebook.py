@@ -1,12 +1,13 @@
 """What a notebook shows of results: complete, escaped, no script."""
 
-import json
+from dataclasses import replace
 
 import pytest
 
 from opmix.lifecycle.life import LifeResult
 from opmix.mixing.mixture import Mixture
 from opmix.report.notebook import decision_html, life_html
+from opmix.results.mixture import MixtureFile
 
 EVIL = "<script>alert(1)</script>"
 
@@ -17,23 +18,23 @@ def safe(text):
 
 
 def test_a_decision_is_a_table_a_sentence_and_a_cost(folders):
-    content = json.loads((folders["continual"] / "mixture.json").read_text())
-    text = decision_html(content)
-    assert all(f'<th scope="row">{domain}</th>' in text for domain in content["mixture"])
-    low, high = next(iter(content["interval"].values()))
+    found = MixtureFile.read(folders["continual"])
+    text = decision_html(found)
+    assert all(f'<th scope="row">{domain}</th>' in text for domain in found.mixture)
+    low, high = next(iter(found.interval.values()))
     assert f"{low:.3f} to {high:.3f}" in text
     assert "The search cost" in text
     assert "style" not in text
-    content["mixture"] = {EVIL: 1.0}
-    content["optimum"], content["interval"] = {EVIL: 1.0}, {}
-    content["decision"]["reason"], content["notes"] = f"move: {EVIL}", [EVIL]
-    safe(decision_html(content))
+    evil = replace(found.decision, reason=f"move: {EVIL}")
+    safe(
+        decision_html(
+            replace(found, mixture={EVIL: 1.0}, optimum={EVIL: 1.0}, interval={}, decision=evil, notes=(EVIL,))
+        )
+    )
 
 
 def test_without_a_cost_nothing_is_said_of_it(folders):
-    content = json.loads((folders["swarm"] / "mixture.json").read_text())
-    content.pop("cost", None)
-    assert "cost" not in decision_html(content)
+    assert "cost" not in decision_html(replace(MixtureFile.read(folders["swarm"]), cost=None))
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 
 from opmix.errors import StoreError
 from opmix.report import write_report
-from opmix.report.document import MeasuredMixture, VerificationDocument, VerifiedPoint
 from opmix.report.verified import verified
+from opmix.results.verification import MeasuredMixture, VerificationFile, VerifiedPoint
 
 POINT = VerifiedPoint(
     name="proposal", mixture={"a": 0.5, "<b>": 0.5},
@@ -19,7 +19,7 @@ def test_differences_and_agreement_are_shown_and_names_escaped():
         MeasuredMixture(name="proposal", direct=3.5, law=3.4),
         MeasuredMixture(name="probe <old>", direct=3.4, law=3.6),
     )
-    made = VerificationDocument(
+    made = VerificationFile(
         points=(POINT, POINT),
         measured=measured,
         sentence="It <matters>.",
@@ -37,7 +37,7 @@ def test_differences_and_agreement_are_shown_and_names_escaped():
 
 
 def test_nothing_verified_is_nothing_shown():
-    assert verified(VerificationDocument(points=())) is None
+    assert verified(VerificationFile(points=())) is None
 
 
 def test_the_section_is_in_the_page(edited):

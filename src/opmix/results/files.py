@@ -1,0 +1,92 @@
+"""Reading a run folder's files: what is damaged is told by file, place and remedy."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from opmix.errors import StoreError
+
+SCHEMA = 1
+_T = TypeVar("_T")
+
+
+def read_json(path: Path, command: str = "the command") -> Any:
+    """Return what a file holds.
+
+    Raises:
+        StoreError: It is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read as JSON ({error}); run {command} again to rewrite it") from error
+
+
+def read_object(path: Path, command: str = "the command") -> dict[str, Any]:
+    """Return the object that a file holds.
+
+    Raises:
+        StoreError: It is missing, no JSON, or another kind of value.
+    """
+    content = read_json(path, command)
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise StoreError(f"{path}: damaged: holds a {kind}; expected an object; run {command} again to rewrite it")
+    return content
+
+
+def read_document(path: Path, command: str = "the command") -> dict[str, Any]:
+    """Return the object that a file of schema 1 holds.
+
+    Raises:
+        StoreError: It is missing, damaged or of another schema.
+    """
+    content = read_json(path, command)
+    schema = content.get("schema", SCHEMA) if isinstance(content, dict) else type(content).__name__
+    if schema != SCHEMA:
+        raise StoreError(f"{path}: schema {schema!r}; this version of opmix reads schema {SCHEMA}")
+    return dict(content)
+
+
+def typed(kind: type[_T], raw: Any, path: Path, inside: str = "") -> _T:
+    """Return JSON as one of the classes here; null means the same as an absent key.
+
+    Args:
+        kind: A dataclass.
+        raw: What was read.
+        path: The file it was read from.
+        inside: Key of the file that it was read under.
+
+    Raises:
+        StoreError: Values are missing or of another type; names the first three places.
+    """
+    try:
+        found: _T = _adapter(kind).validate_python(_without_nulls(raw))
+        return found
+    except ValidationError as error:
+        within = (inside,) if inside else ()
+        problems = [
+            f"{'.'.join(map(str, (*within, *p['loc']))) or 'top level'}: {p['msg']} (found {str(p['input'])[:60]!r})"
+            for p in error.errors()
+        ]
+        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+        message = f"{path}: damaged: {'; '.join(problems[:3])}{more}; run the command again to rewrite it"
+        raise StoreError(message) from error
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _without_nulls(raw: Any) -> Any:
+    if isinstance(raw, dict):
+        return {key: _without_nulls(value) for key, value in raw.items() if value is not None}
+    if isinstance(raw, list) and any(isinstance(item, dict) for item in raw):
+        return [_without_nulls(item) for item in raw]
+    return raw

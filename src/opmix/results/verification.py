@@ -1,0 +1,77 @@
+"""`verification.json`: what `opmix verify` found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from opmix.results.files import SCHEMA, read_json, typed
+from opmix.results.mixture import Losses, Shares
+from opmix.runs.files import write_json
+
+NAME = "verification.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedPoint:
+    """A mixture trained directly and simulated; nats per token by evaluation set."""
+
+    name: str
+    mixture: Shares = field(default_factory=dict)
+    reached: Shares = field(default_factory=dict)
+    weights: Shares = field(default_factory=dict)
+    direct: Losses = field(default_factory=dict)
+    proxy: Losses = field(default_factory=dict)
+    law: Losses = field(default_factory=dict)
+    difference: Losses = field(default_factory=dict)
+    standard_error: Losses = field(default_factory=dict)
+    """Of `difference`, direct less proxy."""
+    kl: Losses = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredMixture:
+    """Objective of a directly trained mixture, and the law's."""
+
+    name: str
+    direct: float
+    law: float
+    standard_error: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerificationFile:
+    """Direct training beside simulation and law."""
+
+    metrics: tuple[str, ...] = ()
+    sentence: str = ""
+    matters: bool = False
+    regret_bound: float | None = None
+    tolerance: float | None = None
+    rank_agreement: float | None = None
+    points: tuple[VerifiedPoint, ...] = ()
+    measured: tuple[MeasuredMixture, ...] = ()
+    curvature: Losses = field(default_factory=dict)
+    flops: float | None = None
+    full: Mapping[str, Any] | None = None
+    refinement: Mapping[str, Any] | None = None
+
+    def json(self) -> dict[str, Any]:
+        """Return what the file holds."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    def write(self, folder: Path) -> None:
+        """Write `verification.json`."""
+        write_json(folder / NAME, self.json())
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """Return the folder's file; None where nothing was verified.
+
+        Raises:
+            StoreError: It is damaged.
+        """
+        path = folder / NAME
+        return typed(cls, read_json(path, "`opmix verify`"), path) if path.is_file() else None
