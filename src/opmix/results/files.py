@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +12,7 @@ from opmix.errors import StoreError
 
 SCHEMA = 1
 _T = TypeVar("_T")
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 
 
 def read_json(path: Path, command: str = "the command") -> Any:
@@ -79,9 +79,10 @@ def typed(kind: type[_T], raw: Any, path: Path, inside: str = "") -> _T:
         raise StoreError(message) from error
 
 
-@cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+    if kind not in _ADAPTERS:  # building one takes longer than reading a file
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 def _without_nulls(raw: Any) -> Any:
