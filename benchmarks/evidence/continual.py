@@ -28,7 +28,7 @@ from opmix.mixing.design import StageDesign
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.probes.evaluation import HeldOut, evaluate
 from opmix.probes.held_out import held_out
-from opmix.probes.interpolation import Proxies, make_proxies
+from opmix.probes.interpolation import Proxies
 from opmix.progress import Progress
 from opmix.runs.files import write_json
 from opmix.runs.store import RunStore
@@ -139,8 +139,8 @@ class ContinualStage:
             context = SearchContext(config, base, store, self.progress, None)
             context.prepare(self.base, self.tokenizer)
             design = context.method.design(context.stage)
-            with context.session.probed(design.probes) as (wrapped, keys):
-                yield design, make_proxies(wrapped, [f"probe_{i}" for i in range(len(keys))])
+            with context.session.proxies(design.probes) as proxies:
+                yield design, proxies
 
     def simulated(self, shares: Sequence[float], folder: str = "search", num: int | None = None) -> FloatArray:
         """Mean test loss of the paper's proxies, the weighted sums of the `old` and the `new` probe, at some shares.

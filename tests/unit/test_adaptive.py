@@ -20,7 +20,7 @@ from opmix.mixing.regret import change, predicted_regret
 from opmix.mixing.solver import SolveSettings
 from opmix.mixture_search.estimate import estimate_search
 from opmix.models import model_fingerprint
-from opmix.probes import session
+from opmix.probes import kinds, tasks
 from opmix.testing import tiny_model, tiny_tokenizer, write_toy_domains
 
 NAMES = ["web", "code", "math"]
@@ -105,7 +105,7 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(toys, unstopped, tmp_path, mo
     """Killed at the end of a training part, before the adapter is saved, before its record is written, and before a sweep's."""
     whole, folder = unstopped
     trainings, saves, sweeps = [], [], []
-    train, save, arrays = session.run_training, session._save_adapter, session._save_arrays
+    train, save, arrays = tasks.run_training, kinds.AdapterProbes.save, tasks.ProxyLosses.save
 
     def after(calls, real, where):
         def wrapped(*args):
@@ -117,9 +117,9 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(toys, unstopped, tmp_path, mo
 
         return wrapped
 
-    monkeypatch.setattr(session, "run_training", after(trainings, train, (2, 7)))
-    monkeypatch.setattr(session, "_save_adapter", after(saves, save, (4, 7)))
-    monkeypatch.setattr(session, "_save_arrays", after(sweeps, arrays, (2,)))
+    monkeypatch.setattr(tasks, "run_training", after(trainings, train, (2, 7)))
+    monkeypatch.setattr(kinds.AdapterProbes, "save", after(saves, save, (4, 7)))
+    monkeypatch.setattr(tasks.ProxyLosses, "save", after(sweeps, arrays, (2,)))
     killed = 0
     for _ in range(10):
         try:
@@ -146,8 +146,8 @@ def test_a_stopped_search_goes_on_where_it_stopped_and_its_parts_are_verified(to
     assert np.isfinite(made.measured.regret_bound)
     own = json.loads(next((tmp_path / "steps").glob("probe-*-proposal-at-2.json")).read_text())["result"]
     assert own["row_tokens"] == 2 * BATCH * LENGTH  # as long as the probes it is held against
-    trained, real = [], session.run_training
-    monkeypatch.setattr(session, "run_training", lambda f, spec: trained.append(spec.resume_from) or real(f, spec))
+    trained, real = [], tasks.run_training
+    monkeypatch.setattr(tasks, "run_training", lambda f, spec: trained.append(spec.resume_from) or real(f, spec))
     stricter = find(toys, tmp_path, adaptive=True, tolerance=0)
     assert len(trained) == 3  # the last two steps of three probes; both looks are found
     assert all(where is not None for where in trained)

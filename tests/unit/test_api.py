@@ -64,11 +64,11 @@ def test_search_gives_a_mixture_and_the_model_back(toys, tmp_path):
 
 def test_resuming_repeats_nothing_and_gives_the_same_answer(toys, tmp_path, monkeypatch):
     first = opmix.search(**settings(toys), out=tmp_path)
-    from opmix.probes import session
+    from opmix.probes import tasks
 
     trained = []
-    real = session.run_training
-    monkeypatch.setattr(session, "run_training", lambda *a: trained.append(1) or real(*a))
+    real = tasks.run_training
+    monkeypatch.setattr(tasks, "run_training", lambda *a: trained.append(1) or real(*a))
     again = opmix.search(**settings(toys), out=tmp_path)
     assert trained == []
     assert again.json()["optimum"] == first.json()["optimum"]
@@ -84,9 +84,9 @@ def test_resuming_repeats_nothing_and_gives_the_same_answer(toys, tmp_path, monk
 
 
 def test_an_interrupted_search_keeps_its_finished_probes(toys, tmp_path, monkeypatch):
-    from opmix.probes import session
+    from opmix.probes import tasks
 
-    real, calls = session.run_training, []
+    real, calls = tasks.run_training, []
 
     def interrupt(*a):
         calls.append(1)
@@ -94,7 +94,7 @@ def test_an_interrupted_search_keeps_its_finished_probes(toys, tmp_path, monkeyp
             raise KeyboardInterrupt
         return real(*a)
 
-    monkeypatch.setattr(session, "run_training", interrupt)
+    monkeypatch.setattr(tasks, "run_training", interrupt)
     chosen = settings(toys)
     before = model_fingerprint(chosen["model"])
     with pytest.raises(KeyboardInterrupt):
@@ -102,7 +102,7 @@ def test_an_interrupted_search_keeps_its_finished_probes(toys, tmp_path, monkeyp
     assert model_fingerprint(chosen["model"]) == before
     resumed = opmix.search(**chosen, out=tmp_path / "a")
     assert len(calls) == 4  # one done, one cut off, two more
-    monkeypatch.setattr(session, "run_training", real)
+    monkeypatch.setattr(tasks, "run_training", real)
     assert resumed.json()["optimum"] == opmix.search(**settings(toys), out=tmp_path / "b").json()["optimum"]
 
 
@@ -198,9 +198,9 @@ def test_the_trainer_can_be_replaced(toys):
     ],
 )
 def test_bad_input_is_refused_before_any_training(toys, monkeypatch, changes, error, message):
-    from opmix.probes import session
+    from opmix.probes import tasks
 
-    monkeypatch.setattr(session, "run_training", lambda *a: pytest.fail("trained before checking"))
+    monkeypatch.setattr(tasks, "run_training", lambda *a: pytest.fail("trained before checking"))
     with pytest.raises(error, match=message):
         opmix.search(**settings(toys, **changes))
 

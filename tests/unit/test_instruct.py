@@ -9,7 +9,7 @@ import opmix
 from opmix.config import parse_config
 from opmix.errors import ConfigError, DataError
 from opmix.models import model_fingerprint
-from opmix.probes import session
+from opmix.probes import tasks
 from opmix.testing import CHATML, tiny_chat_tokenizer, tiny_model, tiny_tokenizer, write_toy_chats, write_toy_domains
 
 TRAINER = {"learning_rate": 1e-2, "per_device_train_batch_size": 4}
@@ -40,8 +40,8 @@ def steps_of(folder):
 def test_a_search_on_conversations_with_text_replayed(toys, tmp_path, monkeypatch, objective):
     chosen = settings(toys, objective=objective, sdft={"max_new_tokens": 6, "skip_tokens": 0})
     held = []
-    real = session.evaluate
-    monkeypatch.setattr(session, "evaluate", lambda model, sets, **k: held.append(sets) or real(model, sets, **k))
+    real = tasks.evaluate
+    monkeypatch.setattr(tasks, "evaluate", lambda model, sets, **k: held.append(sets) or real(model, sets, **k))
     before = model_fingerprint(chosen["model"])
     result = opmix.search(**chosen, out=tmp_path)
     assert sum(result.mixture.values()) == pytest.approx(1)
@@ -64,7 +64,7 @@ def test_a_search_on_conversations_with_text_replayed(toys, tmp_path, monkeypatc
     assert result.stage.available_tokens["terse"] <= counts["supervised_tokens"] < counts["tokens"]
     assert result.stage.available_tokens["web"] == result.counts["web"]["train"]["tokens"] // 192 * 192
     # Nothing is done twice; another objective is other work.
-    monkeypatch.setattr(session, "run_training", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(tasks, "run_training", lambda *_: pytest.fail("trained again"))
     again = opmix.search(**{**chosen, "model": tiny_model(vocab_size=len(toys[2]))}, out=tmp_path)
     assert again.json()["optimum"] == result.json()["optimum"]
     with pytest.raises(pytest.fail.Exception):

@@ -12,7 +12,7 @@ from opmix.cli.main import app
 from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.verification import verify_run
 from opmix.models import model_fingerprint
-from opmix.probes import session
+from opmix.probes import tasks
 from opmix.testing import tiny_model, tiny_tokenizer, write_toy_domains
 
 NAMES = ["web", "code", "math"]
@@ -39,8 +39,8 @@ def run(tmp_path_factory):
 
 def test_verify_trains_only_what_is_new_and_resumes(run, monkeypatch):
     trained = []
-    real = session.run_training
-    monkeypatch.setattr(session, "run_training", lambda *a: trained.append(1) or real(*a))
+    real = tasks.run_training
+    monkeypatch.setattr(tasks, "run_training", lambda *a: trained.append(1) or real(*a))
     first = verify_run(run, points=1)
     assert len(trained) <= 2
     assert verify_run(run, points=1).json() == first.json()

@@ -150,7 +150,7 @@ class TrialBench(SearchContext):
         """What a run tells its mixer, from the valid split."""
         held = self.session.held_out
         return Senses(
-            evaluate=lambda model: evaluate(model, held, batch_tokens=self.session.batch_tokens).losses[0],
+            evaluate=lambda model: evaluate(model, held, batch_tokens=self.session.evaluator.batch_tokens).losses[0],
             evaluate_tokens=float(sum(h.input_ids.size for h in held)), held_out=self.prepared.rows("valid"), reference=reference,
         )  # fmt: skip
 
@@ -215,7 +215,7 @@ class TrialBench(SearchContext):
 
     def _start(self, proxy: TrialModel) -> Any:
         """A copy of the model as it is now, or a new one; on the model's device."""
-        current = self.session.model
+        current = self.session.runtime.model
         if proxy.start == "current":
             if proxy.architecture:
                 raise ConfigError(
@@ -236,7 +236,7 @@ class TrialBench(SearchContext):
 
     def _inputs(self, proxy: TrialModel) -> dict[str, Any]:
         """What every run of a proxy model depends on."""
-        start = model_fingerprint(self.session.model) if proxy.start == "current" else self.architecture
+        start = model_fingerprint(self.session.runtime.model) if proxy.start == "current" else self.architecture
         return {
             "start": start, "proxy": {"tokens": proxy.tokens, "start": proxy.start, "architecture": dict(proxy.architecture)},
             "data": self.session.data_fingerprint, "trainer": self.config.trainer, "schedule": self.schedule,
@@ -250,7 +250,7 @@ class TrialBench(SearchContext):
     # -- evaluating --------------------------------------------------------------------------------------------
 
     def _evaluated(self, model: Any) -> dict[str, Any]:
-        found = evaluate(model, self.session.held_out, batch_tokens=self.session.batch_tokens)
+        found = evaluate(model, self.session.held_out, batch_tokens=self.session.evaluator.batch_tokens)
         return {"losses": found.losses[0].tolist(), "errors": found.standard_errors[0].tolist()}
 
     def _book_evaluations(self, step: str, num: int, shape: Mapping[str, int], seconds: float) -> None:

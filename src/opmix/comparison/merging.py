@@ -12,7 +12,6 @@ from scipy.optimize import nnls
 from opmix.lifecycle.context import SearchContext
 from opmix.mixing.mixture import InterpolationWeights, Mixture, ProbeDesign
 from opmix.models import base_parameters
-from opmix.probes.interpolation import make_proxies
 
 
 def weights_for(design: ProbeDesign, mixture: Mixture) -> InterpolationWeights:
@@ -41,11 +40,13 @@ def merged_model(context: SearchContext, mixture: Mixture) -> tuple[Any, Interpo
     """
     design = context.method.design(context.stage).probes
     weights = weights_for(design, mixture)
-    plain = copy.deepcopy(context.session.model)
-    with context.session.probed(design) as (wrapped, keys):
-        proxies = make_proxies(wrapped, [f"probe_{i}" for i in range(len(keys))], backend="merge")
-        with proxies.at_vector(weights.weights) as model, torch.no_grad():
-            values = dict(base_parameters(model))
-            for name, parameter in plain.named_parameters():
-                parameter.copy_(values[name])
+    plain = copy.deepcopy(context.session.runtime.model)
+    with (
+        context.session.proxies(design, backend="merge") as proxies,
+        proxies.at_vector(weights.weights) as model,
+        torch.no_grad(),
+    ):
+        values = dict(base_parameters(model))
+        for name, parameter in plain.named_parameters():
+            parameter.copy_(values[name])
     return plain, weights

@@ -82,7 +82,9 @@ class SearchContext:
     def training_flops(self) -> float:
         """Of the stage that the mixture is for."""
         tokens = round(self.config.budget.tokens * self.prepared.row_tokens_per_supervised)
-        return self.prepared.objective.flops(self.session.shape, row_tokens=tokens, length=self.config.sequence_length)
+        return self.prepared.objective.flops(
+            self.session.runtime.shape, row_tokens=tokens, length=self.config.sequence_length
+        )
 
     def saved(self, steps: int) -> dict[str, float]:
         """FLOPs of a search whose probes stopped after `steps`, and of the same with whole probes; the test of a move left out."""
@@ -149,8 +151,11 @@ class SearchContext:
     def _load(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
         from opmix.model_files import located
         from opmix.models import check_vocabulary, load_model, load_tokenizer
+        from opmix.probes.preserve_state import plain_model
 
         wanted = self.config.model
+        if model is not None:
+            model = plain_model(model)
         if model is not None and tokenizer is None and wanted.tokenizer is None:
             raise ConfigError("tokenizer: missing; a model object needs the tokenizer it was trained with")
         if tokenizer is None:
@@ -192,21 +197,41 @@ class SearchContext:
     def _session(self, model: Any) -> ProbeSession:
         from opmix.models import model_shape
         from opmix.probes.held_out import held_out
-        from opmix.probes.session import ProbeSession, ProbeSettings
+        from opmix.probes.session import ProbeSession
+        from opmix.probes.settings import ProbeSettings
+        from opmix.probes.tasks import ProbeRuntime, ProxyEvaluator
 
         config, data = self.config, self.prepared
         chosen = config.probes.model_dump(exclude={"share", "joint", "adaptive", "tolerance", "first_look"})
-        return ProbeSession(
-            model=model, shape=model_shape(model), train=data.train,
+        runtime = ProbeRuntime(
+            model=model,
+            shape=model_shape(model),
+            rows=data.train,
+            progress=self.progress,
+            objective=data.objective,
+            make_trainer=self.make_trainer,
+        )
+        sequences = eval_sequences(config, self.old)
+        evaluator = ProxyEvaluator(
+            runtime=runtime,
+            settings=ProbeSettings(**chosen),
             held_out=[
                 held_out(n, rows, num=num, seed=config.seed, document_mask=config.document_mask)
-                for (n, rows), num in zip(data.rows("valid").items(), eval_sequences(config, self.old), strict=True)
+                for (n, rows), num in zip(data.rows("valid").items(), sequences, strict=True)
             ],
-            settings=ProbeSettings(**chosen), trainer=config.trainer, make_trainer=self.make_trainer, store=self.store,
-            data_fingerprint=fingerprint([*data.fingerprint, eval_sequences(config, self.old)]),
-            ledger=self.ledger, progress=self.progress, seed=config.seed, backend=config.proxies.backend,
-            batch_tokens=config.proxies.batch_tokens, document_mask=config.document_mask, objective=data.objective,
-        )  # fmt: skip
+            backend=config.proxies.backend,
+            batch_tokens=config.proxies.batch_tokens,
+        )
+        return ProbeSession(
+            runtime=runtime,
+            evaluator=evaluator,
+            trainer=config.trainer,
+            store=self.store,
+            data_fingerprint=fingerprint([*data.fingerprint, sequences]),
+            ledger=self.ledger,
+            seed=config.seed,
+            document_mask=config.document_mask,
+        )
 
     def _estimate(self) -> None:
         """Note what the search will cost, before it does."""
@@ -219,14 +244,14 @@ class SearchContext:
                 available=self.stage.available_tokens[n], row=float(rows.lengths.mean()), supervised=supervised_per_row(rows),
                 held_out=len(held.input_ids), held_out_row=held.input_ids.shape[1],
             )
-            for (n, rows), held in zip(session.train.items(), session.held_out, strict=True)
+            for (n, rows), held in zip(session.runtime.rows.items(), session.held_out, strict=True)
         }  # fmt: skip
         chosen = session.settings
-        weights = adapter_parameters(session.model, chosen.rank, chosen.target_modules)
+        weights = adapter_parameters(session.runtime.model, chosen.rank, chosen.target_modules)
         self.estimate = found = estimate_search(self.config, self.old, sizes)
-        cost = found.cost(session.shape, length, adapter_parameters=weights, objective=self.prepared.objective)
+        cost = found.cost(session.runtime.shape, length, adapter_parameters=weights, objective=self.prepared.objective)
         flops = cost.total("flops")
-        share = found.share(flops, session.shape, length, self.prepared.objective)
+        share = found.share(flops, session.runtime.shape, length, self.prepared.objective)
         most = "at most " if self.config.adaptive else ""
         self.progress.note(
             f"{most}{found.num_probes} probes x {chosen.steps} steps ({found.probe_tokens:,} tokens), {found.num_points} proxies "

@@ -32,13 +32,13 @@ def full_check(found: Finished) -> dict[str, Any]:
     tokens = round(session.probe_tokens * reached / session.settings.steps)
     evaluations: list[Evaluation] = []
     for name, mixture in arms.items():
-        model = copy.deepcopy(session.model)
+        model = copy.deepcopy(session.runtime.model)
         train_on_mixture(
-            model, session.train, mixture, tokens=tokens, arguments=dict(session.trainer), seed=context.config.seed,
+            model, session.runtime.rows, mixture, tokens=tokens, arguments=dict(session.trainer), seed=context.config.seed,
             output_dir=context.store.folder / "trainer", progress=context.progress, name=f"full training on {name}",
-            make_trainer=session.make_trainer, objective=session.objective,
+            make_trainer=session.runtime.make_trainer, objective=session.runtime.objective,
         )  # fmt: skip
-        evaluations.append(evaluate(model, session.held_out, batch_tokens=session.batch_tokens))
+        evaluations.append(evaluate(model, session.held_out, batch_tokens=session.evaluator.batch_tokens))
     first, second = evaluations
     both = Evaluation(
         first.names,

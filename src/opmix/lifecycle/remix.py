@@ -18,7 +18,7 @@ from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.search import SearchResult, run_search
 from opmix.lifecycle.stage_data import StageData
 from opmix.mixing.mixture import Mixture
-from opmix.probes.borrowing import borrowed
+from opmix.probes.preserve_state import preserve_model_state
 from opmix.progress import Progress
 from opmix.runs.files import write_json
 from opmix.training.factory import TrainerFactory
@@ -124,7 +124,7 @@ class RemixCallback(TrainerCallback):
             return  # nothing of this stretch is left to decide about
         model = getattr(kwargs["model"], "_orig_mod", kwargs["model"])
         config = self._config((stop - index) * self.stream.sequence_length, _taken_over(args))
-        with borrowed(model):
+        with preserve_model_state(model):
             result = run_search(
                 config, model=model, tokenizer=self.stream.tokenizer, data=self._data(), out=self.out / f"step-{state.global_step}",
                 make_trainer=self.make_trainer, progress=self.progress,

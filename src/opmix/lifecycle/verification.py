@@ -241,21 +241,19 @@ def _divergences(
 
     def work() -> dict[str, Any]:
         from opmix.probes.evaluation import predictive_kl
-        from opmix.probes.interpolation import make_proxies
 
-        with session.probed(design, fidelity.steps) as (wrapped, keys):
-            simulated = make_proxies(wrapped, [f"probe_{i}" for i in range(len(keys))], backend=session.backend)
+        with session.proxies(design, fidelity.steps) as simulated:
             few = [h.first(KL_SEQUENCES) for h in session.held_out]
             with context.progress.task("divergence of predictions", len(direct)) as advance:
                 rows = []
                 for a, b in zip(direct, proxies, strict=True):
                     first, second = (partial(simulated.at_vector, w.weights) for w in (a, b))
-                    rows.append(predictive_kl(first, second, few, batch_tokens=session.batch_tokens))
+                    rows.append(predictive_kl(first, second, few, batch_tokens=session.evaluator.batch_tokens))
                     advance(len(rows), len(direct))
         return {"kl": rows}
 
     inputs = {
-        "probes": {p: dict(design.row(p)) for p in design.probes}, "settings": vars(session.settings), "seed": session.seed,
+        "probes": {p: dict(design.row(p)) for p in design.probes}, "settings": session.settings.of_a_run(), "seed": session.seed,
         "data": session.data_fingerprint, "points": [w.weights for w in (*direct, *proxies)], "sequences": KL_SEQUENCES,
         **({} if fidelity.steps is None else {"at": fidelity.steps}),
     }  # fmt: skip

@@ -42,12 +42,3 @@ def adapters_off(model: nn.Module) -> None:
     """Let every wrapped layer compute what the base model's does."""
     for module in _switchable(model):
         module.enable_adapters(False)
-
-
-def take_off_adapters(model: Any) -> Any:
-    """The base model of a `PeftModel`, as it was: PEFT's `unload` leaves modules trained in full in it."""
-    inner = model.get_base_model()
-    for path, module in list(inner.named_modules()):
-        if hasattr(module, "modules_to_save") and isinstance(module, AuxiliaryTrainingWrapper):
-            inner.set_submodule(path, module.original_module)
-    return model.unload()

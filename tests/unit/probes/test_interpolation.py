@@ -14,7 +14,7 @@ from opmix.mixing.mixture import InterpolationWeights, Mixture
 from opmix.models import base_parameters, load_model, model_fingerprint
 from opmix.probes.adapters import DeltaSet
 from opmix.probes.interpolation import MergeProxies, ScaleProxies, make_proxies
-from opmix.probes.peft_state import take_off_adapters
+from opmix.probes.preserve_state import preserve_model_state
 from opmix.testing import tiny_adapter, tiny_model
 
 IDS = torch.randint(2, 128, (3, 24), generator=torch.Generator().manual_seed(0))
@@ -360,10 +360,12 @@ def test_weights_trained_between_two_proxies_are_kept():
     assert model_fingerprint(wrapped) == trained
 
 
-def test_taking_adapters_off_gives_the_base_back_where_unload_does_not(tmp_path):
+def test_the_base_comes_back_from_under_adapters_where_unload_does_not_give_it(tmp_path):
     base = tiny_model()
     before = model_fingerprint(base)
-    assert model_fingerprint(take_off_adapters(tiny_adapter(base, "a", 1, **FULL))) == before
+    with preserve_model_state(base):
+        tiny_adapter(base, "a", 1, **FULL)
+    assert model_fingerprint(base) == before
     base.save_pretrained(tmp_path)
     assert model_fingerprint(load_model(tmp_path, device="cpu")) == before
     assert model_fingerprint(tiny_adapter(tiny_model(), "a", 1, **FULL).unload()) != before

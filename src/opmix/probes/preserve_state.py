@@ -1,0 +1,106 @@
+"""Work on somebody's live model and leave no trace: modules, hooks, flags, gradients, configs and random generators."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from opmix.errors import ModelError
+
+
+def plain_model(model: Any) -> PreTrainedModel:
+    """Return the model that probes can be trained on; of one that `torch.compile` wrapped, the model inside.
+
+    Raises:
+        ModelError: The model carries adapters, is no transformers model, or some of its weights are offloaded.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if isinstance(model, PeftModel) or (
+        isinstance(model, nn.Module) and any(isinstance(module, BaseTunerLayer) for module in model.modules())
+    ):
+        raise ModelError(
+            "the model carries PEFT adapters; probes are adapters on the plain model: pass `model.merge_and_unload()` "
+            "to search on what the adapters have learned, or the base model without them"
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(
+            f"the model is a {type(model).__name__}; expected a transformers causal language model "
+            "(of a wrapper such as DistributedDataParallel pass the model inside, `model.module`)"
+        )
+    offloaded = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if offloaded:
+        raise ModelError(
+            f"{len(offloaded)} weights are offloaded, among them {offloaded[0]}; expected all weights in memory: "
+            "load the model without `device_map` offloading, or on a larger device"
+        )
+    return model
+
+
+@contextmanager
+def preserve_model_state(model: PreTrainedModel) -> Iterator[None]:
+    """Give the model back as it came; a Trainer that is in the middle of its run does not notice.
+
+    Inside, other Trainers may train adapters on it, and PEFT may replace its modules. Put back, also after an error or Ctrl-C, are every
+    module's attributes (submodules, parameters, hooks, training mode, a compiled or patched forward), `requires_grad`, gradients, all
+    configurations however nested, the generators of Python, numpy and torch (all devices), and accelerate's process-wide state. Inside,
+    modules compiled in place run uncompiled. The *values* of weights are not kept: what changes them restores them itself.
+    """
+    modules = list(model.modules())
+    kept = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    holders = [vars(module) for module in modules] + [vars(config) for config in _configs(modules)]
+    restore = [_restorer(holder) for holder in [*holders, GradientState._shared_state, AcceleratorState._shared_state]]
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the legacy generator is what Trainer seeds
+    for parameter, _, _ in kept:
+        parameter.grad = None
+    for module in modules:
+        if vars(module).get("_compiled_call_impl") is not None:
+            module._compiled_call_impl = None
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        for put_back in restore:
+            put_back()
+        for parameter, flag, gradient in kept:
+            parameter.requires_grad_(flag)
+            parameter.grad = gradient
+
+
+def _configs(modules: list[nn.Module]) -> list[Any]:
+    """Every configuration that the modules hold, each once, those inside others too."""
+    found: dict[int, Any] = {}
+    waiting = [getattr(module, name, None) for module in modules for name in ("config", "generation_config")]
+    while waiting:
+        config = waiting.pop()
+        if config is None or id(config) in found or not hasattr(config, "__dict__"):
+            continue
+        found[id(config)] = config
+        waiting += [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
+    return list(found.values())
+
+
+def _restorer(holder: dict[str, Any]) -> Callable[[], None]:
+    """Remember a mapping and the containers in it; both are put back in place, since handles of hooks point at them."""
+    containers = [(value, value.copy()) for value in holder.values() if isinstance(value, dict | list | set)]
+    return partial(_put_back, holder, dict(holder), containers)
+
+
+def _put_back(holder: dict[str, Any], values: dict[str, Any], containers: list[tuple[Any, Any]]) -> None:
+    for container, content in containers:
+        container.clear()
+        container.extend(content) if isinstance(container, list) else container.update(content)
+    holder.clear()
+    holder.update(values)

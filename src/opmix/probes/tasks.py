@@ -1,0 +1,182 @@
+"""The two expensive works of a search as pure tasks that know no run folder: train one probe, evaluate interpolations of kept ones.
+
+A task is a value; what it needs of the machine (the resident model, the data, the trainer) comes beside it as a runtime, which another
+process builds for itself.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from opmix.compute.flops import ModelShape
+from opmix.data import Rows
+from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture
+from opmix.probes.evaluation import Evaluation, HeldOut, evaluate, evaluate_proxies
+from opmix.probes.interpolation import Backend
+from opmix.probes.kinds import ADAPTERS, ProbeKind, names_of
+from opmix.probes.parts import until
+from opmix.probes.settings import ProbeSettings
+from opmix.progress import Progress
+from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, quiet, run_training
+from opmix.training.matched import TrainingTotals, first_steps, plan_training, training_cost
+from opmix.training.objectives import CAUSAL_LM, Objective, Usage
+
+_SCHEDULE = {"warmup_ratio", "lr_scheduler_kwargs"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeTask:
+    """One probe to train, from the current model to a folder."""
+
+    probe: str
+    """Its name, as it is shown."""
+    mixture: Mapping[str, float]
+    settings: ProbeSettings
+    trainer: Mapping[str, Any]
+    """Arguments of `probe_arguments`."""
+    seed: int
+    stop: int
+    """Optimizer steps after which it is kept; fewer than `settings.steps`: it is looked at, and can go on from there."""
+    out: Path
+    """Where it is kept."""
+    parts: Path
+    """Checkpoints to go on from."""
+    key: str
+    """Of the whole run; checkpoints of another are not used."""
+    name: str = "probe_0"
+    """Under which the model carries it while it trains."""
+    document_mask: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRuntime:
+    """What tasks are done with."""
+
+    model: PreTrainedModel
+    """The current model; it is given back as it was."""
+    shape: ModelShape
+    rows: Mapping[str, Rows]
+    """Training rows by domain."""
+    progress: Progress
+    objective: Objective = CAUSAL_LM
+    make_trainer: TrainerFactory | None = None
+    kind: ProbeKind = ADAPTERS
+
+
+def probe_arguments(settings: ProbeSettings, trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the full run's trainer arguments with a constant, higher rate and no warm-up (method.md section 3).
+
+    Trackers, evaluations and checkpoints are the full run's: a probe is none of their business.
+    """
+    kept = {k: v for k, v in quiet(trainer).items() if k not in _SCHEDULE}
+    rate = float(trainer.get("learning_rate", 5e-5)) * settings.learning_rate_multiplier
+    return {**kept, "learning_rate": rate, "lr_scheduler_type": "constant", "warmup_steps": 0}
+
+
+def train_probe(task: ProbeTask, runtime: ProbeRuntime) -> TrainingTotals:
+    """Train a probe to `task.stop` and keep it in `task.out`; return tokens and FLOPs from its first step on.
+
+    Raises:
+        TrainingError: It diverged.
+        StoreError: A checkpoint cannot be written.
+    """
+    usage, objective, steps = Usage(), runtime.objective, task.settings.steps
+    plan = plan_training(
+        runtime.rows,
+        Mixture.of(task.mixture),
+        steps=steps,
+        arguments=task.trainer,
+        seed=task.seed,
+        objective=objective,
+        document_mask=task.document_mask,
+    )
+    factory = objective.trainer(runtime.make_trainer, usage, runtime.shape)
+    with torch.random.fork_rng(devices=[]), runtime.progress.task(f"probe {task.probe}", task.stop) as advance:
+        torch.manual_seed(task.seed)
+        with runtime.kind.attached(runtime.model, task.settings, task.name) as model:
+            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            spec = TrainSpec(
+                model=model,
+                dataset=plan.dataset,
+                output_dir=task.parts,
+                steps=steps,
+                seed=task.seed,
+                arguments=plan.arguments,
+                callbacks=[StepProgress(lambda done, _: advance(done, task.stop))],
+            )
+            run_training(factory, until(spec, task.stop, key=task.key, usage=usage))
+            runtime.kind.save(model, task.name, task.out)
+    done = plan if task.stop == steps else first_steps(plan, runtime.rows, task.stop)
+    length = next(iter(runtime.rows.values())).sequence_length
+    return training_cost(done, usage, objective, runtime.shape, length, trained)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProxyLosses:
+    """Losses of M interpolations and of the current model on the same sequences."""
+
+    points: Evaluation
+    baseline: FloatArray  # (E,) nats per token
+    gram: FloatArray  # (P, P) inner products of the probes' deltas
+
+    def save(self, file: Path) -> None:
+        """Write an `.npz` file, whole or not at all."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}")
+        arrays: dict[str, Any] = {"baseline": self.baseline, "gram": self.gram}
+        columns = {"nll": self.points.nll, "tokens": self.points.tokens, "bytes": self.points.num_bytes}
+        for kind, of_sets in columns.items():
+            arrays |= {f"{kind}_{i}": column for i, column in enumerate(of_sets)}
+        with temporary.open("wb") as stream:
+            np.savez(stream, **arrays)
+        temporary.replace(file)
+
+    @classmethod
+    def load(cls, file: Path, names: tuple[str, ...]) -> ProxyLosses | None:
+        """Read what `save` wrote; None: it is not there, or damaged."""
+        try:
+            with file.open("rb") as stream, np.load(stream) as arrays:
+                nll, tokens, num_bytes = (
+                    tuple(arrays[f"{kind}_{i}"] for i in range(len(names))) for kind in ("nll", "tokens", "bytes")
+                )
+                return cls(
+                    points=Evaluation(names, nll, tokens, num_bytes), baseline=arrays["baseline"], gram=arrays["gram"]
+                )
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProxyEvaluator:
+    """Evaluates interpolations of kept probes on held-out sequences."""
+
+    runtime: ProbeRuntime
+    settings: ProbeSettings
+    held_out: Sequence[HeldOut]
+    backend: Backend = "auto"
+    batch_tokens: int = 8192
+
+    def evaluate(
+        self, probes: Sequence[Path], points: Sequence[InterpolationWeights], *, label: str = "proxies"
+    ) -> ProxyLosses:
+        """Evaluate the current model and every point, weights (P,) over `probes` in their order.
+
+        Raises:
+            TrainingError: A loss is not finite.
+        """
+        names, runtime, size = names_of(len(probes)), self.runtime, self.batch_tokens
+        renamed = [InterpolationWeights(names, point.weights) for point in points]
+        with runtime.kind.interpolated(runtime.model, self.settings, probes, self.backend) as (proxies, gram):
+            with proxies.at_vector(np.zeros(len(names))) as model:
+                baseline = evaluate(model, self.held_out, batch_tokens=size)
+            with runtime.progress.task(label, len(points)) as advance:
+                swept = evaluate_proxies(proxies, renamed, self.held_out, batch_tokens=size, progress=advance)
+        return ProxyLosses(points=swept, baseline=baseline.losses[0], gram=gram)
