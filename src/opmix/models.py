@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from peft import LoraConfig
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -179,6 +180,7 @@ def lora_targets(model: nn.Module) -> list[str]:
     heads = _head_modules(model)
     targets = {name for name, module in modules.items() if _is_linear(module)}
     targets = {name for name in targets if modules[name] not in heads and not _is_router(name, modules)}
+    targets -= {name for name in targets if _is_refused_by_peft(name, base_model_of(model))}
     if not targets:
         raise ModelError(
             f"{type(base_model_of(model)).__name__} has no linear layer besides its LM head; expected "
@@ -188,6 +190,25 @@ def lora_targets(model: nn.Module) -> list[str]:
     ambiguous = {last for last in short if any(n.rpartition(".")[2] == last and n not in targets for n in modules)}
     full = {name for name in targets if name.rpartition(".")[2] in ambiguous}
     return sorted((short - ambiguous) | full)
+
+
+def reached_share(model: nn.Module, targets: Sequence[str] | None = None, in_full: Sequence[str] = ()) -> float:
+    """Share of the model's parameters that probes can move, in [0, 1].
+
+    Args:
+        model: The base model, on any device.
+        targets: Names of layers with adapters; None: `lora_targets`.
+        in_full: Names of modules that are trained in full beside them.
+    """
+    names, reached, total = [*(targets or lora_targets(model)), *in_full], set(), 0
+    for path, module in base_modules(model):
+        if any(path == name or path.endswith(f".{name}") for name in names):
+            reached |= {id(parameter) for parameter in module.parameters()}
+    moved = 0
+    for _, parameter in base_parameters(model):
+        total += _numel(parameter)
+        moved += _numel(parameter) if id(parameter) in reached else 0
+    return moved / max(total, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -253,15 +274,19 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def model_shape(model: nn.Module) -> ModelShape:
-    """What the FLOP count needs to know; of a mixture of experts only the experts that one token passes."""
+    """What the FLOP count needs to know; of a mixture of experts only the experts that one token passes.
+
+    Models without attention (state spaces, recurrences) have an attention width of 0: their scans cost little beside their products.
+    """
     counts = parameter_counts(model)
     config = base_model_of(model).config.get_text_config()
-    heads = config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads = getattr(config, "num_attention_heads", None)
+    heads = heads if isinstance(heads, int) and heads > 0 else 0
+    head_size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     return ModelShape(
         matmul_parameters=counts.linear + counts.active_experts + counts.head,
-        num_layers=config.num_hidden_layers,
-        attention_width=heads * head_size,
+        num_layers=int(getattr(config, "num_hidden_layers", 0)),
+        attention_width=heads * head_size if isinstance(head_size, int) else 0,
         head_parameters=counts.head,
     )
 
@@ -282,6 +307,25 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> No
 
 
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_STATE_SPACES = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+"""Model types whose `out_proj` PEFT refuses: their kernels read its weight without calling the layer."""
+
+
+def _is_refused_by_peft(name: str, base: Any) -> bool:
+    """Whether PEFT would refuse a layer by its last name, or put the adapter on fused expert weights instead of it."""
+    last, kind = name.rpartition(".")[2], getattr(getattr(base, "config", None), "model_type", None)
+    if kind in _STATE_SPACES and last == "out_proj":
+        return True
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers as convert
+    except ImportError:  # PEFT before 0.19 rewrites nothing
+        return False
+    wanted = LoraConfig(target_modules=[last])
+    try:
+        convert(wanted, base, None)
+    except ValueError:  # one of several layers that are fused: all or none
+        return True
+    return bool(getattr(wanted, "target_parameters", None))
 
 
 def _numel(parameter: nn.Parameter) -> int:

@@ -13,7 +13,7 @@ from opmix.config import load_config
 from opmix.errors import ConfigError, DataError, InfeasibleError, ModelError, StoreError, TrainingError
 from opmix.models import model_fingerprint
 from opmix.runs.store import RunStore
-from opmix.testing import tiny_model, tiny_tokenizer, write_toy_domains
+from opmix.testing import tiny_adapter, tiny_model, tiny_tokenizer, write_toy_domains
 
 NAMES = ["web", "code", "math"]
 TRAINER = {"learning_rate": 1e-2, "per_device_train_batch_size": 4}
@@ -72,13 +72,16 @@ def test_resuming_repeats_nothing_and_gives_the_same_answer(toys, tmp_path, monk
     again = opmix.search(**settings(toys), out=tmp_path)
     assert trained == []
     assert again.json()["optimum"] == first.json()["optimum"]
-    # A probe that went missing is trained again, bit for bit; a changed input makes all of them stale.
+    # A damaged probe is trained again and a damaged table made again, bit for bit; a changed input makes all of them stale.
     adapter = next((tmp_path / "probes").glob("01-*")) / "adapter_model.safetensors"
     old = adapter.read_bytes()
-    adapter.unlink()
-    opmix.search(**settings(toys), out=tmp_path)
+    adapter.write_bytes(old[: len(old) // 2])
+    table = tmp_path / "tables" / "sequences-proxies.npz"
+    table.write_bytes(table.read_bytes()[:300])
+    mended = opmix.search(**settings(toys), out=tmp_path)
     assert trained == [1]
     assert adapter.read_bytes() == old
+    assert mended.json()["optimum"] == first.json()["optimum"]
     opmix.search(**settings(toys, probes={"steps": 7, "rank": 4, "adaptive": False}), out=tmp_path)
     assert len(trained) == 4
 
@@ -248,3 +251,13 @@ def test_yaml_and_overrides(toys, tmp_path):
         load_config(file, ["probes.stepz=7"])
     with pytest.raises(ConfigError, match=r"key\.path=value"):
         load_config(file, ["probes"])
+
+
+def test_a_model_with_adapters_is_refused_before_any_work_and_keeps_them(toys, tmp_path):
+    chosen = settings(toys)
+    mine = tiny_adapter(chosen["model"], "mine")
+    before = {name: p.clone() for name, p in mine.named_parameters()}
+    with pytest.raises(ModelError, match="merge_and_unload"):
+        opmix.search(**{**chosen, "model": mine}, out=tmp_path / "run")
+    assert all(torch.equal(p, before[name]) for name, p in mine.named_parameters())
+    assert len(before) == len(list(mine.named_parameters()))

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, BertForMaskedLM, LlamaModel
+from transformers import AutoConfig, BertConfig, BertForMaskedLM, LlamaModel
 
 from opmix import model_files, models
 from opmix.errors import ModelError
+from opmix.probes.settings import reach_notes
 from opmix.testing import ARCHITECTURES, tiny_adapter, tiny_model, tiny_tokenizer
 
 IDS = torch.arange(2, 66)[None]
@@ -249,3 +251,42 @@ def test_several_gguf_files_are_listed(tmp_path):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(ModelError, match=r"a\.gguf, b\.gguf"):
         models.load_model(tmp_path)
+
+
+SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
+WITHOUT_ATTENTION = {
+    "mamba": {"state_size": 8},
+    "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "falcon_mamba": {"state_size": 8},
+    "rwkv": {"attention_hidden_size": 32},
+}
+
+
+@pytest.mark.parametrize("arch", WITHOUT_ATTENTION)
+def test_models_without_attention_heads_have_a_shape_and_layers_that_peft_takes(arch):
+    model = models.empty_model(AutoConfig.for_model(arch, **SMALL, **WITHOUT_ATTENTION[arch]))
+    shape = models.model_shape(model)
+    assert (shape.attention_width, shape.num_layers) == (0, 2)
+    assert shape.matmul_parameters > 0
+    get_peft_model(model, LoraConfig(r=2, target_modules=models.lora_targets(model), task_type="CAUSAL_LM"))
+
+
+def test_layers_that_peft_would_trade_for_fused_experts_get_no_adapters():
+    ranks = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "n_group": 1, "topk_group": 1}
+    model = models.empty_model(AutoConfig.for_model("deepseek_v3", **SMALL, **heads, **experts, **ranks))
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=models.lora_targets(model), task_type="CAUSAL_LM"))
+    assert not wrapped.peft_config["default"].target_parameters
+    assert "gate_proj" not in models.lora_targets(model)
+
+
+def test_the_share_of_weights_that_probes_reach():
+    model = tiny_model("mixtral")
+    attention = sum(p.numel() for n, p in model.named_parameters() if "self_attn" in n)
+    total = sum(p.numel() for p in model.parameters())
+    assert models.reached_share(model) == pytest.approx(attention / total)
+    embedding = model.get_input_embeddings().weight.numel()
+    assert models.reached_share(model, in_full=["embed_tokens"]) == pytest.approx((attention + embedding) / total)
+    assert reach_notes(attention / total)[0].startswith("adapters reach 10% of the weights")
+    assert reach_notes(0.7) == []

@@ -261,6 +261,9 @@ class SearchContext:
 
     def notes(self, proposal: LawProposal) -> list[str]:
         """What a careful reader would want to be told."""
+        from opmix.models import reached_share
+        from opmix.probes.settings import reach_notes
+
         notes = self.prepared.notes()
         reached = proposal.evidence.get("adaptive", {}).get("steps", self.session.settings.steps)
         seen = self.session.probe_tokens * reached / self.session.settings.steps
@@ -273,7 +276,9 @@ class SearchContext:
             notes.append(
                 "trainer.learning_rate is not set: probes used twice the Trainer's default of 5e-05; set the rate of your full run"
             )
-        return notes
+        settings = self.session.settings
+        reach = reached_share(self.session.runtime.model, settings.target_modules, settings.modules_to_save)
+        return notes + reach_notes(reach)
 
 
 def repetition(name: str, probe: float, stage: float) -> list[str]:

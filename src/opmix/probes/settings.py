@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+_LITTLE = 0.5
+"""Share of the weights that probes reach; where it is less, the user is told."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSettings:
@@ -22,3 +25,13 @@ class ProbeSettings:
     def of_a_run(self) -> dict[str, Any]:
         """What a trained probe depends on."""
         return dict(vars(self))
+
+
+def reach_notes(share: float) -> list[str]:
+    """What to know of probes that reach a `share` of the weights, see `models.reached_share`; nothing where it is most of them."""
+    if share >= _LITTLE:
+        return []
+    return [
+        f"adapters reach {share:.0%} of the weights; embeddings, the output head and fused experts stay as they are in probes, so what "
+        "they would learn is missing from the simulation: name modules to train in full (`probes.modules_to_save`)"
+    ]

@@ -24,6 +24,8 @@ class ModelFacts:
     """Weights that adapters can touch; merging keeps a copy of them."""
     shape: ModelShape
     adapter_parameters: int
+    reached: float
+    """Share of the weights that probes can move."""
     longest: int | None
     """Positions the model has; None: it does not say."""
     vocabulary: int
@@ -61,7 +63,7 @@ def model_facts(config: ModelConfig, name: str, probes: ProbesConfig) -> ModelFa
         ModelError: Nothing there, no causal LM, files missing, or no layer for the adapters.
     """
     from opmix.model_files import load_model_config
-    from opmix.models import empty_model, model_shape, parameter_counts
+    from opmix.models import empty_model, model_shape, parameter_counts, reached_share
 
     _check_files(Path(name))
     loaded = load_model_config(name, revision=config.revision, trust_remote_code=config.trust_remote_code)
@@ -72,6 +74,7 @@ def model_facts(config: ModelConfig, name: str, probes: ProbesConfig) -> ModelFa
         linear=counts.linear + counts.experts,
         shape=model_shape(model),
         adapter_parameters=_adapter_parameters(model, probes),
+        reached=reached_share(model, probes.target_modules, probes.modules_to_save),
         longest=getattr(text, "max_position_embeddings", None),
         vocabulary=int(model.get_input_embeddings().weight.shape[0]),
         hidden=text.hidden_size,

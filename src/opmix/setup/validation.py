@@ -13,6 +13,7 @@ from opmix.config import DomainConfig, ModelConfig, ProbesConfig, SearchConfig, 
 from opmix.data.chat.conversation import domain_kind
 from opmix.domain import SPLITS, Domain, Kind, Split
 from opmix.errors import ConfigError, DataError, OpMixError
+from opmix.probes.settings import reach_notes
 from opmix.progress import Progress, Silent
 from opmix.setup.checks import Check, Findings, failed
 from opmix.setup.first_config import PLACEHOLDER
@@ -194,6 +195,8 @@ def check_model(
     with findings.catching("model"):
         facts = model_facts(model, name, probes)
         findings.ok("model", f"{facts.parameters:,} parameters, {facts.shape.num_layers} layers; weights not loaded")
+        for note in reach_notes(facts.reached):
+            findings.warn("probes", *note.split(": "))
     if tokenizer is not None and facts is not None:
         highest = max(tokenizer.get_vocab().values(), default=-1)
         if highest >= facts.vocabulary:
