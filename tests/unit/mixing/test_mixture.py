@@ -38,7 +38,7 @@ def test_expansion_adds_overlapping_domains():
 def test_mixtures_are_not_interpolation_weights():
     design = ProbeDesign(("old", "new"), ("web", "math"), np.array([[0.9, 0.1], [0.1, 0.9]]))
     weights = InterpolationWeights.of({"old": 0.25, "new": 0.75})
-    assert np.allclose(design.mixture_of(weights).weights, design.R.T @ [0.25, 0.75])
+    np.testing.assert_allclose(design.mixture_of(weights).weights, design.R.T @ [0.25, 0.75], rtol=1e-5, atol=1e-8)
     with pytest.raises(TypeError, match="InterpolationWeights"):
         design.mixture_of(Mixture.of({"old": 0.5, "new": 0.5}))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="probes"):

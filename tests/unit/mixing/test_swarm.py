@@ -37,7 +37,7 @@ def test_one_joined_table_with_rounded_ratios(tmp_path):
     swarm = read_swarm(path)
     assert swarm.table.domains == ("a", "b")
     assert swarm.table.metrics == ("loss_a",)
-    assert np.allclose(swarm.table.mixtures.sum(axis=1), 1)
+    np.testing.assert_allclose(swarm.table.mixtures.sum(axis=1), 1, rtol=1e-5, atol=1e-8)
     assert "renormalised" in swarm.notes[0]
     assert "1 of 2" in swarm.notes[0]
 

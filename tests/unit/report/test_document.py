@@ -36,7 +36,7 @@ def test_a_sample_arrives_typed_and_in_order(folders):
     assert data.document.decision.gain_interval[0] < data.document.decision.gain
     assert data.proxies.mixtures.shape == (20, 6)
     assert data.proxies.losses.shape == data.proxies.standard_errors.shape == (20, 6)
-    assert np.allclose(data.proxies.mixtures.sum(axis=1), 1)
+    np.testing.assert_allclose(data.proxies.mixtures.sum(axis=1), 1, rtol=1e-5, atol=1e-8)
     assert len(data.draws.c) == 48
     assert data.comparison.arms["uniform"].measured.keys() == data.document.laws.keys()
 

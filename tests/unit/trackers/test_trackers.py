@@ -57,8 +57,8 @@ def same(table, expected):
     order = [table.domains.index(d) for d in expected.domains]
     metric = [table.metrics.index(m) for m in expected.metrics]
     rows = [table.points.index(p) for p in expected.points]
-    assert np.allclose(table.mixtures[rows][:, order], expected.mixtures, atol=1e-6)
-    assert np.allclose(table.losses[rows][:, metric], expected.losses, atol=1e-6)
+    np.testing.assert_allclose(table.mixtures[rows][:, order], expected.mixtures, atol=1e-6, rtol=1e-5)
+    np.testing.assert_allclose(table.losses[rows][:, metric], expected.losses, atol=1e-6, rtol=1e-5)
     assert set(table.metrics) == set(expected.metrics)
 
 
@@ -302,4 +302,9 @@ def test_what_mlflow_itself_writes(runs, expected, tmp_path, store):
     table = read_tracked(place, "mlflow").table
     assert len(table.points) == len(runs)
     order = np.lexsort(expected.mixtures.T), np.lexsort(table.mixtures[:, [table.domains.index(d) for d in DOMAINS]].T)
-    assert np.allclose(table.losses[order[1]][:, [table.metrics.index(m) for m in LOSSES]], expected.losses[order[0]])
+    np.testing.assert_allclose(
+        table.losses[order[1]][:, [table.metrics.index(m) for m in LOSSES]],
+        expected.losses[order[0]],
+        rtol=1e-5,
+        atol=1e-8,
+    )

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from rounding import assert_same_up_to_rounding
 from transformers import PrinterCallback
 
 from opmix.data import ChatRows, prepare_domain
@@ -46,20 +47,25 @@ def test_trls_sft_trainer_learns_the_same_weights(tokenizer, tmp_path, packing):
     }  # fmt: skip
     plan = plan_training(
         rows, Mixture.of({"terse": 0.5, "wordy": 0.5}), steps=4, seed=0, objective=SFT,
-        arguments={"per_device_train_batch_size": 3, "learning_rate": 1e-2, "gradient_accumulation_steps": 2},
+        arguments={"per_device_train_batch_size": 3, "learning_rate": 1e-2, "gradient_accumulation_steps": 2,
+            "adam_epsilon": 1e-3},  # else a gradient that is nothing but rounding moves its weight by the whole rate
+
     )  # fmt: skip
-    start, trained = tiny_model(vocab_size=len(tokenizer)), []
-    for factory in (default_trainer, sft_trainer):
+    start = tiny_model(vocab_size=len(tokenizer))
+
+    def trained(factory):
         model = copy.deepcopy(start)
         spec = TrainSpec(
             model=model, dataset=plan.dataset, output_dir=tmp_path / "o", steps=4, seed=0, arguments=plan.arguments
         )
         run_training(factory, spec)
-        trained.append(model.state_dict())
-    moved = max((trained[0][k] - v).abs().max().item() for k, v in start.state_dict().items())
-    apart = max((trained[0][k] - trained[1][k]).abs().max().item() for k in trained[0])
+        return model.state_dict()
+
+    ours = trained(default_trainer)
+    moved = max(float((ours[k] - v).abs().max()) for k, v in start.state_dict().items())
+    theirs = trained(sft_trainer)
     assert moved > 1e-2
-    assert apart < 1e-3 * moved
+    assert_same_up_to_rounding(theirs, lambda: trained(default_trainer), start)
 
 
 def test_reverse_kl_is_trls():
@@ -67,8 +73,10 @@ def test_reverse_kl_is_trls():
 
     student, teacher = torch.randn(2, 2, 5, 40, generator=torch.Generator().manual_seed(0)).unbind()
     theirs = compute_full_logit_self_distillation_loss(student, teacher, distillation_alpha=1.0)
-    assert torch.allclose(reverse_kl(student, teacher), theirs, atol=1e-6)
-    assert reverse_kl(student, student).abs().max() < 1e-6
+    terms = 40 * (2 * student.abs().max() + teacher.abs().max()).item()  # of a sum of p (log p - log q), p <= 1
+    roundings = terms * torch.finfo(torch.float32).eps
+    torch.testing.assert_close(reverse_kl(student, teacher), theirs, rtol=0, atol=roundings)
+    assert reverse_kl(student, student).abs().max() < roundings
 
 
 @pytest.mark.parametrize("skip", [0, 2])
@@ -98,10 +106,6 @@ def test_loss_and_gradient_of_a_row_are_trls(tokenizer, tmp_path, skip):
         **dict(zip(("context_ids", "context_mask"), pad_left([context]), strict=True)),
     }
     answer, kept = trainer.sample(ours, ids, mask)
-    trainer._calls = (-1, 0)  # the same draw again
-    loss = trainer.compute_loss(ours.train(), inputs)
-    loss.backward()
-
     config = SDFTConfig(
         output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=1, teacher_model_kind="live", bf16=False, use_cpu=True,
         gradient_checkpointing=False, num_generations=1, distillation_alpha=1.0, distillation_mode="full_logits", temperature=0.7,
@@ -126,6 +130,13 @@ def test_loss_and_gradient_of_a_row_are_trls(tokenizer, tmp_path, skip):
     )  # fmt: skip
     expected.backward()
     assert kept.sum() > skip
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
-    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert torch.allclose(a.grad, b.grad, atol=1e-5), name
+    found = [expected, [p.grad for p in theirs.parameters()]]
+
+    def computed():
+        ours.zero_grad()
+        trainer._calls = (-1, 0)
+        loss = trainer.compute_loss(ours.train(), inputs)
+        loss.backward()
+        return [loss, [p.grad for p in ours.parameters()]]
+
+    assert_same_up_to_rounding(found, computed, ours)
