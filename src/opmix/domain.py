@@ -98,6 +98,9 @@ class Domain:
     test: Source | None = None
     max_epochs: float | None = None
     """How often the training tokens may be repeated in one stage; None: no limit."""
+    bos: bool | None = None
+    """Whether a text begins with the tokenizer's BOS; None: where the tokenizer itself puts one. Token files and conversations are
+    taken as they are."""
     holdout: float = field(default=0.05)
     """Share of the documents split off `train` for each missing held-out set, in (0, 0.5)."""
     kind: Kind | None = None

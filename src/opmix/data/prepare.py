@@ -23,6 +23,8 @@ from opmix.data.split import SplitRule
 from opmix.data.tokenization import (
     Document,
     batched,
+    bos_id,
+    encode_batch,
     encode_batches,
     eos_id,
     tokenizer_fingerprint,
@@ -96,6 +98,7 @@ class _Preparation:
         self.domain, self.tokenizer, self.cache_dir = domain, tokenizer, cache_dir
         self.num_proc, self.progress = num_proc, progress
         self.eos = eos_id(tokenizer)
+        self.bos = None if chat is not None or domain.bos is False else bos_id(tokenizer)
         self.size = vocabulary_size(tokenizer)
         self.tokenizer_fingerprint = tokenizer_fingerprint(tokenizer)
 
@@ -121,7 +124,8 @@ class _Preparation:
         field = "" if holds_tokens(source) else source.field
         if self.chat is not None:
             field = f"chat {self.chat.fingerprint}"
-        parts = (FORMAT_VERSION, origin, field, part, self.tokenizer_fingerprint, self.eos)
+        begins = () if self.bos is None or holds_tokens(source) else (f"bos {self.bos}",)
+        parts = (FORMAT_VERSION, origin, field, part, self.tokenizer_fingerprint, self.eos, *begins)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def _load(self, keys: Mapping[Split, str]) -> dict[Split, TokenSplit]:
@@ -155,7 +159,7 @@ class _Preparation:
             }
             batches = batched(self._documents(source), keep=wanted)
             done = 0
-            encode = None if self.chat is None else partial(encode_chats, self.chat)
+            encode = partial(encode_batch, bos=self.bos) if self.chat is None else partial(encode_chats, self.chat)
             for encoded in encode_batches(self.tokenizer, batches, num_proc=self.num_proc, encode=encode):
                 owner = np.array([codes.popleft() for _ in encoded.lengths])
                 self._check_ids(int(encoded.ids.max()))

@@ -23,6 +23,10 @@ from opmix.errors import DataError
 
 BLOCK = 1 << 20
 """Bytes (or tokens) looked at in one go."""
+LONGEST_LINE = 1 << 26
+"""Bytes of one line of JSON: more is a damaged file or a decompression bomb rather than a document."""
+LONGEST_FILE = 1 << 30
+"""Bytes, decompressed, of a file that can only be read whole: a JSON array, a text."""
 
 T = TypeVar("T", covariant=True)
 
@@ -183,14 +187,46 @@ def read_jsonl(path: Path, pick: Pick[T], where: str) -> Iterator[T]:
     number = 0
     try:
         with _open(path) as stream:
-            for number, line in enumerate(stream, 1):
+            for number, line in enumerate(_lines(stream, where), 1):
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
+                    if line.lstrip().startswith(b"["):
+                        yield from _array(line + _rest(stream, where), pick, where)
+                        return
                 if line.isspace():
                     continue
                 yield pick(_json(line, f"{where}:{number}"), f"{where}:{number}")
     except _BAD_STREAM as error:
         raise _unreadable(f"{where}:{number + 1}", error) from error
+
+
+def _lines(stream: IO[bytes], where: str) -> Iterator[bytes]:
+    for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE + 1), b""), 1):
+        if len(line) > LONGEST_LINE:
+            raise DataError(
+                f"{where}:{number}: a line of more than {LONGEST_LINE >> 20} MiB; expected one document a line; split the document, "
+                "or repair the file"
+            )
+        yield line
+
+
+def _rest(stream: IO[bytes], where: str) -> bytes:
+    """What is left of a file that can only be read whole."""
+    content = stream.read(LONGEST_FILE + 1)
+    if len(content) > LONGEST_FILE:
+        raise DataError(
+            f"{where}: more than {LONGEST_FILE >> 30} GiB in one piece; expected several documents; write JSON Lines, one object a line "
+            "(of an array: jq -c '.[]')"
+        )
+    return content
+
+
+def _array(content: bytes, pick: Pick[T], where: str) -> Iterator[T]:
+    rows = _json(content, where)
+    if not isinstance(rows, list):
+        raise DataError(f"{where}: a JSON {type(rows).__name__}; expected an array of objects, or one object a line")
+    for number, row in enumerate(rows, 1):
+        yield pick(row, f"{where}: item {number}")
 
 
 def _json(line: bytes, where: str) -> Any:
@@ -202,7 +238,7 @@ def _json(line: bytes, where: str) -> Any:
         ) from error
     except (ValueError, RecursionError) as error:
         array = line.lstrip().startswith(b"[")
-        remedy = "a JSON array; write one object a line (jq -c '.[]')" if array else "repair or drop the line"
+        remedy = "repair the array, or write one object a line (jq -c '.[]')" if array else "repair or drop the line"
         raise DataError(f"{where}: not JSON ({error}); expected one JSON object a line; {remedy}") from error
 
 
@@ -214,7 +250,7 @@ def read_text(path: Path, where: str) -> Iterator[str]:
     """
     try:
         with _open(path) as stream:
-            yield stream.read().decode("utf-8-sig")
+            yield _rest(stream, where).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{where}: not UTF-8 (byte {error.start}); expected UTF-8; convert it, e.g. with iconv"
@@ -300,6 +336,7 @@ def read_tokens(path: Path, dtype: str | None, where: str) -> npt.NDArray[np.int
     """
     try:
         if dtype is None:
+            _check_numpy_header(path, where)
             tokens = np.load(path, mmap_mode="r", allow_pickle=False)
         else:
             kind = np.dtype(dtype)
@@ -314,3 +351,13 @@ def read_tokens(path: Path, dtype: str | None, where: str) -> npt.NDArray[np.int
     if not isinstance(tokens, np.ndarray) or tokens.dtype.kind not in "ui":
         raise DataError(f"{where}: holds {getattr(tokens, 'dtype', 'several arrays')}; expected integer token ids")
     return tokens.reshape(-1)
+
+
+def _check_numpy_header(path: Path, where: str) -> None:
+    with path.open("rb") as file:
+        start = file.read(6)
+    if start and start != b"\x93NUMPY":
+        raise DataError(
+            f"{where}: has no NumPy header; expected a file of numpy.save; a raw file as `dolma tokens` writes it takes "
+            "`format: bin` and its integer type as `dtype`"
+        )

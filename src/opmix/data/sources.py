@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ SUFFIXES: dict[str, SourceFormat] = {
 }
 COMPRESSED = (".gz", ".zst")
 TOKEN_FORMATS: tuple[SourceFormat, ...] = ("npy", "bin")
+_ROLE = {
+    "train": re.compile(r"train(ing)?(?![a-z])", re.IGNORECASE),
+    "held out": re.compile(r"(valid(ation)?|val|dev|test|eval|heldout|held_out)(?![a-z])", re.IGNORECASE),
+}
 T = TypeVar("T")
 
 
@@ -72,6 +77,10 @@ def _expand(pattern: str, source: Source, where: str) -> list[Path]:
         return matches
     if not path.exists():
         raise DataError(f"{where}: no such file or folder; expected a file, glob or folder; check the path")
+    if not path.is_dir() and not path.is_file():
+        raise DataError(
+            f"{where}: a pipe or device; expected a regular file, which is read more than once; write it out"
+        )
     if not path.is_dir() or format_of(path) == "arrow" or source.format == "arrow":
         return [path]
     inside = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file, path))
@@ -83,7 +92,19 @@ def _expand(pattern: str, source: Source, where: str) -> list[Path]:
             f"{where}: none of the folder's {len(inside)} files is of a known kind ({wanted}); "
             "give a glob such as 'folder/**/*.py' and the source's `format`"
         )
+    _refuse_held_out(known, where)
     return known
+
+
+def _refuse_held_out(files: list[Path], where: str) -> None:
+    """A folder that holds its own held-out file would be trained on it."""
+    roles = {role: [f for f in files if _ROLE[role].match(f.name)] for role in _ROLE}
+    if roles["train"] and roles["held out"]:
+        train, held = roles["train"][0], roles["held out"][0]
+        raise DataError(
+            f"{where}: the folder holds held-out files beside training files ({held.name} beside {train.name}); expected training "
+            f"files alone; name them apart, as in {{train: '{train}', valid: '{held}'}}"
+        )
 
 
 def _hidden(file: Path, folder: Path) -> bool:

@@ -121,8 +121,17 @@ def _grouped(pieces: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]
         yield group
 
 
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Encoded:
-    """Tokenise n texts: no special tokens but one EOS after each.
+def bos_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id that the tokenizer itself puts before every text; None: it puts none."""
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return None
+    ids = tokenizer("a", padding=False, truncation=False)["input_ids"]
+    return int(bos) if list(ids)[:1] == [bos] else None
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, bos: int | None = None) -> Encoded:
+    """Tokenise n texts: no special tokens but one EOS after each, and `bos` before each that does not spell it out itself.
 
     A special token spelt out in a text becomes that token, as it does in rendered chats.
     """
@@ -145,6 +154,8 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> En
         for (owner, _), row in zip(group, rows, strict=True):
             if owner != last and last >= 0:
                 ids.append([end])
+            if bos is not None and owner != last and row[:1] != [bos]:
+                row = [bos, *row]
             ids.append(row)
             lengths[owner] += len(row)
             last = owner
@@ -166,11 +177,13 @@ def encode_tokens(tokenizer: PreTrainedTokenizerBase, documents: Sequence[npt.ND
     )
 
 
-def encode_batch(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]) -> Encoded:
-    """`encode_texts` or `encode_tokens`, by what the documents are."""
+def encode_batch(
+    tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], *, bos: int | None = None
+) -> Encoded:
+    """`encode_texts` or, as they are, `encode_tokens`, by what the documents are."""
     texts = [document for document in documents if isinstance(document, str)]
     if len(texts) == len(documents):
-        return encode_texts(tokenizer, texts)
+        return encode_texts(tokenizer, texts, bos=bos)
     return encode_tokens(tokenizer, [document for document in documents if isinstance(document, np.ndarray)])
 
 

@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable
+from decimal import Decimal
 
 from opmix.errors import ConfigError
 
@@ -23,19 +24,23 @@ def whole(answer: str) -> str | None:
 
 
 def number(answer: str) -> str | None:
-    r"""The number after the last `####` (GSM8K), else the last number.
+    r"""The number after the first `####` (GSM8K; a model that runs on writes more), else the last number.
 
     Examples:
         >>> number("so 3 x 4 = 12\n#### 1,012.0"), number("It is -7."), number("none")
         ('1012', '-7', None)
     """
-    marked = _MARKED.findall(answer)
-    found = _NUMBER.findall(marked[-1]) if marked else []
-    found = found[:1] or _NUMBER.findall(answer)[-1:]
+    answer = answer.replace("\N{MINUS SIGN}", "-")
+    marked = _MARKED.search(answer)
+    found = _NUMBER.findall(marked[1])[:1] if marked else []
+    found = found or _NUMBER.findall(answer)[-1:]
     if not found:
         return None
-    value = float(found[0].replace(",", ""))
-    return str(int(value)) if value.is_integer() else repr(value)
+    text = format(Decimal(found[0].replace(",", "")), "f")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    digits = text.removeprefix("-").lstrip("0")
+    digits = f"0{digits}" if digits[:1] in ("", ".") else digits
+    return f"-{digits}" if text[0] == "-" and digits != "0" else digits
 
 
 def first_word(answer: str) -> str | None:

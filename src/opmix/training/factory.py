@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from opmix.data import pad_rows
 from opmix.errors import ConfigError, StoreError, TrainingError
+from opmix.training.isolation import check_isolation
 
 RESERVED = {
     "output_dir": "the run folder decides",
@@ -166,14 +167,18 @@ def check_attention(spec: TrainSpec) -> None:
     """Refuse an attention that would let packed conversations or documents see each other.
 
     Raises:
-        ConfigError: Flash attention, which in transformers heeds restarting positions only in batches of one row.
+        ConfigError: Flash attention, which in transformers heeds restarting positions only in batches of one row; or a model that
+            does not heed them at all.
     """
+    if not getattr(spec.dataset, "restarts", False):
+        return
     kind = str(getattr(spec.model.config, "_attn_implementation", None))
-    if "flash" in kind and getattr(spec.dataset, "restarts", False):
+    if "flash" in kind:
         raise ConfigError(
             f"model.attn_implementation: {kind!r} lets the conversations (or documents, with document_mask) of a row see each other in "
             "batches of several rows; expected 'sdpa', 'eager' or 'flex_attention'; change it, or set `packing: false`"
         )
+    check_isolation(spec.model)
 
 
 def run_training(factory: TrainerFactory, spec: TrainSpec) -> Trainer:

@@ -15,6 +15,7 @@ import pytest
 
 from opmix.data import prepare_domain, tokenization
 from opmix.data.chat.conversation import Conversation, domain_kind, iter_conversations
+from opmix.data.chat.template import ChatFormat
 from opmix.domain import SPLITS, ChatOptions, Domain, Source
 from opmix.errors import DataError
 from opmix.testing import CHATML, tiny_chat_tokenizer, tiny_tokenizer, toy_conversations
@@ -56,6 +57,56 @@ class TestReading:
         assert long.answers == [4]  # the answer inside the prompt is given, not learned
         assert messages.where.endswith("d.jsonl:1")
 
+    @pytest.mark.parametrize(
+        "row",
+        [
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+            {"conversations": [USER, ASSISTANT]},
+            {"instruction": "q", "input": "", "output": "a"},
+            {"instruction": "q", "output": "a"},
+            {
+                "messages": [
+                    {"role": r, "content": [{"type": "text", "text": t}]}
+                    for r, t in (("user", "q"), ("assistant", "a"))
+                ]
+            },
+            {
+                "messages": [
+                    {"role": r, "content": [{"text": ""}, {"text": t}]} for r, t in (("user", "q"), ("assistant", "a"))
+                ]
+            },
+        ],
+    )
+    def test_instruction_formats_are_chats_without_a_word(self, tmp_path, row):
+        (found,) = read(tmp_path, [row])
+        assert [m.plain() for m in found.messages] == [USER, ASSISTANT]
+        assert domain_kind(Domain(name="d", train=write(tmp_path, [row]))) == "chat"
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / "d.parquet")
+        (table,) = iter_conversations(Source(paths=(str(tmp_path / "d.parquet"),)))
+        assert table.messages == found.messages
+        (tmp_path / "array.json").write_text(json.dumps([row, row], indent=1))
+        assert len(list(iter_conversations(Source(paths=(str(tmp_path / "array.json"),))))) == 2
+
+    def test_an_alpaca_input_and_system_prompt_stand_where_they_belong(self, tmp_path):
+        (found,) = read(tmp_path, [{"system": "s", "instruction": "q", "input": "i", "output": "a"}])
+        assert [(m.role, m.content) for m in found.messages] == [
+            ("system", "s"),
+            ("user", "q\n\ni"),
+            ("assistant", "a"),
+        ]
+        assert found.answers == [2]
+
+    def test_further_keys_of_a_turn_reach_the_template(self, tmp_path):
+        thinking = {**ASSISTANT, "reasoning_content": "why"}
+        (found,) = read(tmp_path, [{"messages": [{**USER, "name": "Ann"}, thinking]}])
+        assert found.messages[0].plain()["name"] == "Ann"
+        template = CHATML.replace("{{ message.content", "{{ message.reasoning_content or '' }}{{ message.content")
+        assert template != CHATML
+        rendered = ChatFormat(template=template, special_tokens={"eos_token": "."}).render(found)
+        assert "why" in rendered.text
+        other = read(tmp_path, [{"messages": [{**USER, "name": "Bob"}, thinking]}])[0]
+        assert other.prompt_key != found.prompt_key
+
     def test_parquet_and_arrow_are_read_alike(self, tmp_path):
         rows = [{"messages": m, "other": 1} for m in toy_conversations("alpha", 5)]
         expected = [c.messages for c in read(tmp_path, rows)]
@@ -84,16 +135,16 @@ class TestReading:
         "no answer": ({"messages": [USER]}, r"no assistant turn \(it has user\)"),
         "empty answer": ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, "assistant turn 2 is empty"),
         "null answer": ({"messages": [USER, {"role": "assistant", "content": None}]}, "content of turn 2 is null"),
-        "parts": ({"messages": [USER, {"role": "assistant", "content": [{"type": "image"}]}]}, "content of turn 2 is list"),
+        "parts": ({"messages": [USER, {"role": "assistant", "content": [{"type": "image"}]}]}, "part of type 'image'"),
         "calls": ({"messages": [USER, {**ASSISTANT, "tool_calls": [{"name": "f"}]}]}, "turn 2 has `tool_calls`"),
         "tools": ({**GOOD, "tools": [{"name": "f"}]}, "has `tools`"),
-        "empty": ({"messages": []}, "messages is empty"),
+        "empty": ({"messages": []}, "the turns are empty"),
         "null": ({"messages": None}, r"has none; expected either"),
         "no user": ({"messages": [ASSISTANT]}, "starts with the assistant's turn"),
         "empty completion": ({"prompt": "q", "completion": ""}, "assistant turn 2 is empty"),
         "completion of the user": ({"prompt": [USER], "completion": [USER]}, "the completion starts with a turn of 'user'"),
         "other fields": ({"question": "q", "answer": "a"}, r"has 'question', 'answer'; expected either `messages`"),
-        "both": ({**GOOD, "prompt": "q", "completion": "a"}, "expected either `messages`, or"),
+        "both": ({**GOOD, "prompt": "q", "completion": "a"}, "expected either `messages`, `prompt`"),
         "surrogate": ({"prompt": "q", "completion": "\ud83d"}, "half a surrogate"),
     }  # fmt: skip
 

@@ -210,3 +210,37 @@ def test_the_teachers_context_has_the_demonstration_and_ends_where_it_answers(by
     assert "{demonstration}?" in text
     assert encoded.mask is not None
     assert not encoded.mask.any()
+
+
+THINKS = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}{% else %}<|im_end|>{{ m.content }}.{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_end|><think>\n{% endif %}"
+)
+
+
+def test_a_prompt_that_opens_the_thinking_is_named_as_what_it_is():
+    talk = Conversation((Message("user", "q"), Message("assistant", "a")), "f:1")
+    with pytest.raises(DataError) as caught:
+        ChatFormat(template=THINKS, supervise="last").render(talk)
+    message = str(caught.value)
+    assert repr("<think>\n") in message
+    assert "'a.'" in message
+    assert "mark answers" in message
+    assert "supervise" not in message.split(";")[-1]
+    assert "more follow" not in message
+
+
+def test_a_template_that_asks_the_clock_is_told_a_fixed_day(monkeypatch):
+    import transformers.utils.chat_template_utils as theirs
+
+    class Never(theirs.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            raise AssertionError("asked the clock")
+
+    monkeypatch.setattr(theirs, "datetime", Never)
+    dated = ChatFormat(template="{{ strftime_now('%d %b %Y') }} " + PLAIN)
+    talk = Conversation((Message("user", "q"), Message("assistant", "a")), "f:1")
+    assert dated.render(talk).text.startswith("26 Jul 2024 user: q")
+    assert dated.asks_the_clock
+    assert not ChatFormat(template=PLAIN).asks_the_clock

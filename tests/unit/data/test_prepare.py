@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import shutil
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from opmix.data import cache, tokenization
@@ -28,6 +30,7 @@ from opmix.data.split import SplitRule
 from opmix.data.tokenization import tokenizer_fingerprint
 from opmix.domain import SPLITS, Domain, Source
 from opmix.errors import DataError
+from opmix.testing import tiny_tokenizer
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "pretrain"
 
@@ -339,3 +342,27 @@ def test_real_text(make_tokenizer: Callable[..., PreTrainedTokenizerFast], tmp_p
         assert 1.5 < data.train.bytes_per_token < 5
         first = next(iter_documents(files(name, "valid")))
         assert texts_of(data.valid, tokenizer)[0] == first
+
+
+def _with_bos(tokenizer):
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    return tokenizer
+
+
+def test_documents_begin_as_the_tokenizer_begins_texts(tmp_path):
+    tokenizer = _with_bos(tiny_tokenizer())
+    texts = ["one text", "<s>spelt out already", "three"] * 20
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps({"text": t + str(i)}) + "\n" for i, t in enumerate(texts)))
+    domain = Domain(name="d", train=Source(paths=(str(tmp_path / "d.jsonl"),)))
+    split = prepare_domain(domain, tokenizer, cache_dir=tmp_path / "cache").train
+    starts = split.tokens[np.asarray(split.offsets[:-1])]
+    assert (starts == tokenizer.bos_token_id).all()
+    assert (split.tokens == tokenizer.bos_token_id).sum() == len(starts)
+    plain = prepare_domain(replace(domain, bos=False), tokenizer, cache_dir=tmp_path / "cache").train
+    assert (plain.tokens == tokenizer.bos_token_id).sum() < len(starts) / 2
+    without = prepare_domain(domain, tiny_tokenizer(), cache_dir=tmp_path / "cache").train
+    assert len(without.offsets) == len(split.offsets)
+    assert not (without.tokens == tokenizer.bos_token_id).any()

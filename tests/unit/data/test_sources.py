@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from opmix.data import readers
 from opmix.data.sources import iter_documents, iter_token_documents, resolve, source_fingerprint
 from opmix.domain import Source
 from opmix.errors import DataError
@@ -152,9 +154,41 @@ class TestErrors:
         path.write_bytes(lines(["fine"]) + line + b"\n")
         refused(f"domain 'web': {re.escape(str(path))}:2: .*{message}", path)
 
-    def test_pretty_printed_json_array(self, tmp_path: Path) -> None:
-        (tmp_path / "a.json").write_text('[\n {"text": "x"}\n]')
-        refused("one JSON object a line.*jq", tmp_path / "a.json")
+    def test_json_arrays_are_read_whole(self, tmp_path: Path) -> None:
+        for text in ('[\n {"text": "x"},\n {"text": "y"}\n]', '[{"text": "x"}, {"text": "y"}]'):
+            (tmp_path / "a.json").write_text(text)
+            assert list(iter_documents(source(tmp_path / "a.json"))) == ["x", "y"]
+        (tmp_path / "a.json").write_text('[{"text": "x"},')
+        refused("not JSON.*repair the array, or write one object a line", tmp_path / "a.json")
+        (tmp_path / "a.json").write_text('[{"text": "x"}, 3]')
+        refused("a.json: item 2: a JSON int", tmp_path / "a.json")
+
+    def test_a_line_without_end_is_refused_before_it_is_in_memory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(readers, "LONGEST_LINE", 1000)
+        monkeypatch.setattr(readers, "LONGEST_FILE", 2000)
+        (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines(["x"]) + b"0" * 5000))
+        refused("a.jsonl.gz:2: a line of more than", tmp_path / "a.jsonl.gz")
+        (tmp_path / "a.txt").write_text("x" * 3000)
+        refused("in one piece", tmp_path / "a.txt")
+
+    def test_a_pipe_is_refused_instead_of_waited_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "a.jsonl")
+        refused("a pipe or device; expected a regular file", tmp_path / "a.jsonl")
+
+    def test_a_raw_token_file_named_npy_says_how_to_read_it(self, tmp_path: Path) -> None:
+        np.arange(1, 500, dtype=np.uint16).tofile(tmp_path / "part-0.npy")
+        with pytest.raises(DataError, match=r"no NumPy header.*`format: bin`"):
+            list(iter_token_documents(source(tmp_path / "part-0.npy"), 0))
+
+    @pytest.mark.parametrize("held", ["valid.jsonl", "dev.jsonl", "test-00.jsonl", "validation_1.jsonl"])
+    def test_a_folder_that_holds_its_own_held_out_file_is_refused(self, tmp_path: Path, held: str) -> None:
+        for name in ("train.jsonl", held):
+            (tmp_path / name).write_bytes(lines(["x"]))
+        refused(f"held-out files beside training files .{held} beside train.jsonl", tmp_path)
+        (tmp_path / held).rename(tmp_path / "testimony.jsonl")
+        assert len(list(iter_documents(source(tmp_path)))) == 2
 
     @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
     def test_truncated_archive_is_not_taken_for_whole(self, tmp_path: Path, pack: object) -> None:
@@ -169,6 +203,7 @@ class TestErrors:
             (tmp_path / name).write_bytes(b"this is none of these")
         for name in ("a.jsonl.gz", "a.jsonl.zst", "a.parquet"):
             refused("cannot be read", tmp_path / name)
+        (tmp_path / "a.npy").write_bytes(b"\x93NUMPY and nothing else")
         with pytest.raises(DataError, match="cannot be read"):
             list(iter_token_documents(source(tmp_path / "a.npy"), 0))
 

@@ -1,4 +1,4 @@
-"""Conversations and the rows they are read from: `messages`, or `prompt` and `completion`."""
+"""Conversations, and the schemas of rows they are read from; see `Schema`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,20 @@ from opmix.data.sources import TOKEN_FORMATS, place, read_rows, resolve
 from opmix.domain import Domain, Kind, Source
 from opmix.errors import DataError
 
-Schema = Literal["messages", "prompt and completion"]
+Schema = Literal["messages", "prompt and completion", "conversations", "instruction and output"]
+"""OpenAI's and TRL's two, ShareGPT's (`from` and `value`, or `role` and `content`), and Alpaca's (with an optional `input`)."""
+
+COLUMNS: dict[Schema, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "prompt and completion": ("prompt", "completion"),
+    "conversations": ("conversations",),
+    "instruction and output": ("instruction", "output"),
+}
+"""What a row must have; the first schema that fits counts."""
+_OPTIONAL = ("tools", "system", "input")
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+_SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "observation": "tool"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +35,12 @@ class Message:
 
     role: str
     content: str
+    extra: tuple[tuple[str, Any], ...] = ()
+    """Further keys, such as `reasoning_content` and `name`: a template may render them."""
 
-    def plain(self) -> dict[str, str]:
+    def plain(self) -> dict[str, Any]:
         """As chat templates want it."""
-        return {"role": self.role, "content": self.content}
+        return {"role": self.role, "content": self.content, **dict(self.extra)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +64,8 @@ class Conversation:
     @property
     def prompt_key(self) -> str:
         """All before the last answer: the same for the same question, whatever the answer is."""
-        return json.dumps([[m.role, m.content] for m in self.messages[: self.answers[-1]]], ensure_ascii=False)
+        turns = [[m.role, m.content, *([dict(m.extra)] if m.extra else [])] for m in self.messages[: self.answers[-1]]]
+        return json.dumps(turns, ensure_ascii=False, default=str)
 
 
 class ChatRow:
@@ -62,8 +76,7 @@ class ChatRow:
 
     def columns(self, names: Sequence[str], where: str) -> list[str]:
         """Those of its schema, and `tools` to refuse it."""
-        _schema_of(names, where)
-        wanted = ("messages", "tools") if "messages" in names else ("prompt", "completion", "tools")
+        wanted = (*COLUMNS[_schema_of(names, where)], *_OPTIONAL)
         return [name for name in names if name in wanted]
 
     def __call__(self, row: Any, where: str, what: str = "key") -> Conversation:
@@ -83,33 +96,52 @@ class ChatRow:
                 "make them two domains, or convert one"
             )
         self._schema = schema
-        if schema == "messages":
-            return _checked(_turns(row["messages"], where), 0, where)
-        prompt, completion = _prompt(row["prompt"], where), _completion(row["completion"], where)
+        if schema in ("messages", "conversations"):
+            return _checked(_turns(row[schema], where), 0, where)
+        if schema == "instruction and output":
+            prompt, completion = _asked(row, where), _completion(row["output"], where)
+        else:
+            prompt, completion = _prompt(row["prompt"], where), _completion(row["completion"], where)
         return _checked((*prompt, *completion), len(prompt), where)
+
+
+def schema_of(names: Sequence[str]) -> Schema | None:
+    """The schema of rows with these columns; None: no conversation."""
+    return next((schema for schema, needed in COLUMNS.items() if set(needed) <= set(names)), None)
 
 
 def _schema_of(names: Mapping[str, Any] | Sequence[str], where: str) -> Schema:
     if isinstance(names, Mapping):  # a table's row has every column of the table
         names = [name for name, value in names.items() if value is not None]
-    pair = [name for name in ("prompt", "completion") if name in names]
-    if "messages" in names and "completion" not in pair:
-        return "messages"
-    if len(pair) == 2 and "messages" not in names:
-        return "prompt and completion"
-    have = ", ".join(map(repr, list(names)[:8])) or "none"
-    raise DataError(f"{where}: has {have}; expected either `messages`, or `prompt` and `completion`; rename the fields")
+    schema = schema_of(names)
+    if schema is None or (schema == "messages" and "completion" in names):
+        have = ", ".join(map(repr, list(names)[:8])) or "none"
+        raise DataError(
+            f"{where}: has {have}; expected either `messages`, `prompt` and `completion`, `conversations`, or `instruction` and "
+            "`output`; rename the fields"
+        )
+    return schema
+
+
+def _asked(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
+    """Alpaca's question: the instruction, and below it the input where there is one."""
+    parts = [_text(row.get(key) or "", where, key) for key in ("system", "instruction", "input")]
+    system = (Message("system", parts[0]),) if parts[0] else ()
+    return (*system, Message("user", "\n\n".join(part for part in parts[1:] if part)))
 
 
 def _turns(value: Any, where: str) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
         raise DataError(
-            f"{where}: messages is {_kind(value)}; expected a list of turns with role and content; repair or drop the row"
+            f"{where}: the turns are {_kind(value)}; expected a list of turns with role and content; repair or drop the row"
         )
     return tuple(_turn(item, number, where) for number, item in enumerate(value, 1))
 
 
 def _turn(item: Any, number: int, where: str) -> Message:
+    if isinstance(item, dict) and "role" not in item and "from" in item:  # ShareGPT
+        renamed = {"role": _SHAREGPT.get(str(item["from"]), item["from"]), "content": item.get("value")}
+        item = renamed | {k: v for k, v in item.items() if k not in ("from", "value")}
     if not isinstance(item, dict) or item.get("role") not in ROLES:
         role = repr(item.get("role")) if isinstance(item, dict) else _kind(item)
         raise DataError(
@@ -119,24 +151,32 @@ def _turn(item: Any, number: int, where: str) -> Message:
         raise DataError(
             f"{where}: turn {number} has `tool_calls`; expected text; write the calls into its content as the model is to say them"
         )
-    content = item.get("content")
-    if not isinstance(content, str):
-        raise DataError(f"{where}: content of turn {number} is {_kind(content)}; expected text; repair or drop the row")
-    check_utf8(content, where, f"content of turn {number}")
-    return Message(item["role"], content)
+    extra = {k: v for k, v in item.items() if k not in ("role", "content", "tool_calls") and v is not None}
+    content = _text(item.get("content"), where, f"content of turn {number}")
+    return Message(item["role"], content, tuple(sorted(extra.items())))
+
+
+def _text(value: Any, where: str, what: str) -> str:
+    """Text, or a list of parts that are all text."""
+    if isinstance(value, list) and value:
+        other = [p for p in value if not (isinstance(p, dict) and p.get("type", "text") == "text" and "text" in p)]
+        if other:
+            kind = repr(other[0].get("type")) if isinstance(other[0], dict) else _kind(other[0])
+            raise DataError(f"{where}: {what} has a part of type {kind}; expected parts of type 'text'; drop the row")
+        value = "".join(_text(part["text"], where, what) for part in value)
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {what} is {_kind(value)}; expected text; repair or drop the row")
+    check_utf8(value, where, what)
+    return value
 
 
 def _prompt(value: Any, where: str) -> tuple[Message, ...]:
-    if not isinstance(value, str):
-        return _turns(value, where)
-    check_utf8(value, where, "prompt")
-    return (Message("user", value),)
+    return (Message("user", _text(value, where, "prompt")),) if isinstance(value, str) else _turns(value, where)
 
 
 def _completion(value: Any, where: str) -> tuple[Message, ...]:
     if isinstance(value, str):
-        check_utf8(value, where, "completion")
-        return (Message("assistant", value),)
+        return (Message("assistant", _text(value, where, "completion")),)
     turns = _turns(value, where)
     if turns[0].role != "assistant":
         raise DataError(
@@ -190,4 +230,4 @@ def domain_kind(domain: Domain) -> Kind:
     row = next(islice(rows, 1), None)
     if not isinstance(row, dict) or domain.train.field in row:
         return "text"
-    return "chat" if "messages" in row or {"prompt", "completion"} <= set(row) else "text"
+    return "text" if schema_of(list(row)) is None else "chat"

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import jinja2
@@ -22,6 +23,9 @@ from opmix.domain import ChatOptions, Supervise
 from opmix.errors import DataError
 
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_DATE = datetime(2024, 7, 26)
+"""What templates that ask the clock are told, so that tokens depend on no day: the date that Llama 3's own template falls back to."""
+_CLOCK = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
 _PLACE = re.compile(r"\{(prompt|demonstration)\}")
 
 
@@ -49,8 +53,20 @@ class ChatFormat:
     @property
     def fingerprint(self) -> str:
         """Part of the cache's key."""
-        parts = (self.template, self.supervise, sorted(self.special_tokens.items()), self.demonstration)
+        parts: tuple[Any, ...] = (
+            self.template,
+            self.supervise,
+            sorted(self.special_tokens.items()),
+            self.demonstration,
+        )
+        if self.asks_the_clock:
+            parts = (*parts, str(_DATE))
         return hashlib.blake2b(repr(("chat-1", parts)).encode(), digest_size=16).hexdigest()
+
+    @property
+    def asks_the_clock(self) -> bool:
+        """Whether the template writes today's date."""
+        return "strftime_now" in self.template
 
     def render(self, conversation: Conversation) -> Rendered:
         """The text and its supervised spans.
@@ -75,7 +91,7 @@ class ChatFormat:
         try:
             texts, found = render_jinja_template(
                 conversations=[[message.plain() for message in messages]],
-                chat_template=self.template,
+                chat_template=_undated(self.template),
                 add_generation_prompt=prompt,
                 return_assistant_tokens_mask=spans,
                 **self.special_tokens,
@@ -101,10 +117,18 @@ class ChatFormat:
     def _derived(self, conversation: Conversation, turn: int, whole: str) -> tuple[int, int]:
         before = self._text(conversation, turn, prompt=True)
         until = self._text(conversation, turn + 1, prompt=False)
-        if not until.startswith(before) or not whole.startswith(until):
+        if not until.startswith(before):
+            same = next((i for i, (a, b) in enumerate(zip(before, until, strict=False)) if a != b), len(until))
+            raise DataError(
+                f"{conversation.where}: the chat template asks for answer {turn + 1} with {before[same:]!r}, and the stored answer goes "
+                f"on with {until[same : same + 40]!r} there, so what is supervised cannot be told exactly; mark answers in the template "
+                "with {% generation %}"
+            )
+        if not whole.startswith(until):
+            last = "" if self.supervise == "last" else ", or set `supervise: last`"
             raise DataError(
                 f"{conversation.where}: the chat template renders the first {turn + 1} turns otherwise when more follow, so what is "
-                "supervised cannot be told exactly; mark answers in it with {% generation %}, or set `supervise: last`"
+                f"supervised cannot be told exactly; mark answers in it with {{% generation %}}{last}"
             )
         answer = until[len(before) :]
         content = conversation.messages[turn].content.strip()
@@ -132,6 +156,11 @@ class ChatFormat:
         return self._jinja([*earlier, asked], conversation.where, prompt=True)[0]
 
 
+def _undated(template: str) -> str:
+    """The template with every date it asks for written in."""
+    return _CLOCK.sub(lambda call: repr(_DATE.strftime(call["format"])), template)
+
+
 def chat_format(
     tokenizer: PreTrainedTokenizerBase, options: ChatOptions, *, domain: str, demonstration: str | None = None
 ) -> ChatFormat:
@@ -150,6 +179,11 @@ def chat_format(
                 f"domain {domain!r} holds conversations, and tokenizer {name} has no chat template; expected one; set "
                 "`model.chat_template` to a Jinja text or file, or use a model trained for chat"
             ) from error
+    if re.search(r"strftime_now\s*\(", _undated(template)):
+        raise DataError(
+            f"domain {domain!r}: the chat template asks for today's date in a format that is no plain text, so tokens would depend on the "
+            "day; expected strftime_now('...'); write the date into the template (`model.chat_template`)"
+        )
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     return ChatFormat(
         template=template, supervise=options.supervise, special_tokens=special, demonstration=demonstration
