@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from opmix.comparison.bench import TrialBench, bench_of
 from opmix.comparison.online import OnlineTraining, first_stint
 from opmix.comparison.trainers import MergedTraining, train_continually
+from opmix.comparison.trial_runner import TrialRunner, trial_runner
 from opmix.lifecycle.life import search_and_train
 from opmix.lifecycle.offer import decision_config
 from opmix.lifecycle.records import StageDecision
@@ -66,22 +66,22 @@ class ProposalDecider:
 
         def work() -> StageDecision:
             with RunStore(file.parent) as store:
-                bench = bench_of(at, config, store, segment)
-                proposal = self._proposal(bench, segment.stop - segment.start)
+                trials = trial_runner(at, config, store, segment)
+                proposal = self._proposal(trials, segment.stop - segment.start)
                 content = {"method": self.entry.name, "mixture": dict(proposal.mixture), "evidence": proposal.evidence}
                 write_json(file, {"kind": "proposal", **content})
-            return self._decision(proposal, bench)
+            return self._decision(proposal, trials)
 
         return at.step("search", segment.start, StageDecision, work, intact=file.exists)
 
-    def _proposal(self, bench: TrialBench, steps: int) -> Proposal:
+    def _proposal(self, trials: TrialRunner, steps: int) -> Proposal:
         if self.entry.family == "online":
-            return first_stint(self.method, bench, steps)
-        proposal: Proposal = self.method.propose(bench)
+            return first_stint(self.method, trials, steps)
+        proposal: Proposal = self.method.propose(trials)
         return proposal
 
-    def _decision(self, proposal: Proposal, bench: TrialBench) -> StageDecision:
-        chosen, spent = dict(proposal.mixture.on(bench.names)), bench.ledger.cost
+    def _decision(self, proposal: Proposal, trials: TrialRunner) -> StageDecision:
+        chosen, spent = dict(proposal.mixture.on(trials.stage.domains)), trials.context.ledger.cost
         return StageDecision(
             mixture=chosen,
             optimum=chosen,
@@ -90,9 +90,9 @@ class ProposalDecider:
             reason=self.entry.line,
             predicted={},
             baseline={},
-            notes=bench.prepared.notes(),
+            notes=trials.context.prepared.notes(),
             amounts=spent,
             probes=0,
-            share=spent.total("flops") / bench.training_flops,
+            share=spent.total("flops") / trials.context.training_flops,
             evidence=proposal.evidence,
         )

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from opmix.comparison.bench import TrialBench, stints_json
+from opmix.comparison.trial_runner import TrialRunner, stints_json
 from opmix.lifecycle.records import StageDecision, TrainingRecord
 from opmix.lifecycle.segment_training import first_plan, training_record
 from opmix.lifecycle.stage_folder import StageFolder
@@ -23,9 +23,9 @@ from opmix.training.online import OnlineRun, train_online
 from opmix.training.senses import Senses
 
 
-def first_stint(mixer: OnlineMixer, bench: TrialBench, steps: int) -> Proposal:
+def first_stint(mixer: OnlineMixer, trials: TrialRunner, steps: int) -> Proposal:
     """What a mixer begins a run with: the stage's decision, with its state as evidence."""
-    state, stint = mixer.init(bench, steps)
+    state, stint = mixer.init(trials, steps)
     return Proposal(mixture=stint.mixture, evidence={"state": state, "steps": stint.steps})
 
 

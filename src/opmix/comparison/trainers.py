@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import Trainer
 
-from opmix.comparison.bench import bench_of
 from opmix.comparison.merging import merged_model
+from opmix.comparison.trial_runner import trial_runner
 from opmix.compute.cost import Cost
 from opmix.learners.base import Learner, Lesson
 from opmix.lifecycle.offer import decision_config, old_available
@@ -91,8 +91,8 @@ class MergedTraining:
 
         def work() -> TrainingRecord:
             with RunStore(at.folder / f"search-{segment.start}") as store:
-                bench = bench_of(at, config, store, segment)
-                model, weights = merged_model(bench, mixture.on(bench.names))
+                trials = trial_runner(at, config, store, segment)
+                model, weights = merged_model(trials.context, mixture.on(trials.stage.domains))
             _leave(model, at, segment, Usage())
             return TrainingRecord(
                 mixture=dict(mixture),

@@ -53,7 +53,7 @@ class SearchContext:
         self.method = method_of(config)
 
     def prepare(self, model: Any, tokenizer: Any, data: StageData | None = None) -> None:
-        """Load, tokenise, check and estimate: everything that can fail cheaply, before anything is trained.
+        """Load, tokenise and check: everything that can fail cheaply, before anything is trained.
 
         Args:
             model: Already loaded, or None.
@@ -71,7 +71,6 @@ class SearchContext:
         )  # fmt: skip
         self._check_constraints()
         self.session = self._session(model)
-        self._estimate()
 
     @property
     def data(self) -> Mapping[str, TokenizedDomain]:
@@ -233,7 +232,7 @@ class SearchContext:
             document_mask=config.document_mask,
         )
 
-    def _estimate(self) -> None:
+    def note_estimate(self) -> None:
         """Note what the search will cost, before it does."""
         from opmix.data import supervised_per_row
         from opmix.models import adapter_parameters

@@ -150,6 +150,7 @@ def run_search(
         context = SearchContext(config, base or Path.cwd(), store, progress or Silent(), make_trainer)
         clock = [time.perf_counter()]
         context.prepare(model, tokenizer, data)
+        context.note_estimate()
         clock.append(time.perf_counter())
         proposal = context.method.propose(context)
         clock.append(time.perf_counter())

@@ -4,7 +4,7 @@ import pytest
 from contests import STEP
 from safetensors.torch import load_file
 
-from opmix.comparison.bench import TrialBench
+from opmix.comparison.trial_runner import TrialRunner
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +58,14 @@ def test_losses_are_watched_while_any_method_trains(arena, tmp_path, name):
 
 def test_models_that_are_averaged_are_charged_once(arena, tmp_path, monkeypatch):
     booked = []
-    book = TrialBench.average
+    book = TrialRunner.average
 
     def average(self, *args, **kwargs):
         made = book(self, *args, **kwargs)
-        booked.append([e.step for e in self.ledger.entries if e.purpose == "trials"])
+        booked.append([e.step for e in self.context.ledger.entries if e.purpose == "trials"])
         return made
 
-    monkeypatch.setattr(TrialBench, "average", average)
+    monkeypatch.setattr(TrialRunner, "average", average)
     arena.run(arena.config(["merge_mix"]), tmp_path / "c")
     assert booked
     assert len(booked[-1]) == len(set(booked[-1])) >= 3

@@ -1,12 +1,12 @@
-"""The bench: proxy models trained, averaged and watched for a method; each run is a step of the run folder, charged to the method."""
+"""Trial models trained, averaged and watched for a method; each run is a step of the run folder, charged to the method."""
 
 from __future__ import annotations
 
 import copy
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,9 +22,13 @@ from opmix.errors import ConfigError
 from opmix.lifecycle.context import SearchContext
 from opmix.lifecycle.stage_folder import StageFolder
 from opmix.lifecycle.stages import Segment
+from opmix.mixing.constraints import Constraints
+from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.mixing.solver import SolveSettings
 from opmix.models import model_fingerprint, model_shape
 from opmix.probes.evaluation import evaluate
+from opmix.protocols.mixing_method import DecisionProblem, Simulation
 from opmix.protocols.online_mixer import OnlineMixer, Stint, Watched
 from opmix.protocols.trials import TrialModel, Trials
 from opmix.runs.store import RunStore, fingerprint
@@ -37,42 +41,54 @@ from opmix.training.online import OnlineRun, train_online
 from opmix.training.senses import Senses
 
 TRIALS = "trials"
-"""What runs of the bench are booked as."""
+"""What trials are booked as."""
 
 
-class TrialBench(SearchContext):
-    """One decision of a comparison: the `Bench` of all methods."""
+@dataclass(frozen=True)
+class TrialRunner:
+    """Trains, averages and watches models for the method that decides one segment."""
 
-    def __init__(
-        self,
-        config: SearchConfig,
-        base: Path,
-        store: RunStore,
-        *,
-        schedule: Mapping[str, Any] | None,
-        architecture: Mapping[str, Any] | None,
-        **seams: Any,
-    ) -> None:
-        super().__init__(config, base, store, **seams)
-        self.schedule, self.architecture = schedule, architecture
+    context: SearchContext
+    tokenizer: Any
+    schedule: Mapping[str, Any] | None
+    """Of the stage, in shares of its steps; trials have the same shape."""
+    architecture: Mapping[str, Any] | None
+    """Of the stage's model; None: told from the model."""
 
-    def prepare(self, model: Any, tokenizer: Any, data: Any = None) -> None:
-        """See `SearchContext`."""
-        self.tokenizer = tokenizer
-        super().prepare(model, tokenizer, data)
+    @property
+    def stage(self) -> DecisionProblem:
+        """See `MethodContext`."""
+        return self.context.stage
 
-    def _estimate(self) -> None:
-        """Nothing: what a method will ask for is its own affair."""
+    @property
+    def simulate(self) -> Callable[..., Simulation]:
+        """See `MethodContext`."""
+        return self.context.simulate
+
+    @property
+    def solve_settings(self) -> Callable[[FloatArray, Sequence[str]], SolveSettings]:
+        """See `MethodContext`."""
+        return self.context.solve_settings
+
+    @property
+    def constraints(self) -> Callable[[Mapping[str, float]], Constraints]:
+        """See `MethodContext`."""
+        return self.context.constraints
+
+    @property
+    def decision(self) -> Callable[[], DecisionSettings]:
+        """See `MethodContext`."""
+        return self.context.decision
 
     @property
     def tokens_per_step(self) -> float:
         """See `Bench`."""
-        return supervised_per_step(self.prepared.train, self.config.trainer)
+        return supervised_per_step(self.context.prepared.train, self.context.config.trainer)
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Evaluation sets, in the order of the stage's domains."""
-        return tuple(h.name for h in self.session.held_out)
+        return tuple(h.name for h in self.context.session.held_out)
 
     def train(self, mixtures: Sequence[Mixture], proxy: TrialModel, *, label: str) -> Trials:
         """See `Bench`."""
@@ -82,7 +98,7 @@ class TrialBench(SearchContext):
     def average(self, mixtures: Sequence[Mixture], weights: FloatArray, proxy: TrialModel, *, label: str) -> Trials:
         """See `Bench`."""
         weights = np.asarray(weights, dtype=np.float64)
-        shares = np.array([m.on(self.names).weights for m in mixtures])
+        shares = np.array([m.on(self.context.names).weights for m in mixtures])
         inputs = {**self._inputs(proxy), "mixtures": shares, "weights": weights}
 
         def work() -> dict[str, Any]:
@@ -91,29 +107,31 @@ class TrialBench(SearchContext):
             started = time.perf_counter()
             model, found = self._start(proxy), []
             states = [load_file(self._weights(label, i)) for i in range(len(mixtures))]
-            with self.progress.task(f"{label}: averages", len(weights)) as advance:
+            with self.context.progress.task(f"{label}: averages", len(weights)) as advance:
                 for n, row in enumerate(weights):
                     load_average(model, states, row)
                     found.append(self._evaluated(model))
                     advance(n + 1, len(weights))
-            shutil.rmtree(self.store.folder / TRIALS / label, ignore_errors=True)
+            shutil.rmtree(self.context.store.folder / TRIALS / label, ignore_errors=True)
             return {"evaluations": found, "seconds": time.perf_counter() - started, "shape": vars(model_shape(model))}
 
-        result, _ = self.store.step(f"averages-{label}", inputs, work)
+        result, _ = self.context.store.step(f"averages-{label}", inputs, work)
         for i, mixture in enumerate(mixtures):  # booked here, found or not; their weights are gone by now
             self._run(mixture, proxy, label, i, keep=True, over=True)
         self._book_evaluations(f"{label}: averages", len(weights), result["shape"], result["seconds"])
-        averaged = [Mixture(self.names, row @ shares) for row in weights]
+        averaged = [Mixture(self.context.names, row @ shares) for row in weights]
         return self._trials(averaged, result["evaluations"], proxy)
 
     def watch(self, mixer: OnlineMixer, proxy: TrialModel, *, label: str, reference: Mixture | None = None) -> Watched:
         """See `Bench`."""
-        steps = steps_for(proxy.tokens, self.prepared.train, self.config.trainer)
+        steps = steps_for(proxy.tokens, self.context.prepared.train, self.context.config.trainer)
         start = mixer.init(self, steps)
         inputs = {
-            **self._inputs(proxy), "mixer": [type(mixer).__name__, asdict(cast("Any", mixer))], "start": [start[0], dict(start[1].mixture)],
+            **self._inputs(proxy),
+            "mixer": [type(mixer).__name__, asdict(cast("Any", mixer))],
+            "start": [start[0], dict(start[1].mixture)],
             "reference": None if reference is None else dict(reference),
-        }  # fmt: skip
+        }
 
         def work() -> dict[str, Any]:
             started, amounts, other = time.perf_counter(), [], None
@@ -121,26 +139,36 @@ class TrialBench(SearchContext):
                 other = self._start(proxy)
                 amounts.append(self._trained(other, reference, proxy, f"{label}: reference"))
             model, usage = self._start(proxy), Usage()
-            with self.progress.task(label, steps) as advance:
+            with self.context.progress.task(label, steps) as advance:
                 run = OnlineRun(
-                    mixer=mixer, start=start, rows={n: self.prepared.train[n] for n in self.names}, steps=steps,
-                    arguments=quiet(with_schedule(self.config.trainer, steps, self.schedule)), seed=self.config.seed,
-                    senses=self.senses(other), objective=self.prepared.objective, document_mask=self.config.document_mask,
-                )  # fmt: skip
-                result = train_online(
-                    model, run, folder=self.store.folder / TRIALS / "trainer", usage=usage, report=advance
+                    mixer=mixer,
+                    start=start,
+                    rows={n: self.context.prepared.train[n] for n in self.context.names},
+                    steps=steps,
+                    arguments=quiet(with_schedule(self.context.config.trainer, steps, self.schedule)),
+                    seed=self.context.config.seed,
+                    senses=self.senses(other),
+                    objective=self.context.prepared.objective,
+                    document_mask=self.context.config.document_mask,
                 )
-            shape, length = model_shape(model), self.config.sequence_length
-            spent = training_cost(result.plan, usage, self.prepared.objective, shape, length).cost()
+                result = train_online(
+                    model, run, folder=self.context.store.folder / TRIALS / "trainer", usage=usage, report=advance
+                )
+            shape, length = model_shape(model), self.context.config.sequence_length
+            spent = training_cost(result.plan, usage, self.context.prepared.objective, shape, length).cost()
             amounts.append({"tokens": float(spent.total("tokens")), "flops": spent.total("flops")})
             return {
-                "stints": stints_json(result.stints), "state": result.state, **self._evaluated(model),
-                "tokens": sum(a["tokens"] for a in amounts), "flops": sum(a["flops"] for a in amounts),
-                "shape": vars(model_shape(model)), "seconds": time.perf_counter() - started,
-            }  # fmt: skip
+                "stints": stints_json(result.stints),
+                "state": result.state,
+                **self._evaluated(model),
+                "tokens": sum(a["tokens"] for a in amounts),
+                "flops": sum(a["flops"] for a in amounts),
+                "shape": vars(model_shape(model)),
+                "seconds": time.perf_counter() - started,
+            }
 
-        result, _ = self.store.step(f"watched-{label}", inputs, work)
-        self.ledger.add(
+        result, _ = self.context.store.step(f"watched-{label}", inputs, work)
+        self.context.ledger.add(
             Entry(step=label, purpose=TRIALS, tokens=result["tokens"], flops=result["flops"], seconds=result["seconds"])
         )
         self._book_evaluations(label, 1, result["shape"], 0.0)
@@ -148,11 +176,13 @@ class TrialBench(SearchContext):
 
     def senses(self, reference: Any = None) -> Senses:
         """What a run tells its mixer, from the valid split."""
-        held = self.session.held_out
+        held = self.context.session.held_out
         return Senses(
-            evaluate=lambda model: evaluate(model, held, batch_tokens=self.session.evaluator.batch_tokens).losses[0],
-            evaluate_tokens=float(sum(h.input_ids.size for h in held)), held_out=self.prepared.rows("valid"), reference=reference,
-        )  # fmt: skip
+            evaluate=lambda model: evaluate(model, held, batch_tokens=self.context.session.evaluator.batch_tokens).losses[0],
+            evaluate_tokens=float(sum(h.input_ids.size for h in held)),
+            held_out=self.context.prepared.rows("valid"),
+            reference=reference,
+        )
 
     # -- one run -----------------------------------------------------------------------------------------------
 
@@ -168,7 +198,7 @@ class TrialBench(SearchContext):
         book: bool = True,
     ) -> dict[str, Any]:
         """Train one proxy model; its losses on every evaluation set, with standard errors."""
-        mixture = mixture.on(self.names)
+        mixture = mixture.on(self.context.names)
         inputs = {**self._inputs(proxy), "mixture": dict(mixture), "kept": keep}
 
         def work() -> dict[str, Any]:
@@ -185,37 +215,52 @@ class TrialBench(SearchContext):
             }
 
         there = self._weights(label, number).exists
-        result, _ = self.store.step(
+        result, _ = self.context.store.step(
             f"trial-{label}-{number:03d}", inputs, work, intact=there if keep and not over else lambda: True
         )
         if not book:
             return result
-        self.ledger.add(
-            Entry(step=f"{label} {number}", purpose=TRIALS, tokens=result["tokens"], flops=result["flops"], seconds=result["seconds"])
-        )  # fmt: skip
+        self.context.ledger.add(
+            Entry(
+                step=f"{label} {number}",
+                purpose=TRIALS,
+                tokens=result["tokens"],
+                flops=result["flops"],
+                seconds=result["seconds"],
+            )
+        )
         self._book_evaluations(f"{label} {number}", 1, result["shape"], 0.0)
         return result
 
     def _trained(self, model: Any, mixture: Mixture, proxy: TrialModel, name: str) -> dict[str, Any]:
         """Train in place; the tokens and FLOPs it took."""
-        train, objective, usage = self.prepared.train, self.prepared.objective, Usage()
-        steps = steps_for(proxy.tokens, train, self.config.trainer)
+        train, objective, usage = self.context.prepared.train, self.context.prepared.objective, Usage()
+        steps = steps_for(proxy.tokens, train, self.context.config.trainer)
         plan = plan_training(
-            train, mixture, steps=steps, arguments=quiet(with_schedule(self.config.trainer, steps, self.schedule)), seed=self.config.seed,
-            objective=objective, document_mask=self.config.document_mask,
-        )  # fmt: skip
+            train,
+            mixture,
+            steps=steps,
+            arguments=quiet(with_schedule(self.context.config.trainer, steps, self.schedule)),
+            seed=self.context.config.seed,
+            objective=objective,
+            document_mask=self.context.config.document_mask,
+        )
         shape = model_shape(model)
-        with self.progress.task(name, steps) as advance:
+        with self.context.progress.task(name, steps) as advance:
             spec = planned_run(
-                model, plan, folder=self.store.folder / TRIALS / "trainer", seed=self.config.seed, report=advance
+                model,
+                plan,
+                folder=self.context.store.folder / TRIALS / "trainer",
+                seed=self.context.config.seed,
+                report=advance,
             )
-            run_training(objective.trainer(self.make_trainer, usage, shape), spec)
-        spent = training_cost(plan, usage, objective, shape, self.config.sequence_length).cost()
+            run_training(objective.trainer(self.context.make_trainer, usage, shape), spec)
+        spent = training_cost(plan, usage, objective, shape, self.context.config.sequence_length).cost()
         return {"tokens": spent.total("tokens"), "flops": spent.total("flops"), "steps": steps}
 
     def _start(self, proxy: TrialModel) -> Any:
         """A copy of the model as it is now, or a new one; on the model's device."""
-        current = self.session.runtime.model
+        current = self.context.session.runtime.model
         if proxy.start == "current":
             if proxy.architecture:
                 raise ConfigError(
@@ -231,32 +276,38 @@ class TrialBench(SearchContext):
                 if k not in ("architectures", "dtype", "transformers_version", "vocab_size")
             }
             architecture["model_type"] = current.config.model_type
-        made = new_model({**architecture, **proxy.architecture}, self.tokenizer, self.config.seed)
+        made = new_model({**architecture, **proxy.architecture}, self.tokenizer, self.context.config.seed)
         return made.to(next(current.parameters()).device)
 
     def _inputs(self, proxy: TrialModel) -> dict[str, Any]:
         """What every run of a proxy model depends on."""
-        start = model_fingerprint(self.session.runtime.model) if proxy.start == "current" else self.architecture
+        start = model_fingerprint(self.context.session.runtime.model) if proxy.start == "current" else self.architecture
         return {
-            "start": start, "proxy": {"tokens": proxy.tokens, "start": proxy.start, "architecture": dict(proxy.architecture)},
-            "data": self.session.data_fingerprint, "trainer": self.config.trainer, "schedule": self.schedule,
-            "seed": self.config.seed, "document_mask": self.config.document_mask,
-            "objective": [self.prepared.objective.name, self.prepared.objective.settings()],
-        }  # fmt: skip
+            "start": start,
+            "proxy": {"tokens": proxy.tokens, "start": proxy.start, "architecture": dict(proxy.architecture)},
+            "data": self.context.session.data_fingerprint,
+            "trainer": self.context.config.trainer,
+            "schedule": self.schedule,
+            "seed": self.context.config.seed,
+            "document_mask": self.context.config.document_mask,
+            "objective": [self.context.prepared.objective.name, self.context.prepared.objective.settings()],
+        }
 
     def _weights(self, label: str, number: int) -> Path:
-        return self.store.folder / TRIALS / label / f"{number:03d}.safetensors"
+        return self.context.store.folder / TRIALS / label / f"{number:03d}.safetensors"
 
     # -- evaluating --------------------------------------------------------------------------------------------
 
     def _evaluated(self, model: Any) -> dict[str, Any]:
-        found = evaluate(model, self.session.held_out, batch_tokens=self.session.evaluator.batch_tokens)
+        found = evaluate(model, self.context.session.held_out, batch_tokens=self.context.session.evaluator.batch_tokens)
         return {"losses": found.losses[0].tolist(), "errors": found.standard_errors[0].tolist()}
 
     def _book_evaluations(self, step: str, num: int, shape: Mapping[str, int], seconds: float) -> None:
-        tokens = num * sum(h.input_ids.size for h in self.session.held_out)
-        flops = tokens * ModelShape(**shape).forward(self.config.sequence_length)
-        self.ledger.add(Entry(step=f"{step}: losses", purpose="proxies", tokens=tokens, flops=flops, seconds=seconds))
+        tokens = num * sum(h.input_ids.size for h in self.context.session.held_out)
+        flops = tokens * ModelShape(**shape).forward(self.context.config.sequence_length)
+        self.context.ledger.add(
+            Entry(step=f"{step}: losses", purpose="proxies", tokens=tokens, flops=flops, seconds=seconds)
+        )
 
     def _baseline(self, proxy: TrialModel) -> FloatArray:
         def work() -> dict[str, Any]:
@@ -264,34 +315,27 @@ class TrialBench(SearchContext):
             return {**self._evaluated(model), "shape": vars(model_shape(model))}
 
         inputs = self._inputs(proxy)
-        result, _ = self.store.step(f"trial-start-{fingerprint(inputs)[:8]}", inputs, work)
+        result, _ = self.context.store.step(f"trial-start-{fingerprint(inputs)[:8]}", inputs, work)
         self._book_evaluations("start", 1, result["shape"], 0.0)
         return np.array(result["losses"])
 
     def _trials(self, mixtures: Sequence[Mixture], runs: Sequence[Mapping[str, Any]], proxy: TrialModel) -> Trials:
         return Trials(
             metrics=self.metrics,
-            mixtures=tuple(m.on(self.names) for m in mixtures),
+            mixtures=tuple(m.on(self.context.names) for m in mixtures),
             losses=np.array([run["losses"] for run in runs]),
             standard_errors=np.array([run["errors"] for run in runs]),
             baseline=self._baseline(proxy),
         )
 
 
-def bench_of(at: StageFolder, config: SearchConfig, store: RunStore, segment: Segment) -> TrialBench:
-    """Return the bench of a segment's decision, on the model as it is when the segment begins."""
+def trial_runner(at: StageFolder, config: SearchConfig, store: RunStore, segment: Segment) -> TrialRunner:
+    """Return the trials of a segment's decision, on the model as it is when the segment begins."""
     runtime, schedule = at.runtime, at.stage.config.schedule or at.stage.life.schedule
-    bench = TrialBench(
-        config,
-        runtime.base,
-        store,
-        schedule=None if schedule is None else schedule.model_dump(),
-        architecture=runtime.life.architecture,
-        progress=runtime.progress,
-        make_trainer=runtime.make_trainer,
-    )
-    bench.prepare(at.model_at(segment), runtime.tokenizer, at.data.only(config.domains))
-    return bench
+    context = SearchContext(config, runtime.base, store, runtime.progress, runtime.make_trainer)
+    context.prepare(at.model_at(segment), runtime.tokenizer, at.data.only(config.domains))
+    chosen = None if schedule is None else schedule.model_dump()
+    return TrialRunner(context, runtime.tokenizer, chosen, runtime.life.architecture)
 
 
 def stints_json(stints: Sequence[Stint]) -> list[dict[str, Any]]:
