@@ -21,11 +21,11 @@ from common import LENGTH, STEP_SEQUENCES, TRAINER
 from opmix import SearchResult, search
 from opmix.data import PackedSequences
 from opmix.domain import Domain
-from opmix.lifecycle.context import SearchContext
-from opmix.lifecycle.finished import configuration_of
-from opmix.lifecycle.verification import verify_run
 from opmix.mixing.design import StageDesign
 from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.mixture_search.context import SearchContext
+from opmix.mixture_search.reload import configuration_of
+from opmix.mixture_search.verify import verify_run
 from opmix.probes.evaluation import HeldOut, evaluate
 from opmix.probes.held_out import held_out
 from opmix.probes.interpolation import Proxies

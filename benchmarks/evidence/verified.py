@@ -8,7 +8,7 @@ from __future__ import annotations
 from stage import RESULTS, RebalancingStage, parser
 
 from opmix.cli.console import Display, quiet_libraries
-from opmix.lifecycle.verification import verify_run
+from opmix.mixture_search.verify import verify_run
 from opmix.runs.files import write_json
 
 

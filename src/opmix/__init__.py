@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from opmix.api import CompareResult, LifeResult, SearchResult, compare, run, search
     from opmix.data import MixtureStream
     from opmix.fit import FitResult, fit_runs
-    from opmix.lifecycle.remix import RemixCallback
+    from opmix.mixture_search.callback import RemixCallback
 
 _LAZY = {
     "search": "opmix.api",
@@ -38,7 +38,7 @@ _LAZY = {
     "LifeResult": "opmix.api",
     "compare": "opmix.api",
     "CompareResult": "opmix.api",
-    "RemixCallback": "opmix.lifecycle.remix",
+    "RemixCallback": "opmix.mixture_search.callback",
     "MixtureStream": "opmix.data",
 }
 

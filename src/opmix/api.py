@@ -14,7 +14,7 @@ from opmix.comparison.run import CompareResult, run_compare
 from opmix.config import parse_config
 from opmix.lifecycle.config import LifecycleConfig, load_lifecycle
 from opmix.lifecycle.life import LifeResult, run_life
-from opmix.lifecycle.search import SearchResult, run_search
+from opmix.mixture_search.search import SearchResult, run_search
 from opmix.progress import Progress
 from opmix.strict import validated
 

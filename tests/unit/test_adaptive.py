@@ -8,8 +8,6 @@ import pytest
 import opmix
 from opmix.config import parse_config
 from opmix.errors import LawError
-from opmix.lifecycle.context import repetition
-from opmix.lifecycle.verification import verify_run
 from opmix.methods import adaptive
 from opmix.methods.adaptive import Closeness, Looks
 from opmix.mixing.decision import DecisionSettings, decide
@@ -18,7 +16,9 @@ from opmix.mixing.mixture import Mixture
 from opmix.mixing.posterior import resampling_noise
 from opmix.mixing.regret import change, predicted_regret
 from opmix.mixing.solver import SolveSettings
+from opmix.mixture_search.context import repetition
 from opmix.mixture_search.estimate import estimate_search
+from opmix.mixture_search.verify import verify_run
 from opmix.models import model_fingerprint
 from opmix.probes import kinds, tasks
 from opmix.testing import tiny_model, tiny_tokenizer, write_toy_domains

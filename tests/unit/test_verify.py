@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import opmix
 from opmix.cli.main import app
 from opmix.errors import ConfigError, StoreError
-from opmix.lifecycle.verification import verify_run
+from opmix.mixture_search.verify import verify_run
 from opmix.models import model_fingerprint
 from opmix.probes import tasks
 from opmix.testing import tiny_model, tiny_tokenizer, write_toy_domains
@@ -62,9 +62,9 @@ def test_refining_adds_vertices_until_it_settles_or_says_why_not(run):
     from dataclasses import replace
 
     from opmix.config import parse_config
-    from opmix.lifecycle.context import SearchContext
-    from opmix.lifecycle.finished import load_finished
-    from opmix.lifecycle.refinement import refined
+    from opmix.mixture_search.context import SearchContext
+    from opmix.mixture_search.refine import refined
+    from opmix.mixture_search.reload import load_search
     from opmix.progress import Silent
     from opmix.runs.store import RunStore
 
@@ -72,7 +72,7 @@ def test_refining_adds_vertices_until_it_settles_or_says_why_not(run):
     with RunStore(run) as store:
         context = SearchContext(parse_config(manifest["config"]), run.parent, store, Silent(), None)
         context.prepare(None, None)
-        finished = load_finished(context)
+        finished = load_search(context)
         eager = refined(finished, replace(found, tolerance=-1.0), max_rounds=2)
         content = refined(finished, replace(found, tolerance=1e6), max_rounds=2)
     assert len(eager["rounds"]) == 2

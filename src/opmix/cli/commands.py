@@ -41,7 +41,7 @@ def search(
         result = run_search(settings, base=config.parent.resolve(), out=folder, progress=display)
         made = None
         if refine:
-            from opmix.lifecycle.verification import verify_run
+            from opmix.mixture_search.verify import verify_run
 
             made = verify_run(folder, refine=True, progress=display)
     if as_json:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from opmix.lifecycle.verification import Verification
+    from opmix.mixture_search.verify import Verification
 
 
 def verify(
@@ -32,7 +32,7 @@ def verify(
 ) -> None:
     """Train an adapter on the proposed mixture itself and hold the simulation against it."""
     from opmix.cli.console import Display, quiet_libraries
-    from opmix.lifecycle.verification import verify_run
+    from opmix.mixture_search.verify import verify_run
 
     quiet_libraries()
     with Display(silent=as_json) as display:

@@ -8,10 +8,9 @@ from functools import partial
 from typing import Any
 
 from opmix.comparison.online import OnlineTraining, first_stint
-from opmix.comparison.trainers import MergedTraining, train_continually
-from opmix.comparison.trial_runner import TrialRunner, trial_runner
+from opmix.comparison.trainers import MergedTraining, train_continually, trial_runner
+from opmix.lifecycle.available_domains import decision_config
 from opmix.lifecycle.life import search_and_train
-from opmix.lifecycle.offer import decision_config
 from opmix.lifecycle.records import StageDecision
 from opmix.lifecycle.run_stage import Decider, StageTrainer
 from opmix.lifecycle.search_decider import SearchDecider
@@ -20,6 +19,7 @@ from opmix.lifecycle.stage_folder import StageFolder
 from opmix.lifecycle.stages import Segment
 from opmix.methods.catalogue import Entry
 from opmix.mixing.mixture import Mixture
+from opmix.mixture_search.trial_runner import TrialRunner
 from opmix.protocols.mixing_method import Proposal
 from opmix.runs.files import write_json
 from opmix.runs.store import RunStore

@@ -6,13 +6,13 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from opmix.comparison.trial_runner import TrialRunner, stints_json
 from opmix.lifecycle.records import StageDecision, TrainingRecord
 from opmix.lifecycle.segment_training import first_plan, training_record
 from opmix.lifecycle.stage_folder import StageFolder
 from opmix.lifecycle.stages import Segment
 from opmix.lifecycle.steps import epochs_allowed
 from opmix.mixing.mixture import Mixture
+from opmix.mixture_search.trial_runner import TrialRunner, stints_json
 from opmix.probes.evaluation import HeldOut, evaluate
 from opmix.probes.held_out import held_out
 from opmix.protocols.mixing_method import Proposal

@@ -7,17 +7,19 @@ from typing import Any
 
 from transformers import Trainer
 
-from opmix.comparison.merging import merged_model
-from opmix.comparison.trial_runner import trial_runner
 from opmix.compute.cost import Cost
+from opmix.config import SearchConfig
 from opmix.learners.base import Learner, Lesson
-from opmix.lifecycle.offer import decision_config, old_available
+from opmix.lifecycle.available_domains import decision_config, old_available
 from opmix.lifecycle.records import TrainingRecord
 from opmix.lifecycle.runtime import shape_from
 from opmix.lifecycle.segment_training import first_plan, train_kept
 from opmix.lifecycle.stage_folder import StageFolder
 from opmix.lifecycle.stages import Segment
 from opmix.mixing.mixture import Mixture
+from opmix.mixture_search.context import SearchContext
+from opmix.mixture_search.merging import merged_model
+from opmix.mixture_search.trial_runner import TrialRunner
 from opmix.progress import Advance
 from opmix.runs.store import RunStore
 from opmix.training.checkpoints import mark_checkpoint
@@ -71,6 +73,15 @@ def _leave(model: Any, at: StageFolder, segment: Segment, usage: Usage) -> None:
     place = at.checkpoints / f"checkpoint-{segment.stop}"
     model.save_pretrained(place)
     mark_checkpoint(place, at.key("train", segment), segment.stop, usage)
+
+
+def trial_runner(at: StageFolder, config: SearchConfig, store: RunStore, segment: Segment) -> TrialRunner:
+    """Return the trials of a segment's decision, on the model as it is when the segment begins."""
+    runtime, schedule = at.runtime, at.stage.config.schedule or at.stage.life.schedule
+    context = SearchContext(config, runtime.base, store, runtime.progress, runtime.make_trainer)
+    context.prepare(at.model_at(segment), runtime.tokenizer, at.data.only(config.domains))
+    chosen = None if schedule is None else schedule.model_dump()
+    return TrialRunner(context, runtime.tokenizer, chosen, runtime.life.architecture)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from opmix.config import SearchConfig, parse_config
 from opmix.data import PackedSequences, TokenizedDomain, iter_documents, prepare_domain
 from opmix.demo.texts import write_domains
 from opmix.domain import Source
-from opmix.lifecycle.search import SearchResult, run_search
 from opmix.mixing.mixture import Mixture
+from opmix.mixture_search.search import SearchResult, run_search
 from opmix.probes.evaluation import evaluate
 from opmix.probes.held_out import held_out
 from opmix.progress import Progress, Silent

@@ -11,13 +11,13 @@ from typing import Any
 from opmix.data import prepare_domain
 from opmix.domain import Domain, Source
 from opmix.errors import ConfigError, StoreError
-from opmix.lifecycle.stage_data import stop_ids
 from opmix.models import load_model, load_tokenizer
 from opmix.progress import Progress
 from opmix.results.lives import LIFE, read_life
 from opmix.runs.files import default_cache_dir
 from opmix.scores import Difference, TaskScore, extractor_of, paired_difference, score_split
 from opmix.scores.harness import harness_scores
+from opmix.training.stage_data import stop_ids
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,13 @@ from opmix.data import GroupedDataset, MixtureDataset, MixturePlan, held_out_bat
 from opmix.domain import Split
 from opmix.errors import ConfigError
 from opmix.lifecycle.runtime import LifeRuntime
-from opmix.lifecycle.stage_data import stop_ids
 from opmix.lifecycle.stages import Stage
 from opmix.probes.evaluation import evaluate
 from opmix.probes.held_out import held_out
 from opmix.runs.files import write_text
 from opmix.scores import extractor_of, score_split
 from opmix.scores.harness import harness_scores
+from opmix.training.stage_data import stop_ids
 
 Losses = dict[str, dict[str, dict[str, float]]]
 """Split, domain: `loss` and its standard `error`, nats per token."""

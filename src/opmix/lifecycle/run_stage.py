@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from opmix.compute.cost import Cost
+from opmix.lifecycle.available_domains import available, fixed_mixture, old_available, rejected
 from opmix.lifecycle.measuring import harness_results, measure, task_scores
-from opmix.lifecycle.offer import available, fixed_mixture, old_available, rejected
 from opmix.lifecycle.records import (
     Measurement,
     SegmentOutcome,

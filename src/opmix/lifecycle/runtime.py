@@ -21,7 +21,6 @@ from opmix.data.tokenization import tokenizer_fingerprint
 from opmix.domain import Domain
 from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.config import LifecycleConfig
-from opmix.lifecycle.stage_data import StageData, placed, prepare_data
 from opmix.lifecycle.stages import resolve as resolve_stages
 from opmix.lifecycle.steps import DataFacts, StageRows
 from opmix.model_files import located
@@ -31,6 +30,7 @@ from opmix.runs.files import default_cache_dir, files_signature, write_json
 from opmix.runs.store import RunStore, fingerprint
 from opmix.scratch import new_model, train_tokenizer
 from opmix.training.factory import TrainerFactory
+from opmix.training.stage_data import StageData, placed, prepare_data
 
 
 @dataclass(kw_only=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opmix.config import ModelConfig, SearchConfig
-from opmix.lifecycle.offer import decision_config
+from opmix.lifecycle.available_domains import decision_config
 from opmix.lifecycle.records import StageDecision
-from opmix.lifecycle.search import SearchResult, run_search
 from opmix.lifecycle.stage_folder import StageFolder
 from opmix.lifecycle.stages import Segment
 from opmix.mixing.mixture import Mixture
+from opmix.mixture_search.search import SearchResult, run_search
 
 
 @dataclass(frozen=True)

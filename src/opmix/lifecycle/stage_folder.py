@@ -13,11 +13,11 @@ from opmix.errors import StoreError
 from opmix.lifecycle.measuring import watched_rows
 from opmix.lifecycle.records import SavedModel, StageState, read_record, record_json
 from opmix.lifecycle.runtime import LifeRuntime
-from opmix.lifecycle.stage_data import StageData
 from opmix.lifecycle.stages import Segment, Stage
 from opmix.lifecycle.steps import Kind, Step
 from opmix.runs.files import disk_errors, write_json
 from opmix.training.checkpoints import Checkpoints, drop_checkpoints, whole_checkpoints
+from opmix.training.stage_data import StageData
 
 _Record = TypeVar("_Record")
 

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.optimize import linprog, nnls
 
 from opmix.mixing.law import rank_correlation
-from opmix.mixing.mixture import FloatArray, InterpolationWeights, ProbeDesign
+from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.paired import objective_error, objective_values
 from opmix.mixing.solver import SolveSettings
 
@@ -156,3 +156,15 @@ def sentences(
         f"more than the {tolerance:.4f} it counts as noise: it matters; refine, or keep what you have."
     )  # fmt: skip
     return (*said, f"{verdict}, {inside}")
+
+
+def extend(probes: ProbeDesign, names: Sequence[str], mixtures: Sequence[Mixture]) -> ProbeDesign:
+    """The design with further probes after its own."""
+    rows = np.array([m.on(probes.domains).weights for m in mixtures])
+    return ProbeDesign((*probes.probes, *names), probes.domains, np.concatenate([probes.R, rows]))
+
+
+def padded(weights: InterpolationWeights, extended: ProbeDesign) -> InterpolationWeights:
+    """The same weights over a design with more probes after the first ones."""
+    more = np.zeros(len(extended.probes) - len(weights.weights))
+    return InterpolationWeights(extended.probes, np.append(weights.weights, more))

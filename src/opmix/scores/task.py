@@ -79,7 +79,7 @@ def score_split(
         tokenizer: Its tokenizer.
         split: Conversations, tokenised.
         extract: What is compared, see `extractor_of`.
-        stop_ids: Tokens that end an answer, see `opmix.lifecycle.stage_data.stop_ids`.
+        stop_ids: Tokens that end an answer, see `opmix.training.stage_data.stop_ids`.
         num: Questions, evenly spread over the split; None: all.
         max_new_tokens: Most tokens of an answer.
         batch_size: Questions at a time.

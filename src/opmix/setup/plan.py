@@ -13,11 +13,11 @@ from opmix.compute.budget import sequences_per_step, world_size
 from opmix.config import SearchConfig
 from opmix.domain import Split
 from opmix.errors import InfeasibleError
-from opmix.lifecycle.context import SearchContext
 from opmix.mixing.design import StageDesign, coordinates_of
 from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.solver import solve
+from opmix.mixture_search.context import SearchContext
 from opmix.mixture_search.estimate import DomainSize, estimate_search
 from opmix.progress import Silent
 from opmix.protocols.mixing_method import DecisionProblem

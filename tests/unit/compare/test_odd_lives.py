@@ -4,7 +4,7 @@ import pytest
 from contests import STEP
 from safetensors.torch import load_file
 
-from opmix.comparison.trial_runner import TrialRunner
+from opmix.mixture_search.trial_runner import TrialRunner
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import pytest
 from lives import NAMES, STEP, facts, fixed, life, stage
 
 from opmix.errors import ConfigError, DataError
+from opmix.lifecycle.available_domains import available, decision_config, fixed_mixture, old_available, rejected
 from opmix.lifecycle.limits import check_budgets
-from opmix.lifecycle.offer import available, decision_config, fixed_mixture, old_available, rejected
 from opmix.lifecycle.stages import resolve
 from opmix.mixing.mixture import Mixture
 

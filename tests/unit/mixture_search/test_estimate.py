@@ -3,8 +3,8 @@
 import pytest
 
 from opmix.config import parse_config
-from opmix.lifecycle.context import SearchContext
 from opmix.mixing.mixture import Mixture
+from opmix.mixture_search.context import SearchContext
 from opmix.mixture_search.estimate import estimate_search, eval_sequences
 from opmix.models import adapter_parameters
 from opmix.progress import Silent
@@ -65,6 +65,7 @@ def searched(folder, files, **settings):
     with RunStore(folder / "run") as store:
         context = SearchContext(parse_config(content), folder, store, Silent(), None)
         context.prepare(model, tokenizer)
+        context.note_estimate()
         context.method.propose(context)
     cost = context.estimate.cost(
         context.session.shape,

@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from opmix.config import DEMONSTRATION, parse_config
 from opmix.data import ChatRows, PackedSequences
 from opmix.errors import StoreError
-from opmix.lifecycle.stage_data import prepare_stage
 from opmix.mixing.mixture import Mixture
 from opmix.models import model_shape
 from opmix.progress import Silent
@@ -27,6 +26,7 @@ from opmix.training.distillation import (
 from opmix.training.factory import TrainSpec, run_training
 from opmix.training.matched import plan_training, training_cost
 from opmix.training.objectives import Usage
+from opmix.training.stage_data import prepare_stage
 from opmix.training.teacher import Teacher
 
 ARGUMENTS = {"per_device_train_batch_size": 4, "learning_rate": 1e-2}

@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from opmix.config import DEMONSTRATION, SdftConfig
 from opmix.config import parse_config as parse
 from opmix.errors import ConfigError, ModelError
-from opmix.lifecycle.stage_data import prepare_stage
 from opmix.mixing.mixture import Mixture
 from opmix.models import model_shape
 from opmix.progress import Silent
@@ -18,6 +17,7 @@ from opmix.training.distillation import reverse_kl
 from opmix.training.factory import TrainSpec, run_training
 from opmix.training.matched import plan_training
 from opmix.training.objectives import Usage
+from opmix.training.stage_data import prepare_stage
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import torch
 
 from opmix.config import parse_config
 from opmix.data import MixtureDataset, plan_mixture
-from opmix.lifecycle.stage_data import prepare_stage
 from opmix.mixing.mixture import Mixture
 from opmix.models import model_shape
 from opmix.progress import Silent
@@ -13,6 +12,7 @@ from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats
 from opmix.training.factory import TrainSpec, run_training
 from opmix.training.matched import plan_training
 from opmix.training.objectives import Usage
+from opmix.training.stage_data import prepare_stage
 
 
 @pytest.mark.parametrize("teacher", ["ema", "frozen"])

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from opmix.config import parse_config
-from opmix.lifecycle.stage_data import prepare_stage
 from opmix.mixing.mixture import Mixture
 from opmix.models import model_shape
 from opmix.progress import Silent
@@ -16,6 +15,7 @@ from opmix.testing import tiny_chat_tokenizer, tiny_model
 from opmix.training.factory import TrainSpec, run_training
 from opmix.training.matched import plan_training
 from opmix.training.objectives import Usage
+from opmix.training.stage_data import prepare_stage
 
 WORDS = list("abcdefgh")
 ASK = "{prompt} such as {demonstration}"

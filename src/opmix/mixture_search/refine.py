@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from opmix.lifecycle.finished import Finished, reference_of
-from opmix.lifecycle.verification import Verification, extend, padded
 from opmix.mixing.design import StageDesign
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture
 from opmix.mixing.paired import gain_probability, loss_difference_error, objective_error, objective_values
+from opmix.mixing.verification import DirectPoint, Measured, extend, padded
+from opmix.mixture_search.reload import LoadedSearch, reference_of
 from opmix.protocols.mixing_method import LawProposal, Simulation
 
 NEIGHBOURS = 4
@@ -31,25 +31,31 @@ class _State:
         return self.proposal.verdict.optimum.mixture
 
 
-def refined(found: Finished, verified: Verification, *, max_rounds: int) -> dict[str, Any]:
+def refined(
+    found: LoadedSearch, proposal: DirectPoint, measured: Measured, tolerance: float, *, max_rounds: int
+) -> dict[str, Any]:
     """Refine a verified search.
 
     Stops where the new law promises no more than the tolerance over the last mixture that was trained directly, or at the cap.
 
     Args:
         found: The search.
-        verified: Its verification; the proposal is the first new probe.
+        proposal: As it was trained directly; the first new probe.
+        measured: What direct training says of the law.
+        tolerance: Error that the decision counts as noise, nats.
         max_rounds: Directly trained mixtures at most, the proposal included.
 
     Returns:
         Rounds, reason, and the recommended mixture: the best one measured, if it is better than the mixture in use as surely as the
         decision asks, else that one. For `verification.json`.
     """
-    tolerance, state = verified.tolerance, _State(found.design, found.simulated, found.proposal)
-    direct = {p.name: Mixture.of(p.mixture) for p in verified.points[:1]}
+    state = _State(found.design, found.simulated, found.proposal)
+    direct = {proposal.name: Mixture.of(proposal.mixture)}
     rounds: list[dict[str, Any]] = []
-    if not verified.matters:
-        reason = f"not needed: the error can cost {verified.measured.regret_bound:.4f} nats, within the tolerance of {tolerance:.4f}"
+    if measured.regret_bound <= tolerance:
+        reason = (
+            f"not needed: the error can cost {measured.regret_bound:.4f} nats, within the tolerance of {tolerance:.4f}"
+        )
         return _answer(found, state, direct, rounds, reason)
     reason = f"stopped at the cap of {max_rounds} rounds before it settled; raise the cap, or keep what you have"
     for number in range(1, max_rounds + 1):
@@ -79,7 +85,7 @@ def refined(found: Finished, verified: Verification, *, max_rounds: int) -> dict
     return _answer(found, state, direct, rounds, reason)
 
 
-def _with_vertex(found: Finished, state: _State, name: str, mixture: Mixture, number: int) -> _State:
+def _with_vertex(found: LoadedSearch, state: _State, name: str, mixture: Mixture, number: int) -> _State:
     """One more probe: evaluated alone and half-way to its nearest fitted points, then everything fitted and solved again."""
     old = state.design
     probes = extend(old.probes, [name], [mixture])
@@ -110,7 +116,7 @@ def _with_vertex(found: Finished, state: _State, name: str, mixture: Mixture, nu
 
 
 def _answer(
-    found: Finished, state: _State, direct: dict[str, Mixture], rounds: list[dict[str, Any]], reason: str
+    found: LoadedSearch, state: _State, direct: dict[str, Mixture], rounds: list[dict[str, Any]], reason: str
 ) -> dict[str, Any]:
     """The best directly trained mixture against the mixture in use, where that has a probe."""
     settings, rule = found.proposal.verdict.settings, found.proposal.verdict.decision_settings

@@ -26,9 +26,9 @@ from opmix.runs.store import RunStore, fingerprint
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
     from opmix.data import TokenizedDomain
-    from opmix.lifecycle.stage_data import StageData
     from opmix.probes.session import ProbeSession
     from opmix.training.factory import TrainerFactory
+    from opmix.training.stage_data import StageData
 
 
 class SearchContext:
@@ -173,7 +173,7 @@ class SearchContext:
         return model, tokenizer
 
     def _prepare(self, model: Any, tokenizer: Any) -> StageData:
-        from opmix.lifecycle.stage_data import prepare_stage
+        from opmix.training.stage_data import prepare_stage
 
         config, limit = self.config, getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and config.sequence_length > limit:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opmix.lifecycle.context import SearchContext
-from opmix.lifecycle.finished import Finished, among, configuration_of, load_finished, reference_of
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.paired import loss_difference_error, objective_error, objective_values
 from opmix.mixing.solver import solve
@@ -19,9 +17,15 @@ from opmix.mixing.verification import (
     DirectPoint,
     Measured,
     curvature,
+    extend,
+    padded,
     sentences,
     weights_for,
 )
+from opmix.mixture_search.context import SearchContext
+from opmix.mixture_search.full_check import full_check
+from opmix.mixture_search.refine import refined
+from opmix.mixture_search.reload import LoadedSearch, among, configuration_of, load_search, reference_of
 from opmix.progress import Progress, Silent
 from opmix.results.verification import MeasuredMixture, VerificationFile, VerifiedPoint
 from opmix.runs.store import RunStore
@@ -118,17 +122,15 @@ def verify_run(
     with RunStore(folder) as store:
         context = SearchContext(config, base or recorded, store, progress or Silent(), make_trainer)
         context.prepare(model, tokenizer)
-        found = load_finished(context)
+        found = load_search(context)
         chosen = {PROPOSAL: found.proposal.verdict.optimum.mixture, **further_mixtures(found, points)}
         made = replace(verify(found, chosen), run=folder)
         if full:
-            from opmix.lifecycle.full_check import full_check
-
             made = replace(made, full=full_check(found))
         if refine:
-            from opmix.lifecycle.refinement import refined
-
-            made = replace(made, refinement=refined(found, made, max_rounds=max_rounds))
+            made = replace(
+                made, refinement=refined(found, made.points[0], made.measured, made.tolerance, max_rounds=max_rounds)
+            )
         made.file().write(folder)
     from opmix.report import write_report
 
@@ -136,7 +138,7 @@ def verify_run(
     return made
 
 
-def further_mixtures(found: Finished, count: int) -> dict[str, Mixture]:
+def further_mixtures(found: LoadedSearch, count: int) -> dict[str, Mixture]:
     """Mixtures that could have been chosen: the law's alternatives first, then optima of its posterior draws."""
     verdict, names = found.proposal.verdict, found.context.names
     taken = [verdict.optimum.mixture.weights, *found.design.probes.R]
@@ -157,7 +159,7 @@ def further_mixtures(found: Finished, count: int) -> dict[str, Mixture]:
     return chosen
 
 
-def verify(found: Finished, chosen: Mapping[str, Mixture]) -> Verification:
+def verify(found: LoadedSearch, chosen: Mapping[str, Mixture]) -> Verification:
     """Train an adapter on each mixture and compare."""
     context, design, simulated = found.context, found.design, found.simulated
     settings = found.proposal.verdict.settings
@@ -194,7 +196,7 @@ def verify(found: Finished, chosen: Mapping[str, Mixture]) -> Verification:
     )  # fmt: skip
 
 
-def measure(found: Finished, points: Sequence[DirectPoint], nll: Sequence[FloatArray]) -> Measured:
+def measure(found: LoadedSearch, points: Sequence[DirectPoint], nll: Sequence[FloatArray]) -> Measured:
     """The given mixtures and the design's own probes that the law was fitted to, against the law. `nll`: of the points, (N, S_e) a set."""
     design, simulated, proposal = found.design, found.simulated, found.proposal
     verdict, law = proposal.verdict, proposal.fit.law
@@ -217,20 +219,8 @@ def measure(found: Finished, points: Sequence[DirectPoint], nll: Sequence[FloatA
     )
 
 
-def extend(probes: ProbeDesign, names: Sequence[str], mixtures: Sequence[Mixture]) -> ProbeDesign:
-    """The design with further probes after its own."""
-    rows = np.array([m.on(probes.domains).weights for m in mixtures])
-    return ProbeDesign((*probes.probes, *names), probes.domains, np.concatenate([probes.R, rows]))
-
-
-def padded(weights: InterpolationWeights, extended: ProbeDesign) -> InterpolationWeights:
-    """The same weights over a design with more probes after the first ones."""
-    more = np.zeros(len(extended.probes) - len(weights.weights))
-    return InterpolationWeights(extended.probes, np.append(weights.weights, more))
-
-
 def _divergences(
-    found: Finished,
+    found: LoadedSearch,
     design: ProbeDesign,
     direct: Sequence[InterpolationWeights],
     proxies: Sequence[InterpolationWeights],

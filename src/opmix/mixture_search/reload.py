@@ -11,16 +11,16 @@ import numpy as np
 
 from opmix.config import SearchConfig, parse_config
 from opmix.errors import ConfigError, StoreError
-from opmix.lifecycle.context import SearchContext
 from opmix.mixing.design import StageDesign
 from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.mixture_search.context import SearchContext
 from opmix.protocols.mixing_method import LawProposal, Simulation
 from opmix.results.manifest import Manifest
 from opmix.results.mixture import MixtureFile
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
+class LoadedSearch:
     """A finished search, loaded again: nothing of it is trained twice."""
 
     context: SearchContext
@@ -50,21 +50,25 @@ def configuration_of(folder: Path, model: Any) -> tuple[SearchConfig, Path]:
     content = manifest.config
     if content["model"]["name"] == "<model object>" and model is None:
         raise ConfigError(
-            "model: the search was given a model object; call opmix.lifecycle.verification.verify_run with the same model and tokenizer"
+            "model: the search was given a model object; call opmix.mixture_search.verify.verify_run with the same model and tokenizer"
         )
     return parse_config(content, where=str(folder / "manifest.json")), Path(manifest.base or Path.cwd())
 
 
-def load_finished(context: SearchContext) -> Finished:
+def load_search(context: SearchContext) -> LoadedSearch:
     """Table, law and decision of a prepared context; every step is found in the run folder."""
     found = context.method.search(context)
     said = MixtureFile.read(context.store.folder).mixture
-    return Finished(
-        context=context, design=found.design, simulated=found.simulated, recommended=Mixture.of(said), proposal=found.proposal,
-    )  # fmt: skip
+    return LoadedSearch(
+        context=context,
+        design=found.design,
+        simulated=found.simulated,
+        recommended=Mixture.of(said),
+        proposal=found.proposal,
+    )
 
 
-def reference_of(found: Finished) -> str:
+def reference_of(found: LoadedSearch) -> str:
     """Name, among the measured, of the probe trained on the mixture in use; may not be there."""
     current = found.context.stage.current.weights
     same = [

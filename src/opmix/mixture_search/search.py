@@ -13,10 +13,10 @@ import numpy as np
 
 from opmix.compute.ledger import Ledger
 from opmix.config import SearchConfig
-from opmix.lifecycle.context import SearchContext
 from opmix.mixing.decision import Verdict
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.table import ProxyTable
+from opmix.mixture_search.context import SearchContext
 from opmix.progress import Progress, Silent
 from opmix.protocols.law import MixingLaw
 from opmix.protocols.mixing_method import DecisionProblem, LawProposal
@@ -28,8 +28,8 @@ from opmix.runs.files import disk_errors
 from opmix.runs.store import RunStore
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
-    from opmix.lifecycle.stage_data import StageData
     from opmix.training.factory import TrainerFactory
+    from opmix.training.stage_data import StageData
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from opmix.lifecycle.context import SearchContext
 from opmix.mixing.mixture import InterpolationWeights, Mixture, ProbeDesign
+from opmix.mixture_search.context import SearchContext
 from opmix.models import base_parameters
 
 

@@ -17,21 +17,18 @@ from safetensors.torch import load_file, save_file
 from opmix.compute.flops import ModelShape
 from opmix.compute.ledger import Entry
 from opmix.compute.schedule import with_schedule
-from opmix.config import SearchConfig
 from opmix.errors import ConfigError
-from opmix.lifecycle.context import SearchContext
-from opmix.lifecycle.stage_folder import StageFolder
-from opmix.lifecycle.stages import Segment
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.solver import SolveSettings
+from opmix.mixture_search.context import SearchContext
 from opmix.models import model_fingerprint, model_shape
 from opmix.probes.evaluation import evaluate
 from opmix.protocols.mixing_method import DecisionProblem, Simulation
 from opmix.protocols.online_mixer import OnlineMixer, Stint, Watched
 from opmix.protocols.trials import TrialModel, Trials
-from opmix.runs.store import RunStore, fingerprint
+from opmix.runs.store import fingerprint
 from opmix.scratch import new_model
 from opmix.training.factory import quiet, run_training
 from opmix.training.full import planned_run
@@ -178,7 +175,9 @@ class TrialRunner:
         """What a run tells its mixer, from the valid split."""
         held = self.context.session.held_out
         return Senses(
-            evaluate=lambda model: evaluate(model, held, batch_tokens=self.context.session.evaluator.batch_tokens).losses[0],
+            evaluate=lambda model: evaluate(
+                model, held, batch_tokens=self.context.session.evaluator.batch_tokens
+            ).losses[0],
             evaluate_tokens=float(sum(h.input_ids.size for h in held)),
             held_out=self.context.prepared.rows("valid"),
             reference=reference,
@@ -327,15 +326,6 @@ class TrialRunner:
             standard_errors=np.array([run["errors"] for run in runs]),
             baseline=self._baseline(proxy),
         )
-
-
-def trial_runner(at: StageFolder, config: SearchConfig, store: RunStore, segment: Segment) -> TrialRunner:
-    """Return the trials of a segment's decision, on the model as it is when the segment begins."""
-    runtime, schedule = at.runtime, at.stage.config.schedule or at.stage.life.schedule
-    context = SearchContext(config, runtime.base, store, runtime.progress, runtime.make_trainer)
-    context.prepare(at.model_at(segment), runtime.tokenizer, at.data.only(config.domains))
-    chosen = None if schedule is None else schedule.model_dump()
-    return TrialRunner(context, runtime.tokenizer, chosen, runtime.life.architecture)
 
 
 def stints_json(stints: Sequence[Stint]) -> list[dict[str, Any]]:

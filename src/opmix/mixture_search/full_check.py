@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from opmix.lifecycle.finished import Finished
 from opmix.mixing.mixture import FloatArray
 from opmix.mixing.paired import loss_difference_error, objective_error, objective_values
+from opmix.mixture_search.reload import LoadedSearch
 
 
-def full_check(found: Finished) -> dict[str, Any]:
+def full_check(found: LoadedSearch) -> dict[str, Any]:
     """Losses of short full trainings, and the proposal's gain with its paired error, nats.
 
     Levels say nothing of the law (it knows adapters); differences between mixtures do. In a continual stage the mixture in use lacks the
@@ -34,10 +34,18 @@ def full_check(found: Finished) -> dict[str, Any]:
     for name, mixture in arms.items():
         model = copy.deepcopy(session.runtime.model)
         train_on_mixture(
-            model, session.runtime.rows, mixture, tokens=tokens, arguments=dict(session.trainer), seed=context.config.seed,
-            output_dir=context.store.folder / "trainer", progress=context.progress, name=f"full training on {name}",
-            make_trainer=session.runtime.make_trainer, objective=session.runtime.objective,
-        )  # fmt: skip
+            model,
+            session.runtime.rows,
+            mixture,
+            tokens=tokens,
+            arguments=dict(session.trainer),
+            seed=context.config.seed,
+            output_dir=context.store.folder / "trainer",
+            progress=context.progress,
+            name=f"full training on {name}",
+            make_trainer=session.runtime.make_trainer,
+            objective=session.runtime.objective,
+        )
         evaluations.append(evaluate(model, session.held_out, batch_tokens=session.evaluator.batch_tokens))
     first, second = evaluations
     both = Evaluation(

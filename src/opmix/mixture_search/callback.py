@@ -15,14 +15,14 @@ from opmix.compute.budget import world_size
 from opmix.config import SearchConfig, parse_config
 from opmix.data import MixtureStream
 from opmix.errors import ConfigError, StoreError
-from opmix.lifecycle.search import SearchResult, run_search
-from opmix.lifecycle.stage_data import StageData
 from opmix.mixing.mixture import Mixture
+from opmix.mixture_search.search import SearchResult, run_search
 from opmix.probes.preserve_state import preserve_model_state
 from opmix.progress import Progress
 from opmix.runs.files import write_json
 from opmix.training.factory import TrainerFactory
 from opmix.training.objectives import CAUSAL_LM
+from opmix.training.stage_data import StageData
 
 _FOR_PROBES = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2",
