@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares, minimize
 
-from opmix.mixing.law import fit_law
+try:
+    from opmix.mixing.log_linear import fit_law
+except ImportError:
+    from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import FloatArray
 
 Losses = Callable[[FloatArray], FloatArray]
@@ -88,6 +91,15 @@ class Numbers:
         weights = np.array(found["points"])
         return weights, weights @ np.array(self.facts["R"]), np.array([self.mean(n) for n in found["nll"]])
 
+    def candidates(self, kind: str, objective: str) -> dict[str, tuple[FloatArray, FloatArray]]:
+        """Mixture and losses (E,) of every candidate of an objective that was trained as a probe."""
+        found = {}
+        for file in sorted((self.folder / f"candidates-{kind}").glob(f"{objective}-*.json")):
+            told = json.loads(file.read_text())
+            name = file.stem.removeprefix(f"{objective}-")
+            found[name] = (np.array(told["mixture"]), self.mean(told["looks"][-1]["nll"]))
+        return found
+
     @cached_property
     def swarm(self) -> tuple[FloatArray, FloatArray]:
         runs = self._read("swarm")["runs"]
@@ -118,6 +130,13 @@ def log_linear(numbers: Numbers, mixtures: FloatArray, losses: FloatArray) -> Lo
     """`c + exp(t . p)` by the product's fit."""
     law = fit_law(mixtures, losses, domains=numbers.domains, metrics=numbers.sets).law
     return lambda p: law.predict(np.atleast_2d(p))
+
+
+def log_linear_on_few(mixtures: FloatArray, losses: FloatArray) -> Losses:
+    """`c + exp(t . p)` where there are no more points than exponents: `c` one spread below the lowest loss, `t` of least norm."""
+    c = losses.min(axis=0) - np.ptp(losses, axis=0)
+    t = np.linalg.lstsq(mixtures, np.log(losses - c), rcond=None)[0]
+    return lambda p: c + np.exp(np.atleast_2d(p) @ t)
 
 
 def default(numbers: Numbers) -> Losses:
@@ -208,20 +227,48 @@ class EffectiveTokens:
         return float(best[0]), float(np.exp(best[1])), float(np.exp(best[2])), parts(best)[0]
 
 
+def hierarchical(numbers: Numbers, kind: str, looks: bool = True) -> Losses:
+    """The product's law in effective tokens: priors pooled over sets, `rho` by marginal likelihood, repeated tokens worth less."""
+    from opmix.mixing.effective_tokens_fit import fit_effective_tokens
+
+    tokens, losses = numbers.looks(kind)
+    stage = numbers.facts["lengths"]["stage"] * numbers.facts["step_tokens"]
+    count, every = len(numbers.domains) + 1, (len(tokens) - 1) // (len(numbers.domains) + 1)
+    names = ["base", *(f"probe {k}" for k in range(count) for _ in range(every))]
+    kept = np.arange(len(tokens)) if looks else np.array([0, *range(every, len(tokens), every)])
+    sums = tokens.sum(axis=1)
+    shares = tokens / np.where(sums > 0, sums, 1.0)[:, None]
+    shares[0] = numbers.uniform
+    fit = fit_effective_tokens(
+        shares[kept],
+        sums[kept] * stage,
+        losses[kept],
+        domains=numbers.domains,
+        metrics=numbers.sets,
+        probes=[names[i] for i in kept],
+        stage_tokens=stage,
+        unique_tokens=numbers.facts["available"],
+    )
+    return lambda p: fit.law.predict(np.atleast_2d(p))
+
+
 def optimum(losses: Losses, weights: FloatArray, reference: FloatArray, kl: float = 0.0) -> FloatArray:
     """Mixture of the lowest weighted loss plus `kl` KL(p || reference), (D,); softmax coordinates, several starts."""
-
-    def value(z: FloatArray) -> float:
-        p = softmax(z)
-        return float((losses(p) @ weights)[0] + kl * np.sum(p * np.log(np.maximum(p, 1e-12) / reference)))
-
     count = len(reference)
+
+    def values(p: FloatArray) -> FloatArray:
+        return np.asarray(losses(p) @ weights + kl * np.sum(p * np.log(np.maximum(p, 1e-12) / reference), axis=1))
+
+    def value_and_slope(z: FloatArray) -> tuple[float, FloatArray]:
+        found = values(softmax(np.vstack([z, z + 1e-5 * np.eye(count)])))
+        return float(found[0]), (found[1:] - found[0]) / 1e-5
+
     starts = [np.log(reference), *(np.log(np.full(count, 0.05) + 0.7 * np.eye(count)[k]) for k in range(count))]
     # Bounds keep shares above about 1e-4: the law cannot tell less from nothing, and a corner is flat in these coordinates.
-    found = [minimize(value, s, method="L-BFGS-B", bounds=[(-9, 1)] * count) for s in starts]
+    found = [minimize(value_and_slope, s, jac=True, method="L-BFGS-B", bounds=[(-9, 1)] * count) for s in starts]
     return softmax(min(found, key=lambda f: float(f.fun)).x)
 
 
 def softmax(z: FloatArray) -> FloatArray:
-    shifted = np.exp(z - z.max())
-    return np.asarray(shifted / shifted.sum())
+    shifted = np.exp(z - z.max(axis=-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))

@@ -118,7 +118,8 @@ class PoolText:
         if source == LETTERS:
             return list(random_letters(limit, rng))
         if source == SHUFFLED:
-            words = " ".join(t for by in found.values() for t in first_bytes(by[split], 40_000)).split()
+            others = [found[s][split] for s in self.pool.sources if s in found]
+            words = " ".join(t for texts in others for t in first_bytes(texts, 40_000)).split()
             return [" ".join(rng.choice(words, 400)) for _ in range(max(2, limit // 2400))]
         texts = found[original(source)][split]
         if source.startswith(COPY) and split == "train":

@@ -1,23 +1,34 @@
-"""What predicts full training? A race of predictors on trained probes, with choosing and confirming cells held apart.
+"""What predicts full training? A race of predictors on trained probes, with choosing and confirming cells held apart (predictors.md).
 
     python benchmarks/evidence/predictors.py generate [--cells packages-0.3M-young ...] [--use choosing] [--data ../shared/data]
+    python benchmarks/evidence/predictors.py propose [--predictors REGEX]
+    python benchmarks/evidence/predictors.py analyse
 
-`generate` makes the raw numbers of each cell under `--out` (resumable).
+`generate` makes the raw numbers of each cell under `--out`: base, full trainings that no predictor chose, probes with their looks, averaged
+points, swarm, gradients. `propose` trains on each predictor's own optimum, `analyse` writes results/predictors.json. All are resumable,
+and `propose` and `analyse` need nothing but the raw numbers, so a new predictor is judged without training its probes again.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import record
 from predictor_cells import POOLS, SIZES, Cell
+from predictor_laws import Numbers
+from predictor_race import PREDICTORS, TRAINED, candidates_of, proposal, raced
 from predictor_runs import Laboratory
 
 from opmix.cli.console import quiet_libraries
+from opmix.mixing.mixture import Mixture
+
+RESULTS = Path(__file__).parent / "results" / "predictors.json"
 
 
 def cells(args: argparse.Namespace) -> Iterator[Cell]:
@@ -44,17 +55,42 @@ def generate(args: argparse.Namespace) -> None:
         print(f"{time.strftime('%H:%M:%S')} {cell.name}: {time.perf_counter() - started:.0f} s", flush=True)
 
 
+def propose(args: argparse.Namespace) -> None:
+    for cell in cells(args):
+        laboratory = Laboratory(cell)
+        numbers = Numbers(laboratory.folder)
+        for predictor in PREDICTORS:
+            if not re.search(args.predictors, predictor.key):
+                continue
+            losses = predictor.foretell(numbers)
+            for objective in TRAINED:
+                own = proposal(predictor, numbers, losses, numbers.objectives[objective])
+                laboratory.full_training(Mixture(cell.domains, own), f"{predictor.key}, {objective}")
+                if predictor.candidates:
+                    candidates_of(predictor, laboratory, numbers, objective, losses)
+        print(f"{time.strftime('%H:%M:%S')} {cell.name}: {len(laboratory.trainings())} full trainings", flush=True)
+
+
+def analyse(args: argparse.Namespace) -> None:
+    done = [Numbers(args.out / cell.name) for cell in cells(args) if (args.out / cell.name / "gradients.json").exists()]
+    result = raced(done)
+    record(RESULTS, result)
+    for line in result["summary"]:
+        print(line)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["generate"])
+    parser.add_argument("what", choices=["generate", "propose", "analyse"])
     parser.add_argument("--cells", nargs="+", default=[])
     parser.add_argument("--use", nargs="+", default=["choosing", "confirming"])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES))
+    parser.add_argument("--predictors", default="", help="part of `name / probes`, a regular expression")
     parser.add_argument("--out", type=Path, default=Path("runs/evidence/predictors"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     args = parser.parse_args()
     quiet_libraries()
-    {"generate": generate}[args.what](args)
+    {"generate": generate, "propose": propose, "analyse": analyse}[args.what](args)
 
 
 if __name__ == "__main__":
