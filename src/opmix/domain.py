@@ -11,6 +11,16 @@ from typing import Literal
 
 from opmix.errors import ConfigError
 
+RowSchema = Literal["text", "messages", "prompt and completion", "conversations", "sharegpt", "instruction and output"]
+"""What the rows of a source hold: a text, or a conversation in OpenAI's and TRL's two ways, as turns with `role` and `content` or with
+`from` and `value` (ShareGPT), or as Alpaca's question and answer."""
+CHAT_COLUMNS: dict[RowSchema, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "prompt and completion": ("prompt", "completion"),
+    "conversations": ("conversations",),
+    "instruction and output": ("instruction", "output"),
+}
+"""What the rows of a schema must have; the first that fits counts. ShareGPT's are those of `conversations`."""
 SourceFormat = Literal["jsonl", "text", "parquet", "arrow", "hub", "npy", "bin"]
 Split = Literal["train", "valid", "test"]
 Kind = Literal["text", "chat"]

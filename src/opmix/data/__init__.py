@@ -1,7 +1,7 @@
 """From text to token-exact batches: sources, splits, cached tokens, packed sequences, and the plan that mixes them."""
 
 from opmix.data.cache import TokenizedDomain, TokenSplit
-from opmix.data.chat.conversation import domain_kind, iter_conversations
+from opmix.data.chat.conversation import domain_kind, iter_conversations, row_schema
 from opmix.data.chat.rows import ChatRows
 from opmix.data.dataset import GroupedDataset, MixtureDataset, pad_rows
 from opmix.data.packing import PackedSequences, held_out_batch
@@ -30,6 +30,7 @@ __all__ = [
     "plan_mixture",
     "plan_supervised",
     "prepare_domain",
+    "row_schema",
     "source_fingerprint",
     "supervised_per_row",
 ]

@@ -5,10 +5,22 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from opmix.domain import RowSchema
 from opmix.exporters.base import REPEATED, Export, assemble, check_unit, yaml_text
-from opmix.exporters.locations import TextLocation, held_out_warning, relative_note, text_location
+from opmix.exporters.locations import TextLocation, held_out_warning, relative_note, row_location
 from opmix.exporters.plan import MixturePlan, Unit
 
+_ROWS: dict[RowSchema, dict[str, Any]] = {
+    "messages": {"type": "chat_template", "field_messages": "messages"},
+    "conversations": {"type": "chat_template", "field_messages": "conversations"},
+    "sharegpt": {
+        "type": "chat_template",
+        "field_messages": "conversations",
+        "message_property_mappings": {"role": "from", "content": "value"},
+    },
+    "instruction and output": {"type": "alpaca"},
+}
+_READS: tuple[RowSchema, ...] = ("text", *_ROWS)
 _FEW_ROWS = 100
 """Kept rows below which rounding to whole rows moves a domain's share by about one percent."""
 
@@ -32,7 +44,7 @@ class AxolotlExporter:
     def export(self, plan: MixturePlan) -> Export:
         """See `MixtureExporter`."""
         check_unit(self, plan)
-        places = {d.name: text_location(d, self.trainer) for d in plan.domains}
+        places = {d.name: row_location(d, self.trainer, reads=_READS) for d in plan.domains}
         sizes = plan.available()
         density = {d.name: d.share / sizes[d.name] for d in plan.domains}
         passes = max(density.values()) * plan.budget if plan.budget is not None else 1.0
@@ -59,7 +71,8 @@ def _entry(place: TextLocation, weight: float) -> dict[str, Any]:
         where = {"path": place.data_files[0], "ds_type": place.path}
     else:
         where = {"path": _folder(place), "data_files": list(place.data_files), "ds_type": place.path}
-    return {**where, "split": place.split, "type": "completion", "field": place.field, "weight": weight}
+    rows = _ROWS.get(place.rows, {"type": "completion", "field": place.field})
+    return {**where, "split": place.split, **rows, "weight": weight}
 
 
 def _folder(place: TextLocation) -> str:

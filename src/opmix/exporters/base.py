@@ -76,10 +76,20 @@ def assemble(
     if plan.dropped:
         lines.append(f"Left out (share 0): {', '.join(plan.dropped)}.")
     lines += [f"Warning: {warning}." for warning in warnings] + [f"Note: {note}." for note in notes]
-    text = "".join(f"# {line}\n" for line in lines) + body
+    text = "".join(f"# {printable(line)}\n" for line in lines) + body
     return Export(
         text=text, unit=unit, weights=weights, warnings=warnings, notes=notes, companions=dict(companions or {})
     )
+
+
+def printable(line: str) -> str:
+    r"""Text that stays on its comment line: line breaks and other control characters are written out.
+
+    Examples:
+        >>> printable("web\ntouch X")
+        'web\\ntouch X'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 _UNITS: dict[Unit, str] = {

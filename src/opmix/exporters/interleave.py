@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import get_args
 
+from opmix.domain import RowSchema
 from opmix.exporters.base import Export, assemble, check_unit, python_literal
-from opmix.exporters.locations import held_out_warning, relative_note, text_location
+from opmix.exporters.locations import held_out_warning, one_kind, relative_note, row_location
 from opmix.exporters.plan import MixturePlan, Unit
 
 _BODY = '''
@@ -20,12 +22,12 @@ ROWS = {rows}  # in the budget; None: until every domain is used up
 
 
 def build(seed={seed}, streaming=False):
-    """The mixture as one dataset with a `text` column."""
+    """The mixture as one dataset with {columns}."""
     parts = []
     for name, arguments in SOURCES.items():
-        part = load_dataset(**arguments, streaming=streaming).select_columns([FIELDS[name]])
-        if FIELDS[name] != "text":
-            part = part.rename_column(FIELDS[name], "text")
+        part = load_dataset(**arguments, streaming=streaming).select_columns(FIELDS[name])
+        if FIELDS[name] != {wanted}:
+            part = part.rename_columns(dict(zip(FIELDS[name], {wanted})))
         parts.append(concatenate_datasets([part.shuffle(seed=seed + epoch) for epoch in range(EPOCHS[name])]))
     mixed = interleave_datasets(
         parts, probabilities=list(PROBABILITIES.values()), seed=seed, stopping_strategy={strategy!r}
@@ -46,13 +48,18 @@ class InterleaveExporter:
     def export(self, plan: MixturePlan) -> Export:
         """See `MixtureExporter`."""
         check_unit(self, plan)
-        places = {d.name: text_location(d, self.trainer, whole_files=True) for d in plan.domains}
+        places = {
+            d.name: row_location(d, self.trainer, whole_files=True, reads=get_args(RowSchema)) for d in plan.domains
+        }
+        texts = all(place.rows == "text" for place in places.values())
+        wanted = ["text"] if texts else one_kind(places, self.trainer)
         weights, epochs = plan.row_shares(), plan.epochs()
         # With epochs known no domain runs out inside the budget; otherwise all are repeated until the last has.
         rows = plan.rows() if epochs is not None else None
         body = _BODY.format(
             sources=python_literal({name: place.arguments() for name, place in places.items()}),
-            fields=python_literal({name: place.field for name, place in places.items()}),
+            fields=python_literal({name: place.columns for name, place in places.items()}),
+            columns=" and ".join(f"`{c}`" for c in wanted), wanted=wanted,
             weights=python_literal(weights), rows=rows, seed=plan.seed,
             epochs=python_literal(dict.fromkeys(weights, 1) if epochs is None else _whole(plan, epochs, weights)),
             strategy="all_exhausted" if epochs is None else "first_exhausted",

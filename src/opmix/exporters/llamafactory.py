@@ -5,12 +5,28 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from opmix.domain import RowSchema
 from opmix.errors import ConfigError, DataError
 from opmix.exporters.base import REPEATED, Export, assemble, check_unit, repetition_warning, yaml_text
-from opmix.exporters.locations import TextLocation, held_out_warning, text_location
+from opmix.exporters.locations import TextLocation, held_out_warning, row_location
 from opmix.exporters.plan import MixturePlan, Unit
 
 _INFO = "dataset_info.json"
+_ROLES = {
+    "role_tag": "role",
+    "content_tag": "content",
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "system_tag": "system",
+}
+_ROWS: dict[RowSchema, dict[str, Any]] = {
+    "messages": {"formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": _ROLES},
+    "conversations": {"formatting": "sharegpt", "columns": {"messages": "conversations"}, "tags": _ROLES},
+    "sharegpt": {"formatting": "sharegpt", "columns": {"messages": "conversations"}},
+    "prompt and completion": {"columns": {"prompt": "prompt", "response": "completion"}},
+    "instruction and output": {"columns": {"prompt": "instruction", "query": "input", "response": "output"}},
+}
+_READS: tuple[RowSchema, ...] = ("text", *_ROWS)
 
 
 class LlamaFactoryExporter:
@@ -31,10 +47,15 @@ class LlamaFactoryExporter:
     def export(self, plan: MixturePlan) -> Export:
         """See `MixtureExporter`."""
         check_unit(self, plan)
+        if plan.chats and len(plan.chats) < len(plan.names):
+            raise ConfigError(
+                f"{self.trainer} trains on texts (stage pt) or on conversations (stage sft), and {plan.chats[0]!r} alone holds "
+                "conversations; expected one kind; convert the others"
+            )
         commas = [name for name in plan.names if "," in name]
         if commas:
             raise ConfigError(f"domain {commas[0]!r}: {self.trainer} separates names by commas; rename the domain")
-        places = {d.name: text_location(d, self.trainer) for d in plan.domains}
+        places = {d.name: row_location(d, self.trainer, reads=_READS) for d in plan.domains}
         info = {name: _info(name, place, self.trainer) for name, place in places.items()}
         weights, epochs = plan.row_shares(), plan.epochs()
         once = epochs is not None and max(epochs.values()) <= REPEATED
@@ -58,7 +79,7 @@ class LlamaFactoryExporter:
 
 
 def _info(name: str, place: TextLocation, trainer: str) -> dict[str, Any]:
-    columns = {"columns": {"prompt": place.field}}
+    columns = _ROWS.get(place.rows, {"columns": {"prompt": place.field}})
     if place.is_hub:
         return {
             "hf_hub_url": place.path, **({"subset": place.name} if place.name else {}), "split": place.split, **columns,

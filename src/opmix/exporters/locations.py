@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from opmix.errors import DataError
+from opmix.domain import CHAT_COLUMNS, RowSchema
+from opmix.errors import ConfigError, DataError
 from opmix.exporters.plan import DomainPlan, MixturePlan
 
 _BUILDERS = {
@@ -21,7 +22,7 @@ _ARROW_MARKS = ("dataset_info.json", "dataset_dict.json")
 
 @dataclass(frozen=True, kw_only=True)
 class TextLocation:
-    """Arguments of `datasets.load_dataset` that open a domain, one row a document."""
+    """Arguments of `datasets.load_dataset` that open a domain, one row a document or a conversation."""
 
     path: str
     """A builder (`json`, `parquet`, `arrow`, `text`) or a hub name."""
@@ -30,6 +31,14 @@ class TextLocation:
     name: str | None = None
     revision: str | None = None
     data_files: tuple[str, ...] = ()
+    rows: RowSchema = "text"
+
+    @property
+    def columns(self) -> list[str]:
+        """What a row is made of."""
+        if self.rows == "text":
+            return [self.field]
+        return list(CHAT_COLUMNS["conversations" if self.rows == "sharegpt" else self.rows])
 
     @property
     def is_hub(self) -> bool:
@@ -43,18 +52,30 @@ class TextLocation:
         return {"path": self.path, **{k: v for k, v in optional.items() if v}, **extra, "split": self.split}
 
 
-def text_location(domain: DomainPlan, trainer: str, *, whole_files: bool = False) -> TextLocation:
-    """How a trainer that reads text opens a domain.
+TEXT_ONLY: tuple[RowSchema, ...] = ("text",)
+
+
+def row_location(
+    domain: DomainPlan, trainer: str, *, whole_files: bool = False, reads: Collection[RowSchema] = TEXT_ONLY
+) -> TextLocation:
+    """How a trainer that reads texts or conversations opens a domain.
 
     Args:
         domain: The domain.
         trainer: Its name, for messages.
         whole_files: Whether it can read a plain text file as one row, as opmix does.
+        reads: The rows it understands.
 
     Raises:
-        DataError: No source is known, it holds token ids, or its format cannot be told.
+        DataError: No source is known, it holds token ids or rows that the trainer does not read, or its format cannot be told.
     """
     source = domain.source
+    if domain.rows not in reads:
+        what = "texts" if domain.rows == "text" else f"conversations ({domain.rows})"
+        raise DataError(
+            f"domain {domain.name!r}: its rows are {what}, and {trainer} reads {' or '.join(reads)}; convert them and give "
+            f"--path {domain.name}=FILES, or export to a trainer that reads them"
+        )
     if source is None:
         raise DataError(
             f"domain {domain.name!r}: the run does not say where its text is, and {trainer} needs it; "
@@ -64,7 +85,7 @@ def text_location(domain: DomainPlan, trainer: str, *, whole_files: bool = False
         name, _, revision = source.paths[0].partition("@")
         return TextLocation(
             path=name, name=source.config_name, split=source.split or "train", revision=revision or None,
-            field=source.field,
+            field=source.field, rows=domain.rows,
         )  # fmt: skip
     found = [_builder(domain.name, path, source.format, source.split) for path in source.paths]
     builders = {builder for builder, _ in found}
@@ -80,7 +101,7 @@ def text_location(domain: DomainPlan, trainer: str, *, whole_files: bool = False
             f"write JSON Lines or Parquet and give --path {domain.name}=FILES"
         )
     files = tuple(file for _, files in found for file in files)
-    return TextLocation(path=builder, data_files=files, field=source.field)
+    return TextLocation(path=builder, data_files=files, field=source.field, rows=domain.rows)
 
 
 def _builder(name: str, path: str, format_: str | None, split: str | None) -> tuple[str, tuple[str, ...]]:
@@ -146,9 +167,16 @@ def tokenised_paths(
         else:
             places[domain.name] = [template.replace("{domain}", domain.name)]
             assumed.append(domain.name)
+    chats = plan.chats
+    notes = (
+        (f"{', '.join(chats)}: conversations, to be tokenised with their chat template and a mask of the answers",)
+        if chats
+        else ()
+    )
     if not assumed:
-        return places, ()
+        return places, notes
     return places, (
+        *notes,
         f"where the tokenised data of {', '.join(assumed)} are is assumed ({template}); "
         "give --path 'DIR/{domain}' or --path NAME=PATH",
     )
@@ -168,6 +196,22 @@ def relative_note(places: Iterable[TextLocation]) -> tuple[str, ...]:
     return (
         f"relative paths such as {relative[0]} start from the folder of the run's configuration; --base makes them whole",
     )
+
+
+def one_kind(places: Mapping[str, TextLocation], trainer: str) -> list[str]:
+    """The columns of every domain, for trainers that put the rows of all into one table.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    columns = {tuple(place.columns): name for name, place in places.items()}
+    if len(columns) > 1:
+        shown = ", ".join(f"{name!r}: {' and '.join(names)}" for names, name in columns.items())
+        raise ConfigError(
+            f"{trainer} concatenates datasets by column, and the domains' rows differ ({shown}); expected one kind of rows; convert "
+            "them, or rename columns"
+        )
+    return list(next(iter(columns)))
 
 
 def held_out_warning(plan: MixturePlan) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from opmix.domain import Source
+from opmix.domain import RowSchema, Source
 from opmix.errors import ConfigError
 from opmix.mixing.mixture import Mixture
 
@@ -39,6 +39,8 @@ class DomainPlan:
     """In the files, opmix's held-out documents included where they are in the same files."""
     row_tokens: float | None = None
     """Mean tokens per document."""
+    rows: RowSchema = "text"
+    """What the source's rows hold."""
     held_out: float = 0.0
     """Share of the files' documents that opmix held out."""
 
@@ -59,6 +61,11 @@ class MixturePlan:
     unit: Unit | None = None
     """What one sample of the user's data is, for trainers that take both; None: the trainer's usual."""
     seed: int = 0
+
+    @property
+    def chats(self) -> tuple[str, ...]:
+        """Domains whose rows are conversations."""
+        return tuple(domain.name for domain in self.domains if domain.rows != "text")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def read_plan(run: Path, options: ExportOptions | None = None) -> MixturePlan:
     """
     options = options or ExportOptions()
     found, manifest = MixtureFile.read(run), Manifest.find(run)
-    config = _Config()
+    config, rows = _Config(), {} if manifest is None else manifest.rows
     if manifest is not None and manifest.config is not None:
         config = typed(_Config, manifest.config, run / "manifest.json", inside="config")
     _known_names(options, found.mixture, run)
@@ -90,7 +90,13 @@ def read_plan(run: Path, options: ExportOptions | None = None) -> MixturePlan:
     plan = MixturePlan(
         origin=run.as_posix(),
         kind=found.kind,
-        domains=tuple(_domain(n, shares[n], found.domains.get(n, {}), config.domains.get(n), options) for n in kept),
+        domains=tuple(
+            replace(
+                _domain(n, shares[n], found.domains.get(n, {}), config.domains.get(n), options),
+                rows=rows.get(n, "text"),
+            )
+            for n in kept
+        ),
         dropped=tuple(name for name in found.mixture if name not in kept),
         budget=budget,
         sequence_length=options.sequence_length or config.sequence_length,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from opmix.errors import ConfigError
 from opmix.exporters.base import Export, assemble, check_unit, python_literal
-from opmix.exporters.locations import held_out_warning, relative_note, text_location
+from opmix.exporters.locations import held_out_warning, relative_note, row_location
 from opmix.exporters.plan import MixturePlan, Unit
 
 _BODY = '''
@@ -53,7 +53,7 @@ class TorchtitanExporter:
         lower = {name: name.lower() for name in plan.names}  # torchtitan looks names up in lower case
         if len(set(lower.values())) < len(lower):
             raise ConfigError(f"{self.trainer} lower-cases names, and {', '.join(plan.names)} are then not distinct")
-        places = {lower[d.name]: text_location(d, self.trainer, whole_files=True) for d in plan.domains}
+        places = {lower[d.name]: row_location(d, self.trainer, whole_files=True) for d in plan.domains}
         weights = plan.shares
         warnings = held_out_warning(plan)
         body = _BODY.format(

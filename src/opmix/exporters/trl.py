@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from opmix.errors import ConfigError
+from opmix.domain import RowSchema
 from opmix.exporters.base import Export, assemble, check_unit, repetition_warning, yaml_text
-from opmix.exporters.locations import TextLocation, held_out_warning, relative_note, text_location
+from opmix.exporters.locations import TextLocation, held_out_warning, one_kind, relative_note, row_location
 from opmix.exporters.plan import MixturePlan, Unit
+
+_READS: tuple[RowSchema, ...] = ("text", "messages", "prompt and completion", "sharegpt")
 
 
 class TrlExporter:
@@ -29,8 +30,8 @@ class TrlExporter:
     def export(self, plan: MixturePlan) -> Export:
         """See `MixtureExporter`."""
         check_unit(self, plan)
-        places = {d.name: text_location(d, self.trainer) for d in plan.domains}
-        _one_column(places, self.trainer)
+        places = {d.name: row_location(d, self.trainer, reads=_READS) for d in plan.domains}
+        one_kind(places, self.trainer)
         weights, epochs = plan.row_shares(), plan.epochs()
         entries = [_entry(places[name], fraction) for name, fraction in weights.items()]
         content: dict[str, Any] = {"datasets": entries}
@@ -48,13 +49,4 @@ class TrlExporter:
 
 def _entry(place: TextLocation, fraction: float) -> dict[str, Any]:
     arguments = {key: value for key, value in place.arguments().items() if key != "revision"}
-    return {**arguments, "columns": [place.field], "fraction": fraction}
-
-
-def _one_column(places: Mapping[str, TextLocation], trainer: str) -> None:
-    fields = {place.field for place in places.values()}
-    if len(fields) > 1:
-        raise ConfigError(
-            f"{trainer} concatenates datasets by column, and the domains' text is in {', '.join(sorted(fields))}; "
-            "expected one column; rename them, or export to interleave"
-        )
+    return {**arguments, "columns": place.columns, "fraction": fraction}

@@ -110,6 +110,7 @@ class SearchResult:
 
     def write(self, folder: str | Path) -> None:
         """Write `mixture.json`, `law_draws.json`, `timing.json`, `manifest.json`, `tables/proxies.csv` and `report.html`."""
+        from opmix.data import row_schema
         from opmix.report import write_report
 
         folder = Path(folder)
@@ -117,7 +118,9 @@ class SearchResult:
         LawDrawsFile.of(self.verdict.draws).write(folder)
         self.timing().write(folder)
         settings, base = self.config.model_dump(mode="json"), str(self.base.resolve())
-        Manifest.write(folder, "search", config=settings, base=base, ledger=self.ledger.json())
+        rows = {n: row_schema(d.domain(n, self.base)) for n, d in self.config.domains.items()}
+        chats = {"rows": rows} if set(rows.values()) != {"text"} else {}  # what exporters need to know
+        Manifest.write(folder, "search", config=settings, base=base, ledger=self.ledger.json(), **chats)
         self.table.write(folder / "tables" / "proxies.csv")
         write_report(folder)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from opmix.results.files import read_object
+from opmix.domain import RowSchema
+from opmix.results.files import read_object, typed
 from opmix.runs.files import environment, write_json
 
 NAME = "manifest.json"
@@ -21,6 +22,8 @@ class Manifest:
     config: Mapping[str, Any] | None = None
     base: str | None = None
     """Folder that relative paths of the configuration start from."""
+    rows: Mapping[str, RowSchema]
+    """Domain to what its rows hold, where they are conversations."""
     content: Mapping[str, Any]
     """All of the file."""
 
@@ -37,7 +40,8 @@ class Manifest:
             StoreError: It is missing or damaged.
         """
         content = read_object(folder / NAME, command)
-        return cls(content=content, **{key: content.get(key) for key in ("command", "config", "base")})
+        rows = typed(dict[str, RowSchema], content.get("rows") or {}, folder / NAME, inside="rows")
+        return cls(content=content, rows=rows, **{key: content.get(key) for key in ("command", "config", "base")})
 
     @classmethod
     def find(cls, folder: Path) -> Self | None:

@@ -57,7 +57,9 @@ def model(tmp_path_factory):
         path = folder / "seed-0" / f"{number:02d}-{stage}" / "model"
         tiny_model(vocab_size=len(tokenizer), seed=number).save_pretrained(path)
         tokenizer.save_pretrained(path)
-    (folder / "life.json").write_text(json.dumps({"seeds": {"0": {"model": "seed-0/01-mid/model"}}}))
+    (folder / "life.json").write_text(
+        json.dumps({"stages": ["base", "mid"], "seeds": {"0": {"model": "seed-0/01-mid/model"}}})
+    )
     return folder
 
 

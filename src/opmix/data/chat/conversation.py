@@ -1,4 +1,4 @@
-"""Conversations, and the schemas of rows they are read from; see `Schema`."""
+"""Conversations, and the schemas of rows they are read from; see `RowSchema`."""
 
 from __future__ import annotations
 
@@ -6,23 +6,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 from opmix.data.readers import WholeRow, check_utf8
 from opmix.data.sources import TOKEN_FORMATS, place, read_rows, resolve
-from opmix.domain import Domain, Kind, Source
+from opmix.domain import CHAT_COLUMNS, Domain, Kind, RowSchema, Source
 from opmix.errors import DataError
 
-Schema = Literal["messages", "prompt and completion", "conversations", "instruction and output"]
-"""OpenAI's and TRL's two, ShareGPT's (`from` and `value`, or `role` and `content`), and Alpaca's (with an optional `input`)."""
-
-COLUMNS: dict[Schema, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "prompt and completion": ("prompt", "completion"),
-    "conversations": ("conversations",),
-    "instruction and output": ("instruction", "output"),
-}
-"""What a row must have; the first schema that fits counts."""
 _OPTIONAL = ("tools", "system", "input")
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -72,11 +62,11 @@ class ChatRow:
     """Picks the conversation in a row; all rows of one source must have the same schema."""
 
     def __init__(self) -> None:
-        self._schema: Schema | None = None
+        self._schema: RowSchema | None = None
 
     def columns(self, names: Sequence[str], where: str) -> list[str]:
         """Those of its schema, and `tools` to refuse it."""
-        wanted = (*COLUMNS[_schema_of(names, where)], *_OPTIONAL)
+        wanted = (*CHAT_COLUMNS[_schema_of(names, where)], *_OPTIONAL)
         return [name for name in names if name in wanted]
 
     def __call__(self, row: Any, where: str, what: str = "key") -> Conversation:
@@ -96,7 +86,7 @@ class ChatRow:
                 "make them two domains, or convert one"
             )
         self._schema = schema
-        if schema in ("messages", "conversations"):
+        if len(CHAT_COLUMNS[schema]) == 1:
             return _checked(_turns(row[schema], where), 0, where)
         if schema == "instruction and output":
             prompt, completion = _asked(row, where), _completion(row["output"], where)
@@ -105,12 +95,12 @@ class ChatRow:
         return _checked((*prompt, *completion), len(prompt), where)
 
 
-def schema_of(names: Sequence[str]) -> Schema | None:
+def schema_of(names: Sequence[str]) -> RowSchema | None:
     """The schema of rows with these columns; None: no conversation."""
-    return next((schema for schema, needed in COLUMNS.items() if set(needed) <= set(names)), None)
+    return next((schema for schema, needed in CHAT_COLUMNS.items() if set(needed) <= set(names)), None)
 
 
-def _schema_of(names: Mapping[str, Any] | Sequence[str], where: str) -> Schema:
+def _schema_of(names: Mapping[str, Any] | Sequence[str], where: str) -> RowSchema:
     if isinstance(names, Mapping):  # a table's row has every column of the table
         names = [name for name, value in names.items() if value is not None]
     schema = schema_of(names)
@@ -221,13 +211,23 @@ def domain_kind(domain: Domain) -> Kind:
     Raises:
         DataError: The source cannot be read.
     """
-    if domain.kind is not None:
-        return domain.kind
+    return domain.kind or ("text" if row_schema(domain) == "text" else "chat")
+
+
+def row_schema(domain: Domain) -> RowSchema:
+    """What the rows of a domain hold, as the first row of a local `train` shows; a hub dataset counts as text.
+
+    Raises:
+        DataError: The source cannot be read.
+    """
     file = resolve(domain.train, domain=domain.name)[0]
-    if file.format in (*TOKEN_FORMATS, "text", "hub"):
+    if domain.kind == "text" or file.format in (*TOKEN_FORMATS, "text", "hub"):
         return "text"
     rows = read_rows(file, domain.train, WholeRow(), place(domain.name, file.path))
     row = next(islice(rows, 1), None)
-    if not isinstance(row, dict) or domain.train.field in row:
+    if not isinstance(row, dict) or (domain.train.field in row and domain.kind is None):
         return "text"
-    return "text" if schema_of(list(row)) is None else "chat"
+    schema = schema_of([name for name, value in row.items() if value is not None])
+    turns = row.get("conversations")
+    sharegpt = schema == "conversations" and isinstance(turns, list) and turns and "from" in turns[0]
+    return "sharegpt" if sharegpt else schema or "text"
