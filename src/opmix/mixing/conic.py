@@ -15,8 +15,12 @@ from opmix.protocols.law import ConicForm
 
 Objective = Literal["mean", "weighted", "worst_case", "perplexity"]
 
-PRECISION = {"max_iter": 200, "tol_gap_abs": 1e-13, "tol_gap_rel": 1e-13, "tol_feas": 1e-11}
-"""Asked for first; what a certificate needs where prior shares are tiny."""
+ATTEMPTS: tuple[Mapping[str, Any], ...] = (
+    {"max_iter": 200, "tol_gap_abs": 1e-13, "tol_gap_rel": 1e-13, "tol_feas": 1e-11},
+    {"max_iter": 400, "tol_gap_abs": 1e-9, "tol_gap_rel": 1e-9, "tol_feas": 1e-9, "max_step_fraction": 0.95},
+    {"max_iter": 400, "tol_gap_abs": 1e-8, "tol_gap_rel": 1e-8, "tol_feas": 1e-8, "equilibrate_enable": False},
+)
+"""Clarabel's settings in the order they are tried; the first are what a certificate needs where prior shares are tiny."""
 
 Affine = tuple[FloatArray, float]
 """A row over all variables and its right-hand side."""
@@ -119,7 +123,7 @@ class ConicProgram:
             rows += [(rise, self.constant[i]), (none, 1.0), (-self._unit(len(none) - Y + i), 0.0)]
         return rows
 
-    def solve(self, options: Mapping[str, Any] = PRECISION) -> Any:
+    def solve(self, options: Mapping[str, Any] = ATTEMPTS[0]) -> Any:
         """Clarabel's solution; `x[:C]` are the coordinates."""
         import clarabel
 

@@ -135,7 +135,7 @@ def decide(
     objectives = objective_values(draws.predict(P), settings)  # (B, A)
     point = objective_values(fit.law.predict(P), settings)
     where = list(scored).index(reference)
-    misfit = float(np.sqrt(np.mean(objective_residuals(fit.residuals, settings) ** 2)))
+    misfit = float(np.sqrt(np.mean(objective_residuals(fit.misfit, settings) ** 2)))
     noise_sd = float(np.sqrt(2 * misfit**2 + structural**2))
     error = np.random.default_rng([rule.seed, 1]).standard_normal(len(draws)) * noise_sd
     gains = objectives[:, [where]] - objectives

@@ -47,6 +47,11 @@ class LogLinearFit:
         return self.problem.losses - self.loo
 
     @property
+    def misfit(self) -> FloatArray:
+        """What a prediction at a new mixture is off by: the left-one-out residuals, (M, E)."""
+        return self.residuals
+
+    @property
     def interference(self) -> FloatArray | None:
         """Nats per unit of interference, (E,); None where the law has no such term."""
         return None if self.problem.v is None else self.law.gamma

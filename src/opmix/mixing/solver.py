@@ -11,14 +11,15 @@ inner proportions stay what they were, because no probe has varied them; the KL 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.special import logsumexp, softmax
 
 from opmix.errors import ConfigError, InfeasibleError, SolverError
-from opmix.mixing.conic import ConicProgram, Goal, Objective
+from opmix.mixing.conic import ATTEMPTS, ConicProgram, Goal, Objective
 from opmix.mixing.constraints import Constraints, LinearRow
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.protocols.law import MixingLaw
@@ -26,6 +27,7 @@ from opmix.protocols.law import MixingLaw
 GAP_TOLERANCE = 1e-5
 """Largest certified distance from the optimum that is accepted, in nats (times the objective where that exceeds 1)."""
 VIOLATION_TOLERANCE = 1e-6
+_SOLVED = ("Solved", "AlmostSolved")
 _SMALL_SHARE = 1e-5
 _TANGENT_FLOORS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5)
 
@@ -87,6 +89,14 @@ class Solution:
     iterations: int
     seconds: float
 
+    def accepted(self, *, certify: bool) -> bool:
+        """Whether constraints hold and the certificate, or without one the solver itself, says that it is the optimum."""
+        if self.max_violation > VIOLATION_TOLERANCE:
+            return False
+        if certify:
+            return self.gap <= GAP_TOLERANCE * max(1.0, abs(self.objective))
+        return self.status in _SOLVED
+
 
 def solve(
     law: MixingLaw,
@@ -120,30 +130,25 @@ def solve(
     """
     started = time.perf_counter()
     problem = _Problem.build(law, coordinates, settings or SolveSettings(), constraints or Constraints())
-    x, status, iterations = problem.conic()
-    gap = float("nan")
-    if certify:
-        x, gap = problem.refine_small_shares(x)
-    p = problem.E.T @ x
-    objective, violation = problem.value(p), problem.violation(p)
-    solution = Solution(
-        problem.coordinates.mixture(x),
-        x,
-        objective,
-        gap,
-        violation,
-        status,
-        iterations,
-        time.perf_counter() - started,
+    found: list[Solution] = []
+    for options in ATTEMPTS:
+        x, status, iterations = problem.conic(options)
+        gap = float("nan")
+        if certify:
+            x, gap = problem.refine_small_shares(x)
+        p = problem.E.T @ x
+        objective, violation = problem.value(p), problem.violation(p)
+        mixture, seconds = problem.coordinates.mixture(x), time.perf_counter() - started
+        found.append(Solution(mixture, x, objective, gap, violation, status, iterations, seconds))
+        if found[-1].accepted(certify=certify):
+            return found[-1]
+    best = min(found, key=lambda s: max(s.gap if certify else 0.0, s.max_violation))
+    raise SolverError(
+        f"the solver's answer ({best.status}) is not certified: optimality gap {best.gap:.2e} "
+        f"(accepted {GAP_TOLERANCE * max(1.0, abs(best.objective)):.0e}), worst constraint violation "
+        f"{best.max_violation:.2e} (accepted {VIOLATION_TOLERANCE:.0e}); check the law for extreme exponents "
+        "or loosen near-contradictory constraints"
     )
-    scale = max(1.0, abs(objective))
-    if violation > VIOLATION_TOLERANCE or (certify and not gap <= GAP_TOLERANCE * scale):
-        raise SolverError(
-            f"the solver's answer ({status}) is not certified: optimality gap {gap:.2e} (accepted {GAP_TOLERANCE * scale:.0e}), "
-            f"worst constraint violation {violation:.2e} (accepted {VIOLATION_TOLERANCE:.0e}); "
-            "check the law for extreme exponents or loosen near-contradictory constraints"
-        )
-    return solution
 
 
 @dataclass(frozen=True)
@@ -265,7 +270,7 @@ class _Problem:
             trial = x * np.where(small, np.exp(np.clip((slope[inner] - slope) / self.settings.kl, -30, 30)), 1.0)
             trial /= trial.sum()
             better = self.frank_wolfe_gap(self.E.T @ trial, self.value(self.E.T @ trial))
-            if not better < gap:
+            if not better < gap or self.violation(self.E.T @ trial) > VIOLATION_TOLERANCE:
                 break
             x, gap = trial, better
         if not gap <= GAP_TOLERANCE:
@@ -312,20 +317,18 @@ class _Problem:
             goal=goal if with_objective else None,
         )
 
-    def conic(self) -> tuple[FloatArray, str, int]:
-        solution = self._program(self.rows, tuple(self.constraints.max_loss), with_objective=True).solve()
-        status = str(solution.status)
+    def conic(self, options: Mapping[str, Any]) -> tuple[FloatArray, str, int]:
+        program = self._program(self.rows, tuple(self.constraints.max_loss), with_objective=True)
+        solution = program.solve(options)
+        status, x = str(solution.status), np.maximum(np.array(solution.x[: self.E.shape[0]]), 0.0)
+        if not (np.all(np.isfinite(x)) and x.sum() > 0):
+            x = np.ones(len(x))
         if status in ("PrimalInfeasible", "AlmostPrimalInfeasible"):
             raise InfeasibleError(self._conflicts())
-        if status not in ("Solved", "AlmostSolved"):
+        if status not in _SOLVED:  # the certificate decides, unless nothing is feasible
             conflicts = self._conflicts(check_only=True)
             if conflicts:
                 raise InfeasibleError(conflicts)
-            raise SolverError(
-                f"the conic solver ended with {status} after {solution.iterations} iterations; "
-                "check the law for extreme exponents (|t| above 50) or near-contradictory constraints"
-            )
-        x = np.maximum(np.array(solution.x[: self.E.shape[0]]), 0.0)
         return x / x.sum(), status, int(solution.iterations)
 
     def _conflicts(self, *, check_only: bool = False) -> list[str]:
@@ -336,7 +339,7 @@ class _Problem:
             rows = tuple(r for r in self.rows if r.label in kept)
             limits = tuple(m for m in self.constraints.max_loss if m in kept)
             program = self._program(rows, limits, with_objective=False)
-            return str(program.solve().status) in ("Solved", "AlmostSolved")
+            return str(program.solve().status) in _SOLVED
 
         if check_only and feasible(labels):
             return []

@@ -139,6 +139,11 @@ class LawFit(Protocol):
         """Observed minus left-one-out prediction, (M, E)."""
         ...
 
+    @property
+    def misfit(self) -> FloatArray:
+        """What predictions at new mixtures are off by besides what draws of the law show, (M, E)."""
+        ...
+
     def draws(self, *, num_draws: int = 200, seed: int = 0, noise: FloatArray | None = None) -> LawDraws:
         """Posterior draws; `noise`: change of the losses by drawing other held-out sequences, (B, M, E)."""
         ...

@@ -183,3 +183,17 @@ def test_weighted_objective_follows_its_weights():
     law = law_of([[-1.0, 0.0], [0.0, -1.0]])
     toward = solve(law, settings=SolveSettings(objective="weighted", omega=np.array([10.0, 0.1])))
     assert toward.mixture["d0"] > 0.9
+
+
+@pytest.mark.parametrize("seed", [273, 328, 341, 344, 369, 394])
+def test_many_domains_under_loss_limits_and_a_small_kl_weight_are_solved(seed):
+    rng = np.random.default_rng(seed)
+    num_domains, num_metrics = int(rng.integers(13, 21)), int(rng.integers(2, 14))
+    constants = rng.uniform(1, 3, num_metrics)
+    law = law_of(rng.normal(0, rng.uniform(0.1, 1), (num_metrics, num_domains)), constants)
+    prior = Mixture(law.domains, rng.dirichlet(np.ones(num_domains)))
+    here = law.predict(prior.weights[None])[0]
+    limits = {m: float(loss * 1.001) for m, loss in zip(law.metrics, here, strict=True) if rng.random() < 0.5}
+    answer = solve(law, settings=SolveSettings(kl=0.01, prior=prior), constraints=Constraints(max_loss=limits))
+    assert answer.gap <= 1e-5 * max(1.0, answer.objective)
+    assert answer.max_violation <= 1e-6
