@@ -59,8 +59,6 @@ def test_verify_trains_only_what_is_new_and_resumes(run, monkeypatch):
 
 def test_refining_adds_vertices_until_it_settles_or_says_why_not(run):
     found = verify_run(run)
-    from dataclasses import replace
-
     from opmix.config import parse_config
     from opmix.mixture_search.context import SearchContext
     from opmix.mixture_search.refine import refined
@@ -73,8 +71,8 @@ def test_refining_adds_vertices_until_it_settles_or_says_why_not(run):
         context = SearchContext(parse_config(manifest["config"]), run.parent, store, Silent(), None)
         context.prepare(None, None)
         finished = load_search(context)
-        eager = refined(finished, replace(found, tolerance=-1.0), max_rounds=2)
-        content = refined(finished, replace(found, tolerance=1e6), max_rounds=2)
+        eager = refined(finished, found.points[0], found.measured, -1.0, max_rounds=2)
+        content = refined(finished, found.points[0], found.measured, 1e6, max_rounds=2)
     assert len(eager["rounds"]) == 2
     assert "cap of 2 rounds" in eager["reason"]
     assert [r["added"] for r in eager["rounds"]] == ["proposal", "refined-1"]
