@@ -1,11 +1,11 @@
-"""Is a new domain worth adding? What searches say in the stages of a life: 90/10 probes, pure ones, and a probe that decides.
+"""Is a new domain worth adding? What searches say in the stages of a life: with 90/10 probes and with pure ones.
 
     python benchmarks/evidence/adding.py [--orders forward backward] [--seeds 0]
 
 Mixtures without the new domain lie outside what 90/10 probes span: their law is extrapolated there. With pure probes (`probes.share: 1`)
-the `old` probe is trained on just that mixture, so it is measured; with `decision.arbiter` a probe trained on the optimum is held against
-it and decides. All searches start from the models of OP-Mix's life; the truth is a full training without the new domain. Results go to
-results/adding.json.
+the `old` probe is trained on just that mixture, so it is measured. All searches start from the models of OP-Mix's life; the truth is a
+full training without the new domain. Results go to results/adding.json; the recorded ones hold a third design, `pure, arbiter`, whose
+setting is gone since d824eca.
 """
 
 from __future__ import annotations
@@ -23,12 +23,8 @@ from life import lengths, life_parser, lives
 
 from opmix.cli.console import Display, quiet_libraries
 
-DESIGNS: dict[str, tuple[str, float, bool]] = {
-    "default": ("search", 0.9, False),
-    "pure": ("pure", 1.0, False),
-    "pure, arbiter": ("pure", 1.0, True),
-}
-"""Folder of the search, share of a probe's own data, whether a probe on the optimum decides."""
+DESIGNS = {"default": ("search", 0.9), "pure": ("pure", 1.0)}
+"""Folder of the search, share of a probe's own data."""
 RESULTS = Path(__file__).parent / "results" / "adding.json"
 
 
@@ -39,9 +35,9 @@ def asked(stage: ContinualStage) -> dict[str, Any]:
     shares = np.array(sorted({**trained, 0.0: without}))
     losses = np.array([{**trained, 0.0: without}[p] for p in shares])
     found = {}
-    for name, (folder, share, arbiter) in DESIGNS.items():
+    for name, (folder, share) in DESIGNS.items():
         probes = {"steps": stage.probe_steps, "share": share}
-        result = stage.search(folder, probes=probes, decision={"arbiter": arbiter})
+        result = stage.search(folder, probes=probes)
         decision, optimum = result.verdict.decision, float(result.verdict.optimum.mixture[stage.new])
         found[name] = {
             "action": decision.action, "probability": decision.probability, "predicted_gain": decision.gain,

@@ -1,9 +1,9 @@
-"""What whole searches decide on the demo's stage: as published, and with specialised probes in the fit and a direct probe to decide.
+"""What whole searches decide on the demo's stage: with whole probes and with adaptive ones.
 
     python benchmarks/evidence/decisions.py [--seeds 0 1] [--train] [--variants adaptive]
 
 Each optimum is trained on with --train (kept with the grid's trainings); gains are over uniform, in mean loss on the test split. The
-adaptive variants stop their probes when the predicted regret is small (`probes.adaptive`).
+adaptive variant stops its probes when the predicted regret is small (`probes.adaptive`).
 """
 
 from __future__ import annotations
@@ -17,22 +17,20 @@ from opmix.cli.console import Display, quiet_libraries
 from opmix.config import SearchConfig
 from opmix.runs.files import write_json
 
-VARIANTS = ("default", "specialised, arbiter", "adaptive", "adaptive, specialised, arbiter")
+VARIANTS = ("default", "adaptive")
 
 
 def variant(config: SearchConfig, name: str) -> SearchConfig:
     """A search's configuration; 64 held-out sequences a domain."""
-    changed = name.endswith("specialised, arbiter")
-    proxies = config.proxies.model_copy(update={"eval_sequences": 64, "specialised": changed})
-    probes = config.probes.model_copy(update={"adaptive": name.startswith("adaptive")})
-    decision = config.decision.model_copy(update={"arbiter": changed})
-    return config.model_copy(update={"proxies": proxies, "probes": probes, "decision": decision})
+    proxies = config.proxies.model_copy(update={"eval_sequences": 64})
+    probes = config.probes.model_copy(update={"adaptive": name == "adaptive"})
+    return config.model_copy(update={"proxies": proxies, "probes": probes})
 
 
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--train", action="store_true")
-    arguments.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS[:2]))
+    arguments.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     args = arguments.parse_args()
     quiet_libraries()
     file = RESULTS / "decisions.json"

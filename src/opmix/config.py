@@ -172,8 +172,6 @@ class ProxiesConfig(Strict):
     does not grow with what the model already knows."""
     backend: Literal["auto", "merge", "scale"] = "auto"
     batch_tokens: Count = 8192
-    specialised: bool = False
-    """In rebalancing fit the law to the specialised probes too: they were really trained, interpolations were not."""
 
 
 class GroupConfig(Strict):
@@ -242,8 +240,6 @@ class DecisionConfig(Strict):
     draws: Count = 200
     verify: bool = True
     """Before a move, train one probe on the optimum itself and let it object (where the reference has its own probe)."""
-    arbiter: bool = False
-    """Train that probe also where the law alone is too unsure to move, and let it decide."""
     prove_new: bool = False
     """Whether a new domain must prove that it helps; else it is left out only where the numbers say, as surely, that it harms."""
 

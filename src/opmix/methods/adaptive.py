@@ -1,16 +1,17 @@
-"""A search that stops when it knows enough: probes are looked at while they train, on few points and sequences first.
+"""How far a search trains and evaluates: to the end, or until the predicted regret is small.
 
-After each part of the probes' run the law is fitted and solved, and the search ends where
+An adaptive schedule climbs rungs (as multi-fidelity searches do, Hyperband among them): probes are evaluated while they
+train, on few points and sequences first. At each rung the law is fitted and solved, and the search ends where
 
     u(steps) + change(steps) < tolerance.
 
 `u` is the upper end of the recommendation's predicted regret (`mixing.regret`), `change` what the present law would have the
-recommendation of the part before cost. Every part doubles the run, so the change is what half of the horizon would have got wrong; the
-first look has none and never ends a search. Both are shares of what mixtures change at all.
+recommendation of the run half as long cost. Every longer rung doubles the run, so the change is what half of the horizon would
+have got wrong; the first rung has none and never ends a search. Both are shares of what mixtures change at all.
 
-Where the change is small enough, a closer look may do what more training would: the held-out sequences are doubled if most of the regret
-is due to their number, the points if it is not, as long as that costs less than the next part of the probes' run. A run that is not
-stopped ends in the search that the settings describe, with everything.
+Where the change is small enough, a finer rung may do what more training would: the held-out sequences are doubled if most of
+the regret is due to their number, the points if it is not, as long as that costs less than the next part of the probes' run. A
+run that is not stopped ends in the search that the settings describe, with everything.
 
 None of this is in arXiv 2605.15220, which trains probes of a fixed length.
 """
@@ -18,94 +19,81 @@ None of this is in arXiv 2605.15220, which trains probes of a fixed length.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from opmix.errors import InfeasibleError, LawError, SolverError
-from opmix.mixing.design import StageDesign
+from opmix.mixing.design import StageDesign, default_points
+from opmix.mixing.mixture import FloatArray
 from opmix.mixing.regret import PredictedRegret, change, predicted_regret
-from opmix.protocols.mixing_method import Fidelity, LawProposal, MethodContext, Simulation
-
-if TYPE_CHECKING:
-    from opmix.methods.op_mix import OpMix
+from opmix.protocols.mixing_method import FULL, Fidelity, LawProposal, Simulation
 
 FIRST_SEQUENCES = 8
-"""Held-out sequences a domain of the first look, about."""
+"""Held-out sequences a domain of the first rung, about."""
 FIRST_POINTS = 3
-"""Interpolated points of the first look on a line; elsewhere as many as there are coordinates, and one more."""
+"""Interpolated points of the first rung on a line; elsewhere as many as there are coordinates, and one more."""
 FEWEST_STEPS = 4
-"""Before a look, unless the first is said: fewer tell of the optimiser's start rather than of the data."""
+"""Of the first rung, unless it is said: fewer tell of the optimiser's start rather than of the data."""
 HALVINGS = 4
-"""Looks before the last: the first comes after a sixteenth of the steps."""
+"""Rungs before the last: the first comes after a sixteenth of the steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looks:
-    """When probes are looked at, and how closely."""
-
-    steps: int
-    """At most."""
-    first: int | None = None
-    """Steps before the first look, at least; None: a sixteenth of all, and no fewer than four."""
-    sequences: int
-    """Held-out sequences of a domain, at most."""
-    tolerance: float
-    """Share of what mixtures change."""
-
-    @property
-    def parts(self) -> tuple[int, ...]:
-        """Steps of every look but the last: `steps` halved again and again.
-
-        Examples:
-            >>> Looks(steps=60, sequences=64, tolerance=0.05).parts
-            (4, 8, 15, 30)
-        """
-        halves = [math.ceil(self.steps / 2**k) for k in range(HALVINGS if self.first is None else 64, 0, -1)]
-        least = FEWEST_STEPS if self.first is None else self.first
-        return tuple(sorted({h for h in halves if least <= h < self.steps}))
-
-    @property
-    def doublings(self) -> int:
-        """How often the sequences of the first look can be doubled."""
-        return int(math.log2(self.sequences / FIRST_SEQUENCES)) if self.sequences > FIRST_SEQUENCES else 0
-
-
-@dataclass(frozen=True)
-class Closeness:
-    """How closely probes are looked at: how often the first look's sequences and points have been doubled."""
-
-    sequences: int = 0
-    points: int = 0
-
-    def fidelity(self, looks: Looks, steps: int) -> Fidelity:
-        """What that is worth after so many steps."""
-        return Fidelity(steps=steps, thinning=self.thinning(looks))
-
-    def thinning(self, looks: Looks) -> int:
-        """Every how manieth sequence is used."""
-        return int(2 ** max(0, looks.doublings - self.sequences))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Searched:
-    """What was simulated for a decision, and what the law says of it."""
+class SearchOutcome:
+    """Design, simulation and what the law says of it: a proposal that nothing has confirmed yet."""
 
     design: StageDesign
     simulated: Simulation
     proposal: LawProposal
+    noise: FloatArray  # (B, M, E) nats, what other held-out sequences would change
+
+
+Fit = Callable[[Fidelity, int | None], SearchOutcome]
+"""Simulate, fit and decide at a fidelity, on so many interpolated points; None: as many as the settings say."""
+
+
+class Schedule(Protocol):
+    """Says how far probes are trained and how much is evaluated."""
+
+    def run(self, fit: Fit, design: StageDesign) -> SearchOutcome:
+        """The outcome that a search ends with; `design` is the whole one."""
+
+    def dearest_course(self, design: StageDesign) -> tuple[tuple[Fidelity, int], ...]:
+        """Fidelity and interpolated points of what is evaluated before the last, whole simulation, at most."""
+
+
+@dataclass(frozen=True)
+class WholeRun:
+    """Train every probe to its end and evaluate everything, as the paper does."""
+
+    def run(self, fit: Fit, design: StageDesign) -> SearchOutcome:
+        """See `Schedule`."""
+        return fit(FULL, None)
+
+    def dearest_course(self, design: StageDesign) -> tuple[tuple[Fidelity, int], ...]:
+        """See `Schedule`."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One fidelity: the probes' steps, and how often the first rung's sequences and points have been doubled."""
+
+    steps: int
+    sequences: int = 0
+    points: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """What one look said."""
+class RungOutcome:
+    """What a search would decide at a rung, and what that may cost."""
 
-    found: Searched
-    steps: int
-    close: Closeness
+    rung: Rung
+    outcome: SearchOutcome
     regret: PredictedRegret
     change: float | None
-    """Share of the spread; None: there was no look at a shorter run."""
+    """Share of the spread; None: no shorter run was evaluated."""
 
     @property
     def bound(self) -> float:
@@ -115,90 +103,139 @@ class Look:
     def json(self) -> dict[str, Any]:
         """For the record of the search."""
         return {
-            **_seen(self.found, self.steps), "predicted_regret": self.regret.mean, "interval": list(self.regret.interval),
-            "noise": self.regret.noise, "spread": self.regret.spread, "change": self.change,
-        }  # fmt: skip
+            **_record(self.outcome, self.rung.steps),
+            "predicted_regret": self.regret.mean,
+            "interval": list(self.regret.interval),
+            "noise": self.regret.noise,
+            "spread": self.regret.spread,
+            "change": self.change,
+        }
 
 
-def _seen(found: Searched, steps: int) -> dict[str, Any]:
-    simulated, proposal = found.simulated, found.proposal
-    return {
-        "steps": steps, "points": len(simulated.losses), "sequences": max(len(t) for t in simulated.tokens),
-        "proposal": dict(proposal.mixture), "optimum": dict(proposal.verdict.optimum.mixture),
-        "action": proposal.verdict.decision.action, "flops": simulated.training_flops + simulated.evaluation_flops,
-    }  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveSchedule:
+    """Evaluates probes while they train, and stops when the predicted regret is below the tolerance."""
 
+    steps: int
+    """Optimizer steps of a probe, at most."""
+    first: int | None = None
+    """Steps of the first rung, at least; None: a sixteenth of all, and no fewer than four."""
+    sequences: int
+    """Held-out sequences of a domain, at most."""
+    points: int | None = None
+    """Interpolated points, at most; None: the design's default."""
+    tolerance: float
+    """Share of what mixtures change."""
 
-def search_by_looks(method: OpMix, context: MethodContext, looks: Looks) -> Searched:
-    """Train and look until the predicted regret is below the tolerance, or the probes are through."""
-    trail: list[dict[str, Any]] = []
-    for look in _looks(method, context, looks, trail):
-        trail.append(look.json())
-        if look.bound < looks.tolerance:
-            reason = (
-                f"probes stopped after {look.steps} of {looks.steps} steps: the predicted regret is at most {look.bound:.3f} of what "
-                f"mixtures change, below the tolerance of {looks.tolerance:g}"
-            )
-            return _answer(look.found, looks, trail, look.steps, reason)
-    whole = method.looked_at(context)
-    trail.append(_seen(whole, looks.steps))
-    reason = f"probes trained for all {looks.steps} steps: the predicted regret never fell below the tolerance of {looks.tolerance:g}"
-    return _answer(whole, looks, trail, looks.steps, reason)
+    @property
+    def rung_steps(self) -> tuple[int, ...]:
+        """Steps of every rung but the last, whole one: `steps` halved again and again.
 
+        Examples:
+            >>> AdaptiveSchedule(steps=60, sequences=64, tolerance=0.05).rung_steps
+            (4, 8, 15, 30)
+        """
+        halves = [math.ceil(self.steps / 2**k) for k in range(HALVINGS if self.first is None else 64, 0, -1)]
+        least = FEWEST_STEPS if self.first is None else self.first
+        return tuple(sorted({h for h in halves if least <= h < self.steps}))
 
-def _looks(method: OpMix, context: MethodContext, looks: Looks, trail: list[dict[str, Any]]) -> Iterator[Look]:
-    """Looks in order; which comes next depends on what the last one said."""
-    close, before, trained = Closeness(), None, 0.0
-    for steps, then in zip(looks.parts, (*looks.parts[1:], looks.steps), strict=True):
-        closer: Closeness | None = close
-        while closer is not None:
-            close = closer
-            try:
-                look = _look(method, context, looks, steps, close, before)
-            except (InfeasibleError, LawError, SolverError) as error:  # few points, limits inside the noise: go on
-                trail.append({"steps": steps, "error": str(error)})
-                break
-            yield look
-            trained += look.found.simulated.training_flops
-            closer = _closer(method, context, looks, look, trained * (then - steps) / steps)
+    @property
+    def doublings(self) -> int:
+        """How often the sequences of the first rung can be doubled."""
+        return int(math.log2(self.sequences / FIRST_SEQUENCES)) if self.sequences > FIRST_SEQUENCES else 0
+
+    def fidelity(self, rung: Rung) -> Fidelity:
+        """What a rung asks of a simulation."""
+        return Fidelity(steps=rung.steps, thinning=int(2 ** max(0, self.doublings - rung.sequences)))
+
+    def points_at(self, rung: Rung, design: StageDesign) -> int:
+        """Interpolated points of a rung; each doubling of the first ones, up to all of the design's."""
+        coordinates = design.coordinates
+        line = coordinates.names != coordinates.domains and len(coordinates.names) == 2
+        first = FIRST_POINTS if line else len(coordinates.names) + 1
+        return min(self.points or default_points(len(design.probes.probes), coordinates), first * 2**rung.points)
+
+    def dearest_course(self, design: StageDesign) -> tuple[tuple[Fidelity, int], ...]:
+        """See `Schedule`: after the second run everything is doubled, the sequences first, and later rungs are as fine."""
+        steps = self.rung_steps
+        levels = [Rung(0, doubled) for doubled in range(self.doublings + 1)]
+        finer = replace(levels[-1], points=1)
+        while self.points_at(finer, design) > self.points_at(levels[-1], design):
+            levels.append(finer)
+            finer = replace(finer, points=finer.points + 1)
+        climbed = [(at, levels if number == 1 else levels[-1:]) for number, at in enumerate(steps)]
+        rungs = [replace(level, steps=at) for at, fineness in climbed for level in fineness]
+        rungs[:1] = [replace(levels[0], steps=at) for at in steps[:1]]
+        return tuple((self.fidelity(rung), self.points_at(rung, design)) for rung in rungs)
+
+    def run(self, fit: Fit, design: StageDesign) -> SearchOutcome:
+        """See `Schedule`."""
+        trail: list[dict[str, Any]] = []
+        rung, before, trained = Rung(0), None, 0.0
+        for steps, then in zip(self.rung_steps, (*self.rung_steps[1:], self.steps), strict=True):
+            finer: Rung | None = replace(rung, steps=steps)
+            while finer is not None:
+                rung = finer
+                try:
+                    found = self._climbed(fit, design, rung, before)
+                except (InfeasibleError, LawError, SolverError) as error:  # few points, limits inside the noise: go on
+                    trail.append({"steps": steps, "error": str(error)})
+                    break
+                trail.append(found.json())
+                if found.bound < self.tolerance:
+                    reason = (
+                        f"probes stopped after {steps} of {self.steps} steps: the predicted regret is at most "
+                        f"{found.bound:.3f} of what mixtures change, below the tolerance of {self.tolerance:g}"
+                    )
+                    return self._recorded(found.outcome, trail, steps, reason)
+                trained += found.outcome.simulated.training_flops
+                finer = self._finer(design, found, trained * (then - steps) / steps)
+            else:
+                before = found
+        whole = fit(FULL, None)
+        trail.append(_record(whole, self.steps))
+        reason = (
+            f"probes trained for all {self.steps} steps: the predicted regret never fell below the tolerance of "
+            f"{self.tolerance:g}"
+        )
+        return self._recorded(whole, trail, self.steps, reason)
+
+    def _climbed(self, fit: Fit, design: StageDesign, rung: Rung, before: RungOutcome | None) -> RungOutcome:
+        outcome = fit(self.fidelity(rung), self.points_at(rung, design))
+        verdict, law = outcome.proposal.verdict, outcome.proposal.fit
+        regret = predicted_regret(verdict, law, outcome.noise)
+        moved = None
+        if before is not None:
+            moved = change(verdict, law, before.outcome.proposal.mixture) / regret.spread
+        return RungOutcome(outcome=outcome, rung=rung, regret=regret, change=moved)
+
+    def _finer(self, design: StageDesign, found: RungOutcome, next_part: float) -> Rung | None:
+        """A finer rung of the same probes, where it may do and costs less FLOPs than their next part; else None."""
+        if found.change is None or found.change >= self.tolerance:
+            return None
+        rung, cost = found.rung, found.outcome.simulated.evaluation_flops
+        if 2 * found.regret.noise >= found.regret.mean:
+            finer, growth = replace(rung, sequences=rung.sequences + 1), 2.0
+            possible = finer.sequences <= self.doublings
         else:
-            before = look
+            finer = replace(rung, points=rung.points + 1)
+            now, more = self.points_at(rung, design), self.points_at(finer, design)
+            possible, growth = more > now, 1 + (more - now) / (len(found.outcome.design.points) + 1)
+        return finer if possible and growth * cost < next_part else None
+
+    def _recorded(self, outcome: SearchOutcome, trail: list[dict[str, Any]], steps: int, reason: str) -> SearchOutcome:
+        evidence = {"steps": steps, "of": self.steps, "tolerance": self.tolerance, "reason": reason, "segments": trail}
+        return replace(outcome, proposal=replace(outcome.proposal, evidence={"adaptive": evidence}))
 
 
-def _closer(method: OpMix, context: MethodContext, looks: Looks, look: Look, next_part: float) -> Closeness | None:
-    """A closer look at the same probes, where it may do and costs less FLOPs than their next part; else None."""
-    if look.change is None or look.change >= looks.tolerance:
-        return None
-    close, cost = look.close, look.found.simulated.evaluation_flops
-    if 2 * look.regret.noise >= look.regret.mean:
-        raised, growth = replace(close, sequences=close.sequences + 1), 2.0
-        possible = raised.sequences <= looks.doublings
-    else:
-        raised = replace(close, points=close.points + 1)
-        now, more = (method.few_points(context.stage, c.points) for c in (close, raised))
-        possible, growth = more > now, 1 + (more - now) / (len(look.found.design.points) + 1)
-    return raised if possible and growth * cost < next_part else None
-
-
-def _look(
-    method: OpMix, context: MethodContext, looks: Looks, steps: int, close: Closeness, before: Look | None
-) -> Look:
-    points = method.few_points(context.stage, close.points)
-    found = method.looked_at(context, close.fidelity(looks, steps), points=points)
-    verdict, fit = found.proposal.verdict, found.proposal.fit
-    regret = predicted_regret(verdict, fit, method.evaluation_noise(context, found.design, found.simulated))
-    moved = None
-    if before is not None:
-        moved = change(verdict, fit, before.found.proposal.mixture) / regret.spread
-    return Look(found=found, steps=steps, close=close, regret=regret, change=moved)
-
-
-def _answer(found: Searched, looks: Looks, trail: list[dict[str, Any]], steps: int, reason: str) -> Searched:
-    evidence = {
+def _record(outcome: SearchOutcome, steps: int) -> dict[str, Any]:
+    simulated, proposal = outcome.simulated, outcome.proposal
+    return {
         "steps": steps,
-        "of": looks.steps,
-        "tolerance": looks.tolerance,
-        "reason": reason,
-        "segments": trail,
+        "points": len(simulated.losses),
+        "sequences": max(len(t) for t in simulated.tokens),
+        "proposal": dict(proposal.mixture),
+        "optimum": dict(proposal.verdict.optimum.mixture),
+        "action": proposal.verdict.decision.action,
+        "flops": simulated.training_flops + simulated.evaluation_flops,
     }
-    return replace(found, proposal=replace(found.proposal, evidence={"adaptive": evidence}))

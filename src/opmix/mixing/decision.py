@@ -171,10 +171,10 @@ def decide(
 
 
 def confirm(verdict: Verdict, direct_gain: float, direct_error: float) -> Verdict:
-    """Let a direct measurement have the last word: stop a move that only the simulation supports, or make one it was too unsure of.
+    """Stop a move that a direct measurement does not confirm.
 
     Args:
-        verdict: What the law says by itself.
+        verdict: A move.
         direct_gain: Objective of a probe trained on the reference minus that of one trained on the optimum, nats.
         direct_error: Its standard error, paired over held-out sequences; NaN: unknown, which confirms no move.
     """
@@ -184,32 +184,13 @@ def confirm(verdict: Verdict, direct_gain: float, direct_error: float) -> Verdic
     if not np.isfinite(sure):
         known = "nats, of unknown error: a domain has fewer than two held-out sequences"
     measured = f"one probe trained on each measured {direct_gain:+.4f} {known}"
+    direct = replace(decision, direct_gain=direct_gain, direct_error=direct_error)
     if sure >= rule.confidence:
-        unsure = decision.action == "keep"
-        numbers = decision.reason.removeprefix(f"keep the {decision.reference} mixture: ")
-        stands = replace(
-            decision,
-            action="move",
-            reason=f"move: {numbers}; but {measured}" if unsure else f"{decision.reason}; {measured}",
-            direct_gain=direct_gain,
-            direct_error=direct_error,
-        )
-        return replace(verdict, mixture=verdict.optimum.mixture, decision=stands)
-    if decision.action == "keep":
-        stays = replace(
-            decision, reason=f"{decision.reason}; {measured}", direct_gain=direct_gain, direct_error=direct_error
-        )
-        return replace(verdict, decision=stays)
+        return replace(verdict, decision=replace(direct, reason=f"{decision.reason}; {measured}"))
     kept = next(a.mixture for a in verdict.alternatives if a.name == decision.reference)
     numbers = decision.reason.removeprefix("move: ")
-    stopped = replace(
-        decision,
-        action="keep",
-        reason=f"keep the {decision.reference} mixture: {numbers}, but {measured}",
-        direct_gain=direct_gain,
-        direct_error=direct_error,
-    )
-    return replace(verdict, mixture=kept, decision=stopped)
+    reason = f"keep the {decision.reference} mixture: {numbers}, but {measured}"
+    return replace(verdict, mixture=kept, decision=replace(direct, action="keep", reason=reason))
 
 
 def objective_residuals(residuals: FloatArray, settings: SolveSettings) -> FloatArray:

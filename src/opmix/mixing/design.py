@@ -75,7 +75,6 @@ def design_stage(
     joint: bool = True,
     num_points: int | None = None,
     seed: int = 0,
-    specialised: bool = False,
     new: Sequence[str] | None = None,
 ) -> StageDesign:
     r"""Probes and points of one stage (method.md section 3, steps 1 and 2).
@@ -92,8 +91,6 @@ def design_stage(
         num_points: Interpolated points besides the probes themselves; None: 9 on a line, else 2 P + 6.
         seed: Of the Dirichlet points.
         new: Domains with a coordinate of their own; None: those not in the old mixture.
-
-        specialised: Fit the law to the specialised probes too.
 
     Raises:
         ConfigError: Fewer than two domains, or a share outside (0.5, 1].
@@ -131,7 +128,7 @@ def design_stage(
         *(f"proxy {i + 1}" for i in range(len(inner))),
     ]
     kinds = ["probe"] * len(probes) + ["proxy"] * (len(points) - len(probes))
-    fitted = tuple(line or specialised or kind == "proxy" or index == centre for index, kind in enumerate(kinds))
+    fitted = tuple(line or kind == "proxy" or index == centre for index, kind in enumerate(kinds))
     needed = len(coordinates.names) + 2
     if sum(fitted) < needed:
         raise ConfigError(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opmix.errors import StoreError
-from opmix.mixing.mixture import FloatArray
+from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.runs.files import write_text
 
 
@@ -42,6 +42,14 @@ class ProxyTable:
     def fitted_rows(self) -> npt.NDArray[np.intp]:
         """Indices of the points the law was fitted to."""
         return np.arange(len(self.points)) if self.fitted is None else np.flatnonzero(self.fitted)
+
+    def measured(self, mixture: Mixture) -> dict[str, float] | None:
+        """Losses of a probe that was really trained on the mixture, by metric; None: there is none."""
+        found = None
+        for row, kind in enumerate(self.kinds):
+            if kind == "probe" and np.allclose(self.mixtures[row], mixture.weights, atol=1e-9):
+                found = dict(zip(self.metrics, map(float, self.losses[row]), strict=True))
+        return found
 
     def write(self, path: Path) -> None:
         """Write as CSV: `proxy,kind,w_*,ratio_*,loss_*,se_*,interference`."""

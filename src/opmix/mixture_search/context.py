@@ -12,13 +12,14 @@ from opmix.compute.ledger import Ledger
 from opmix.config import SearchConfig
 from opmix.domain import SPLITS
 from opmix.errors import ConfigError
+from opmix.methods.op_mix import OpMix
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.design import coordinates_of, new_domains
 from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.solver import SolveSettings
-from opmix.mixture_search.estimate import DomainSize, estimate_search, eval_sequences, method_of
+from opmix.mixture_search.estimate import DomainSize, estimate_search, eval_sequences
 from opmix.progress import Progress
 from opmix.protocols.mixing_method import FULL, DecisionProblem, Fidelity, LawProposal, Simulation
 from opmix.runs.files import default_cache_dir
@@ -50,7 +51,7 @@ class SearchContext:
         self.ledger = Ledger()
         self.names = tuple(config.domains)
         self.old = None if config.old_mixture is None else Mixture.of(config.old_mixture)
-        self.method = method_of(config)
+        self.method = OpMix.of(config)
 
     def prepare(self, model: Any, tokenizer: Any, data: StageData | None = None) -> None:
         """Load, tokenise and check: everything that can fail cheaply, before anything is trained.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,6 @@ from opmix.compute.budget import sequences_per_step, world_size
 from opmix.compute.cost import Cost
 from opmix.compute.flops import ModelShape
 from opmix.config import SearchConfig
-from opmix.methods.adaptive import Closeness, Looks
 from opmix.methods.op_mix import OpMix
 from opmix.mixing.design import coordinates_of
 from opmix.mixing.mixture import Mixture
@@ -91,26 +90,6 @@ class SearchEstimate:
         return flops / objective.flops(shape, row_tokens=self.stage_tokens, length=sequence_length)
 
 
-def method_of(config: SearchConfig) -> OpMix:
-    """The method with the configuration's settings."""
-    return OpMix(
-        share=config.probes.share, joint=config.probes.joint, num_points=config.proxies.count, huber_delta=config.huber_delta,
-        verify=config.decision.verify, specialised=config.proxies.specialised,
-        arbiter=config.decision.arbiter, looks=looks_of(config),
-    )  # fmt: skip
-
-
-def looks_of(config: SearchConfig) -> Looks | None:
-    """When probes are looked at while they train; None: at their end only."""
-    probes = config.probes
-    if not config.adaptive:
-        return None
-    looks = Looks(
-        steps=probes.steps, first=probes.first_look, sequences=config.proxies.eval_sequences, tolerance=probes.tolerance
-    )
-    return looks if looks.parts else None  # too short to be looked at before their end
-
-
 def eval_sequences(config: SearchConfig, old: Mixture | None) -> list[int]:
     """Held-out sequences of each domain: old ones that count as one coordinate share twice a domain's number.
 
@@ -141,7 +120,8 @@ def estimate_search(
         domains=names, old=old, budget_tokens=config.budget.tokens, available_tokens={n: s.available for n, s in known.items()},
         seed=config.seed, new=config.new_domains,
     )  # fmt: skip
-    design = method_of(config).design(decision)
+    method = OpMix.of(config)
+    design = method.design(decision)
     # A step is worth what so many rows of an average domain are; each domain's share of it is read at the domain's own rate.
     step = sequences_per_step(config.trainer, world_size()) * fmean(s.supervised for s in known.values())
     read = [known[n].row / known[n].supervised for n in design.probes.domains]
@@ -156,7 +136,7 @@ def estimate_search(
     )  # fmt: skip
     return SearchEstimate(
         num_probes=len(probes), num_points=len(design.points), probe_tokens=round(sum(probes)),
-        evaluated=_evaluated([(len(design.points) + 1, 1), *_early_sweeps(config, decision)], held),
+        evaluated=_evaluated([(len(design.points) + 1, 1), *_early_sweeps(method, decision)], held),
         stage_tokens=stage_tokens, confirming=confirming if config.decision.verify else None,
     )  # fmt: skip
 
@@ -176,27 +156,7 @@ def _evaluated(sweeps: Sequence[tuple[int, int]], held_out: Sequence[tuple[int, 
     return total
 
 
-def _early_sweeps(config: SearchConfig, decision: DecisionProblem) -> list[tuple[int, int]]:
-    """Sweeps of an adaptive search before its last look, at most: models and thinning of each."""
-    method, looks = method_of(config), looks_of(config)
-    if looks is None:
-        return []
-    # At its dearest the second look doubles everything, the sequences first, and later ones are as close.
-    path = [Closeness(doubled) for doubled in range(looks.doublings + 1)]
-    while _closer_points(method, decision, more := replace(path[-1], points=path[-1].points + 1)):
-        path.append(more)
-    few = len(looks.parts) < 2
-    dearest = path[: len(looks.parts)] if few else [path[0], *path, *path[-1:] * (len(looks.parts) - 2)]
-    return [
-        (
-            len(method.design(decision, method.few_points(decision, close.points)).points) + 1,
-            close.thinning(looks),
-        )
-        for close in dearest
-    ]
-
-
-def _closer_points(method: OpMix, decision: DecisionProblem, close: Closeness) -> bool:
-    """Whether the last doubling of the points added any."""
-    counts = [method.few_points(decision, level) for level in (close.points - 1, close.points)]
-    return counts[1] > counts[0]
+def _early_sweeps(method: OpMix, problem: DecisionProblem) -> list[tuple[int, int]]:
+    """Sweeps of an adaptive search before its last, whole one, at most: models and thinning of each."""
+    course = method.schedule.dearest_course(method.design(problem))
+    return [(len(method.design(problem, points).points) + 1, fidelity.thinning) for fidelity, points in course]

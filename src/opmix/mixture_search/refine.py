@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from opmix.methods.op_mix import left_out_error
 from opmix.mixing.design import StageDesign
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture
 from opmix.mixing.paired import gain_probability, loss_difference_error, objective_error, objective_values
@@ -70,7 +71,7 @@ def refined(
                 "mixture": dict(last),
                 "optimum": dict(state.optimum),
                 "promised": promised,
-                "law_error": float(np.sqrt(np.mean(state.proposal.fit.residuals.mean(axis=1) ** 2))),
+                "law_error": left_out_error(state.proposal.fit),
                 "decision": state.proposal.verdict.decision.reason,
             }
         )
@@ -112,7 +113,8 @@ def _with_vertex(found: LoadedSearch, state: _State, name: str, mixture: Mixture
         nll=tuple(np.concatenate(both) for both in zip(state.simulated.nll, made.nll, strict=True)),
         gram=made.gram,
     )
-    return _State(design, simulated, found.context.method.solved(found.context, design, simulated))
+    outcome = found.context.method.outcome(found.context, design, simulated)
+    return _State(design, simulated, outcome.proposal)
 
 
 def _answer(

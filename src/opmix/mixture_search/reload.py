@@ -17,6 +17,7 @@ from opmix.mixture_search.context import SearchContext
 from opmix.protocols.mixing_method import LawProposal, Simulation
 from opmix.results.manifest import Manifest
 from opmix.results.mixture import MixtureFile
+from opmix.strict import without_removed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,9 @@ def configuration_of(folder: Path, model: Any) -> tuple[SearchConfig, Path]:
         raise ConfigError(
             "model: the search was given a model object; call opmix.mixture_search.verify.verify_run with the same model and tokenizer"
         )
-    return parse_config(content, where=str(folder / "manifest.json")), Path(manifest.base or Path.cwd())
+    return parse_config(without_removed(content), where=str(folder / "manifest.json")), Path(
+        manifest.base or Path.cwd()
+    )
 
 
 def load_search(context: SearchContext) -> LoadedSearch:

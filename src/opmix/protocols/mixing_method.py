@@ -36,6 +36,11 @@ class DecisionProblem:
         """The old mixture over all domains of the stage; what "keep" means."""
         return (self.old or Mixture.uniform(self.domains)).on(self.domains)
 
+    def candidates(self, prior: Mixture | None) -> dict[str, Mixture]:
+        """Mixtures that are always scored beside the proposal."""
+        named = {"current": self.current, "uniform": Mixture.uniform(self.domains), "size": self.by_size}
+        return named if prior is None else {**named, "prior": prior.on(self.domains)}
+
     @property
     def by_size(self) -> Mixture:
         """Shares proportional to available tokens."""

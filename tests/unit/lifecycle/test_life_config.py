@@ -73,6 +73,8 @@ FROM_MODEL = ("architecture=null", "model=some/folder")
         (["stages.0.probes.stepz=1"], "stages.0.probes.stepz: unknown key; did you mean 'steps'?"),
         (["probes.stepz=1"], "probes.stepz: unknown key; did you mean 'steps'?"),
         (["proxies.gradients=true"], "proxies.gradients: removed in 0.1.0"),
+        (["proxies.specialised=true"], "proxies.specialised: removed in 0.1.0"),
+        (["decision.arbiter=true"], "decision.arbiter: removed in 0.1.0"),
         (["stages.0.proxies.gradients=true"], "stages.0.proxies.gradients: removed in 0.1.0"),
         (["evaluation.evry=1"], "evaluation.evry: unknown key; did you mean 'every'?"),
         (["schedule.kind=wds"], "schedule.kind: "),

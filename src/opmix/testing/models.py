@@ -1,25 +1,18 @@
-"""Small real models, tokenizers, adapters and texts, made on the spot: for tests and first tries.
-
-Nothing is downloaded and nothing is a mock: two-layer models of real architectures, a BPE tokenizer trained
-here, domains of text whose statistics differ. The same arguments give the same result.
-"""
+"""Two-layer models of real architectures, a BPE tokenizer and adapters, made on the spot."""
 
 from __future__ import annotations
 
-import json
 import warnings
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from opmix.models import lora_targets
+from opmix.testing.texts import toy_documents
 
 _GROUPED: dict[str, Any] = {
     "hidden_size": 32,
@@ -47,9 +40,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2_moe": {**_GROUPED, **_EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
 }
 """Settings of the tiny models, by transformers' model type."""
-
-_SYLLABLES = 40
-"""Syllables a toy domain is built from; up to 3 make a word."""
 
 
 def tiny_model(arch: str = "llama", *, vocab_size: int = 128, seed: int = 0, **overrides: Any) -> PreTrainedModel:
@@ -134,43 +124,6 @@ def tiny_adapter(model: PreTrainedModel | PeftModel, name: str, seed: int = 0, *
     return model.eval()
 
 
-def toy_documents(name: str, num_documents: int, *, seed: int = 0) -> Iterator[str]:
-    """Documents of one toy domain: its own syllables, words and habit of which word follows which.
-
-    Every domain is its own first-order chain over 200 words made of 40 syllables of its own, so models
-    trained on one predict another badly, and what is learned of one helps a little (spaces, sentence length).
-    """
-    rng = np.random.default_rng([zlib.crc32(name.encode()), seed])
-    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
-    syllables = ["".join(rng.choice(letters, size=rng.integers(2, 4))) for _ in range(_SYLLABLES)]
-    words = ["".join(rng.choice(syllables, size=rng.integers(1, 4))) for _ in range(200)]
-    followers = rng.integers(0, len(words), size=(len(words), 8))
-    for _ in range(num_documents):
-        sentences = []
-        for _ in range(rng.integers(2, 8)):
-            word, sentence = int(rng.integers(len(words))), []
-            for _ in range(rng.integers(4, 14)):
-                sentence.append(words[word])
-                word = int(followers[word, rng.geometric(0.5) % 8])
-            sentences.append(" ".join(sentence) + ".")
-        yield " ".join(sentences)
-
-
-def write_toy_domains(
-    folder: str | Path, names: Sequence[str] = ("alpha", "beta"), num_documents: int = 200, seed: int = 0
-) -> dict[str, Path]:
-    """Write one `<name>.jsonl` per toy domain, `{"text": ...}` a line, and say where."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name in names:
-        files[name] = folder / f"{name}.jsonl"
-        with files[name].open("w", encoding="utf-8") as stream:
-            for text in toy_documents(name, num_documents, seed=seed):
-                stream.write(json.dumps({"text": text}) + "\n")
-    return files
-
-
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -184,25 +137,3 @@ def tiny_chat_tokenizer(*, vocab_size: int = 512, template: str | None = CHATML)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = template
     return tokenizer
-
-
-def toy_conversations(name: str, num: int, *, sentences: int = 1, seed: int = 0) -> Iterator[list[dict[str, str]]]:
-    """Conversations of a toy domain: the user says a sentence, the assistant goes on with `sentences` more."""
-    for text in toy_documents(name, num, seed=seed):
-        parts = [part + "." for part in text.removesuffix(".").split(". ")]
-        question, answer = parts[0], " ".join((parts[1:] * sentences)[:sentences])
-        yield [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-def write_toy_chats(
-    folder: str | Path, sentences: Mapping[str, int], num_conversations: int = 200, seed: int = 0
-) -> dict[str, Path]:
-    """Write one `<name>.jsonl` per toy chat domain, `{"messages": ...}` a line; answers have the sentences given."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name, count in sentences.items():
-        files[name] = folder / f"{name}.jsonl"
-        rows = toy_conversations(name, num_conversations, sentences=count, seed=seed)
-        files[name].write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows), encoding="utf-8")
-    return files

@@ -1,0 +1,133 @@
+"""A mixing method's context on a known loss surface: nothing is trained, a search takes milliseconds. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from opmix.mixing.constraints import Constraints
+from opmix.mixing.decision import DecisionSettings
+from opmix.mixing.mixture import FloatArray, InterpolationWeights, ProbeDesign
+from opmix.mixing.paired import loss_errors
+from opmix.mixing.solver import SolveSettings
+from opmix.protocols.mixing_method import FULL, DecisionProblem, Fidelity, Simulation
+
+Surface = Callable[[FloatArray], FloatArray]
+"""Mixtures (M, D) to nats per token on each of E evaluation sets, (M, E)."""
+
+
+def log_linear_surface(t: Sequence[Sequence[float]], c: float = 2.0) -> Surface:
+    """`c + exp(t_e . p)`: the shape that the mixing law fits, `t` of shape (E, D).
+
+    Examples:
+        >>> log_linear_surface([[0.0, 0.0]])(np.array([[0.5, 0.5]]))
+        array([[3.]])
+    """
+    slopes = np.asarray(t, dtype=np.float64)
+    return lambda mixtures: np.asarray(c + np.exp(mixtures @ slopes.T))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeCall:
+    """One request for a simulation."""
+
+    label: str
+    design: ProbeDesign
+    points: tuple[InterpolationWeights, ...]
+    fidelity: Fidelity
+
+
+@dataclass(kw_only=True)
+class FakeContext:
+    """A `MethodContext` whose losses are known; `calls` keeps what was asked for, in order.
+
+    Delta weights are the probes' mixtures, so interference is how far apart the averaged probes' mixtures lie.
+    """
+
+    stage: DecisionProblem
+    surface: Surface
+    """Of models really trained on a mixture, at the end of the probes' run."""
+    flattery: Surface | None = None
+    """Added to the losses of interpolated points; None: interpolation is exact."""
+    noise: float = 0.0
+    """Standard deviation, in nats, of how much more one held-out sequence likes a domain than the next does."""
+    sequences: int = 64
+    """Held-out sequences of each evaluation set."""
+    tokens: Sequence[float] = (100.0,)
+    """Scored tokens of the sequences, repeated until there are enough."""
+    steps: int = 64
+    """Optimizer steps of a whole probe; shorter runs are so much nearer to the current model."""
+    step_flops: float = 1.0
+    sequence_flops: float = 1e-3
+    """Of evaluating one model on one sequence."""
+    settings: SolveSettings = field(default_factory=lambda: SolveSettings(kl=0.0))
+    limits: Constraints = field(default_factory=Constraints)
+    rule: DecisionSettings = field(default_factory=lambda: DecisionSettings(num_draws=40))
+    seed: int = 0
+    """Of the held-out sequences."""
+    calls: list[FakeCall] = field(default_factory=list)
+    _trained: dict[tuple[float, ...], int] = field(default_factory=dict)
+
+    def simulate(
+        self,
+        design: ProbeDesign,
+        points: Sequence[InterpolationWeights],
+        *,
+        label: str,
+        fidelity: Fidelity = FULL,
+    ) -> Simulation:
+        """See `MethodContext`."""
+        self.calls.append(FakeCall(label=label, design=design, points=tuple(points), fidelity=fidelity))
+        mixtures = np.array([design.mixture_of(p).weights for p in points])
+        averaged = np.array([np.count_nonzero(p.weights) > 1 for p in points])
+        baseline = self.surface(self.stage.current.weights[None])[0]
+        steps = self.steps if fidelity.steps is None else fidelity.steps
+        losses = baseline + steps / self.steps * (self.surface(mixtures) - baseline)
+        if self.flattery is not None:
+            losses = losses + averaged[:, None] * self.flattery(mixtures)
+        tokens = np.resize(np.asarray(self.tokens, dtype=np.float64), self.sequences)
+        own = self._sequences(losses.shape[1])[:, :: fidelity.thinning]
+        tokens = tokens[:: fidelity.thinning]
+        nll = tuple(tokens * (losses[:, [e]] + mixtures @ own[e].T) for e in range(losses.shape[1]))
+        counts = (tokens,) * len(nll)
+        return Simulation(
+            metrics=self.stage.domains,
+            losses=np.stack([n.sum(axis=1) / tokens.sum() for n in nll], axis=1),
+            standard_errors=loss_errors(nll, counts),
+            nll=nll,
+            tokens=counts,
+            baseline=baseline,
+            gram=design.R @ design.R.T,
+            fidelity=fidelity,
+            training_flops=self.step_flops * self._new_steps(design, steps),
+            evaluation_flops=self.sequence_flops * (len(points) + 1) * len(tokens) * len(nll),
+        )
+
+    def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
+        """See `MethodContext`."""
+        return self.settings
+
+    def constraints(self, baseline: Mapping[str, float]) -> Constraints:
+        """See `MethodContext`."""
+        return self.limits
+
+    def decision(self) -> DecisionSettings:
+        """See `MethodContext`."""
+        return self.rule
+
+    def _sequences(self, num_metrics: int) -> FloatArray:
+        """What each sequence adds to a loss by domain share, (E, S, D)."""
+        shape = (num_metrics, self.sequences, len(self.stage.domains))
+        return self.noise * np.random.default_rng(self.seed).standard_normal(shape)
+
+    def _new_steps(self, design: ProbeDesign, steps: int) -> int:
+        """Steps of all probes that were not trained for an earlier simulation."""
+        new = 0
+        for row in design.R:
+            key = tuple(np.round(row, 9))
+            done = self._trained.get(key, 0)
+            new += max(0, steps - done)
+            self._trained[key] = max(steps, done)
+        return new
