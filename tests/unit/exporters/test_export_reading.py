@@ -122,7 +122,7 @@ def test_hub_names_folders_and_globs(make_run, tmp_path):
 
 def test_trl_needs_one_column(make_run):
     domains = {n: {"train": {"paths": [f"{n}.jsonl"], "field": n}} for n in MIXTURE}
-    with pytest.raises(ConfigError, match="one column"):
+    with pytest.raises(ConfigError, match="one kind of rows"):
         export(make_run(domains=domains), "trl")
 
 
