@@ -150,5 +150,5 @@ def test_every_kind_of_source_is_opened_as_opmix_reads_it(make_run, corpus, tmp_
     exec(compile(result.text, "mixture.py", "exec"), module)
     parts = {name: datasets.load_dataset(**arguments) for name, arguments in module["SOURCES"].items()}
     for name, part in parts.items():
-        assert sorted(t.replace("\n", " ") for t in part[module["FIELDS"][name]]) == sorted(rows[name]["text"]), name
+        assert sorted(t.replace("\n", " ") for t in part[module["FIELDS"][name][0]]) == sorted(rows[name]["text"]), name
     assert set(module["build"]().column_names) == {"text"}
