@@ -9,6 +9,7 @@ equal tokens, and judged on the test split; the search never saw it.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 from common import parser, record
@@ -43,7 +44,7 @@ def main() -> None:
     files = write_domains(out / "data")
     tokenizer = train_tokenizer(files)
     config = search_config(files, out, args.seed)
-    data = {n: prepare_domain(d.domain(n, out), tokenizer, cache_dir=out / "cache") for n, d in config.domains.items()}
+    data = {n: prepare_domain(d.located(out), tokenizer, cache_dir=out / "cache") for n, d in config.domains.items()}
     train = {n: PackedSequences(d.train, LENGTH) for n, d in data.items()}
     uniform = Mixture.uniform(tuple(files))
     base = new_model(tokenizer, args.seed)
@@ -67,7 +68,7 @@ def main() -> None:
         at_uniform = trained(uniform, "uniform")
         rows = []
         for steps in args.probe_steps:
-            wanted = config.model_copy(update={"probes": config.probes.model_copy(update={"steps": steps})})
+            wanted = replace(config, probes=replace(config.probes, steps=steps))
             result = run_search(wanted, model=base, tokenizer=tokenizer, out=out / f"search-{steps}", progress=display)
             optimum = result.verdict.optimum.mixture
             gain = at_uniform - trained(optimum, f"optimum of {steps}-step probes")

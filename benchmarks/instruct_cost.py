@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from opmix.config import DEMONSTRATION
 from opmix.data import ChatRows, prepare_domain
 from opmix.domain import ChatOptions, Domain, Source
 from opmix.models import load_model, load_tokenizer, model_shape
+from opmix.training.settings import DEMONSTRATION
 
 
 def main() -> None:

@@ -10,14 +10,15 @@ ROOT = Path(opmix.__file__).parent
 
 # Floors, lowest first; a module may import from its own floor and those below.
 FLOORS = [
-    {"errors", "domain", "progress"},
+    {"errors", "settings", "domain", "progress"},
     {"runs", "compute", "mixing", "protocols", "strict"},
-    {"results", "config"},
+    {"results"},
     {"report", "exporters", "trackers", "display"},
     {"data", "models", "model_files", "scratch"},
     {"training", "testing"},
     {"learners"},
     {"probes"},
+    {"config"},
     {"methods", "scores"},
     {"mixture_search"},
     {"lifecycle"},
@@ -69,6 +70,7 @@ def test_imports_point_down():
 
 PEERS = {
     "errors",
+    "settings",
     "domain",
     "progress",
     "runs",

@@ -9,6 +9,7 @@ adaptive variant stops its probes when the predicted regret is small (`probes.ad
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from stage import RESULTS, RebalancingStage, mean, parser
 
@@ -22,9 +23,9 @@ VARIANTS = ("default", "adaptive")
 
 def variant(config: SearchConfig, name: str) -> SearchConfig:
     """A search's configuration; 64 held-out sequences a domain."""
-    proxies = config.proxies.model_copy(update={"eval_sequences": 64})
-    probes = config.probes.model_copy(update={"adaptive": name == "adaptive"})
-    return config.model_copy(update={"proxies": proxies, "probes": probes})
+    proxies = replace(config.proxies, eval_sequences=64)
+    probes = replace(config.probes, adaptive=name == "adaptive")
+    return replace(config, proxies=proxies, probes=probes)
 
 
 def main() -> None:

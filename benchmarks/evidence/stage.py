@@ -59,7 +59,7 @@ class RebalancingStage:
         self.config: SearchConfig = search_config(files, self.out, self.seed)
         cache = self.out.parent / "cache"
         data = {
-            n: prepare_domain(d.domain(n, self.out), self.tokenizer, cache_dir=cache)
+            n: prepare_domain(d.located(self.out), self.tokenizer, cache_dir=cache)
             for n, d in self.config.domains.items()
         }
         self.train = {n: PackedSequences(d.train, LENGTH) for n, d in data.items()}

@@ -31,7 +31,7 @@ def search(
     tokenizer: PreTrainedTokenizerBase | None = None,
     domains: Mapping[str, Any] | None = None,
     *,
-    budget: int,
+    budget: int | float | str,
     old_mixture: Mapping[str, float] | None = None,
     out: str | Path | None = None,
     make_trainer: TrainerFactory | None = None,
@@ -44,7 +44,7 @@ def search(
         model: A causal LM, or a checkpoint folder, `.gguf` file or hub name. An object is given back unchanged.
         tokenizer: Needed with a model object; else that of the checkpoint.
         domains: Name to source: a path, glob, list of them, or a mapping with `train`, `valid`, `test`, `max_epochs`, ...
-        budget: Training tokens of the stretch.
+        budget: Training tokens of the stretch; a text such as "500M" or "2B" will do.
         old_mixture: Token shares the model was last trained on; domains not in it are new. None: uniform.
         out: Run folder; running again with the same inputs resumes. None: nothing is kept.
         make_trainer: Replaces `opmix.training.factory.default_trainer`.
@@ -63,7 +63,7 @@ def search(
     content = {
         "model": str(named),
         "domains": dict(domains or {}),
-        "budget": {"tokens": budget},
+        "budget": budget,
         "old_mixture": old_mixture,
         **settings,
     }

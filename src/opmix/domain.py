@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import re
 import sysconfig
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
 
 from opmix.errors import ConfigError
+from opmix.settings import Positive, changed, internal, problems_error, settings
 
 RowSchema = Literal["text", "messages", "prompt and completion", "conversations", "sharegpt", "instruction and output"]
 """What the rows of a source hold: a text, or a conversation in OpenAI's and TRL's two ways, as turns with `role` and `content` or with
@@ -51,9 +54,9 @@ def located(path: str, base: Path) -> str:
     return str(Path(next(iter(spec.submodule_search_locations))) / inside)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class Source:
-    """Where the documents of one split come from.
+    """Where the documents of one split come from; a plain string or list of strings in YAML is `paths`.
 
     Examples:
         >>> Source(paths=("data/web/*.jsonl.gz",)).format is None   # told from the file name
@@ -79,39 +82,53 @@ class Source:
         if not self.paths or any(not path for path in self.paths):
             raise ConfigError("paths: empty; give at least one file, glob, folder or hub name")
 
+    @classmethod
+    def from_short(cls, value: Any) -> Any:
+        """A path or a list of them stands for `paths`."""
+        if isinstance(value, list | tuple):
+            return {"paths": tuple(value)}
+        content = {"paths": value} if isinstance(value, str) else value
+        single = isinstance(content, Mapping) and isinstance(content.get("paths"), str)
+        return {**content, "paths": (content["paths"],)} if single else content
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+    def located(self, base: Path) -> Source:
+        """With relative paths resolved against the configuration's folder."""
+        return self if self.format == "hub" else changed(self, paths=tuple(located(p, base) for p in self.paths))
+
+
+@settings
 class ChatOptions:
     """How the conversations of a chat domain become rows to train on."""
 
-    template: str | None = None
+    template: str | None = internal(default=None)
     """Jinja text; None: the tokenizer's own chat template."""
     supervise: Supervise = "all"
-    """Which assistant turns the loss is on."""
+    """Loss on every answer, or on the last of each conversation only (self-distillation: always the last)."""
     packing: bool = True
-    """Several whole conversations to a row, each attending to itself only; or one to a row."""
+    """Several whole conversations to a row, each attending to itself only; or one to a row (self-distillation: always)."""
     truncate: Truncate = "drop"
     """What a conversation longer than a row loses: tokens at its left or right end, or its place."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class Domain:
-    """A named source of training text with its own held-out sets (method.md section 2).
+    """A named source of training text with its own held-out sets (method.md section 2); a plain string in YAML is `train`.
 
     A missing `valid` or `test` is split off `train` by document, deterministically; `valid` chooses
     mixtures and `test` judges them, so they are never the same documents.
     """
 
-    name: str
+    name: str = internal(default="")
+    """Empty: not named yet, as in a file, where the name is the key."""
     train: Source
     valid: Source | None = None
     test: Source | None = None
-    max_epochs: float | None = None
+    max_epochs: Positive | None = None
     """How often the training tokens may be repeated in one stage; None: no limit."""
     bos: bool | None = None
     """Whether a text begins with the tokenizer's BOS; None: where the tokenizer itself puts one. Token files and conversations are
     taken as they are."""
-    holdout: float = field(default=0.05)
+    holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Share of the documents split off `train` for each missing held-out set, in (0, 0.5)."""
     kind: Kind | None = None
     """None: told from the first row of a local `train`; a hub dataset counts as text."""
@@ -119,7 +136,7 @@ class Domain:
 
     def __post_init__(self) -> None:
         problems = []
-        if not _NAME.match(self.name):
+        if self.name and not _NAME.fullmatch(self.name):
             problems.append(
                 f"domain name {self.name!r}: expected 1-80 letters, digits, '_', '-' or '.', starting with a letter or digit"
             )
@@ -129,3 +146,40 @@ class Domain:
             problems.append(f"domain {self.name!r}: holdout is {self.holdout}; expected a share in (0, 0.5)")
         if problems:
             raise ConfigError(problems)
+
+    @classmethod
+    def from_short(cls, value: Any) -> Any:
+        """A path or a list of them stands for `train`."""
+        return {"train": value} if isinstance(value, str | list) else value
+
+    def located(self, base: Path, template: str | None = None) -> Domain:
+        """With relative paths resolved against the configuration's folder.
+
+        Args:
+            base: That folder.
+            template: Jinja text of the chat template; None: the tokenizer's own.
+
+        Raises:
+            ConfigError: A path names a package that is not installed.
+        """
+        held = {split: source.located(base) for split in SPLITS if (source := getattr(self, split)) is not None}
+        return changed(self, chat=changed(self.chat, template=template), **held)
+
+
+def _named(domains: dict[str, Domain]) -> dict[str, Domain]:
+    """Every domain with its key as its name."""
+    problems, named = [], {}
+    for name, domain in domains.items():
+        try:
+            named[name] = changed(domain, name=name)
+            if not name:
+                problems.append("domain name '': expected 1-80 letters or digits")
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise problems_error(problems)
+    return named
+
+
+Domains = Annotated[dict[str, Domain], AfterValidator(_named)]
+"""Domains of a file by name."""

@@ -1,16 +1,24 @@
-"""YAML into checked values: strict blocks, overrides, and errors that say where and what was meant. Imports no torch."""
+"""Files into checked settings: YAML without its traps, overrides, and errors that say where and what was meant. Imports no torch."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from opmix.errors import ConfigError
+from opmix.settings import hints_of, keys_of, settings_class
+
+_T = TypeVar("_T")
+_DEEPEST, _LARGEST = 40, 100_000
+"""Levels and values of a file, its aliases written out: far above any configuration, far below what fills a memory."""
+
 
 _REMOVED = {
     "proxies.gradients": "removed in 0.1.0 (corrected slopes were no better than interpolated points); delete the key",
@@ -22,24 +30,64 @@ _REMOVED = {
 """Settings that are gone: their block and name."""
 
 
-def number(value: Any) -> Any:
-    """YAML reads `2e9` and `1_000` as text; people write both for token counts."""
-    if isinstance(value, str):
-        try:
-            number = float(value.replace("_", ""))
-        except ValueError:
-            return value
-        return int(number) if number.is_integer() else number
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, with the floating-point numbers of YAML 1.2: `1e-3` is text to YAML 1.1, whose rules PyYAML follows."""
 
 
-Count = Annotated[int, BeforeValidator(number), Field(gt=0)]
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
 
 
-class Strict(BaseModel):
-    """A block of a configuration: unknown keys are errors."""
+def parsed_yaml(text: str) -> Any:
+    """The value of a YAML text.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Raises:
+        ConfigError: Keys that are given twice, keys with control characters, or aliases and levels without end.
+        yaml.YAMLError: It is not YAML.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if problems := list(dict.fromkeys(_key_problems(node, {}, "", 0))):
+            raise ConfigError(problems)
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise ConfigError(f"is nested too deeply; expected at most {_DEEPEST} levels") from error
+    finally:
+        loader.dispose()
+
+
+def _key_problems(node: yaml.Node, sizes: dict[int, int], path: str, depth: int) -> Iterator[str]:
+    """Sentences about a node; `sizes` learns how many values each one holds, its aliases written out."""
+    if depth > _DEEPEST:
+        raise ConfigError(f"line {node.start_mark.line + 1}: is nested too deeply; expected at most {_DEEPEST} levels")
+    inner: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        inner = [value for _, value in node.value]
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            place = f"{path}.{name}" if path else name
+            if not name.isprintable():
+                yield f"line {line}: key {name!r} holds a control character; expected printable text"
+            if name in seen and name != "<<":
+                yield f"{place}: given twice, in line {seen[name]} and in line {line}; keep one of them"
+            seen.setdefault(name, line)
+            if id(value) not in sizes:
+                yield from _key_problems(value, sizes, place, depth + 1)
+    elif isinstance(node, yaml.SequenceNode):
+        inner = node.value
+        for index, value in enumerate(inner):
+            if id(value) not in sizes:
+                yield from _key_problems(value, sizes, f"{path}.{index}" if path else str(index), depth + 1)
+    sizes[id(node)] = 1 + sum(sizes[id(value)] for value in inner)
+    if sizes[id(node)] > _LARGEST:
+        raise ConfigError(f"{path or 'the file'}: holds more than {_LARGEST:,} values with its aliases written out")
 
 
 def without_removed(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,11 +107,13 @@ def read_yaml(path: Path, overrides: Sequence[str] = (), *, expected: str) -> di
         ConfigError: The file cannot be read, is not YAML, or holds something else.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parsed_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot be read: {error}", where=str(path)) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"is not valid YAML: {error}", where=str(path)) from error
+    except ConfigError as error:
+        raise ConfigError(error.problems, where=str(path)) from error
     if not isinstance(content, dict):
         raise ConfigError(f"holds {type(content).__name__}; expected a mapping with {expected}", where=str(path))
     for override in overrides:
@@ -71,21 +121,22 @@ def read_yaml(path: Path, overrides: Sequence[str] = (), *, expected: str) -> di
     return content
 
 
-_Model = TypeVar("_Model", bound=BaseModel)
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
-def validated(kind: type[_Model], content: Mapping[str, Any], *, where: str | None = None) -> _Model:
-    """A checked block.
+def validated(kind: type[_T], content: Any, *, where: str | None = None) -> _T:
+    """Checked settings.
 
     Raises:
         ConfigError: All problems at once, each with its dotted path; an unknown key with the nearest known one.
     """
     try:
-        return kind.model_validate(content)
+        made: _T = _adapter(cast("Any", kind)).validate_python(content)
     except ValidationError as error:
-        raise ConfigError([_sentence(item, kind) for item in error.errors()], where=where) from error
-    except ConfigError as error:
-        raise ConfigError(error.problems, where=where) from error
+        raise ConfigError([p for item in error.errors() for p in _sentences(item, kind)], where=where) from error
+    return made
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:
@@ -106,11 +157,13 @@ def apply_override(content: dict[str, Any], override: str) -> None:
         if not isinstance(here, dict | list):
             raise ConfigError(f"--set {override}: {parent!r} holds {here!r}, not a mapping")
     try:
-        value = yaml.safe_load(text)
+        value = parsed_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(
             f"--set {override}: the value is not valid YAML; quote it, as in --set 'key=\"text\"'"
         ) from error
+    except ConfigError as error:
+        raise ConfigError([f"--set {override}: {problem}" for problem in error.problems]) from error
     if isinstance(here, list):
         _item(here, last, override)
         here[int(last)] = value
@@ -132,34 +185,46 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; expected one of {sorted(known)}"
 
 
-def _sentence(error: Any, kind: type[BaseModel]) -> str:
-    location = [str(part) for part in error["loc"]]
+def under(place: str, problem: str) -> str:
+    """A problem with the place in front of it: `a` and `b: text` are `a.b: text`, `a` and `text` are `a: text`."""
+    if not place:
+        return problem
+    return f"{place}.{problem}" if re.match(r"[\w.<>\-]+: ", problem) else f"{place}: {problem}"
+
+
+def _sentences(error: Any, kind: Any) -> list[str]:
+    """Pydantic's account of a problem, as a user can read it."""
+    kind_of_error, context = error["type"], error.get("ctx", {})
+    location, keys = _place(error["loc"], kind, context.get("key") if kind_of_error == "unknown" else None)
     path = ".".join(location)
-    if error["type"] == "extra_forbidden":
+    if kind_of_error == "problems":
+        return [under(path, problem) for problem in context["problems"]]
+    if kind_of_error in ("unknown", "extra_forbidden", "unexpected_keyword_argument"):
         if (gone := _REMOVED.get(".".join(location[-2:]))) is not None:
-            return f"{path}: {gone}"
-        return f"{path}: unknown key{nearest(location[-1], _keys_at(location[:-1], kind))}"
-    if error["type"] == "missing":
-        return f"{path}: missing; it has no default"
+            return [f"{path}: {gone}"]
+        return [f"{path}: unknown key{nearest(location[-1], keys)}"]
+    if kind_of_error in ("missing", "missing_argument"):
+        return [f"{path}: missing; it has no default"]
+    text = "Input should be a mapping of settings" if kind_of_error == "dataclass_type" else error["msg"]
     given = error.get("input")
     shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
-    return f"{path}: {error['msg']}{shown}"
+    return [f"{path}: {text}{shown}"]
 
 
-def _keys_at(location: Sequence[str], kind: type[BaseModel]) -> list[str]:
-    """Field names of the model that a dotted path leads to."""
-    model: Any = kind
+def _place(location: Sequence[Any], kind: Any, key: str | None) -> tuple[list[str], list[str]]:
+    """A place as the file writes it, without inlined blocks; and the keys that are known where its last part stands.
+
+    `key` is one more part that is no field.
+    """
+    shown, hint, known = list[str](), kind, list[str]()
     for part in location:
-        fields = getattr(model, "model_fields", {})
-        annotation = fields[part].annotation if part in fields else model
-        model = _inner_model(annotation) or model
-    return list(getattr(model, "model_fields", {}))
-
-
-def _inner_model(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        if (found := _inner_model(argument)) is not None:
-            return found
-    return None
+        here = settings_class(hint)
+        hints = {} if here is None else hints_of(here)
+        if here is not None:
+            known = keys_of(here)
+        if part not in hints or part in known:
+            shown.append(str(part))
+        hint = hints.get(part, hint)
+    if key is not None:
+        shown, known = [*shown, key], keys_of(settings_class(hint))
+    return shown, known

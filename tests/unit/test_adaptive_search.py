@@ -162,7 +162,7 @@ def line(noise, seed=0, num=8):
     drawn = resampling_noise(nll, tokens, num_draws=60, seed=1)
     verdict = decide(
         fit, candidates={"a": Mixture.of({"a": 1.0, "b": 0.0})}, reference="a", settings=SolveSettings(kl=0.01), noise=drawn,
-        decision=DecisionSettings(num_draws=60),
+        decision=DecisionSettings(draws=60),
     )  # fmt: skip
     return verdict, fit, drawn
 

@@ -6,57 +6,60 @@ Stages with a fixed mixture that come before the first `mixture: search` are sha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from opmix.errors import ConfigError
-from opmix.lifecycle.config import LifecycleConfig, Named, StageConfig
+from opmix.lifecycle.config import LifecycleConfig, StageConfig, checked_trainers
 from opmix.methods.catalogue import METHODS, Entry, entry_of
-from opmix.strict import Strict, nearest, read_yaml, validated
+from opmix.settings import Given, Named, PartOf, changed, inline, keys_of, overlaid, settings
+from opmix.strict import nearest, read_yaml, under, validated
+from opmix.training.arguments import typed_arguments
 
 _NOT_THEIRS = ("name", "domains", "add", "drop", "tokens", "mixture")
 """What makes a stage the same for all methods."""
 
 
-class EntrantConfig(Strict):
+@settings
+class EntrantConfig:
     """One method of a comparison; keys other than these are the method's own settings."""
 
     method: str = ""
     """Of the catalogue; empty: the entrant's name."""
-    stage: dict[str, Any] = Field(default_factory=dict)
+    stage: Annotated[Given, PartOf(StageConfig)] = field(default_factory=Given)
     """Settings of the contested stages that differ for this entrant: `probes`, `proxies`, `solve`, `objective`, `sdft`, ..."""
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: Given = field(default_factory=Given)
 
-    @model_validator(mode="before")
     @classmethod
-    def _short(cls, value: Any) -> Any:
-        if value is None:
-            return {}
-        if not isinstance(value, Mapping):
-            return value
-        known = {k: v for k, v in value.items() if k in cls.model_fields}
-        own = {k: v for k, v in value.items() if k not in cls.model_fields}
+    def from_short(cls, value: Any) -> Any:
+        """Nothing stands for no settings; keys that are not the class's for the method's own."""
+        if value is None or not isinstance(value, Mapping):
+            return {} if value is None else value
+        known = {k: v for k, v in value.items() if k in keys_of(cls)}
+        own = {k: v for k, v in value.items() if k not in known}
         return {**known, "settings": {**known.get("settings", {}), **own}} if own else known
 
 
-class CompareConfig(LifecycleConfig):
+@settings
+class CompareConfig:
     """A life, and who lives it."""
 
-    methods: dict[Named, EntrantConfig] = Field(min_length=1)
+    life: LifecycleConfig = inline()
+    methods: Annotated[dict[Named, EntrantConfig], Field(min_length=1)]
     reference: str | None = None
     """Entrant that the others' differences are taken to; None: the first."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _list_of_names(cls, value: Any) -> Any:
+    def from_short(cls, value: Any) -> Any:
+        """A list of names stands for methods as they are."""
         if isinstance(value, Mapping) and isinstance(value.get("methods"), list | tuple):
             return {**value, "methods": {name: {} for name in value["methods"]}}
         return value
 
-    @model_validator(mode="after")
-    def _entrants_fit(self) -> CompareConfig:
+    def __post_init__(self) -> None:
         problems = [*self._method_problems(), *self._stage_problems()]
         if self.reference is not None and self.reference not in self.methods:
             problems.append(f"reference: unknown entrant{nearest(self.reference, list(self.methods))}")
@@ -64,7 +67,6 @@ class CompareConfig(LifecycleConfig):
             raise ConfigError(problems)
         for name in self.methods:
             self.life_of(name)
-        return self
 
     @property
     def first(self) -> str:
@@ -74,7 +76,7 @@ class CompareConfig(LifecycleConfig):
     @property
     def contested(self) -> int:
         """Index of the first stage that methods decide; those before it are shared."""
-        return next(i for i, stage in enumerate(self.stages) if stage.mixture == "search")
+        return next(i for i, stage in enumerate(self.life.stages) if stage.mixture == "search")
 
     def entry(self, name: str) -> Entry:
         """The catalogue's row of an entrant."""
@@ -90,26 +92,23 @@ class CompareConfig(LifecycleConfig):
         Raises:
             ConfigError: What is wrong with its stage settings.
         """
+        given, stages = self.life.stages, []
         changes = {**self.entry(name).stage, **self.methods[name].stage}
-        content = self.model_dump(exclude={"methods", "reference"})
-        restarts = self.entry(name).training == "restarted"
-        for index, stage in enumerate(content["stages"]):
-            if self.stages[index].mixture == "search":
-                stage.update(
-                    {k: {**stage[k], **v} if isinstance(stage.get(k), dict) else v for k, v in changes.items()}
-                )
-                if restarts:
-                    stage["tokens"] = sum(s.tokens for s in self.stages[: index + 1])
-                    stage["optimizer"] = "fresh"
+        if restarts := self.entry(name).training == "restarted":
+            changes["optimizer"] = "fresh"
+        for index, stage in enumerate(given):
+            own = overlaid(stage, changes) if stage.mixture == "search" else stage
+            longer = restarts and own is not stage
+            stages.append(changed(own, tokens=sum(s.tokens for s in given[: index + 1])) if longer else own)
         try:
-            return validated(LifecycleConfig, content)
+            return changed(self.life, stages=tuple(stages))
         except ConfigError as error:
             raise ConfigError([f"methods.{name}.stage: {problem}" for problem in error.problems]) from error
 
     def learns_otherwise(self, name: str) -> bool:
         """Whether an entrant learns from other rows than the file's own stages say: self-distillation, for one."""
         own = [(s.objective, s.sdft) for s in self.life_of(name).stages]
-        return own != [(s.objective, s.sdft) for s in self.stages]
+        return own != [(s.objective, s.sdft) for s in self.life.stages]
 
     def _method_problems(self) -> Iterator[str]:
         for name, entrant in self.methods.items():
@@ -128,17 +127,15 @@ class CompareConfig(LifecycleConfig):
             for key in entrant.stage:
                 if key in _NOT_THEIRS:
                     yield f"methods.{name}.stage.{key}: is the same for all methods; remove it"
-                elif key not in StageConfig.model_fields:
-                    yield f"methods.{name}.stage.{key}: unknown key{nearest(key, list(StageConfig.model_fields))}"
 
     def _stage_problems(self) -> Iterator[str]:
-        if all(stage.mixture != "search" for stage in self.stages):
+        if all(stage.mixture != "search" for stage in self.life.stages):
             yield "stages: none has `mixture: search`, so there is nothing to decide; expected at least one"
             return
-        for index, stage in enumerate(self.stages):
+        for index, stage in enumerate(self.life.stages):
             if stage.mixture != "search":
                 continue
-            if index == 0 and self.architecture is not None:
+            if index == 0 and self.life.architecture is not None:
                 yield (
                     "stages.0.mixture: 'search' on a model that has learned nothing; put a stage with a fixed mixture before it (the "
                     "prefix that all methods share), with `optimizer: continued` in the stage after it"
@@ -146,6 +143,28 @@ class CompareConfig(LifecycleConfig):
             for key in ("prefix", "remix_every"):
                 if getattr(stage, key):
                     yield f"stages.{index}.{key}: methods are compared on one decision a stage; remove it"
+
+
+def checked_comparison(config: CompareConfig) -> CompareConfig:
+    """The comparison with all trainer arguments converted to their types, and tried as every entrant has them.
+
+    Raises:
+        ConfigError: Unknown names, values that cannot be, and what transformers refuses.
+    """
+    methods = {}
+    for name, entrant in config.methods.items():
+        told = Given(entrant.stage)
+        if "trainer" in told:
+            told["trainer"] = typed_arguments(told["trainer"], f"methods.{name}.stage.trainer")
+        methods[name] = changed(entrant, stage=told)
+    checked = changed(config, life=checked_trainers(config.life), methods=methods)
+    for name in methods:
+        if "trainer" in checked.methods[name].stage:
+            try:
+                checked_trainers(checked.life_of(name))
+            except ConfigError as error:
+                raise ConfigError([under(f"methods.{name}", problem) for problem in error.problems]) from error
+    return checked
 
 
 def load_compare(path: Path, overrides: Sequence[str] = ()) -> CompareConfig:

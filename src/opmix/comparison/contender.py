@@ -62,7 +62,7 @@ class ProposalDecider:
     def decide(self, segment: Segment, old: Mixture | None, drawn: Mapping[str, int]) -> StageDecision:
         """See `Decider`."""
         at, file = self.at, self.at.folder / f"search-{segment.start}" / "mixture.json"
-        config = decision_config(at.stage, segment, old, at.rows, drawn, at.seed)
+        config = decision_config(at.stage, at.stage.tokens_in(segment), at.seed, old, rows=at.rows, drawn=drawn)
 
         def work() -> StageDecision:
             with RunStore(file.parent) as store:

@@ -10,7 +10,6 @@ from opmix.lifecycle.records import StageDecision, TrainingRecord
 from opmix.lifecycle.segment_training import first_plan, training_record
 from opmix.lifecycle.stage_folder import StageFolder
 from opmix.lifecycle.stages import Segment
-from opmix.lifecycle.steps import epochs_allowed
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.trial_runner import TrialRunner, stints_json
 from opmix.probes.evaluation import HeldOut, evaluate
@@ -79,8 +78,8 @@ class OnlineTraining:
             seed=at.seed,
             senses=self._senses(names),
             objective=at.data.objective,
-            max_epochs=epochs_allowed(stage),
-            document_mask=stage.life.document_mask,
+            max_epochs=stage.epochs_allowed,
+            document_mask=stage.settings.document_mask,
             previous=first_plan(at, names),
         )
 
@@ -94,6 +93,6 @@ class OnlineTraining:
         )
 
     def _held_out(self, name: str, rows: Any) -> HeldOut:
-        life, given = self.at.stage.life, {**self.at.stage.life.proxies, **self.at.stage.config.proxies}
-        num = int(given.get("eval_sequences", 64))
-        return held_out(name, rows, num=num, seed=self.at.seed, document_mask=life.document_mask)
+        told = self.at.stage.settings
+        num = told.proxies.eval_sequences
+        return held_out(name, rows, num=num, seed=self.at.seed, document_mask=told.document_mask)

@@ -30,13 +30,20 @@ def compare_json(config: CompareConfig, lives: Lives) -> dict[str, Any]:
             "settings": {**entry.settings, **config.methods[name].settings}, "stage": dict(config.methods[name].stage),
             "seeds": {str(seed): _life(config, stages) for seed, stages in by_seed.items()},
         }  # fmt: skip
+    names = [stage.name for stage in config.life.stages]
     return plain(
         {
-            "schema": 1, "kind": "compare", "units": "nats per token", "split": "test", "reference": config.first,
-            "contested": [s.name for s in config.stages[config.contested :]], "shared": [s.name for s in config.stages[: config.contested]],
-            "entrants": entrants, "table": sorted((_row(config.first, name, entrants) for name in entrants), key=_place),
+            "schema": 1,
+            "kind": "compare",
+            "units": "nats per token",
+            "split": "test",
+            "reference": config.first,
+            "contested": names[config.contested :],
+            "shared": names[: config.contested],
+            "entrants": entrants,
+            "table": sorted((_row(config.first, name, entrants) for name in entrants), key=_place),
         }
-    )  # fmt: skip
+    )
 
 
 def _life(config: CompareConfig, stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -93,7 +100,7 @@ def spent_json(config: CompareConfig, lives: Lives, store: RunStore) -> dict[str
 
 def _spent(store: RunStore, config: CompareConfig, home: str) -> dict[str, Any]:
     seconds, written = {"search": 0.0, "training": 0.0}, 0
-    for index, stage in enumerate(config.stages[config.contested :], config.contested + 1):
+    for index, stage in enumerate(config.life.stages[config.contested :], config.contested + 1):
         label = f"{index:02d}-{stage.name}"
         for file in sorted((store.folder / "steps" / home / label).glob("*.json")):
             record = store.record(f"{home}/{label}/{file.stem}")

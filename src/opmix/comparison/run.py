@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opmix.comparison.config import CompareConfig
+from opmix.comparison.config import CompareConfig, checked_comparison
 from opmix.comparison.contender import Contender
 from opmix.comparison.results import compare_json, spent_json, write_compare
 from opmix.comparison.steps import entrant_chain, facts_file, home_of
@@ -24,6 +24,7 @@ from opmix.results.manifest import Manifest
 from opmix.runs.files import disk_errors
 from opmix.runs.progress_file import ProgressFile
 from opmix.runs.store import RunStore
+from opmix.settings import as_json
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
     from opmix.training.factory import TrainerFactory
@@ -85,18 +86,14 @@ def run_compare(
         StoreError: The folder is held by another process, the disk is full, or finished steps have become stale.
         OpMixError: Whatever else stops it; running again goes on from there.
     """
-    from opmix.training.factory import check_arguments
-
     if world_size() > 1:
         raise ConfigError(
             f"WORLD_SIZE is {world_size()}; `opmix compare` drives one process: start it without torchrun"
         )
-    wanted = _chosen(config, only)
-    for stage in config.stages:
-        check_arguments(config.trainer_of(stage))
+    wanted, config = _chosen(config, only), checked_comparison(config)
     with RunStore(out, "compare") as store, disk_errors(out):
         shown = ProgressFile(out / "progress.json", progress or Silent())
-        shared = make_runtime(config, base or Path.cwd(), store, shown, make_trainer)
+        shared = make_runtime(config.life, base or Path.cwd(), store, shown, make_trainer)
         entrants = [_entrant(config, name, shared) for name in config.methods]
         for entrant in entrants:
             check_budgets(entrant.runtime.life, entrant.runtime.facts)
@@ -107,7 +104,7 @@ def run_compare(
         for entrant in entrants:
             if entrant.runtime.facts is not shared.facts:
                 entrant.runtime.record_facts(facts_file(entrant.name))
-        Manifest.write(out, "compare", config=config.model_dump(mode="json"))
+        Manifest.write(out, "compare", config=as_json(config))
         return _raced(config, shared, entrants, wanted)
 
 
@@ -115,7 +112,7 @@ def _raced(config: CompareConfig, shared: LifeRuntime, entrants: list[_Entrant],
     """Seed after seed, entrant after entrant; tables and report are written after each."""
     out, content = shared.folder, {}
     outcomes: dict[str, dict[int, list[dict[str, Any]]]] = {e.name: {} for e in entrants}
-    for seed in config.seeds:
+    for seed in config.life.seeds:
         steps = entrants[0].chains[seed]
         stages = resolve(shared.life, shared.facts.stages)[: config.contested]
         state = start_of_life(shared, seed, steps[0])
@@ -159,7 +156,7 @@ def _entrant(config: CompareConfig, name: str, shared: LifeRuntime) -> _Entrant:
     return _Entrant(
         name=name,
         runtime=runtime,
-        chains={seed: entrant_chain(config, name, runtime.facts, seed) for seed in config.seeds},
+        chains={seed: entrant_chain(config, name, runtime.facts, seed) for seed in config.life.seeds},
     )
 
 

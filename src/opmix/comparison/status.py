@@ -23,6 +23,6 @@ def compare_status(folder: Path, config: CompareConfig | None = None) -> RunStat
     for name in config.methods:
         own = config.learns_otherwise(name) and (folder / facts_file(name)).is_file()
         facts, changed = recorded_facts(folder, config.life_of(name), facts_file(name) if own else "data.json")
-        for seed in config.seeds:
+        for seed in config.life.seeds:
             steps |= {step.name: step for step in entrant_chain(config, name, facts, seed)}
     return status_of(folder, list(steps.values()), changed)

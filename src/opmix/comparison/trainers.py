@@ -60,8 +60,8 @@ def _lesson(at: StageFolder, usage: Usage) -> Lesson:
         collate=at.data.objective.collate,
         seed=at.seed,
         shape=shape_from(at.state.shape),
-        sequence_length=at.stage.life.sequence_length,
-        document_mask=at.stage.life.document_mask,
+        sequence_length=at.stage.settings.sequence_length,
+        document_mask=at.stage.settings.document_mask,
         folder=folder,
         before=before if before is not None and before.is_dir() else None,
         usage=usage,
@@ -77,11 +77,10 @@ def _leave(model: Any, at: StageFolder, segment: Segment, usage: Usage) -> None:
 
 def trial_runner(at: StageFolder, config: SearchConfig, store: RunStore, segment: Segment) -> TrialRunner:
     """Return the trials of a segment's decision, on the model as it is when the segment begins."""
-    runtime, schedule = at.runtime, at.stage.config.schedule or at.stage.life.schedule
+    runtime = at.runtime
     context = SearchContext(config, runtime.base, store, runtime.progress, runtime.make_trainer)
     context.prepare(at.model_at(segment), runtime.tokenizer, at.data.only(config.domains))
-    chosen = None if schedule is None else schedule.model_dump()
-    return TrialRunner(context, runtime.tokenizer, chosen, runtime.life.architecture)
+    return TrialRunner(context, runtime.tokenizer, at.stage.schedule, runtime.life.architecture)
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class MergedTraining:
         """See `StageTrainer`."""
         at, cursors = self.at, plan.plan.cursors()
         old = old_available(at.stage, at.state.mixture)
-        config = decision_config(at.stage, segment, old, at.rows, cursors, at.seed)
+        config = decision_config(at.stage, at.stage.tokens_in(segment), at.seed, old, rows=at.rows, drawn=cursors)
 
         def work() -> TrainingRecord:
             with RunStore(at.folder / f"search-{segment.start}") as store:

@@ -70,7 +70,7 @@ def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> D
     tokenizer = train_tokenizer(files)
     config = search_config(files, out, seed)
     data = {
-        name: prepare_domain(domain.domain(name, Path()), tokenizer, cache_dir=out / "cache")
+        name: prepare_domain(domain.located(Path()), tokenizer, cache_dir=out / "cache")
         for name, domain in config.domains.items()
     }
     train = {name: PackedSequences(d.train, LENGTH) for name, d in data.items()}

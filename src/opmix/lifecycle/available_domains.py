@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 
-from opmix.config import SearchConfig
+from opmix.config import BudgetConfig, ModelConfig, SearchConfig, SearchSettings
 from opmix.errors import DataError
-from opmix.lifecycle.stages import Segment, Stage
-from opmix.lifecycle.steps import epochs_allowed
+from opmix.lifecycle.stages import Stage
 from opmix.mixing.mixture import Mixture
+from opmix.settings import changed
+
+MODEL = "<model object>"
+"""Of a decision whose model is not kept on disk."""
 
 
 def available(stage: Stage, rows: Mapping[str, int], drawn: Mapping[str, int]) -> tuple[str, ...]:
@@ -23,7 +27,7 @@ def available(stage: Stage, rows: Mapping[str, int], drawn: Mapping[str, int]) -
     Raises:
         DataError: Fewer than two are left to choose from.
     """
-    limits = epochs_allowed(stage)
+    limits = stage.epochs_allowed
     left = tuple(d for d in stage.domains if d not in limits or math.floor(limits[d] * rows[d]) - drawn.get(d, 0) >= 2)
     if len(left) < 2:
         raise DataError(
@@ -63,33 +67,56 @@ def rejected(stage: Stage, old: Mixture | None) -> tuple[str, ...]:
 
 
 def decision_config(
-    stage: Stage, segment: Segment, old: Mixture | None, rows: Mapping[str, int], drawn: Mapping[str, int], seed: int
+    stage: Stage,
+    tokens: int,
+    seed: int,
+    old: Mixture | None = None,
+    *,
+    model: ModelConfig | None = None,
+    rows: Mapping[str, int] | None = None,
+    drawn: Mapping[str, int] | None = None,
 ) -> SearchConfig:
-    """The configuration of one decision: old mixture and limits of repetition as they are now.
+    """The configuration of one decision.
+
+    Args:
+        stage: The stage.
+        tokens: Training tokens that the mixture is for.
+        seed: Of this life.
+        old: Old mixture.
+        model: How the model was loaded; None: it is not kept on disk.
+        rows: Training sequences each domain has: what is used up or was rejected is left out, limits of repetition are what is
+            left of them. None: as the configuration alone says.
+        drawn: Sequences drawn so far.
 
     Raises:
+        ConfigError: What is wrong with the stage's own settings.
         DataError: Too little is left to choose from.
     """
-    limits, kept = epochs_allowed(stage), old_available(stage, old)
-    left_out = rejected(stage, old)
-    names = tuple(d for d in available(stage, rows, drawn) if d not in left_out)
-    config = stage.search(kept, stage.tokens_of(segment.stop - segment.start), seed)
-    domains = {}
-    for name in names:
-        # One sequence less than is left: a plan rounds shares to whole sequences.
-        left = (
-            None
-            if name not in limits
-            else (math.floor(limits[name] * rows[name]) - drawn.get(name, 0) - 1) / rows[name]
-        )
-        domains[name] = config.domains[name].model_copy(update={"max_epochs": left})
-    shares = None if kept is None else {n: s for n, s in kept.items() if n in names}
-    weighed = tuple(d for d in config.new_domains or () if d in names) or None
-    changes = {
-        "domains": domains, "new_domains": weighed, "old_mixture": dict(Mixture.normalised(shares)) if shares else None,
-        "solve": config.solve.model_copy(update={"max_epochs": None}),
-    }  # fmt: skip
-    return config.model_copy(update=changes)
+    settings, domains, weighed = stage.settings, {n: stage.life.domains[n] for n in stage.domains}, stage.weighed
+    if rows is not None:
+        drawn, limits, left_out = drawn or {}, stage.epochs_allowed, rejected(stage, old)
+        old = old_available(stage, old)
+        left = {n: _epochs_left(limits.get(n), rows[n], drawn.get(n, 0)) for n in available(stage, rows, drawn)}
+        domains = {n: changed(domains[n], max_epochs=epochs) for n, epochs in left.items() if n not in left_out}
+        kept = {} if old is None else {n: s for n, s in old.items() if n in domains}
+        old = Mixture.normalised(kept) if kept else None
+        weighed = tuple(d for d in weighed or () if d in domains) or None
+        settings = changed(settings, solve=changed(settings.solve.restricted(list(domains)), max_epochs=None))
+    return SearchConfig(
+        **{item.name: getattr(settings, item.name) for item in fields(SearchSettings)},
+        model=model or ModelConfig(name=MODEL),
+        domains=domains,
+        old_mixture=None if old is None else dict(old),
+        new_domains=weighed,
+        budget=BudgetConfig(tokens=tokens),
+        objective=stage.objective,
+        seed=seed,
+    )
+
+
+def _epochs_left(limit: float | None, rows: int, drawn: int) -> float | None:
+    """Of a limit of repetition; one sequence less than is left, for a plan rounds shares to whole sequences."""
+    return None if limit is None else (math.floor(limit * rows) - drawn - 1) / rows
 
 
 def fixed_mixture(stage: Stage, old: Mixture | None, rows: Mapping[str, int]) -> Mixture:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from opmix.config import DomainConfig, ModelConfig, SdftConfig, SearchConfig
+from opmix.config import ModelConfig, SearchSettings, SolveConfig
+from opmix.domain import Domains
 from opmix.errors import ConfigError
+from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.mixture import Mixture
-from opmix.strict import Count, Strict, nearest, read_yaml, validated
+from opmix.probes.settings import ProbeSettings, ProxySettings
+from opmix.settings import Count, Given, Named, PartOf, Share, changed, inline, overlaid, settings
+from opmix.strict import nearest, read_yaml, validated
+from opmix.training.arguments import TrainerArguments, try_arguments, typed_arguments
+from opmix.training.settings import DistillationSettings, ObjectiveName
 
 OWNED = {
     "save_strategy": "use checkpoint_every",
@@ -25,16 +32,9 @@ OWNED = {
 }
 """Trainer arguments that a life decides itself."""
 
-MODEL = "<model object>"
-"""Of a decision whose model is not kept on disk."""
 
-SEARCH_BLOCKS = ("probes", "proxies", "solve", "decision")
-_BY_DOMAIN = ("weights", "floors", "ceilings", "fixed", "loss_limits")
-
-Named = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,79}$")]
-
-
-class TokenizerConfig(Strict):
+@settings
+class TokenizerConfig:
     """A saved tokenizer, or one that is trained on the first stage's domains; a plain string in YAML is `name`."""
 
     name: str | None = None
@@ -45,28 +45,28 @@ class TokenizerConfig(Strict):
     special_tokens: tuple[str, ...] = ()
     """Texts that are one token each, such as the marks of a chat template."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _short(cls, value: Any) -> Any:
+    def from_short(cls, value: Any) -> Any:
+        """See the class."""
         return {"name": value} if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _one_of(self) -> TokenizerConfig:
+    def __post_init__(self) -> None:
         if (self.name is None) == (self.vocab_size is None):
-            raise ConfigError("tokenizer: expected either name (a saved one) or vocab_size (train one)")
-        return self
+            raise ConfigError("expected either name (a saved one) or vocab_size (train one)")
 
 
-class ScheduleConfig(Strict):
+@settings
+class ScheduleConfig:
     """Learning rate over a stage, in shares of its steps; see `opmix.compute.schedule`."""
 
     kind: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
-    warmup: float = Field(default=0.02, ge=0, lt=1)
-    decay: float = Field(default=0.1, gt=0, le=1)
-    final: float = Field(default=0.1, ge=0, le=1)
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.1
+    final: Share = 0.1
 
 
-class TaskConfig(Strict):
+@settings
+class TaskConfig:
     """Right answers of a chat domain, counted on its test split; a plain string in YAML is the extractor."""
 
     extractor: str = "exact"
@@ -74,42 +74,45 @@ class TaskConfig(Strict):
     items: Count = 64
     max_new_tokens: Count = 128
 
-    @model_validator(mode="before")
     @classmethod
-    def _short(cls, value: Any) -> Any:
+    def from_short(cls, value: Any) -> Any:
+        """See the class."""
         return {"extractor": value} if isinstance(value, str) else value
 
 
-class HarnessConfig(Strict):
+@settings
+class HarnessConfig:
     """Tasks of lm-evaluation-harness (the extra `eval`); a plain list in YAML is `tasks`."""
 
-    tasks: tuple[str, ...] = Field(min_length=1)
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
     limit: Count | None = None
     """Items a task; None: all."""
-    num_fewshot: int | None = Field(default=None, ge=0)
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
     include_path: str | None = None
     """Folder of task YAMLs of your own."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _short(cls, value: Any) -> Any:
+    def from_short(cls, value: Any) -> Any:
+        """See the class."""
         return {"tasks": value} if isinstance(value, list | tuple) else value
 
 
-class EvaluationConfig(Strict):
+@settings
+class EvaluationConfig:
     """Held-out losses of the full model, on `valid` and `test`, before and after every stage."""
 
     sequences: Count = 128
     """Per domain and split."""
     every: Count | None = None
     """Tokens between evaluations of `valid` while training; None: never."""
-    tasks: dict[str, TaskConfig] = Field(default_factory=dict)
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
     """By chat domain: how often its questions are answered right. Reported beside the losses, never fitted."""
     harness: HarnessConfig | None = None
     """Further tasks, scored after every stage; never fitted either."""
 
 
-class KeepConfig(Strict):
+@settings
+class KeepConfig:
     """What stays on disk."""
 
     models: Literal["all", "last"] = "all"
@@ -120,7 +123,8 @@ class KeepConfig(Strict):
     """Adapters of finished searches."""
 
 
-class StageConfig(Strict):
+@settings
+class StageConfig:
     """One stretch of life: who is on offer, for how many tokens, and how the mixture is found."""
 
     name: Named
@@ -134,7 +138,7 @@ class StageConfig(Strict):
     tokens: Count
     mixture: Literal["search", "uniform", "size", "current"] | dict[str, float] = "search"
     """`search`: OP-Mix decides; else a fixed mixture without a search."""
-    prefix: float | None = Field(default=None, ge=0, lt=1)
+    prefix: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of the stage trained before the first decision; None: 0.2 where a model starts from scratch, else 0."""
     prefix_mixture: Literal["uniform", "size"] | dict[str, float] = "uniform"
     remix_every: Count | None = None
@@ -143,18 +147,25 @@ class StageConfig(Strict):
     """Old domains go on with tokens not seen yet (then again from the start), or begin from the start in this stage."""
     optimizer: Literal["fresh", "continued"] = "fresh"
     """Moments of the optimiser; `continued` takes those in which the stage before ended."""
-    objective: Literal["causal_lm", "sft", "sdft"] | None = None
+    objective: ObjectiveName | None = None
     """None: `sft` where a domain on offer holds conversations, else `causal_lm`."""
-    sdft: SdftConfig | None = None
+    sdft: DistillationSettings | None = None
+    """None: those of the life; else all of them, not single ones."""
     schedule: ScheduleConfig | None = None
-    trainer: dict[str, Any] = Field(default_factory=dict)
-    probes: dict[str, Any] = Field(default_factory=dict)
-    proxies: dict[str, Any] = Field(default_factory=dict)
-    solve: dict[str, Any] = Field(default_factory=dict)
-    decision: dict[str, Any] = Field(default_factory=dict)
+    trainer: TrainerArguments = field(default_factory=Given)
+    probes: Annotated[Given, PartOf(ProbeSettings)] = field(default_factory=Given)
+    """Of this and the next blocks single settings, which are laid over those of the life."""
+    proxies: Annotated[Given, PartOf(ProxySettings)] = field(default_factory=Given)
+    solve: Annotated[Given, PartOf(SolveConfig)] = field(default_factory=Given)
+    decision: Annotated[Given, PartOf(DecisionSettings)] = field(default_factory=Given)
 
 
-class LifecycleConfig(Strict):
+_OVERLAID = ("trainer", "sdft", "probes", "proxies", "solve", "decision")
+"""Settings of a life that a stage may have of its own."""
+
+
+@settings
+class LifecycleConfig:
     """A life: where it starts, its domains, its stages, and what holds for all of them."""
 
     model: ModelConfig | None = None
@@ -163,71 +174,62 @@ class LifecycleConfig(Strict):
     """`model_type` and settings of a transformers config, to start from scratch."""
     tokenizer: TokenizerConfig | None = None
     """Needed with `architecture`."""
-    domains: dict[str, DomainConfig] = Field(min_length=1)
+    domains: Annotated[Domains, Field(min_length=1)]
     old_mixture: dict[str, float] | None = None
     """With `model`: what it was last trained on, over domains of this file; None: nothing of them."""
-    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)]
     seeds: tuple[int, ...] = (0,)
-    sequence_length: Count = 1024
-    document_mask: bool = False
-    trainer: dict[str, Any] = Field(default_factory=dict)
     chat_template: str | None = None
     """For conversations: a Jinja file, or the text itself; None: the tokenizer's own."""
-    sdft: SdftConfig = SdftConfig()
     schedule: ScheduleConfig | None = None
     """None: what `trainer` says, else warm-up, stable, decay."""
-    probes: dict[str, Any] = Field(default_factory=dict)
-    proxies: dict[str, Any] = Field(default_factory=dict)
-    solve: dict[str, Any] = Field(default_factory=dict)
-    decision: dict[str, Any] = Field(default_factory=dict)
-    huber_delta: float = Field(default=0.02, gt=0)
-    evaluation: EvaluationConfig = EvaluationConfig()
+    search: SearchSettings = inline(default_factory=SearchSettings)
+    """What every decision is told, as far as its stage does not say otherwise."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint_every: Count | None = None
     """Tokens between checkpoints; None: ten a stage."""
     keep: KeepConfig = KeepConfig()
-    num_proc: Count = 1
-    cache_dir: str | None = None
 
-    @model_validator(mode="after")
-    def _cross_field_rules(self) -> LifecycleConfig:
-        from opmix.lifecycle.stages import stage_problems
+    def __post_init__(self) -> None:
+        from opmix.lifecycle.rules import stage_problems
 
-        problems = list(_start_problems(self))
-        if not problems:
-            problems = list(stage_problems(self))
-        if problems:
+        if problems := list(_start_problems(self)) or list(stage_problems(self)):
             raise ConfigError(problems)
-        return self
 
-    def trainer_of(self, stage: StageConfig) -> dict[str, Any]:
-        """The stage's trainer arguments, without a schedule."""
-        return {**self.trainer, **stage.trainer}
+    def settings_of(self, stage: StageConfig, domains: Sequence[str]) -> SearchSettings:
+        """What a stage's decisions are told: the life's settings on its domains, with the stage's own laid over them."""
+        own = {name: given for name in _OVERLAID if (given := getattr(stage, name))}
+        return overlaid(changed(self.search, solve=self.search.solve.restricted(domains)), own)
 
-    def search(
-        self,
-        stage: StageConfig,
-        domains: Mapping[str, DomainConfig],
-        weighed: tuple[str, ...] | None,
-        old: Mixture | None,
-        tokens: int,
-        seed: int,
-        objective: str,
-    ) -> SearchConfig:
-        """The configuration of one decision of a stage.
 
-        Raises:
-            ConfigError: What is wrong with the stage's own settings.
-        """
-        known = set(domains)
-        blocks = {b: {**_restricted(b, getattr(self, b), known), **getattr(stage, b)} for b in SEARCH_BLOCKS}
-        content = {
-            "model": MODEL, "domains": {n: d.model_dump() for n, d in domains.items()},
-            "old_mixture": None if old is None else dict(old), "new_domains": weighed,
-            "budget": {"tokens": tokens}, "sequence_length": self.sequence_length, "document_mask": self.document_mask,
-            "trainer": self.trainer_of(stage), "huber_delta": self.huber_delta, "seed": seed, "num_proc": self.num_proc,
-            "cache_dir": self.cache_dir, "objective": objective, "sdft": (stage.sdft or self.sdft).model_dump(), **blocks,
-        }  # fmt: skip
-        return validated(SearchConfig, content)
+def checked_trainers(life: LifecycleConfig) -> LifecycleConfig:
+    """The life with every stage's trainer arguments converted to their types, and tried.
+
+    Raises:
+        ConfigError: Unknown names, values that cannot be, and what transformers refuses.
+    """
+    problems: list[str] = []
+
+    def typed(arguments: Given, where: str) -> Given:
+        try:
+            return typed_arguments(arguments, where)
+        except ConfigError as error:
+            problems.extend(error.problems)
+            return arguments
+
+    shared = typed(life.search.trainer, "trainer")
+    stages = tuple(changed(s, trainer=typed(s.trainer, f"stages.{i}.trainer")) for i, s in enumerate(life.stages))
+    tried: list[Given] = []
+    for index, stage in enumerate(stages if not problems else ()):
+        if (merged := Given({**shared, **stage.trainer})) not in tried:
+            tried.append(merged)
+            try:
+                try_arguments(merged, f"stages.{index}.trainer" if stage.trainer else "trainer")
+            except ConfigError as error:
+                problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return changed(life, search=changed(life.search, trainer=shared), stages=stages)
 
 
 def load_lifecycle(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> LifecycleConfig:
@@ -237,21 +239,6 @@ def load_lifecycle(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> L
         ConfigError: All problems at once, each with its dotted path.
     """
     return validated(LifecycleConfig, read_yaml(path, overrides, expected="domains and stages"), where=str(path))
-
-
-def _restricted(block: str, content: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
-    """What a life-wide block says of the domains of one stage."""
-    if block != "solve":
-        return dict(content)
-    kept = {k: {d: v for d, v in x.items() if d in known} if k in _BY_DOMAIN else x for k, x in content.items()}
-    if isinstance(kept.get("prior"), Mapping):
-        kept["prior"] = {d: v for d, v in kept["prior"].items() if d in known}
-    groups = {
-        name: {**group, "domains": inside}
-        for name, group in dict(kept.get("groups") or {}).items()
-        if (inside := [d for d in group["domains"] if d in known])
-    }
-    return {**kept, "groups": groups} if "groups" in kept else kept
 
 
 def _start_problems(config: LifecycleConfig) -> list[str]:
@@ -270,6 +257,7 @@ def _start_problems(config: LifecycleConfig) -> list[str]:
             Mixture.of(config.old_mixture)
         except ConfigError as error:
             problems.append(f"old_mixture: {error}")
+    problems += config.search.solve.unknown_names(list(config.domains))
     if not config.seeds or len(set(config.seeds)) != len(config.seeds) or min(config.seeds) < 0:
         problems.append(f"seeds: {list(config.seeds)}; expected different whole numbers >= 0")
     problems += [
@@ -278,11 +266,8 @@ def _start_problems(config: LifecycleConfig) -> list[str]:
         if n not in config.domains
     ]
     for where, arguments in (
-        ("trainer", config.trainer),
+        ("trainer", config.search.trainer),
         *((f"stages.{i}.trainer", s.trainer) for i, s in enumerate(config.stages)),
     ):
         problems += [f"{where}.{name}: {why}; remove it" for name, why in OWNED.items() if name in arguments]
     return problems
-
-
-__all__ = ["EvaluationConfig", "KeepConfig", "LifecycleConfig", "ScheduleConfig", "StageConfig", "load_lifecycle"]

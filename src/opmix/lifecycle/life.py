@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from opmix.compute.budget import world_size
 from opmix.compute.memory import watch_memory
 from opmix.errors import ConfigError, StoreError
-from opmix.lifecycle.config import LifecycleConfig
+from opmix.lifecycle.config import LifecycleConfig, checked_trainers
 from opmix.lifecycle.limits import check_budgets
 from opmix.lifecycle.records import StageState
 from opmix.lifecycle.run_stage import Decider, StageTrainer, run_stage
@@ -29,6 +29,7 @@ from opmix.results.manifest import Manifest
 from opmix.runs.files import disk_errors
 from opmix.runs.progress_file import ProgressFile
 from opmix.runs.store import RunStore
+from opmix.settings import as_json
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
     from opmix.training.factory import TrainerFactory
@@ -79,10 +80,8 @@ def run_life(
     """
     from opmix.scores import extractor_of
     from opmix.scores.harness import task_manager
-    from opmix.training.factory import check_arguments
 
-    for stage in config.stages:
-        check_arguments(config.trainer_of(stage))
+    config = checked_trainers(config)
     for task in config.evaluation.tasks.values():
         extractor_of(task.extractor)  # an unknown one is said now
     if (wanted := config.evaluation.harness) is not None:
@@ -100,7 +99,7 @@ def run_life(
         if not redo:
             refuse_stale(store, [step for steps in chains.values() for step in steps])
         runtime.record_facts()  # not earlier: a run that is refused changes nothing
-        Manifest.write(out, "run", config=config.model_dump(mode="json"))
+        Manifest.write(out, "run", config=as_json(config))
         lives = {seed: _live(runtime, seed, steps) for seed, steps in chains.items()}
         content = life_json(config, lives)
         write_life(out, content)
@@ -191,9 +190,9 @@ def start_of_life(runtime: LifeRuntime, seed: int, step: Step) -> StageState:
         model = runtime.start_model(seed)
         check_vocabulary(runtime.tokenizer, model)
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and runtime.life.sequence_length > limit:
+        if limit is not None and runtime.life.search.sequence_length > limit:
             raise ConfigError(
-                f"sequence_length: {runtime.life.sequence_length}; the model takes at most {limit} tokens"
+                f"sequence_length: {runtime.life.search.sequence_length}; the model takes at most {limit} tokens"
             )
         kind = type(model).__name__
         return {

@@ -7,7 +7,7 @@ import math
 from opmix.errors import ConfigError
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.stages import Stage, resolve
-from opmix.lifecycle.steps import DataFacts, epochs_allowed
+from opmix.lifecycle.steps import DataFacts
 
 
 def check_budgets(life: LifecycleConfig, data: DataFacts) -> None:
@@ -41,6 +41,6 @@ def check_budgets(life: LifecycleConfig, data: DataFacts) -> None:
 
 def _allowed(stage: Stage, data: DataFacts) -> dict[str, float]:
     """Supervised tokens that each domain's limit of repetition allows; infinite without a limit."""
-    rows, limits = data.rows_of(stage), epochs_allowed(stage)
-    worth = stage.worth or dict.fromkeys(stage.domains, float(stage.life.sequence_length))
+    rows, limits = data.rows_of(stage), stage.epochs_allowed
+    worth = stage.worth or dict.fromkeys(stage.domains, float(stage.life.search.sequence_length))
     return {d: math.floor(limits[d] * rows[d]) * worth[d] if d in limits else math.inf for d in stage.domains}

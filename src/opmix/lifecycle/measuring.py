@@ -35,7 +35,7 @@ def measure(model: Any, runtime: LifeRuntime, names: Sequence[str], seed: int) -
     losses: Losses = {split: {} for split in _SPLITS}
     for split in _SPLITS if names else ():
         sets = [
-            held_out(n, rows, num=life.evaluation.sequences, seed=seed, document_mask=life.document_mask)
+            held_out(n, rows, num=life.evaluation.sequences, seed=seed, document_mask=life.search.document_mask)
             for n, rows in data.rows(split).items()
         ]
         tokens += sum(h.input_ids.size for h in sets)
@@ -93,7 +93,7 @@ def watched_rows(runtime: LifeRuntime, stage: Stage, seed: int) -> dict[str, Dat
     for name, rows in runtime.data.only(stage.seen).rows("valid").items():
         chosen = held_out_batch(rows, stage.life.evaluation.sequences, seed)
         plan = MixturePlan((name,), np.zeros(len(chosen), dtype=np.int16), chosen, (len(rows),), seed)
-        dataset: Dataset[Any] = MixtureDataset({name: rows}, plan, document_mask=stage.life.document_mask)
+        dataset: Dataset[Any] = MixtureDataset({name: rows}, plan, document_mask=stage.life.search.document_mask)
         # Rows of conversations differ in length: each is a batch of its own.
         watched[name] = (
             GroupedDataset(dataset, np.arange(1, len(chosen) + 1), pad_rows) if rows.conversations else dataset

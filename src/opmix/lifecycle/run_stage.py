@@ -110,7 +110,7 @@ def _measured(at: StageFolder, kind: Kind, model: Callable[[], Any]) -> Measurem
         loaded = model() if names else None
         losses, tokens = measure(loaded, runtime, names, at.seed)
         scores = task_scores(loaded, runtime, names)
-        flops = tokens * shape_from(at.state.shape).forward(at.stage.life.sequence_length)
+        flops = tokens * shape_from(at.state.shape).forward(at.stage.settings.sequence_length)
         tasks = harness_results(loaded, runtime) if kind == "after" else []
         amounts = Cost.of("measuring", tokens=tokens, flops=flops, seconds=time.perf_counter() - started)
         return Measurement(losses=losses, scores=scores, tasks=tasks, amounts=amounts)

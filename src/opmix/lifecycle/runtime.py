@@ -13,7 +13,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from opmix.compute.flops import ModelShape
-from opmix.config import ModelConfig, SdftConfig
+from opmix.config import ModelConfig
 from opmix.data import iter_documents, supervised_per_row
 from opmix.data.chat.conversation import domain_kind, iter_conversations
 from opmix.data.sources import resolve, source_fingerprint
@@ -29,8 +29,10 @@ from opmix.progress import Progress
 from opmix.runs.files import default_cache_dir, files_signature, write_json
 from opmix.runs.store import RunStore, fingerprint
 from opmix.scratch import new_model, train_tokenizer
+from opmix.settings import as_json
 from opmix.training.factory import TrainerFactory
-from opmix.training.stage_data import StageData, placed, prepare_data
+from opmix.training.settings import DistillationSettings
+from opmix.training.stage_data import StageData, prepare_data
 
 
 @dataclass(kw_only=True)
@@ -130,19 +132,27 @@ def make_runtime(
     stages = resolve_stages(life)
     used = dict.fromkeys([*(life.old_mixture or ()), *(name for stage in stages for name in stage.domains)])
     template = ModelConfig(name="", chat_template=life.chat_template).template(base)
-    domains = {n: life.domains[n].domain(n, base, template) for n in used}
+    domains = {n: life.domains[n].located(base, template) for n in used}
     tokenizer = _tokenizer(life, base, store, domains, progress)
     known: dict[Any, Any] = {}
+    told = life.search
 
-    def prepared(names: Iterable[str], objective: Any = None, sdft: SdftConfig = life.sdft) -> StageData:
+    def prepared(names: Iterable[str], objective: Any = None, sdft: DistillationSettings = told.sdft) -> StageData:
         return prepare_data(
-            {n: domains[n] for n in names}, tokenizer, objective=objective, sdft=placed(sdft, base), sequence_length=life.sequence_length,
-            cache_dir=Path(life.cache_dir) if life.cache_dir else default_cache_dir(), num_proc=life.num_proc, progress=progress,
-            limit=_positions(life, base), known=known,
-        )  # fmt: skip
+            {n: domains[n] for n in names},
+            tokenizer,
+            objective=objective,
+            sdft=sdft.located(base),
+            sequence_length=told.sequence_length,
+            cache_dir=Path(told.cache_dir) if told.cache_dir else default_cache_dir(),
+            num_proc=told.num_proc,
+            progress=progress,
+            limit=_positions(life, base),
+            known=known,
+        )
 
     data = prepared(domains)
-    offers = tuple(prepared(s.domains, s.config.objective, s.config.sdft or life.sdft) for s in stages)
+    offers = tuple(prepared(s.domains, s.config.objective, s.settings.sdft) for s in stages)
     facts = DataFacts(
         tokenizer=tokenizer_fingerprint(tokenizer), rows={n: len(r) for n, r in data.train.items()}, model=_signature(life, base),
         fingerprints={n: fingerprint(data.only([n]).fingerprint) for n in domains},
@@ -200,7 +210,7 @@ def _tokenizer(
     first = [domains[n] for n in resolve_stages(life)[0].domains]
     folder = store.folder / "tokenizer"
     inputs = {
-        **wanted.model_dump(exclude={"name"}), "chat_template": template,
+        **{k: v for k, v in as_json(wanted).items() if k != "name"}, "chat_template": template,
         "data": [source_fingerprint(d.train, domain=d.name) for d in first], "fields": [d.train.field for d in first],
     }  # fmt: skip
 

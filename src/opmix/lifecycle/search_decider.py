@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opmix.config import ModelConfig, SearchConfig
-from opmix.lifecycle.available_domains import decision_config
+from opmix.lifecycle.available_domains import MODEL, decision_config
 from opmix.lifecycle.records import StageDecision
 from opmix.lifecycle.stage_folder import StageFolder
 from opmix.lifecycle.stages import Segment
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.search import SearchResult, run_search
+from opmix.settings import changed
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class SearchDecider:
     def decide(self, segment: Segment, old: Mixture | None, drawn: Mapping[str, int]) -> StageDecision:
         """See `Decider`."""
         folder = self.at.folder / f"search-{segment.start}"
-        config = decision_config(self.at.stage, segment, old, self.at.rows, drawn, self.at.seed)
-        config = config.model_copy(update={"model": _recorded_model(self.at, segment, config.model)})
+        at, tokens = self.at, self.at.stage.tokens_in(segment)
+        model = _recorded_model(at, segment)
+        config = decision_config(at.stage, tokens, at.seed, old, model=model, rows=at.rows, drawn=drawn)
 
         def work() -> StageDecision:
             return _decision(self._searched(config, folder, segment))
@@ -68,14 +70,14 @@ def _decision(result: SearchResult) -> StageDecision:
     )
 
 
-def _recorded_model(at: StageFolder, segment: Segment, model: ModelConfig) -> ModelConfig:
+def _recorded_model(at: StageFolder, segment: Segment) -> ModelConfig:
     """Where the model of a decision can be found again (`opmix verify`), if it stays on disk."""
     life, state = at.runtime.life, at.state
-    start = life.model or model
+    start = life.model or ModelConfig(name=MODEL)
     dtype = "float32" if start.dtype == "auto" else start.dtype  # as the life loads it, whatever the device
-    told = start.model_copy(update={"dtype": dtype, "chat_template": life.chat_template})
-    if segment.start or (state.model is None and life.model is None):
-        return told.model_copy(update={"name": model.name})
+    told = changed(start, dtype=dtype, chat_template=life.chat_template)
+    if segment.start:
+        return changed(told, name=MODEL)
     if state.model is None:
         return told
-    return told.model_copy(update={"name": str(state.model.resolve()), "tokenizer": None})
+    return changed(told, name=str(state.model.resolve()), tokenizer=None)

@@ -16,7 +16,6 @@ from opmix.lifecycle.records import TrainingRecord
 from opmix.lifecycle.runtime import shape_from
 from opmix.lifecycle.stage_folder import StageFolder
 from opmix.lifecycle.stages import Segment
-from opmix.lifecycle.steps import epochs_allowed
 from opmix.mixing.mixture import Mixture
 from opmix.progress import Advance
 from opmix.training.factory import TrainerFactory
@@ -65,8 +64,8 @@ class SegmentTraining:
             arguments=stage.trainer,
             seed=at.seed,
             objective=at.data.objective,
-            max_epochs=epochs_allowed(stage) if limited else None,
-            document_mask=stage.life.document_mask,
+            max_epochs=stage.epochs_allowed if limited else None,
+            document_mask=stage.settings.document_mask,
             previous=before,
         )
 
@@ -128,7 +127,7 @@ def training_record(
     """Return the record of a segment that is trained, and write the stage's `training.csv`."""
     history = trainer.state.log_history
     write_log(at.folder / "training.csv", history, at.stage.step_tokens)
-    shape, length = shape_from(at.state.shape), at.stage.life.sequence_length
+    shape, length = shape_from(at.state.shape), at.stage.settings.sequence_length
     trained = training_cost(plan, usage, at.data.objective, shape, length)
     return TrainingRecord(
         mixture=dict(mixture),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from opmix.compute.budget import sequences_per_step, world_size
 from opmix.compute.schedule import with_schedule
-from opmix.config import SearchConfig
-from opmix.errors import ConfigError
-from opmix.mixing.mixture import Mixture
-from opmix.strict import nearest
+from opmix.config import SearchSettings
+from opmix.settings import as_json
+from opmix.training.settings import ObjectiveName
 
 if TYPE_CHECKING:
     from opmix.lifecycle.config import LifecycleConfig, StageConfig
@@ -46,7 +45,7 @@ class Stage:
     """On offer for the first time."""
     worth: Mapping[str, float] | None = None
     """Mean supervised tokens of a training row by domain; None: not known yet, taken as whole sequences of text."""
-    objective: str = "causal_lm"
+    objective: ObjectiveName = "causal_lm"
 
     @property
     def label(self) -> str:
@@ -61,22 +60,36 @@ class Stage:
         return _unique([*self.config.add, *(d for d in self.domains if d not in self.before)]) or None
 
     @cached_property
+    def settings(self) -> SearchSettings:
+        """What the stage's decisions and trainings are told."""
+        return self.life.settings_of(self.config, self.domains)
+
+    @property
+    def schedule(self) -> dict[str, Any] | None:
+        """The learning rate's, where one is given."""
+        chosen = self.config.schedule or self.life.schedule
+        return None if chosen is None else as_json(chosen)
+
+    @cached_property
     def trainer(self) -> dict[str, Any]:
         """Trainer arguments, schedule included."""
-        chosen = self.config.schedule or self.life.schedule
-        return with_schedule(
-            self.life.trainer_of(self.config), self.steps, None if chosen is None else chosen.model_dump()
-        )
+        return with_schedule(self.settings.trainer, self.steps, self.schedule)
+
+    @cached_property
+    def epochs_allowed(self) -> dict[str, float]:
+        """Limits of repetition by domain, where there are any."""
+        limits = {n: self.life.domains[n].max_epochs or self.settings.solve.max_epochs for n in self.domains}
+        return {name: float(limit) for name, limit in limits.items() if limit is not None}
 
     @property
     def rows_per_step(self) -> int:
         """Sequences of one optimizer step."""
-        return sequences_per_step(self.life.trainer_of(self.config), world_size())
+        return sequences_per_step(self.settings.trainer, world_size())
 
     @property
     def step_tokens(self) -> float:
         """Supervised tokens of one optimizer step; see `opmix.training.matched.supervised_per_step`."""
-        worth = self.life.sequence_length if self.worth is None else fmean(self.worth.values())
+        worth = self.life.search.sequence_length if self.worth is None else fmean(self.worth.values())
         return self.rows_per_step * worth
 
     @cached_property
@@ -121,15 +134,14 @@ class Stage:
             for i, (start, stop) in enumerate(zip(starts, stops, strict=True))
         )
 
+    def tokens_in(self, segment: Segment) -> int:
+        """Supervised tokens of a segment."""
+        return self.tokens_of(segment.stop - segment.start)
+
     @property
     def from_scratch(self) -> bool:
         """Whether the model has learned nothing before."""
         return self.index == 0 and self.life.architecture is not None
-
-    def search(self, old: Mixture | None, tokens: int, seed: int) -> SearchConfig:
-        """The configuration of one decision for the next `tokens`."""
-        domains = {n: self.life.domains[n] for n in self.domains}
-        return self.life.search(self.config, domains, self.weighed, old, tokens, seed, self.objective)
 
 
 class StageFacts(Protocol):
@@ -140,7 +152,7 @@ class StageFacts(Protocol):
         """Mean supervised tokens of a training row by domain."""
 
     @property
-    def objective(self) -> str:
+    def objective(self) -> ObjectiveName:
         """That fits what the domains hold."""
 
 
@@ -164,68 +176,6 @@ def resolve(life: LifecycleConfig, facts: Sequence[StageFacts] = ()) -> tuple[St
         )  # fmt: skip
         before = domains
     return tuple(stages)
-
-
-def stage_problems(life: LifecycleConfig) -> Iterator[str]:
-    """What is wrong with the stages, one sentence each with its dotted path."""
-    named = [stage.name for stage in life.stages]
-    known = list(life.domains)
-    for name in life.old_mixture or ():
-        if name not in known:
-            yield f"old_mixture.{name}: unknown domain{nearest(name, known)}"
-    for i, config in enumerate(life.stages):
-        if config.name in named[:i]:
-            yield f"stages.{i}.name: {config.name!r} is taken by stage {named.index(config.name)}; give each its own"
-        fixed = list(config.mixture) if isinstance(config.mixture, dict) else []
-        prefix = list(config.prefix_mixture) if isinstance(config.prefix_mixture, dict) else []
-        for key, names in (
-            ("domains", config.domains or ()), ("add", config.add), ("drop", config.drop), ("mixture", fixed), ("prefix_mixture", prefix),
-        ):  # fmt: skip
-            for name in names:
-                if name not in known:
-                    yield f"stages.{i}.{key}.{name}: unknown domain{nearest(name, known)}"
-    if not any(d not in known for c in life.stages for d in (*(c.domains or ()), *c.add, *c.drop)):
-        for stage in resolve(life):
-            yield from _problems_of(stage)
-
-
-def _problems_of(stage: Stage) -> Iterator[str]:
-    config, where = stage.config, f"stages.{stage.index}"
-    if not stage.domains:
-        yield f"{where}.domains: none on offer; name at least one in domains or add"
-        return
-    for name in config.drop:
-        if name not in (*(config.domains or ()), *stage.before):
-            yield f"{where}.drop.{name}: is not on offer; expected one of {list(stage.before)}"
-    for key, shares in (("mixture", config.mixture), ("prefix_mixture", config.prefix_mixture)):
-        if isinstance(shares, dict):
-            yield from _mixture_problems(f"{where}.{key}", shares, stage.domains)
-    if config.mixture == "current" and not set(stage.before) & set(stage.domains):
-        yield f"{where}.mixture: 'current' needs an old mixture; expected search, uniform, size or shares"
-    if config.optimizer == "continued" and stage.index == 0:
-        yield f"{where}.optimizer: 'continued' needs a stage before; use fresh"
-    if not stage.searched:
-        for key in ("prefix", "remix_every"):
-            if getattr(config, key) is not None:
-                yield f"{where}.{key}: has no meaning with a fixed mixture; remove it, or use mixture: search"
-        return
-    if len(stage.domains) < 2:
-        yield f"{where}.domains: {list(stage.domains)}; a search needs at least two (or give a fixed mixture)"
-        return
-    if config.prefix and not 0 < stage.prefix_steps < stage.steps:
-        yield f"{where}.prefix: {config.prefix}; of {stage.steps} steps that leaves none before or after it"
-    kept = [d for d in stage.before if d in stage.domains]
-    try:
-        stage.search(Mixture.uniform(kept) if kept else None, max(stage.tokens, 1), 0)
-    except ConfigError as error:
-        yield from (f"{where}.{problem}" for problem in error.problems)
-
-
-def _mixture_problems(where: str, shares: dict[str, float], domains: Sequence[str]) -> Iterator[str]:
-    try:
-        Mixture.of(shares).on(domains)
-    except ConfigError as error:
-        yield f"{where}: {error}"
 
 
 def _unique(names: Sequence[str]) -> tuple[str, ...]:

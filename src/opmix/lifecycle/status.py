@@ -13,6 +13,7 @@ from typing import Any, Literal
 from opmix.compute.cost import Cost
 from opmix.compute.flops import ModelShape
 from opmix.errors import StoreError
+from opmix.lifecycle.available_domains import decision_config
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.stages import resolve
 from opmix.lifecycle.steps import DataFacts, StageRows, Step, chain, differences
@@ -145,7 +146,7 @@ def _offers(config: LifecycleConfig, content: Mapping[str, Any]) -> tuple[StageR
         found = recorded[stage.index] if stage.index < len(recorded) else None
         if found is None or set(found.rows) != set(stage.domains):
             rows = {n: content["rows"].get(n, 1) for n in stage.domains}
-            worth = {n: content["tokens"].get(n, config.sequence_length) / rows[n] for n in stage.domains}
+            worth = {n: content["tokens"].get(n, config.search.sequence_length) / rows[n] for n in stage.domains}
             found = StageRows(rows=rows, worth=worth, objective=stage.objective)
         offers.append(found)
     return tuple(offers)
@@ -173,7 +174,7 @@ def _statuses(store: RunStore, steps: Sequence[Step], running: str | None) -> It
 def _planned(step: Step, shape: ModelShape | None) -> dict[str, float]:
     if shape is None or step.stage is None:
         return {}
-    stage, length = step.stage, step.stage.life.sequence_length
+    stage, length = step.stage, step.stage.life.search.sequence_length
     if step.kind == "train" and step.segment is not None:
         return {"training": stage.tokens_of(step.segment.stop - step.segment.start) * shape.train(length)}
     if step.kind == "search" and step.segment is not None:
@@ -181,7 +182,7 @@ def _planned(step: Step, shape: ModelShape | None) -> dict[str, float]:
             return {}  # what another method will ask for is its own affair
         kept = [d for d in stage.before if d in stage.domains]
         old = Mixture.uniform(kept) if kept and not (stage.index == 0 and step.segment.start) else None
-        config = stage.search(old, stage.tokens_of(step.segment.stop - step.segment.start), step.seed)
+        config = decision_config(stage, stage.tokens_in(step.segment), step.seed, old)
         return dict(estimate_search(config, old).cost(shape, length).flops)
     if step.kind in ("before", "after"):
         rows = 2 * len(step.settings["data"]) * stage.life.evaluation.sequences

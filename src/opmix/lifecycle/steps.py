@@ -10,9 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from opmix.config import SearchConfig
+from opmix.lifecycle.available_domains import decision_config
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.stages import Segment, Stage, resolve
 from opmix.runs.store import fingerprint
+from opmix.settings import as_json
+from opmix.training.settings import ObjectiveName
 
 HARMLESS = {
     "report_to", "run_name", "project", "trackio_space_id", "disable_tqdm", "log_level", "log_on_each_node", "logging_dir",
@@ -32,7 +36,7 @@ class StageRows:
     """By domain: how many."""
     worth: Mapping[str, float]
     """By domain: mean supervised tokens of one."""
-    objective: str
+    objective: ObjectiveName
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,12 @@ def _stage_steps(stage: Stage, data: DataFacts, seed: int, home: str, base: Step
     life = stage.life
     shared: dict[str, Any] = {
         "seed": seed,
-        "sequence_length": life.sequence_length,
-        "document_mask": life.document_mask,
+        "sequence_length": life.search.sequence_length,
+        "document_mask": life.search.document_mask,
     }
     measured = {**shared, "sequences": life.evaluation.sequences}
-    tasks = {name: task.model_dump() for name, task in life.evaluation.tasks.items()}
-    limits = epochs_allowed(stage)
+    tasks = {name: as_json(task) for name, task in life.evaluation.tasks.items()}
+    limits = stage.epochs_allowed
     # Nothing has been measured before the first stage; later ones begin where the stage before was measured.
     unmeasured = stage.seen if stage.index == 0 else stage.new
     yield Step(
@@ -121,7 +125,7 @@ def _stage_steps(stage: Stage, data: DataFacts, seed: int, home: str, base: Step
     for segment in stage.segments:
         follows = [reached]
         if segment.decided:
-            search = stage.search(None, stage.tokens_of(segment.stop - segment.start), seed)
+            search = decision_config(stage, stage.tokens_in(segment), seed)
             decision = Step(
                 name=f"{home}/search-{segment.start}", kind="search", seed=seed, stage=stage, segment=segment,
                 settings={
@@ -161,14 +165,7 @@ def _tasks(tasks: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 def _harness(life: LifecycleConfig) -> dict[str, Any]:
     """Tasks of lm-evaluation-harness, where there are any."""
     chosen = life.evaluation.harness
-    return {} if chosen is None else {"harness": chosen.model_dump(exclude={"include_path"})}
-
-
-def epochs_allowed(stage: Stage) -> dict[str, float]:
-    """Limits of repetition by domain, where there are any."""
-    everywhere = {**stage.life.solve, **stage.config.solve}.get("max_epochs")
-    limits = {name: stage.life.domains[name].max_epochs or everywhere for name in stage.domains}
-    return {name: float(limit) for name, limit in limits.items() if limit is not None}
+    return {} if chosen is None else {"harness": {k: v for k, v in as_json(chosen).items() if k != "include_path"}}
 
 
 def _objective(stage: Stage) -> dict[str, Any]:
@@ -177,18 +174,17 @@ def _objective(stage: Stage) -> dict[str, Any]:
     watched = {} if every is None else {"evaluate_every": every}
     if stage.objective != "sdft":
         return watched if stage.objective == "causal_lm" else {**watched, "objective": stage.objective}
-    return {**watched, "objective": "sdft", "sdft": (stage.config.sdft or stage.life.sdft).model_dump()}
+    return {**watched, "objective": "sdft", "sdft": as_json(stage.settings.sdft)}
 
 
 _ADAPTIVE = ("adaptive", "tolerance", "first_look")
 """Settings of `probes` that count only where the first is on."""
 
 
-def _search_settings(search: Any) -> dict[str, Any]:
+def _search_settings(search: SearchConfig) -> dict[str, Any]:
     """What a decision depends on: not where files lie, nor how many processes read them."""
-    content: dict[str, Any] = search.model_dump(
-        mode="json", exclude={"model", "old_mixture", "num_proc", "cache_dir", "domains"}
-    )
+    aside = ("model", "old_mixture", "num_proc", "cache_dir", "domains")
+    content = {key: value for key, value in as_json(search).items() if key not in aside}
     if content["objective"] != "sdft":
         content.pop("sdft")
     if not search.adaptive:

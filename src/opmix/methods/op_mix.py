@@ -194,7 +194,7 @@ def interference_check(design: StageDesign, simulated: Simulation, table: ProxyT
 def evaluation_noise(design: StageDesign, simulated: Simulation, rule: DecisionSettings) -> FloatArray:
     """What drawing other held-out sequences would change of the fitted losses, (B, M, E) nats."""
     rows = [sums[np.flatnonzero(design.fitted)] for sums in simulated.nll]
-    return resampling_noise(rows, simulated.tokens, num_draws=rule.num_draws, seed=rule.seed + 1)
+    return resampling_noise(rows, simulated.tokens, num_draws=rule.draws, seed=rule.seed + 1)
 
 
 def left_out_error(fit: LawFit) -> float:

@@ -9,15 +9,16 @@ import numpy as np
 
 from opmix.errors import ConfigError
 from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.settings import Share, settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Group:
     """Domains whose shares are bounded together."""
 
     domains: tuple[str, ...]
-    floor: float | None = None
-    ceiling: float | None = None
+    floor: Share | None = None
+    ceiling: Share | None = None
 
 
 @dataclass(frozen=True)

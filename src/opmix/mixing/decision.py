@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from opmix.errors import SolverError
 from opmix.mixing.constraints import Constraints
@@ -15,21 +16,25 @@ from opmix.mixing.paired import gain_probability, objective_values
 from opmix.mixing.posterior import MixtureDraws, percentiles, solve_draws
 from opmix.mixing.solver import Coordinates, Solution, SolveSettings, solve
 from opmix.protocols.law import LawDraws, LawFit
+from opmix.settings import Count, Inside, NotNegative, internal, settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class DecisionSettings:
     """When a predicted gain is believed."""
 
-    confidence: float = 0.9
+    confidence: Inside = 0.9
     """Move only where the probability of a gain over the reference is at least this."""
-    min_gain: float = 0.0
+    min_gain: NotNegative = 0.0
     """Smallest expected gain worth a move, in nats."""
+    interval_level: Inside = 0.9
+    draws: Annotated[Count, Field(le=1_000_000)] = 200
+    """Of the law's coefficients."""
+    verify: bool = True
+    """Before a move, train one probe on the optimum itself and let it object (where the reference has its own probe)."""
     prove_new: bool = False
     """Whether a new domain must prove that it helps; else it is left out only where the numbers say, as surely, that it harms."""
-    interval_level: float = 0.9
-    num_draws: int = 200
-    seed: int = 0
+    seed: int = internal(default=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +132,7 @@ def decide(
     rule = decision or DecisionSettings()
     coordinates = coordinates or Coordinates.identity(fit.law.domains)
     optimum = solve(fit.law, coordinates=coordinates, settings=settings, constraints=constraints)
-    draws = fit.draws(num_draws=rule.num_draws, seed=rule.seed, noise=noise)
+    draws = fit.draws(num_draws=rule.draws, seed=rule.seed, noise=noise)
     optima = solve_draws(draws, coordinates, settings, constraints)
 
     scored = {"proposal": optimum.mixture, **{name: m.on(fit.law.domains) for name, m in candidates.items()}}

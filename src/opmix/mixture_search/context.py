@@ -24,6 +24,8 @@ from opmix.progress import Progress
 from opmix.protocols.mixing_method import FULL, DecisionProblem, Fidelity, LawProposal, Simulation
 from opmix.runs.files import default_cache_dir
 from opmix.runs.store import RunStore, fingerprint
+from opmix.settings import changed
+from opmix.training.arguments import checked_arguments
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
     from opmix.data import TokenizedDomain
@@ -43,10 +45,8 @@ class SearchContext:
         progress: Progress,
         make_trainer: TrainerFactory | None,
     ) -> None:
-        from opmix.training.factory import check_arguments
-
-        check_arguments(config.trainer)
-        self.config, self.base, self.store = config, base, store
+        self.config = changed(config, trainer=checked_arguments(config.trainer))
+        self.base, self.store = base, store
         self.progress, self.make_trainer = progress, make_trainer
         self.ledger = Ledger()
         self.names = tuple(config.domains)
@@ -127,7 +127,7 @@ class SearchContext:
 
     def decision(self) -> DecisionSettings:
         """See `MethodContext`."""
-        return self.config.decision.settings(self.config.seed)
+        return changed(self.config.decision, seed=self.config.seed)
 
     def _prior(self) -> Mixture:
         chosen = self.config.solve.prior
@@ -174,8 +174,6 @@ class SearchContext:
         return model, tokenizer
 
     def _prepare(self, model: Any, tokenizer: Any) -> StageData:
-        from opmix.training.stage_data import prepare_stage
-
         config, limit = self.config, getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and config.sequence_length > limit:
             raise ConfigError(f"sequence_length: {config.sequence_length}; the model takes at most {limit} tokens")
@@ -198,11 +196,9 @@ class SearchContext:
         from opmix.models import model_shape
         from opmix.probes.held_out import held_out
         from opmix.probes.session import ProbeSession
-        from opmix.probes.settings import ProbeSettings
         from opmix.probes.tasks import ProbeRuntime, ProxyEvaluator
 
         config, data = self.config, self.prepared
-        chosen = config.probes.model_dump(exclude={"share", "joint", "adaptive", "tolerance", "first_look"})
         runtime = ProbeRuntime(
             model=model,
             shape=model_shape(model),
@@ -214,7 +210,7 @@ class SearchContext:
         sequences = eval_sequences(config, self.old)
         evaluator = ProxyEvaluator(
             runtime=runtime,
-            settings=ProbeSettings(**chosen),
+            settings=config.probes,
             held_out=[
                 held_out(n, rows, num=num, seed=config.seed, document_mask=config.document_mask)
                 for (n, rows), num in zip(data.rows("valid").items(), sequences, strict=True)
@@ -279,6 +275,26 @@ class SearchContext:
         settings = self.session.settings
         reach = reached_share(self.session.runtime.model, settings.target_modules, settings.modules_to_save)
         return notes + reach_notes(reach)
+
+
+def prepare_stage(
+    config: SearchConfig, tokenizer: Any, *, base: Path, cache_dir: Path, progress: Progress, limit: int | None = None
+) -> StageData:
+    """Tokenise the domains of a search and choose the objective; see `prepare_data`."""
+    from opmix.training.stage_data import prepare_data
+
+    template = config.model.template(base)
+    return prepare_data(
+        {name: domain.located(base, template) for name, domain in config.domains.items()},
+        tokenizer,
+        objective=config.objective,
+        sdft=config.sdft.located(base),
+        sequence_length=config.sequence_length,
+        cache_dir=cache_dir,
+        num_proc=config.num_proc,
+        progress=progress,
+        limit=limit,
+    )
 
 
 def repetition(name: str, probe: float, stage: float) -> list[str]:

@@ -26,6 +26,7 @@ from opmix.results.mixture import CheckEntry, MixtureFile, SearchCost, bits_per_
 from opmix.results.timing import TimingFile
 from opmix.runs.files import disk_errors
 from opmix.runs.store import RunStore
+from opmix.settings import as_json
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
     from opmix.training.factory import TrainerFactory
@@ -117,8 +118,8 @@ class SearchResult:
         self.file().write(folder)
         LawDrawsFile.of(self.verdict.draws).write(folder)
         self.timing().write(folder)
-        settings, base = self.config.model_dump(mode="json"), str(self.base.resolve())
-        rows = {n: row_schema(d.domain(n, self.base)) for n, d in self.config.domains.items()}
+        settings, base = as_json(self.config), str(self.base.resolve())
+        rows = {n: row_schema(d.located(self.base)) for n, d in self.config.domains.items()}
         chats = {"rows": rows} if set(rows.values()) != {"text"} else {}  # what exporters need to know
         Manifest.write(folder, "search", config=settings, base=base, ledger=self.ledger.json(), **chats)
         self.table.write(folder / "tables" / "proxies.csv")
@@ -161,7 +162,7 @@ def run_search(
         result = SearchResult(
             proposal=proposal,
             ledger=context.ledger,
-            config=config,
+            config=context.config,
             stage=context.stage,
             bytes_per_token={n: d.valid.bytes_per_token for n, d in context.data.items()},
             counts=context.counts(),

@@ -1,30 +1,71 @@
-"""How a probe is trained. Imports no torch."""
+"""Settings of probes and of the proxies made of them. Imports no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from opmix.settings import Count, NotNegative, Positive, settings
 
 _LITTLE = 0.5
 """Share of the weights that probes reach; where it is less, the user is told."""
 
+_OF_A_RUN = (
+    "steps",
+    "rank",
+    "alpha",
+    "dropout",
+    "rslora",
+    "target_modules",
+    "modules_to_save",
+    "learning_rate_multiplier",
+)
 
-@dataclass(frozen=True, kw_only=True)
+
+@settings
 class ProbeSettings:
-    """How every probe of a search is trained."""
+    """How probes are trained; all of them for the same number of steps and tokens."""
 
-    steps: int
-    rank: int = 16
-    alpha: float = 32
-    dropout: float = 0.0
+    steps: Count = 200
+    """At most, with `adaptive`."""
+    adaptive: bool | None = None
+    """Look at the probes while they train and stop where the predicted regret is below `tolerance`; None: where a domain is new."""
+    tolerance: NotNegative = 0.05
+    """Of the predicted regret and its change, as a share of what mixtures change at all (0: never stop)."""
+    first_look: Count | None = None
+    """Steps before the first look at least, each later one after twice as many; None: a sixteenth of `steps`."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Of a probe's own data in its training mixture (paper's code: 0.9); above 0.5 where domains are new."""
+    joint: bool = True
+    """In continual stages also train one probe on the centre, so that interference can be measured."""
+    rank: Count = 16
+    alpha: Positive = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     rslora: bool = False
     target_modules: tuple[str, ...] | None = None
+    """None: every linear layer except the output head."""
     modules_to_save: tuple[str, ...] = ()
-    learning_rate_multiplier: float = 2.0
+    """Modules trained in full beside the adapters (their deltas are linear too), such as embeddings."""
+    learning_rate_multiplier: Positive = 2.0
+    """Times the trainer's learning rate (paper's code: 2)."""
 
     def of_a_run(self) -> dict[str, Any]:
-        """What a trained probe depends on."""
-        return dict(vars(self))
+        """What a trained probe depends on; the others choose which probes there are and when they are looked at."""
+        return {name: getattr(self, name) for name in _OF_A_RUN}
+
+
+@settings
+class ProxySettings:
+    """Which interpolations are evaluated, and on how much text."""
+
+    count: Count | None = None
+    """None: 9 on a line for one new domain, else 2 x probes + 6."""
+    eval_sequences: Count = 64
+    """Held-out sequences per domain, the same for every proxy. Old domains that count as one share twice as many, so that a search
+    does not grow with what the model already knows."""
+    backend: Literal["auto", "merge", "scale"] = "auto"
+    batch_tokens: Count = 8192
 
 
 def reach_notes(share: float) -> list[str]:

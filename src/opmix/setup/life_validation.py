@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opmix.comparison.config import CompareConfig
-from opmix.config import DomainConfig, ModelConfig, ProbesConfig
-from opmix.domain import Kind
-from opmix.lifecycle.config import LifecycleConfig
+from opmix.comparison.config import CompareConfig, checked_comparison
+from opmix.config import ModelConfig
+from opmix.domain import Domains, Kind
+from opmix.lifecycle.config import LifecycleConfig, checked_trainers
 from opmix.lifecycle.limits import check_budgets
 from opmix.lifecycle.stages import Stage, resolve
 from opmix.lifecycle.steps import DataFacts, StageRows
 from opmix.progress import Progress
 from opmix.setup.checks import Findings
 from opmix.setup.plan import MAX_EPOCHS
-from opmix.setup.validation import Sizes, Validation, check_model, check_sources, check_trainer, kind_of, readable
+from opmix.setup.validation import Sizes, Validation, check_model, check_sources, kind_of, readable
 from opmix.strict import validated
 
 _MORE = 1.1  # tokens are estimates: a budget is only out of reach where it is so by more than this
@@ -27,19 +27,25 @@ def check_life(content: Mapping[str, Any], base: Path, progress: Progress) -> Va
     findings = Findings()
     result = Validation(findings.checks)
     life: LifecycleConfig | None = None
+    comparison: CompareConfig | None = None
     with findings.catching("settings"):
-        life = validated(CompareConfig if "methods" in content else LifecycleConfig, content)
-        several = f", {len(life.methods)} methods" if isinstance(life, CompareConfig) else ""
+        if "methods" in content:
+            comparison = validated(CompareConfig, content)
+        life = validated(LifecycleConfig, content) if comparison is None else comparison.life
+        several = "" if comparison is None else f", {len(comparison.methods)} methods"
         findings.ok("settings", f"every key is known and in range; {len(life.stages)} stages{several}")
     if life is None:
-        domains = {str(n): d for n, v in dict(content.get("domains") or {}).items() if (d := readable(DomainConfig, v))}
-        check_sources(domains, base, None, findings, result.sizes, progress, template=True)
+        named: dict[str, Any] = {}
+        for name, value in dict(content.get("domains") or {}).items():
+            named |= readable(Domains, {name: value}) or {}
+        check_sources(named, base, None, findings, result.sizes, progress, template=True)
         return result
-    for stage in life.stages:
-        check_trainer(life.trainer_of(stage), findings)
+    with findings.catching("trainer"):
+        life = checked_trainers(life) if comparison is None else checked_comparison(comparison).life
+        findings.ok("trainer", "all arguments of all stages are known to transformers")
     tokenizer = None
     if life.model is not None:
-        tokenizer, result.model = check_model(life.model, ProbesConfig(), base, findings)
+        tokenizer, result.model = check_model(life.model, life.search.probes, base, findings)
     else:
         _check_architecture(life, findings)
     template = life.chat_template is not None
@@ -61,10 +67,10 @@ def _check_architecture(life: LifecycleConfig, findings: Findings) -> None:
             life.architecture, {"vocab_size": (life.tokenizer and life.tokenizer.vocab_size) or 32_000}
         )
         limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and life.sequence_length > limit:
+        if limit is not None and life.search.sequence_length > limit:
             findings.fail(
                 "sequence_length",
-                f"{life.sequence_length}; the architecture takes at most {limit} tokens",
+                f"{life.search.sequence_length}; the architecture takes at most {limit} tokens",
                 "shorten it, or raise max_position_embeddings",
             )
         weights = sum(p.numel() for p in empty_model(config).parameters())
@@ -73,7 +79,7 @@ def _check_architecture(life: LifecycleConfig, findings: Findings) -> None:
 
 def _check_stages(life: LifecycleConfig, base: Path, sizes: Sizes, findings: Findings) -> None:
     """Objectives against what domains hold, budgets against what there is."""
-    kinds: dict[str, Kind] = {n: kind_of(d.domain(n, base)) for n, d in life.domains.items()}
+    kinds: dict[str, Kind] = {n: kind_of(d.located(base)) for n, d in life.domains.items()}
     tokens = {n: size.tokens if (size := s.get("train")) is not None else None for n, s in sizes.items()}
     offers = []
     for stage in resolve(life):
@@ -108,7 +114,7 @@ def _check_stages(life: LifecycleConfig, base: Path, sizes: Sizes, findings: Fin
 
 def _offer(stage: Stage, kinds: Mapping[str, Kind], tokens: Mapping[str, int | None]) -> StageRows:
     """Rows of a stage's domains, as far as estimates tell; where nothing tells, enough."""
-    length = stage.life.sequence_length
+    length = stage.life.search.sequence_length
     have = {n: t if (t := tokens[n]) is not None else stage.tokens for n in stage.domains}
     chats = any(kinds[n] == "chat" for n in stage.domains)
     return StageRows(

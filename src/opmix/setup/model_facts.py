@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from opmix.compute.flops import ModelShape
-from opmix.config import ModelConfig, ProbesConfig, SearchConfig
+from opmix.config import ModelConfig, SearchConfig
 from opmix.errors import ModelError
+from opmix.probes.settings import ProbeSettings
 
 PROCESS_BYTES = 700e6
 """A Python process with torch and transformers loaded, before any model."""
@@ -51,7 +52,7 @@ class ModelFacts:
         return PROCESS_BYTES + resident + max(training, evaluation)
 
 
-def model_facts(config: ModelConfig, name: str, probes: ProbesConfig) -> ModelFacts:
+def model_facts(config: ModelConfig, name: str, probes: ProbeSettings) -> ModelFacts:
     """Read a model's configuration and lay the model out without weights.
 
     Args:
@@ -108,7 +109,7 @@ def _check_files(folder: Path) -> None:
         )
 
 
-def _adapter_parameters(model: Any, probes: ProbesConfig) -> int:
+def _adapter_parameters(model: Any, probes: ProbeSettings) -> int:
     from opmix.models import adapter_parameters, lora_targets
 
     wanted = probes.target_modules or tuple(lora_targets(model))

@@ -22,6 +22,7 @@ from opmix.mixture_search.estimate import DomainSize, estimate_search
 from opmix.progress import Silent
 from opmix.protocols.mixing_method import DecisionProblem
 from opmix.runs.store import RunStore
+from opmix.settings import Given, changed
 from opmix.setup.checks import Findings
 from opmix.setup.model_facts import ModelFacts
 from opmix.setup.splits import empty_splits
@@ -84,7 +85,7 @@ def check_plan(
     _check_held_out(config, sizes, findings)
     for name, size in known.items():
         with findings.catching(f"domains.{name}"):
-            if empty := empty_splits(config.domains[name].domain(name, base), size.documents):
+            if empty := empty_splits(config.domains[name].located(base), size.documents):
                 findings.fail(
                     f"domains.{name}", f"{size.documents} documents; splitting held-out sets off leaves {', '.join(empty)} without any",
                     "raise holdout, add documents, or give each held-out set a source",
@@ -92,7 +93,7 @@ def check_plan(
     if set(sizes) != set(config.domains):
         return None
     # The trainer's arguments are checked elsewhere; the context would raise for them here.
-    context = SearchContext(config.model_copy(update={"trainer": {}}), base, RunStore(base), Silent(), None)
+    context = SearchContext(changed(config, trainer=Given()), base, RunStore(base), Silent(), None)
     context.stage = DecisionProblem(
         domains=tuple(config.domains), old=None if config.old_mixture is None else Mixture.of(config.old_mixture),
         budget_tokens=config.budget.tokens, available_tokens={n: train.get(n, config.budget.tokens) for n in config.domains},

@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from opmix.config import DomainConfig, ModelConfig, ProbesConfig, SearchConfig, parse_config
+from opmix.config import ModelConfig, SearchConfig, parse_config
 from opmix.data.chat.conversation import domain_kind
-from opmix.domain import SPLITS, Domain, Kind, Split
+from opmix.domain import SPLITS, Domain, Domains, Kind, Split
 from opmix.errors import ConfigError, DataError, OpMixError
-from opmix.probes.settings import reach_notes
+from opmix.probes.settings import ProbeSettings, reach_notes
 from opmix.progress import Progress, Silent
+from opmix.settings import Given
 from opmix.setup.checks import Check, Findings, failed
 from opmix.setup.first_config import PLACEHOLDER
 from opmix.setup.model_facts import ModelFacts, model_facts
 from opmix.setup.plan import PlannedCost, check_plan
 from opmix.setup.sources import check_overlap
 from opmix.setup.survey import Size, survey
-from opmix.strict import read_yaml
+from opmix.strict import read_yaml, validated
+from opmix.training.arguments import checked_arguments
 
 Sizes = dict[str, dict[Split, Size | None]]
 """Domain, split: how much text; None where nothing here can tell (hub datasets)."""
@@ -97,7 +97,7 @@ def check_search(content: Mapping[str, Any], base: Path, progress: Progress) -> 
     tokenizer, result.model = check_model(parts.model, parts.probes, base, findings)
     template = parts.model is not None and parts.model.chat_template is not None
     check_sources(parts.domains, base, tokenizer, findings, result.sizes, progress, template=template)
-    check_overlap({n: d.domain(n, base) for n, d in parts.domains.items() if n in result.sizes}, findings)
+    check_overlap({n: d.located(base) for n, d in parts.domains.items() if n in result.sizes}, findings)
     if result.config is not None:
         _check_objective(result.config, base, result.sizes, findings)
         result.cost = check_plan(result.config, base, result.sizes, result.model, findings)
@@ -108,65 +108,48 @@ def check_search(content: Mapping[str, Any], base: Path, progress: Progress) -> 
 class _Parts:
     """What of a faulty configuration can be checked all the same."""
 
-    domains: dict[str, DomainConfig] = field(default_factory=dict)
+    domains: dict[str, Domain] = field(default_factory=dict)
     model: ModelConfig | None = None
-    trainer: dict[str, Any] = field(default_factory=dict)
-    probes: ProbesConfig = field(default_factory=ProbesConfig)
+    trainer: Given = field(default_factory=Given)
+    probes: ProbeSettings = field(default_factory=ProbeSettings)
 
 
 def _readable_parts(content: Mapping[str, Any]) -> _Parts:
     parts = _Parts()
     domains = content.get("domains")
     for name, value in (domains if isinstance(domains, dict) else {}).items():
-        if (domain := readable(DomainConfig, value)) is not None:
-            parts.domains[str(name)] = domain
+        parts.domains |= readable(Domains, {name: value}) or {}
     parts.model = readable(ModelConfig, content.get("model"))
-    parts.probes = readable(ProbesConfig, content.get("probes")) or parts.probes
+    parts.probes = readable(ProbeSettings, content.get("probes")) or parts.probes
     trainer = content.get("trainer")
-    parts.trainer = trainer if isinstance(trainer, dict) else {}
+    parts.trainer = Given(trainer) if isinstance(trainer, dict) else Given()
     return parts
 
 
 def readable(kind: Any, value: Any) -> Any:
     """A block on its own, or None where it is not valid."""
     try:
-        return kind.model_validate(value)
-    except (ValidationError, ConfigError):
+        return validated(kind, value)
+    except ConfigError:
         return None
 
 
-def check_trainer(arguments: dict[str, Any], findings: Findings) -> None:
+def check_trainer(arguments: Mapping[str, Any], findings: Findings) -> None:
     """Trainer arguments are known, and their values taken."""
-    import tempfile
-
-    from transformers import TrainingArguments
-
-    from opmix.training.factory import check_arguments
-
-    before = len(findings.checks)
     with findings.catching("trainer"):
-        check_arguments(arguments)
-    if len(findings.checks) > before:
-        return
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            TrainingArguments(output_dir=folder, **{"report_to": "none", **arguments})
-    except Exception as error:  # whatever the library and what it calls raise for a value they do not take
-        first = str(error).strip().partition("\n")[0]
-        findings.fail("trainer", f"transformers refuses these arguments: {first}", "correct the value under `trainer`")
-        return
-    if "learning_rate" in arguments:
-        findings.ok("trainer", f"{len(arguments)} arguments, all known to transformers")
-    else:
-        findings.warn(
-            "trainer",
-            "learning_rate is not set; probes would use twice the Trainer's default of 5e-05",
-            "set the rate of your full run",
-        )
+        checked_arguments(arguments)
+        if "learning_rate" in arguments:
+            findings.ok("trainer", f"{len(arguments)} arguments, all known to transformers")
+        else:
+            findings.warn(
+                "trainer",
+                "learning_rate is not set; probes would use twice the Trainer's default of 5e-05",
+                "set the rate of your full run",
+            )
 
 
 def check_model(
-    model: ModelConfig | None, probes: ProbesConfig, base: Path, findings: Findings
+    model: ModelConfig | None, probes: ProbeSettings, base: Path, findings: Findings
 ) -> tuple[Any, ModelFacts | None]:
     """Tokenizer and facts, each None if it cannot be had."""
     if model is None:
@@ -208,7 +191,7 @@ def check_model(
 
 
 def check_sources(
-    domains: Mapping[str, DomainConfig],
+    domains: Mapping[str, Domain],
     base: Path,
     tokenizer: Any,
     findings: Findings,
@@ -221,7 +204,7 @@ def check_sources(
     with progress.task("looking at domains", len(domains)) as advance:
         for number, (name, config) in enumerate(domains.items(), 1):
             with findings.catching(f"domains.{name}"):
-                domain = config.domain(name, base)
+                domain = config.located(base)
                 kind = kind_of(domain)
                 if kind == "chat" and tokenizer is not None and not (template or tokenizer.chat_template):
                     findings.fail(
@@ -247,7 +230,7 @@ def check_sources(
 
 def _check_objective(config: SearchConfig, base: Path, sizes: Sizes, findings: Findings) -> None:
     for name in sizes:
-        if config.objective == "causal_lm" and kind_of(config.domains[name].domain(name, base)) == "chat":
+        if config.objective == "causal_lm" and kind_of(config.domains[name].located(base)) == "chat":
             findings.fail(
                 "objective", f"causal_lm, but domain {name!r} holds conversations", "set objective to sft or sdft"
             )  # fmt: skip

@@ -64,7 +64,7 @@ class FakeContext:
     """Of evaluating one model on one sequence."""
     settings: SolveSettings = field(default_factory=lambda: SolveSettings(kl=0.0))
     limits: Constraints = field(default_factory=Constraints)
-    rule: DecisionSettings = field(default_factory=lambda: DecisionSettings(num_draws=40))
+    rule: DecisionSettings = field(default_factory=lambda: DecisionSettings(draws=40))
     seed: int = 0
     """Of the held-out sequences."""
     calls: list[FakeCall] = field(default_factory=list)

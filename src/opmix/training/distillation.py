@@ -28,23 +28,11 @@ from opmix.errors import DataError, ModelError
 from opmix.models import base_model_of, load_model, model_shape
 from opmix.runs.files import files_signature
 from opmix.training.factory import TrainerFactory, TrainSpec, default_trainer
-from opmix.training.objectives import ObjectiveName, Usage
+from opmix.training.objectives import Usage
+from opmix.training.settings import DistillationSettings, ObjectiveName
 from opmix.training.teacher import Teacher, TeacherFollows
 
 _SEED = 1_000_003
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillationSettings:
-    """See `opmix.config.SdftConfig`."""
-
-    demonstration: str
-    teacher: Literal["ema", "frozen", "live"] = "ema"
-    teacher_model: str | None = None
-    ema_rate: float = 0.01
-    max_new_tokens: int = 256
-    temperature: float = 1.0
-    skip_tokens: int = 3
 
 
 @dataclass(frozen=True, kw_only=True)

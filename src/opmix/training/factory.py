@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,17 +21,6 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from opmix.data import pad_rows
 from opmix.errors import ConfigError, StoreError, TrainingError
 from opmix.training.isolation import check_isolation
-
-RESERVED = {
-    "output_dir": "the run folder decides",
-    "max_steps": "the token budget decides",
-    "num_train_epochs": "the token budget decides",
-    "train_sampling_strategy": "the mixture plan is the order",
-    "seed": "set `seed` at the top level",
-    "data_seed": "set `seed` at the top level",
-}
-"""Trainer arguments that opmix owns."""
-
 
 _SHOWN = {"report_to", "run_name", "project", "trackio_space_id"}
 _SHOWN_PREFIXES = ("eval_", "save_", "logging_", "push_to_hub", "hub_")
@@ -71,26 +60,6 @@ class TrainSpec:
     """Trainer checkpoint to go on from."""
     optimizer_state: Path | None = None
     """`optimizer.pt` of an earlier run whose moments are taken over; its learning rate is not."""
-
-
-def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Refuse unknown and reserved trainer arguments before any work.
-
-    Raises:
-        ConfigError: All of them at once.
-    """
-    import difflib
-
-    known = [f.name for f in fields(TrainingArguments) if f.init]
-    problems = [f"trainer.{name}: {why}; remove it" for name, why in RESERVED.items() if name in arguments]
-    for name in arguments:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            problems.append(
-                f"trainer.{name}: no such TrainingArguments field" + (f"; did you mean {close[0]!r}?" if close else "")
-            )
-    if problems:
-        raise ConfigError(problems)
 
 
 def default_trainer(spec: TrainSpec, kind: type[Trainer] = Trainer) -> Trainer:

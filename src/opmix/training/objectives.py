@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from torch.utils.data import Dataset
 
 from opmix.compute.flops import ModelShape
 from opmix.data import MixtureDataset, MixturePlan, Rows, pad_rows
 from opmix.training.factory import TrainerFactory, default_trainer
-
-ObjectiveName = Literal["causal_lm", "sft", "sdft"]
+from opmix.training.settings import ObjectiveName
 
 
 @dataclass

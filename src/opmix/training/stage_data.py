@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from opmix.config import SdftConfig, SearchConfig
 from opmix.data import ChatRows, PackedSequences, Rows, TokenizedDomain, TokenSplit, domain_kind, prepare_domain
 from opmix.data.tokenization import eos_id
 from opmix.domain import ChatOptions, Domain, Split
 from opmix.errors import ConfigError
-from opmix.model_files import located
 from opmix.progress import Advance, Progress
-from opmix.training.distillation import DistillationSettings, SelfDistillation
-from opmix.training.objectives import CAUSAL_LM, SFT, Objective, ObjectiveName
+from opmix.training.distillation import SelfDistillation
+from opmix.training.objectives import CAUSAL_LM, SFT, Objective
+from opmix.training.settings import DistillationSettings, ObjectiveName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,24 +94,12 @@ class StageData:
         return [note for note in notes if note]
 
 
-def prepare_stage(
-    config: SearchConfig, tokenizer: Any, *, base: Path, cache_dir: Path, progress: Progress, limit: int | None = None
-) -> StageData:
-    """Tokenise the domains of a search and choose the objective; see `prepare_data`."""
-    template = config.model.template(base)
-    domains = {name: d.domain(name, base, template) for name, d in config.domains.items()}
-    return prepare_data(
-        domains, tokenizer, objective=config.objective, sdft=placed(config.sdft, base), sequence_length=config.sequence_length,
-        cache_dir=cache_dir, num_proc=config.num_proc, progress=progress, limit=limit,
-    )  # fmt: skip
-
-
 def prepare_data(
     domains: Mapping[str, Domain],
     tokenizer: Any,
     *,
     objective: ObjectiveName | None,
-    sdft: SdftConfig,
+    sdft: DistillationSettings,
     sequence_length: int,
     cache_dir: Path,
     num_proc: int,
@@ -160,7 +147,7 @@ def prepare_data(
     if objective == "sdft":
         contexts = {name: prepare(domain, "contexts of", sdft.demonstration).train for name, domain in chats.items()}
         chosen = SelfDistillation(
-            options=DistillationSettings(**sdft.model_dump()), contexts=contexts, limit=limit,
+            options=sdft, contexts=contexts, limit=limit,
             stop_ids=stop_ids(tokenizer, {name: tokenised[name].train for name in chats}),
         )  # fmt: skip
     return StageData(
@@ -169,12 +156,6 @@ def prepare_data(
         sequence_length=sequence_length,
         objective=chosen,
     )
-
-
-def placed(sdft: SdftConfig, base: Path) -> SdftConfig:
-    """With the teacher's folder found beside the configuration."""
-    name = sdft.teacher_model
-    return sdft if name is None else sdft.model_copy(update={"teacher_model": located(name, base)})
 
 
 def check_objective(objective: str, chats: list[str]) -> None:

@@ -27,7 +27,7 @@ def test_stage_settings_are_one_entrants_own():
     base, contested = config.life_of("wide").stages
     assert (base.probes, contested.probes) == ({}, {"rank": 8})
     assert config.life_of("op_mix").stages[1].probes == {}
-    assert config.life_of("wide").stages[1].tokens == config.stages[1].tokens
+    assert config.life_of("wide").stages[1].tokens == config.life.stages[1].tokens
 
 
 def test_full_retraining_has_the_tokens_of_all_stages():
@@ -43,7 +43,7 @@ def test_full_retraining_has_the_tokens_of_all_stages():
         ({"full_retraining": {"mixtur": 1}}, {}, "full_retraining.mixtur: no such setting; did you mean 'mixture'?"),
         ({"uniform": {"stage": {"tokens": 5}}}, {}, "methods.uniform.stage.tokens: is the same for all methods"),
         ({"uniform": {"stage": {"probs": {}}}}, {}, "methods.uniform.stage.probs: unknown key; did you mean 'probes'?"),
-        ({"op_mix": {"stage": {"probes": {"steps": -1}}}}, {}, "methods.op_mix.stage: "),
+        ({"op_mix": {"stage": {"probes": {"steps": -1}}}}, {}, "methods.op_mix.stage.probes.steps: "),
         (["uniform"], {"reference": "op_mix"}, "reference: unknown entrant"),
         ([], {}, "methods"),
         (["uniform"], {"stages": [{"name": "a", "domains": ["alpha", "beta"], "tokens": 5}]}, "stages.0.mixture: 'search' on a model"),

@@ -15,7 +15,9 @@ from opmix.comparison.status import compare_status
 from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.life import run_life
+from opmix.settings import as_json
 from opmix.setup.validation import validate
+from opmix.strict import validated
 
 
 def test_the_base_is_trained_once_a_seed(finished):
@@ -55,10 +57,10 @@ def test_differences_are_paired_by_seed(finished):
 
 def test_an_entrant_with_a_fixed_mixture_is_the_life_with_that_mixture(arena, finished, tmp_path):
     config, result = finished
-    content = config.model_dump(exclude={"methods", "reference"})
+    content = as_json(config.life)
     content["stages"][1]["mixture"] = "uniform"
     content["seeds"] = [0]
-    life = run_life(LifecycleConfig.model_validate(content), out=tmp_path / "life", base=arena.folder)
+    life = run_life(validated(LifecycleConfig, content), out=tmp_path / "life", base=arena.folder)
     one = load_file(life.folder / "seed-0/02-more/model/model.safetensors")
     other = load_file(result.folder / "seed-0/uniform/02-more/model/model.safetensors")
     assert all((one[n] == other[n]).all() for n in one)
@@ -154,6 +156,6 @@ def test_a_result_shows_itself_and_is_the_functions_too(arena, finished):
     assert all(f">{name}<" in shown for name in config.methods)
     assert set(result.losses("op_mix")) == {0, 1}
     file = arena.folder / "whole.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    file.write_text(yaml.safe_dump(as_json(config)))
     again = opmix.compare(file, out=result.folder, only=["uniform"])
     assert again.losses("uniform") == result.losses("uniform")

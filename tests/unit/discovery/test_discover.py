@@ -50,7 +50,7 @@ def test_domains_are_found_named_and_written(corpus, tmp_path):
     config = parse_config({"model": "m", "budget": {"tokens": 1}, **fragment})
     read = []
     for name, domain in config.domains.items():
-        texts = list(iter_documents(domain.domain(name, tmp_path).train))
+        texts = list(iter_documents(domain.located(tmp_path).train))
         read += texts
         assert len({truth[text] for text in texts}) == 1  # pure
         assert all(sum(term in text for text in texts) > 10 for term in name.split("-"))

@@ -8,6 +8,7 @@ import pytest
 from export_shares import MIXTURE, WORDS
 
 from opmix.config import parse_config
+from opmix.settings import as_json
 
 collect_ignore = ["consumers"]  # scripts that run where trainers are installed
 
@@ -44,7 +45,7 @@ def make_run(corpus, tmp_path):
         run = tmp_path / "run"
         run.mkdir(exist_ok=True)
         (run / "mixture.json").write_text(json.dumps(content))
-        manifest = {"command": "search", "config": parse_config(settings).model_dump(mode="json")}
+        manifest = {"command": "search", "config": as_json(parse_config(settings))}
         (run / "manifest.json").write_text(json.dumps(manifest))
         return run
 

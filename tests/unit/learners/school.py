@@ -8,6 +8,7 @@ from opmix.config import parse_config
 from opmix.data import pad_rows
 from opmix.learners.base import Lesson
 from opmix.mixing.mixture import Mixture
+from opmix.mixture_search.context import prepare_stage
 from opmix.models import model_shape
 from opmix.progress import Silent
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
@@ -16,7 +17,6 @@ from opmix.training.factory import default_trainer
 from opmix.training.full import planned_run, train_on_mixture, train_segment
 from opmix.training.matched import plan_training
 from opmix.training.objectives import CAUSAL_LM, Usage
-from opmix.training.stage_data import prepare_stage
 
 LENGTH = 128
 ARGUMENTS = {

@@ -110,8 +110,7 @@ def test_life_wide_settings_of_absent_domains_are_left_out(load):
         "solve.floors={gamma: 0.1, alpha: 0.2}", "solve.prior={alpha: 0.5, beta: 0.3, gamma: 0.2}",
         "solve.groups={g: {domains: [gamma], floor: 0.1}, h: {domains: [beta, gamma], ceiling: 0.9}}",
     )  # fmt: skip
-    domains = {n: config.domains[n] for n in ("alpha", "beta")}
-    solve = config.search(config.stages[0], domains, None, None, 1000, 0, "causal_lm").solve
+    solve = config.settings_of(config.stages[0], ("alpha", "beta")).solve
     assert solve.floors == {"alpha": 0.2}
     assert solve.prior == {"alpha": 0.5, "beta": 0.3}
     assert {n: g.domains for n, g in solve.groups.items()} == {"h": ("beta",)}

@@ -20,6 +20,11 @@ def limited(stages, **epochs):
 THREE = stage("one", 8, domains=["alpha", "beta", "gamma"], prefix=0)
 
 
+def decided(stage, old, drawn=None, seed=0):
+    tokens = stage.tokens_in(stage.segments[0])
+    return decision_config(stage, tokens, seed, old, rows=ROWS, drawn=drawn or {})
+
+
 def test_domains_that_are_used_up_are_no_longer_on_offer():
     (one,) = resolve(limited([THREE], alpha=0.5, beta=2))
     assert available(one, ROWS, {}) == ("alpha", "beta", "gamma")
@@ -32,7 +37,7 @@ def test_domains_that_are_used_up_are_no_longer_on_offer():
 def test_a_decision_knows_what_is_left():
     (one,) = resolve(limited([THREE], alpha=0.5, beta=2))
     old = Mixture.of({"alpha": 0.5, "beta": 0.25, "gamma": 0.25})
-    config = decision_config(one, one.segments[0], old, ROWS, {"alpha": 49, "beta": 40}, 7)
+    config = decided(one, old, {"alpha": 49, "beta": 40}, 7)
     assert config.old_mixture == {"beta": 0.5, "gamma": 0.5}
     assert {n: d.max_epochs for n, d in config.domains.items()} == {"beta": pytest.approx(1.59), "gamma": None}
     assert (config.budget.tokens, config.seed, config.solve.max_epochs) == (8 * STEP, 7, None)
@@ -43,8 +48,8 @@ def test_a_weighed_domain_that_is_used_up_is_weighed_no_more():
         limited([stage("one", 8, domains=["alpha", "beta"], prefix=0), stage("two", 8, add=["gamma"])], gamma=1)
     )
     old = Mixture.of({"alpha": 0.5, "beta": 0.5})
-    assert decision_config(two, two.segments[0], old, ROWS, {}, 0).new_domains == ("gamma",)
-    assert decision_config(two, two.segments[0], old, ROWS, {"gamma": 99}, 0).new_domains is None
+    assert decided(two, old).new_domains == ("gamma",)
+    assert decided(two, old, {"gamma": 99}).new_domains is None
 
 
 def test_what_was_turned_down_is_only_weighed_when_it_is_added_again():
@@ -52,11 +57,11 @@ def test_what_was_turned_down_is_only_weighed_when_it_is_added_again():
     old = Mixture.of({"alpha": 0.5, "beta": 0.5, "gamma": 0.0})
     _, _, three = resolve(life(first, stage("two", 8, add=["gamma"]), stage("three", 8, add=["delta"])))
     assert rejected(three, old) == ("gamma",)
-    config = decision_config(three, three.segments[0], old, ROWS, {}, 0)
+    config = decided(three, old)
     assert (tuple(config.domains), config.new_domains) == (("alpha", "beta", "delta"), ("delta",))
     _, _, again = resolve(life(first, stage("two", 8, add=["gamma"]), stage("three", 8, add=["delta", "gamma"])))
     assert rejected(again, old) == ()
-    assert decision_config(again, again.segments[0], old, ROWS, {}, 0).new_domains == ("delta", "gamma")
+    assert decided(again, old).new_domains == ("delta", "gamma")
 
 
 def test_the_old_mixture_without_what_was_dropped():

@@ -13,6 +13,7 @@ from lives import ARCHITECTURE, STEP, done, fixed, outcome, same, stage, weights
 from opmix.errors import ConfigError, DataError, StoreError
 from opmix.lifecycle.config import load_lifecycle
 from opmix.scratch import train_tokenizer
+from opmix.settings import as_json, changed
 from opmix.testing import tiny_model, toy_documents
 
 SPLITS = ("valid", "test")
@@ -208,12 +209,12 @@ def test_what_went_missing_is_made_again(copied, toys):
 def test_changed_settings_are_refused_unless_asked_for(copied, toys):
     config, folder = copied
     kept = outcome_of(folder)
-    changed = toys.config(
-        *[s.model_dump(exclude_unset=True) for s in config.stages[:1]],
+    other = toys.config(
+        *[as_json(s) for s in config.stages[:1]],
         stage("two", 4, add=["gamma"], solve={"kl": 0.2}),
     )
     with pytest.raises(StoreError) as error:
-        toys.live(changed, folder)
+        toys.live(other, folder)
     text = str(error.value)
     assert "4 finished steps were done with other inputs" in text
     assert "seed-0/02-two/search-0: search.solve.kl: 0.05 -> 0.2" in text
@@ -221,7 +222,7 @@ def test_changed_settings_are_refused_unless_asked_for(copied, toys):
     assert "--redo" in text
     assert outcome_of(folder) == kept
     before = done(folder)
-    toys.live(changed, folder, redo=True)
+    toys.live(other, folder, redo=True)
     assert done(folder)[len(before) :] == [f"seed-0/02-two/{s}" for s in ("search-0", "train-4", "model", "after")]
     assert stages(folder)[0] == kept["seeds"]["0"]["stages"][0]
 
@@ -390,7 +391,7 @@ def test_a_continued_optimizer_that_was_not_kept(toys, tmp_path):
 @pytest.mark.slow
 def test_keeping_less_and_keeping_more(toys, tmp_path, finished):
     config, result = finished
-    made = config.model_copy(update={"keep": config.keep.model_copy(update={"models": "last", "probes": False})})
+    made = changed(config, keep=changed(config.keep, models="last", probes=False))
     toys.live(made, tmp_path / "less")
     assert not (tmp_path / "less" / "seed-0" / "01-one" / "model").exists()
     assert (tmp_path / "less" / "seed-0" / "02-two" / "model" / "config.json").exists()
@@ -399,14 +400,8 @@ def test_keeping_less_and_keeping_more(toys, tmp_path, finished):
     before = done(tmp_path / "less")
     toys.live(made, tmp_path / "less")
     assert done(tmp_path / "less") == before
-    longer = made.model_copy(
-        update={
-            "stages": (
-                *made.stages,
-                made.stages[1].model_copy(update={"name": "three", "add": (), "mixture": "current"}),
-            )
-        }
-    )
+    third = changed(made.stages[1], name="three", add=(), mixture="current")
+    longer = changed(made, stages=(*made.stages, third))
     toys.live(longer, tmp_path / "less")
     assert {s.split("/")[1] for s in done(tmp_path / "less")[len(before) :]} == {"03-three"}
     assert [p.parent.name for p in tmp_path.glob("less/seed-0/*/model")] == ["03-three"]

@@ -28,7 +28,7 @@ def context(old=None, **given):
         budget_tokens=10_000,
         available_tokens=dict.fromkeys(DOMAINS, 10_000),
     )
-    rule = DecisionSettings(num_draws=20)
+    rule = DecisionSettings(draws=20)
     return FakeContext(**{"stage": problem, "surface": log_linear_surface(T), "rule": rule, **given})
 
 

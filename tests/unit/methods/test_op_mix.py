@@ -71,9 +71,7 @@ def test_the_objective_is_the_contexts():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_where_nothing_can_be_gained_the_mixture_in_use_is_kept(seed):
-    fake = context(
-        NO_DOMAIN_HELPS, old=SKEWED, noise=0.05, seed=seed, rule=DecisionSettings(num_draws=40, min_gain=0.02)
-    )
+    fake = context(NO_DOMAIN_HELPS, old=SKEWED, noise=0.05, seed=seed, rule=DecisionSettings(draws=40, min_gain=0.02))
     proposal = OpMix().propose(fake)
     assert proposal.verdict.decision.action == "keep"
     assert dict(proposal.mixture) == SKEWED
@@ -157,7 +155,7 @@ def test_a_new_domain_is_added_unless_it_harms():
     harmful = [[0.0, 0.0, 2.0], [0.0, 0.0, 2.0], [0.0, 0.0, 1.0]]
     assert OpMix().propose(context(harmful, old=old)).verdict.decision.action == "keep"
     for prove_new, action in ((False, "move"), (True, "keep")):
-        rule = DecisionSettings(num_draws=40, prove_new=prove_new)
+        rule = DecisionSettings(draws=40, prove_new=prove_new)
         unsure = context(NO_DOMAIN_HELPS, old=old, noise=0.05, settings=SolveSettings(kl=0.05), rule=rule)
         decision = OpMix().propose(unsure).verdict.decision
         assert 0.1 < decision.probability < 0.9

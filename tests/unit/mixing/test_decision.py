@@ -45,7 +45,7 @@ def test_structural_error_can_stop_a_move():
 
 def test_false_moves_are_rare_where_nothing_can_be_gained():
     moves = [
-        judge(swarm(seed, noise=0.01, slope=0.0)[0], decision=DecisionSettings(num_draws=60)).decision.action
+        judge(swarm(seed, noise=0.01, slope=0.0)[0], decision=DecisionSettings(draws=60)).decision.action
         for seed in range(20)
     ]
     assert moves.count("move") <= 2

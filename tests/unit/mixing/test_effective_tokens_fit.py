@@ -112,7 +112,7 @@ def test_decides_and_solves_without_a_kl_term():
         candidates={"current": uniform},
         reference="current",
         settings=SolveSettings(kl=0),
-        decision=DecisionSettings(num_draws=50),
+        decision=DecisionSettings(draws=50),
     )
     assert verdict.decision.action == "move"
     assert verdict.optimum.gap <= 1e-5

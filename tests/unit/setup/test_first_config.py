@@ -95,7 +95,7 @@ def test_every_format_and_weird_names(tmp_path, monkeypatch):
     assert set(config.domains) == {"42", "a_b_1", "code", "domain", "null", "zst"}
     assert config.domains["a_b_1"].train.field == "content"
     assert config.domains["code"].train.format == "text"
-    found = {n: len(resolve(d.domain(n, tmp_path).train)) for n, d in config.domains.items()}
+    found = {n: len(resolve(d.located(tmp_path).train)) for n, d in config.domains.items()}
     assert found == {"42": 1, "a_b_1": 1, "code": 60, "domain": 60, "null": 3, "zst": 1}
     assert len(config.domains["domain"].train.paths) == 1  # a glob, not sixty lines
 
@@ -201,7 +201,7 @@ def test_here_is_the_default_folder_and_relative_paths_follow_the_file(corpus, t
     assert runner.invoke(app, ["init", ".", "--out", "configs/s.yaml"]).exit_code == 0
     config = load_config(corpus / "configs" / "s.yaml")
     assert config.domains["beta"].train.paths == ("../beta/train.jsonl.gz",)
-    assert resolve(config.domains["beta"].domain("beta", corpus / "configs").train)
+    assert resolve(config.domains["beta"].located(corpus / "configs").train)
 
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"

@@ -9,15 +9,15 @@ import torch
 from rounding import assert_same_up_to_rounding
 from torch.utils.flop_counter import FlopCounterMode
 
-from opmix.config import DEMONSTRATION, parse_config
+from opmix.config import parse_config
 from opmix.data import ChatRows, PackedSequences
 from opmix.errors import StoreError
 from opmix.mixing.mixture import Mixture
+from opmix.mixture_search.context import prepare_stage
 from opmix.models import model_shape
 from opmix.progress import Silent
 from opmix.testing import tiny_adapter, tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
 from opmix.training.distillation import (
-    DistillationSettings,
     SelfDistillation,
     distillation_trainer,
     pad_left,
@@ -26,7 +26,7 @@ from opmix.training.distillation import (
 from opmix.training.factory import TrainSpec, run_training
 from opmix.training.matched import plan_training, training_cost
 from opmix.training.objectives import Usage
-from opmix.training.stage_data import prepare_stage
+from opmix.training.settings import DEMONSTRATION, DistillationSettings
 from opmix.training.teacher import Teacher
 
 ARGUMENTS = {"per_device_train_batch_size": 4, "learning_rate": 1e-2}

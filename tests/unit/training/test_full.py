@@ -10,8 +10,9 @@ from transformers import TrainerCallback
 
 from opmix.errors import ConfigError, StoreError, TrainingError
 from opmix.testing import tiny_model
+from opmix.training.arguments import RESERVED, checked_arguments
 from opmix.training.checkpoints import MARKER, Checkpoints, drop_checkpoints, latest_checkpoint, whole_checkpoints
-from opmix.training.factory import RESERVED, TrainSpec, check_arguments
+from opmix.training.factory import TrainSpec
 from opmix.training.full import train_segment
 
 LENGTH, STEPS = 16, 8
@@ -249,12 +250,12 @@ def test_progress_counts_the_segment(tmp_path):
 @pytest.mark.parametrize("name", RESERVED)
 def test_arguments_that_opmix_owns(name):
     with pytest.raises(ConfigError, match=rf"trainer\.{name}: {RESERVED[name]}; remove it"):
-        check_arguments({name: 1})
+        checked_arguments({name: 1})
 
 
 def test_unknown_arguments_are_named_with_the_nearest():
     with pytest.raises(ConfigError) as error:
-        check_arguments({"learning_rat": 1, "quux": 2, "max_steps": 3, "bf16": True})
+        checked_arguments({"learning_rat": 1, "quux": 2, "max_steps": 3, "bf16": True})
     assert len(error.value.problems) == 3
     assert "did you mean 'learning_rate'?" in str(error.value)
 

@@ -6,18 +6,19 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from opmix.config import DEMONSTRATION, SdftConfig
 from opmix.config import parse_config as parse
 from opmix.errors import ConfigError, ModelError
 from opmix.mixing.mixture import Mixture
+from opmix.mixture_search.context import prepare_stage
 from opmix.models import model_shape
 from opmix.progress import Silent
+from opmix.settings import as_json
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats
 from opmix.training.distillation import reverse_kl
 from opmix.training.factory import TrainSpec, run_training
 from opmix.training.matched import plan_training
 from opmix.training.objectives import Usage
-from opmix.training.stage_data import prepare_stage
+from opmix.training.settings import DEMONSTRATION, DistillationSettings
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +65,14 @@ def train(data, model, folder, steps):
 
 
 def test_the_question_is_plain_unless_said_otherwise():
-    assert SdftConfig().demonstration == DEMONSTRATION
-    assert SdftConfig(teacher_model="m").demonstration == "{prompt}"
-    assert SdftConfig(**SdftConfig(teacher_model="m").model_dump()).demonstration == "{prompt}"
-    assert SdftConfig(teacher_model="m", demonstration="Kindly: {prompt}").demonstration == "Kindly: {prompt}"
+    assert DistillationSettings().demonstration == DEMONSTRATION
+    assert DistillationSettings(teacher_model="m").demonstration == "{prompt}"
+    assert DistillationSettings(**as_json(DistillationSettings(teacher_model="m"))).demonstration == "{prompt}"
+    assert DistillationSettings(teacher_model="m", demonstration="Kindly: {prompt}").demonstration == "Kindly: {prompt}"
     with pytest.raises(ConfigError, match=r"no \{prompt\}"):
-        SdftConfig(teacher_model="m", demonstration="hello")
+        DistillationSettings(teacher_model="m", demonstration="hello")
     with pytest.raises(ConfigError, match=r"no \{demonstration\}"):
-        SdftConfig(demonstration="{prompt}")
+        DistillationSettings(demonstration="{prompt}")
 
 
 def test_contexts_are_the_prompts(data):

@@ -19,12 +19,13 @@ from opmix.models import model_shape
 from opmix.protocols.online_mixer import Stint
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
 from opmix.training.checkpoints import Checkpoints
-from opmix.training.distillation import DistillationSettings, SelfDistillation
+from opmix.training.distillation import SelfDistillation
 from opmix.training.full import planned_run, train_segment
 from opmix.training.matched import plan_training, training_cost
 from opmix.training.objectives import CAUSAL_LM, SFT, Usage
 from opmix.training.online import MIXER_FILE, Course, OnlineRun, train_online
 from opmix.training.senses import Senses, gradient, inner
+from opmix.training.settings import DistillationSettings
 from opmix.training.stints import StintRows, lowered
 
 LENGTH, STEPS, NAMES = 24, 10, ("alpha", "beta", "gamma")

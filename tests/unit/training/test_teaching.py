@@ -8,6 +8,7 @@ import pytest
 
 from opmix.config import parse_config
 from opmix.mixing.mixture import Mixture
+from opmix.mixture_search.context import prepare_stage
 from opmix.models import model_shape
 from opmix.progress import Silent
 from opmix.scores import extractor_of, score_split
@@ -15,7 +16,6 @@ from opmix.testing import tiny_chat_tokenizer, tiny_model
 from opmix.training.factory import TrainSpec, run_training
 from opmix.training.matched import plan_training
 from opmix.training.objectives import Usage
-from opmix.training.stage_data import prepare_stage
 
 WORDS = list("abcdefgh")
 ASK = "{prompt} such as {demonstration}"

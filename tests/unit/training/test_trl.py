@@ -14,7 +14,6 @@ from opmix.mixing.mixture import Mixture
 from opmix.models import model_shape
 from opmix.testing import tiny_chat_tokenizer, tiny_model, toy_conversations, write_toy_chats
 from opmix.training.distillation import (
-    DistillationSettings,
     SelfDistillation,
     distillation_trainer,
     pad_left,
@@ -23,6 +22,7 @@ from opmix.training.distillation import (
 from opmix.training.factory import TrainSpec, default_trainer, run_training
 from opmix.training.matched import plan_training
 from opmix.training.objectives import SFT, Usage
+from opmix.training.settings import DistillationSettings
 
 trl = pytest.importorskip("trl")
 pytestmark = pytest.mark.filterwarnings("ignore")

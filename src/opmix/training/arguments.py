@@ -1,0 +1,158 @@
+"""Arguments of `transformers.TrainingArguments`: taken as given, then converted, checked and tried. Imports no torch until then."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
+from types import NoneType
+from typing import Annotated, Any, get_args, get_type_hints
+
+from pydantic import BeforeValidator
+
+from opmix.errors import ConfigError
+from opmix.settings import Given, number
+
+RESERVED = {
+    "output_dir": "the run folder decides",
+    "max_steps": "the token budget decides",
+    "num_train_epochs": "the token budget decides",
+    "train_sampling_strategy": "the mixture plan is the order",
+    "seed": "set `seed` at the top level",
+    "data_seed": "set `seed` at the top level",
+}
+"""Trainer arguments that opmix owns."""
+
+_OF_ITS_RUN = ("output_dir", "max_steps", "num_train_epochs", "train_sampling_strategy")
+"""What every `TrainingArguments` object says of a run of its own."""
+
+_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "adam_epsilon": 0,
+    "max_grad_norm": 0,
+    "warmup_steps": 0,
+    "dataloader_num_workers": 0,
+}
+_SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def given_arguments(value: Any) -> Any:
+    """Arguments as a mapping; of a `TrainingArguments` object those that are not its defaults."""
+    if isinstance(value, Mapping) or not hasattr(value, "to_sanitized_dict"):
+        return value
+    plain = type(value)(output_dir=value.output_dir)
+    named = {f.name: getattr(value, f.name) for f in fields(value) if f.init and f.name not in _OF_ITS_RUN}
+    return {name: getattr(x, "value", x) for name, x in named.items() if x != getattr(plain, name)}
+
+
+TrainerArguments = Annotated[Given, BeforeValidator(given_arguments)]
+"""A mapping, or from Python a `TrainingArguments` object."""
+
+
+def checked_arguments(arguments: Mapping[str, Any], where: str = "trainer") -> Given:
+    """Convert arguments to the types that transformers declares, and let it try them, before any work.
+
+    Args:
+        arguments: By name.
+        where: Place in the configuration, for messages.
+
+    Raises:
+        ConfigError: Unknown and reserved names, and values that cannot be; all at once, or what transformers refuses.
+    """
+    converted = typed_arguments(arguments, where)
+    try_arguments(converted, where)
+    return converted
+
+
+def typed_arguments(arguments: Mapping[str, Any], where: str = "trainer") -> Given:
+    """Arguments converted to the types that transformers declares; each on its own.
+
+    Raises:
+        ConfigError: Unknown and reserved names, and values that cannot be; all at once.
+    """
+    known, problems, converted = _kinds(), [], Given()
+    for name, value in arguments.items():
+        if name in RESERVED:
+            problems.append(f"{where}.{name}: {RESERVED[name]}; remove it")
+        elif name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            meant = f"; did you mean {close[0]!r}?" if close else ""
+            problems.append(f"{where}.{name}: no such TrainingArguments field{meant}")
+        else:
+            try:
+                converted[name] = _converted(name, value, known[name])
+            except ValueError as error:
+                problems.append(f"{where}.{name}: {value!r}; {error}")
+    if problems:
+        raise ConfigError(problems)
+    return converted
+
+
+def try_arguments(arguments: Mapping[str, Any], where: str = "trainer") -> None:
+    """Make the `TrainingArguments` that a run will make.
+
+    Raises:
+        ConfigError: transformers refuses them.
+    """
+    import torch
+    from transformers import TrainingArguments
+
+    defaults = {"report_to": "none", "use_cpu": not torch.cuda.is_available()}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            TrainingArguments(output_dir=folder, **{**defaults, **arguments})
+    except Exception as error:  # whatever the library and what it calls raise for a value they do not take
+        first = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"{where}: transformers refuses these arguments: {first}; correct the value") from error
+
+
+@cache
+def _kinds() -> dict[str, tuple[Any, ...]]:
+    """Field: the types it may have."""
+    from transformers import TrainingArguments
+
+    hints = get_type_hints(TrainingArguments)
+    return {f.name: get_args(hints[f.name]) or (hints[f.name],) for f in fields(TrainingArguments) if f.init}
+
+
+def _converted(name: str, value: Any, kinds: tuple[Any, ...]) -> Any:
+    """The value in a type of its field.
+
+    Raises:
+        ValueError: Says what was expected.
+    """
+    if value is None and NoneType in kinds:
+        return None
+    if not {int, float} & set(kinds):
+        if set(kinds) <= {bool, NoneType}:
+            return _switch(value)
+        return str(value) if str in kinds and isinstance(value, int | float) and bool not in kinds else value
+    if isinstance(value, str) and str not in kinds:
+        value = number(value)
+    if (isinstance(value, str) and str in kinds) or (isinstance(value, bool) and bool in kinds):
+        return value
+    whole = float not in kinds
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("expected a whole number" if whole else "expected a number")
+    if isinstance(value, float) and value.is_integer() and (whole or name.endswith("_steps")):
+        value = int(value)
+    if whole and not isinstance(value, int):
+        raise ValueError("expected a whole number")
+    if value < _LEAST.get(name, value):
+        raise ValueError(f"expected at least {_LEAST[name]}")
+    return value
+
+
+def _switch(value: Any) -> Any:
+    if isinstance(value, str):
+        value = _SWITCHES.get(value.lower(), value)
+    if value not in (True, False, None):
+        raise ValueError("expected true or false")
+    return value if value is None else bool(value)
