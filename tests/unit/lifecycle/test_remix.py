@@ -11,7 +11,7 @@ import opmix
 from opmix.data import MixtureStream, prepare_domain
 from opmix.domain import Domain, Source
 from opmix.errors import ConfigError, DataError, StoreError
-from opmix.lifecycle import remix
+from opmix.mixture_search import callback
 from opmix.testing import tiny_adapter, tiny_model, tiny_tokenizer, toy_documents
 
 LENGTH, BATCH, STEPS = 16, 2, 12
@@ -93,19 +93,19 @@ def assert_same(one, other):
 @pytest.fixture
 def stay(monkeypatch):
     """Every decision keeps the mixture: the search is real, its answer is not taken."""
-    real = remix.run_search
+    real = callback.run_search
 
     def search(config, **settings):
         return Answer(real(config, **settings).verdict, config.old_mixture)
 
-    monkeypatch.setattr(remix, "run_search", search)
+    monkeypatch.setattr(callback, "run_search", search)
 
 
 @pytest.fixture
 def move(monkeypatch):
     """Every decision moves to much more of beta, without a search."""
     verdict = SimpleNamespace(decision=SimpleNamespace(action="move", reason="because"))
-    monkeypatch.setattr(remix, "run_search", lambda config, **_: Answer(verdict, {"alpha": 0.125, "beta": 0.875}))
+    monkeypatch.setattr(callback, "run_search", lambda config, **_: Answer(verdict, {"alpha": 0.125, "beta": 0.875}))
 
 
 class Answer:
