@@ -258,6 +258,7 @@ class SearchContext:
     def notes(self, proposal: LawProposal) -> list[str]:
         """What a careful reader would want to be told."""
         from opmix.models import reached_share
+        from opmix.probes.kinds import modules_in_full
         from opmix.probes.settings import reach_notes
 
         notes = self.prepared.notes()
@@ -273,8 +274,11 @@ class SearchContext:
                 "trainer.learning_rate is not set: probes used twice the Trainer's default of 5e-05; set the rate of your full run"
             )
         settings = self.session.settings
-        reach = reached_share(self.session.runtime.model, settings.target_modules, settings.modules_to_save)
-        return notes + reach_notes(reach)
+        if settings.kind == "full":
+            return notes
+        model = self.session.runtime.model
+        in_full = [*settings.modules_to_save, *modules_in_full(settings, model)]
+        return notes + reach_notes(reached_share(model, settings.target_modules, in_full))
 
 
 def prepare_stage(

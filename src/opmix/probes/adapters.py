@@ -153,6 +153,22 @@ class DeltaSet:
         device = delta.left.device if len(delta.owner) else next(iter(delta.full.values())).device
         return delta.added_to(torch.zeros(delta.shape, device=device), np.asarray(weights, dtype=np.float64))
 
+    @classmethod
+    def from_differences(
+        cls, probes: Sequence[str], places: Mapping[str, str], changes: Sequence[Mapping[str, torch.Tensor]]
+    ) -> DeltaSet:
+        """Deltas of probes that trained parameters in full.
+
+        Args:
+            probes: Names, in the order of the weights to come.
+            places: Where a parameter sits in the model, and its name in `changes`.
+            changes: Of each probe, float32 differences to the base by parameter.
+        """
+        full = {
+            place: {number: change[name] for number, change in enumerate(changes)} for place, name in places.items()
+        }
+        return cls(tuple(probes), {place: _delta(tuple(of[0].shape), {}, of) for place, of in full.items()})
+
     def gram(self) -> FloatArray:
         """Inner products `<dW_i, dW_j>` over all parameters, (P, P) float64, through the factors."""
         num = len(self.probes)

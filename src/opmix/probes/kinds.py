@@ -4,35 +4,49 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from opmix.errors import AdapterError
 from opmix.mixing.mixture import FloatArray
-from opmix.models import lora_targets
+from opmix.models import base_modules, base_parameters, lora_targets
 from opmix.probes.adapters import DeltaSet
+from opmix.probes.evaluation import device_of
 from opmix.probes.interpolation import Backend, Proxies, make_proxies
+from opmix.probes.merging import why_not_mergeable
 from opmix.probes.parts import saving_only
 from opmix.probes.preserve_state import preserve_model_state
 from opmix.probes.settings import ProbeSettings
 
-_WEIGHTS = "adapter_model.safetensors"
+_WEIGHTS, _DELTAS = "adapter_model.safetensors", "delta.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attached:
+    """A model while a probe is trained on it."""
+
+    model: Any
+    adapter_parameters: int | None
+    """Weights of the adapter; None: the model's own are trained."""
+    save: Callable[[Path], None]
+    """Keep what was trained in a folder, whole or not at all."""
 
 
 class ProbeKind(Protocol):
     """The one place that knows what a probe is made of."""
 
-    def attached(self, model: PreTrainedModel, settings: ProbeSettings, name: str) -> AbstractContextManager[Any]:
+    def attached(self, model: PreTrainedModel, settings: ProbeSettings, name: str) -> AbstractContextManager[Attached]:
         """The model to train, only what the probe changes trainable; the model is as it was when the context is left."""
-
-    def save(self, attached: Any, name: str, folder: Path) -> None:
-        """Keep what was trained, whole or not at all."""
 
     def is_whole(self, folder: Path) -> bool:
         """Whether a folder holds a probe whose files can be read to their end."""
@@ -52,16 +66,17 @@ class AdapterProbes:
     """LoRA adapters of PEFT, with modules trained in full beside them where the settings say so."""
 
     @contextmanager
-    def attached(self, model: PreTrainedModel, settings: ProbeSettings, name: str) -> Iterator[PeftModel]:
+    def attached(self, model: PreTrainedModel, settings: ProbeSettings, name: str) -> Iterator[Attached]:
         """See `ProbeKind`."""
         with preserve_model_state(model):
             # Every adapter starts from the same factors: averaging then interpolates paths with a common start.
             wrapped = _wrapped(model, settings, [name])
+            trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
             with saving_only(wrapped, name):
-                yield wrapped
+                yield Attached(model=wrapped, adapter_parameters=trained, save=partial(self.save, wrapped, name))
 
     def save(self, attached: PeftModel, name: str, folder: Path) -> None:
-        """See `ProbeKind`; an ordinary PEFT adapter."""
+        """Keep an ordinary PEFT adapter, whole or not at all."""
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         attached.save_pretrained(str(temporary), selected_adapters=[name], save_embedding_layers=False)
@@ -81,6 +96,15 @@ class AdapterProbes:
     ) -> Iterator[tuple[Proxies, FloatArray]]:
         """See `ProbeKind`."""
         names = names_of(len(folders))
+        if (
+            settings.kind == "lora+embeddings"
+        ):  # PEFT ties the copies of tied weights for the first adapter of a model only
+            apart = dict(zip(names, folders, strict=True))
+            deltas = DeltaSet.from_folders(model, apart, device=device_of(model))
+            once = {place: deltas.deltas[place] for place, _ in base_parameters(model) if place in deltas.deltas}
+            with preserve_model_state(model):
+                yield make_proxies(model, deltas=deltas, backend=backend), DeltaSet(names, once).gram()
+            return
         with preserve_model_state(model):
             wrapped = _wrapped(model, settings, names)
             for name, folder in zip(names, folders, strict=True):
@@ -88,32 +112,121 @@ class AdapterProbes:
             yield make_proxies(wrapped, names, backend=backend), DeltaSet.from_peft(wrapped, names).gram()
 
 
-ADAPTERS = AdapterProbes()
+class FullProbes:
+    """Short trainings of every weight that requires a gradient, kept as float32 differences to the current model.
+
+    float32 whatever the model's precision: only so does the model plus the difference give the trained weights back.
+    """
+
+    @contextmanager
+    def attached(self, model: PreTrainedModel, settings: ProbeSettings, name: str) -> Iterator[Attached]:
+        """See `ProbeKind`."""
+        obstacle = why_not_mergeable(model)
+        trained = {path: parameter for path, parameter in base_parameters(model) if parameter.requires_grad}
+        if obstacle is not None or not trained:
+            raise AdapterError(
+                f"probes.kind: full needs weights that can be trained, but {obstacle or 'none requires a gradient'}; "
+                "use probes.kind: lora"
+            )
+        before = {path: parameter.detach().clone() for path, parameter in trained.items()}
+        with preserve_model_state(model):
+            try:
+                yield Attached(model=model, adapter_parameters=None, save=partial(self.save, trained, before))
+            finally:
+                try:
+                    _copy_back(trained, before)
+                except BaseException:  # Ctrl-C in the middle of the copies: start them over, then let it through
+                    _copy_back(trained, before)
+                    raise
+
+    def save(self, trained: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor], folder: Path) -> None:
+        """Keep the differences, whole or not at all."""
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        changes = {path: (now.detach().float() - before[path].float()).cpu() for path, now in trained.items()}
+        save_file({path: change.contiguous() for path, change in changes.items()}, temporary / _DELTAS)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+
+    def is_whole(self, folder: Path) -> bool:
+        """See `ProbeKind`."""
+        return _is_readable(folder / _DELTAS)
+
+    @contextmanager
+    def interpolated(
+        self, model: PreTrainedModel, settings: ProbeSettings, folders: Sequence[Path], backend: Backend
+    ) -> Iterator[tuple[Proxies, FloatArray]]:
+        """See `ProbeKind`."""
+        changes = [load_file(folder / _DELTAS) for folder in folders]
+        names = names_of(len(folders))
+        gram = DeltaSet.from_differences(names, {path: path for path in changes[0]}, changes).gram()
+        named = {id(parameter): path for path, parameter in base_parameters(model)}
+        places = {  # a tied weight is one parameter in two places
+            f"{path}.{attribute}" if path else attribute: named[id(parameter)]
+            for path, module in base_modules(model)
+            for attribute, parameter in module.named_parameters(recurse=False)
+        }
+        moved = {place: path for place, path in places.items() if path in changes[0]}
+        with preserve_model_state(model):
+            deltas = DeltaSet.from_differences(names, moved, changes)
+            yield make_proxies(model, deltas=deltas, backend=backend), gram
+
+
+def _copy_back(trained: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for path, parameter in trained.items():
+            parameter.copy_(before[path])
+
+
+ADAPTERS, FULL = AdapterProbes(), FullProbes()
+
+
+def kind_of(settings: ProbeSettings) -> ProbeKind:
+    """The kind that the settings name."""
+    return FULL if settings.kind == "full" else ADAPTERS
 
 
 def _wrapped(model: PreTrainedModel, settings: ProbeSettings, names: Sequence[str]) -> PeftModel:
     """The model with new adapters; the last is the active one."""
-    config = lora_config(settings, model)
+    first, *others = [lora_config(settings, model) for _ in names]  # all of the plain model, before it carries any
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft remarks on tied embeddings, which are not adapted here
-        wrapped = get_peft_model(model, config, adapter_name=names[0])
-        for name in names[1:]:
-            wrapped.add_adapter(name, lora_config(settings, model))
+        wrapped = get_peft_model(model, first, adapter_name=names[0])
+        for name, config in zip(names[1:], others, strict=True):
+            wrapped.add_adapter(name, config)
     wrapped.set_adapter(names[-1])
     return wrapped
 
 
 def lora_config(settings: ProbeSettings, model: PreTrainedModel) -> LoraConfig:
     """The adapter's configuration for this architecture."""
+    in_full = [*settings.modules_to_save, *modules_in_full(settings, model)]
+    tied = {"ensure_weight_tying": True} if "+" in settings.kind and _is_tied(model) else {}
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         use_rslora=settings.rslora,
         target_modules=list(settings.target_modules) if settings.target_modules else lora_targets(model),
-        modules_to_save=list(settings.modules_to_save) or None,
+        modules_to_save=list(dict.fromkeys(in_full)) or None,
         task_type="CAUSAL_LM",
+        **tied,
     )
+
+
+def modules_in_full(settings: ProbeSettings, model: PreTrainedModel) -> list[str]:
+    """Names of the modules that the kind trains in full beside adapters: the embedding, and an output head of its own."""
+    if settings.kind != "lora+embeddings":
+        return []
+    wanted = [model.get_input_embeddings(), None if _is_tied(model) else model.get_output_embeddings()]
+    return [path for path, module in base_modules(model) if any(module is one for one in wanted)]
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    """Whether the output head is the embedding."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
 
 
 def _is_readable(file: Path) -> bool:

@@ -14,6 +14,7 @@ from opmix.mixing.mixture import InterpolationWeights, ProbeDesign
 from opmix.models import model_fingerprint
 from opmix.probes.evaluation import HeldOut
 from opmix.probes.interpolation import Backend, Proxies
+from opmix.probes.kinds import kind_of
 from opmix.probes.settings import ProbeSettings
 from opmix.probes.tasks import ProbeRuntime, ProbeTask, ProxyEvaluator, ProxyLosses, probe_arguments, train_probe
 from opmix.protocols.mixing_method import FULL, Fidelity, Simulation
@@ -92,8 +93,8 @@ class ProbeSession:
             TrainingError: A probe diverged.
         """
         folders = list(self._trained(design, self._base, steps).values())
-        runtime, backend = self.runtime, backend or self.evaluator.backend
-        with runtime.kind.interpolated(runtime.model, self.settings, folders, backend) as (proxies, _):
+        backend, kind = backend or self.evaluator.backend, kind_of(self.settings)
+        with kind.interpolated(self.runtime.model, self.settings, folders, backend) as (proxies, _):
             yield proxies
 
     def evaluating(self, held_out: Sequence[HeldOut], num_points: int) -> float:
@@ -154,7 +155,7 @@ class ProbeSession:
             trained = train_probe(task, self.runtime)
             return {**trained.json(), "seconds": time.perf_counter() - started}
 
-        result, _ = self.store.step(step, inputs, work, intact=lambda: self.runtime.kind.is_whole(task.out))
+        result, _ = self.store.step(step, inputs, work, intact=lambda: kind_of(self.settings).is_whole(task.out))
         return result
 
     def _evaluated(

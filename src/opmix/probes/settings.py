@@ -8,6 +8,12 @@ from pydantic import Field
 
 from opmix.settings import Count, NotNegative, Positive, settings
 
+ProbeKindName = Literal["lora", "lora+embeddings", "full"]
+"""What a probe trains: adapters; adapters and the embeddings (the output head too); everything that the model lets be trained."""
+
+_RATES = {"lora": 2.0, "lora+embeddings": 2.0, "full": 1.0}
+"""Times the trainer's learning rate where nothing is said (paper's code, for adapters: 2)."""
+
 _LITTLE = 0.5
 """Share of the weights that probes reach; where it is less, the user is told."""
 
@@ -47,12 +53,20 @@ class ProbeSettings:
     """None: every linear layer except the output head."""
     modules_to_save: tuple[str, ...] = ()
     """Modules trained in full beside the adapters (their deltas are linear too), such as embeddings."""
-    learning_rate_multiplier: Positive = 2.0
-    """Times the trainer's learning rate (paper's code: 2)."""
+    learning_rate_multiplier: Positive | None = None
+    """Times the trainer's learning rate; None: 2 for adapters (paper's code), 1 for full probes."""
+    kind: ProbeKindName = "lora"
+    """What a probe trains: adapters; adapters, the embeddings and the output head; or every weight, for as few steps."""
+
+    @property
+    def rate(self) -> float:
+        """Times the trainer's learning rate."""
+        return _RATES[self.kind] if self.learning_rate_multiplier is None else self.learning_rate_multiplier
 
     def of_a_run(self) -> dict[str, Any]:
         """What a trained probe depends on; the others choose which probes there are and when they are looked at."""
-        return {name: getattr(self, name) for name in _OF_A_RUN}
+        depends = {**{name: getattr(self, name) for name in _OF_A_RUN}, "learning_rate_multiplier": self.rate}
+        return depends if self.kind == "lora" else {**depends, "kind": self.kind}
 
 
 @settings

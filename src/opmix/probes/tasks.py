@@ -21,7 +21,7 @@ from opmix.data import Rows
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture
 from opmix.probes.evaluation import Evaluation, HeldOut, evaluate, evaluate_proxies
 from opmix.probes.interpolation import Backend
-from opmix.probes.kinds import ADAPTERS, ProbeKind, names_of
+from opmix.probes.kinds import kind_of, names_of
 from opmix.probes.parts import until
 from opmix.probes.settings import ProbeSettings
 from opmix.progress import Progress
@@ -68,7 +68,6 @@ class ProbeRuntime:
     progress: Progress
     objective: Objective = CAUSAL_LM
     make_trainer: TrainerFactory | None = None
-    kind: ProbeKind = ADAPTERS
 
 
 def probe_arguments(settings: ProbeSettings, trainer: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,7 +76,7 @@ def probe_arguments(settings: ProbeSettings, trainer: Mapping[str, Any]) -> dict
     Trackers, evaluations and checkpoints are the full run's: a probe is none of their business.
     """
     kept = {k: v for k, v in quiet(trainer).items() if k not in _SCHEDULE}
-    rate = float(trainer.get("learning_rate", 5e-5)) * settings.learning_rate_multiplier
+    rate = float(trainer.get("learning_rate", 5e-5)) * settings.rate
     return {**kept, "learning_rate": rate, "lr_scheduler_type": "constant", "warmup_steps": 0}
 
 
@@ -101,10 +100,9 @@ def train_probe(task: ProbeTask, runtime: ProbeRuntime) -> TrainingTotals:
     factory = objective.trainer(runtime.make_trainer, usage, runtime.shape)
     with torch.random.fork_rng(devices=[]), runtime.progress.task(f"probe {task.probe}", task.stop) as advance:
         torch.manual_seed(task.seed)
-        with runtime.kind.attached(runtime.model, task.settings, task.name) as model:
-            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        with kind_of(task.settings).attached(runtime.model, task.settings, task.name) as attached:
             spec = TrainSpec(
-                model=model,
+                model=attached.model,
                 dataset=plan.dataset,
                 output_dir=task.parts,
                 steps=steps,
@@ -113,10 +111,10 @@ def train_probe(task: ProbeTask, runtime: ProbeRuntime) -> TrainingTotals:
                 callbacks=[StepProgress(lambda done, _: advance(done, task.stop))],
             )
             run_training(factory, until(spec, task.stop, key=task.key, usage=usage))
-            runtime.kind.save(model, task.name, task.out)
+            attached.save(task.out)
     done = plan if task.stop == steps else first_steps(plan, runtime.rows, task.stop)
     length = next(iter(runtime.rows.values())).sequence_length
-    return training_cost(done, usage, objective, runtime.shape, length, trained)
+    return training_cost(done, usage, objective, runtime.shape, length, attached.adapter_parameters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +172,8 @@ class ProxyEvaluator:
         """
         names, runtime, size = names_of(len(probes)), self.runtime, self.batch_tokens
         renamed = [InterpolationWeights(names, point.weights) for point in points]
-        with runtime.kind.interpolated(runtime.model, self.settings, probes, self.backend) as (proxies, gram):
+        kind = kind_of(self.settings)
+        with kind.interpolated(runtime.model, self.settings, probes, self.backend) as (proxies, gram):
             with proxies.at_vector(np.zeros(len(names))) as model:
                 baseline = evaluate(model, self.held_out, batch_tokens=size)
             with runtime.progress.task(label, len(points)) as advance:

@@ -69,13 +69,13 @@ def model_facts(config: ModelConfig, name: str, probes: ProbeSettings) -> ModelF
     _check_files(Path(name))
     loaded = load_model_config(name, revision=config.revision, trust_remote_code=config.trust_remote_code)
     model = empty_model(loaded, trust_remote_code=config.trust_remote_code)
-    counts, text = parameter_counts(model), loaded.get_text_config()
+    counts, text, full = parameter_counts(model), loaded.get_text_config(), probes.kind == "full"
     return ModelFacts(
         parameters=counts.total,
         linear=counts.linear + counts.experts,
         shape=model_shape(model),
         adapter_parameters=_adapter_parameters(model, probes),
-        reached=reached_share(model, probes.target_modules, probes.modules_to_save),
+        reached=1.0 if full else reached_share(model, probes.target_modules, probes.modules_to_save),
         longest=getattr(text, "max_position_embeddings", None),
         vocabulary=int(model.get_input_embeddings().weight.shape[0]),
         hidden=text.hidden_size,
