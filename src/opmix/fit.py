@@ -156,6 +156,7 @@ def fit_runs(
             fit,
             candidates=_candidates(table, chosen, uniform=prior is not None),
             reference="prior",
+            points=table.points,
             settings=settings,
             constraints=_limited(constraints or Constraints(), table.metrics, at_prior, loss_limits or {}),
             decision=decision,

@@ -104,6 +104,7 @@ class OpMix:
             fit,
             candidates=candidates,
             reference="current",
+            points=[table.points[i] for i in table.fitted_rows],
             newcomers=bool(new_domains(problem.domains, problem.current)),
             coordinates=design.coordinates,
             settings=settings,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -11,6 +11,7 @@ from pydantic import Field
 
 from opmix.errors import SolverError
 from opmix.mixing.constraints import Constraints
+from opmix.mixing.cover import Cover, misfit_near, outliers
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.paired import gain_probability, objective_values
 from opmix.mixing.posterior import MixtureDraws, percentiles, solve_draws
@@ -94,6 +95,7 @@ def decide(
     *,
     candidates: Mapping[str, Mixture],
     reference: str,
+    points: Sequence[str] = (),
     coordinates: Coordinates | None = None,
     settings: SolveSettings | None = None,
     constraints: Constraints | None = None,
@@ -107,13 +109,15 @@ def decide(
     """Solve, score the alternatives on the law's posterior, and move only where the gain outweighs the noise.
 
     The gain of a draw is the drawn law's objective at the reference minus at the optimum, plus a normal error whose
-    deviation joins the law's left-one-out misfit of the objective (at both ends) and `structural`. So a predicted gain
-    of the size of the law's own error is not acted on (text-and-models.md tells of a run that this rule would have saved).
+    deviation joins the law's misfit of the objective near both ends and `structural`. So a predicted gain of the size of
+    the law's own error is not acted on. A diverged run does not set that error, and is named. No gain counts for more than
+    the points themselves differ by, and a reference that the points do not cover is kept: the law says nothing of it.
 
     Args:
         fit: The law.
         candidates: Named mixtures to score; must contain `reference`.
         reference: What "keep" means: the mixture in use now.
+        points: Names of the fit's points, M; to name those that fit no law.
         coordinates: Directions the search could vary; None: all domains.
         settings: Objective, KL, prior.
         constraints: What the mixture must obey.
@@ -138,28 +142,48 @@ def decide(
     scored = {"proposal": optimum.mixture, **{name: m.on(fit.law.domains) for name, m in candidates.items()}}
     P = np.array([m.weights for m in scored.values()])
     objectives = objective_values(draws.predict(P), settings)  # (B, A)
-    point = objective_values(fit.law.predict(P), settings)
+    point = objective_values(np.minimum(fit.law.predict(P), draws.ceiling), settings)
     where = list(scored).index(reference)
-    misfit = float(np.sqrt(np.mean(objective_residuals(fit.misfit, settings) ** 2)))
-    noise_sd = float(np.sqrt(2 * misfit**2 + structural**2))
+    residuals = objective_residuals(fit.misfit, settings)
+    ends = [misfit_near(P[i], fit.mixtures, residuals) for i in (where, 0)]
+    noise_sd = float(np.sqrt(ends[0] ** 2 + ends[1] ** 2 + structural**2))
     error = np.random.default_rng([rule.seed, 1]).standard_normal(len(draws)) * noise_sd
-    gains = objectives[:, [where]] - objectives
+    most = fit.most(lambda losses: objective_values(losses, settings))
+    gains = np.minimum(objectives[:, [where]] - objectives, most)
+    cover = Cover(fit.mixtures)
+    outside = [cover.outside(p) for p in P]
     alternatives = []
     for a, (name, mixture) in enumerate(scored.items()):
-        predicted = dict(zip(fit.law.metrics, map(float, fit.law.predict(mixture.weights)[0]), strict=True))
+        told = np.minimum(fit.law.predict(mixture.weights)[0], draws.ceiling)
+        predicted = dict(zip(fit.law.metrics, map(float, told), strict=True))
         same = bool(np.allclose(mixture.weights, P[where], atol=1e-9))
         spread = gains[:, a] if same else gains[:, a] + error
+        remarks = [(notes or {}).get(name, ""), "" if not outside[a] else "outside what the points cover: extrapolated"]
         alternatives.append(
             Alternative(
-                name=name, mixture=mixture, predicted=predicted, objective=float(point[a]),
-                gain=float(point[where] - point[a]), gain_interval=percentiles(spread, rule.interval_level),
+                name=name,
+                mixture=mixture,
+                predicted=predicted,
+                objective=float(point[a]),
+                gain=float(min(point[where] - point[a], most)),
+                gain_interval=percentiles(spread, rule.interval_level),
                 feasible=constraints.violation(mixture, predicted) <= 1e-6,
-                note=(notes or {}).get(name, ""), measured=(measured or {}).get(name),
+                note="; ".join(remark for remark in remarks if remark),
+                measured=(measured or {}).get(name),
             )
-        )  # fmt: skip
+        )
+    strange = [points[i] if points else f"point {i + 1}" for i in outliers(residuals)]
     verdict = _judge(
-        alternatives, reference, gains[:, 0] + error, noise_sd, rule, welcome=newcomers and not rule.prove_new
+        alternatives,
+        reference,
+        gains[:, 0] + error,
+        noise_sd,
+        rule,
+        welcome=newcomers and not rule.prove_new,
+        uncovered=outside[where],
     )
+    if strange:
+        verdict = replace(verdict, reason=f"{verdict.reason}; not counted, far from any law: {', '.join(strange)}")
     return Verdict(
         mixture=optimum.mixture if verdict.action == "move" else scored[reference],
         optimum=optimum,
@@ -213,6 +237,7 @@ def _judge(
     rule: DecisionSettings,
     *,
     welcome: bool,
+    uncovered: float,
 ) -> Decision:
     proposal = alternatives[0]
     kept = next(a for a in alternatives if a.name == reference)
@@ -228,6 +253,12 @@ def _judge(
     )  # the optimum itself wants no more
     if not kept.feasible:
         reason = f"move: the {reference} mixture breaks the constraints; {numbers}"
+    elif uncovered and not welcome:
+        action = "keep"
+        reason = (
+            f"keep the {reference} mixture: it lies outside what the points cover (the nearest differs by {uncovered:.2f} "
+            "of all shares), so nothing is known of a gain over it"
+        )
     elif probability >= rule.confidence and proposal.gain > rule.min_gain:
         reason = f"move: {numbers}"
     elif welcome and probability > 1 - rule.confidence and not same:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,6 +106,10 @@ class EffectiveTokensFit:
             "discrepancy": {"factor": self.discrepancy.factor, "spread": self.discrepancy.spread},
             "noise": dict(zip(self.metrics, self.hierarchy.hyper.noise[best], strict=True)),
         }
+
+    def most(self, objective: Callable[[FloatArray], FloatArray]) -> float:
+        """No bound: a logarithm cannot run away."""
+        return float("inf")
 
     def exact(self) -> EffectiveTokensFit:
         """See `LawFit`."""

@@ -26,6 +26,8 @@ _PINNED = 1e-4
 _FLAT = 1e3
 _MEAN = (-2.5, 2.0, -4.0, -2.0)
 _SPREAD = (1.0, 1.5, 1.5, 1.5)
+_NOISE, _NOISE_STRENGTH = 0.02, 4.0
+"""Noise expected of a probe, of what mixtures make of a difference; and the points that this is worth."""
 _STRENGTH = 2.0
 """Evaluation sets that the hyper-priors are worth: a few sets must not shrink a spread to nothing."""
 
@@ -207,10 +209,7 @@ def _improved(points: Points, hyper: Hyper, batch: Batch, theta: FloatArray, sta
     lost = np.einsum("bmk,bkl,bml->b", jacobian, covariance, jacobian)
     squares = (((batch.y - predicted) ** 2).sum(axis=1) + lost).reshape(-1, E)
     size = np.maximum(np.ptp(points.y, axis=0), 1e-9)
-    pooled = (squares / size**2).sum(axis=1, keepdims=True) / (
-        E * M
-    )  # noise as a share of what mixtures make of a difference
-    noise = np.sqrt((squares + _STRENGTH * pooled * size**2) / (M + _STRENGTH))
+    noise = np.sqrt((squares + _NOISE_STRENGTH * (_NOISE * size) ** 2) / (M + _NOISE_STRENGTH))
     return Hyper(mean, spread, np.maximum(noise, points.known))
 
 
@@ -234,4 +233,6 @@ def _evidence(
     each -= 0.5 * np.linalg.slogdet(curvature)[1]
     total = each.reshape(len(hyper.mean), -1).sum(axis=1)
     off = ((hyper.mean - start) / hyper.spread) ** 2 + (np.array(_SPREAD) / hyper.spread) ** 2
-    return np.asarray(total - 0.5 * _STRENGTH * (off + 2 * np.log(hyper.spread)).sum(axis=1))
+    total = total - 0.5 * _STRENGTH * (off + 2 * np.log(hyper.spread)).sum(axis=1)
+    relative = hyper.noise / np.maximum(np.ptp(points.y, axis=0), 1e-9)
+    return np.asarray(total - _NOISE_STRENGTH * (0.5 * (_NOISE / relative) ** 2 + np.log(relative)).sum(axis=1))

@@ -7,7 +7,7 @@ predicts exactly where the design can tell and says nothing elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +35,11 @@ class LogLinearFit:
     loo: FloatArray  # (M, E) each point predicted by the law fitted without it
     problem: LawProblem
     params: Parameters  # batch of E
+
+    @property
+    def mixtures(self) -> FloatArray:
+        """What the points stand for, (M, D)."""
+        return self.problem.Z @ self.problem.basis.T
 
     @property
     def losses(self) -> FloatArray:
@@ -65,6 +70,10 @@ class LogLinearFit:
     def settings(self) -> dict[str, Any]:
         """See `LawFit`."""
         return {"huber_delta": self.problem.delta}
+
+    def most(self, objective: Callable[[FloatArray], FloatArray]) -> float:
+        """What the points themselves differ by."""
+        return float(np.ptp(objective(self.losses)))
 
     def exact(self) -> LogLinearFit:
         """See `LawFit`."""
@@ -296,4 +305,5 @@ def _leave_one_out(problem: LawProblem, params: Parameters) -> FloatArray:
             max_iterations=2 if points > 100 else 40,
         )
         loo[:, e] = np.diag(problem.predict(refits))
-    return loo
+    # Far from the points that are left a law may run away; past ten times the largest loss it only says "far worse".
+    return np.minimum(loo, 10 * problem.losses.max(axis=0))

@@ -16,6 +16,8 @@ import numpy as np
 from opmix.mixing.mixture import FloatArray
 
 MAX_DAMPING = 1e12
+MAX_EXPONENT = 50.0
+"""Largest norm of a law's exponents: from one corner of the simplex to another a loss changes by at most e^70."""
 _KRON_LIMIT = 4_000_000  # entries of the precomputed Z (x) Z; above it the product is formed per problem
 _CHUNK = 6_000_000  # residuals (B x M) held at once
 
@@ -137,11 +139,11 @@ def _levenberg_marquardt(
             low[active],
             high[active],
         )
-        trial = Parameters(
-            np.clip(here.c + step[:, 0], low[active], high[active]),
-            here.z + step[:, 2:],
-            here.gamma + step[:, 1],
-        )
+        z_trial = here.z + step[:, 2:]
+        size = np.sqrt(np.sum(z_trial**2, axis=1))
+        z_trial *= np.minimum(1.0, MAX_EXPONENT / np.maximum(size, 1e-300))[:, None]
+        c_trial = np.clip(here.c + step[:, 0], low[active], high[active])
+        trial = Parameters(c_trial, z_trial, here.gamma + step[:, 1])
         trial_predicted, trial_growth = evaluate(Z, v, trial)
         value = (W[active] * huber(Y[active] - trial_predicted, delta)).sum(axis=1)
         better = value <= objective[active]

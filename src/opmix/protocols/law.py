@@ -6,7 +6,7 @@ Shape letters: D domains, E evaluation sets, M mixtures, B posterior draws.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -125,6 +125,11 @@ class LawFit(Protocol):
     @property
     def quality(self) -> tuple[LawQuality, ...]: ...  # noqa: D102
     @property
+    def mixtures(self) -> FloatArray:
+        """What the points were trained on, or stand for, (M, D)."""
+        ...
+
+    @property
     def losses(self) -> FloatArray:
         """Observed at the points, (M, E)."""
         ...
@@ -142,6 +147,10 @@ class LawFit(Protocol):
     @property
     def misfit(self) -> FloatArray:
         """What predictions at new mixtures are off by besides what draws of the law show, (M, E)."""
+        ...
+
+    def most(self, objective: Callable[[FloatArray], FloatArray]) -> float:
+        """Largest gain of an objective of losses, (M, E) to (M,), that the points bear out, nats."""
         ...
 
     def draws(self, *, num_draws: int = 200, seed: int = 0, noise: FloatArray | None = None) -> LawDraws:

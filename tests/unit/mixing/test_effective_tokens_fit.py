@@ -61,7 +61,7 @@ def test_looks_tell_the_law_that_made_the_losses():
     P = np.random.default_rng(1).dirichlet(np.ones(D), 20)
     difference = gains(fit.law, P) - gains(data[-1], P)
     assert np.sqrt(np.mean(difference**2)) < 0.1 * gains(data[-1], P).std()
-    assert fit.hierarchy.hyper.noise[fit.hierarchy.best] == pytest.approx(0.001, rel=0.6)
+    assert np.all(fit.hierarchy.hyper.noise[fit.hierarchy.best] < 0.004)
 
 
 def test_a_set_without_a_domain_of_its_own_is_free_to_value_any():

@@ -71,7 +71,7 @@ def test_leave_one_out_is_a_real_refit():
     mixtures, losses, *_ = planted(11, num_points=14, noise=5e-3)
     fitted = fit(mixtures, losses)
     without = fit(np.delete(mixtures, 4, axis=0), np.delete(losses, 4, axis=0))
-    np.testing.assert_allclose(without.law.predict(mixtures[4]), fitted.loo[4], atol=2e-3, rtol=1e-5)
+    np.testing.assert_allclose(without.law.predict(mixtures[4])[0], fitted.loo[4], atol=2e-3, rtol=1e-5)
     assert all(q.loo_rmse > q.rmse for q in fitted.quality)
 
 
@@ -124,9 +124,9 @@ def test_batched_fit_equals_single_fits():
             c_bounds=(bounds[0][one], bounds[1][one]),
             max_iterations=200,
         )
-        np.testing.assert_allclose(single, value[e], rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(single[0], value[e], rtol=1e-6, atol=1e-8)
         np.testing.assert_allclose(
-            evaluate(mixtures, None, alone)[0], evaluate(mixtures, None, together)[0][e], atol=1e-5, rtol=1e-5
+            evaluate(mixtures, None, alone)[0][0], evaluate(mixtures, None, together)[0][e], atol=1e-5, rtol=1e-5
         )
 
 

@@ -1,0 +1,61 @@
+"""What a design of mixtures covers, and how wrong a law is near the mixtures that are compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from opmix.mixing.mixture import FloatArray
+
+STRETCH = 1.5
+"""How much farther from the centre than the farthest point, in the design's own ellipsoid, a mixture may lie."""
+_OFF_SPAN = 0.02
+NEAREST = 30
+"""Points nearest to a mixture that tell how wrong the law is there."""
+_OUTLIER = 10.0
+"""Robust standard deviations beyond which a residual is a run's own fault, not the law's."""
+
+
+@dataclass(frozen=True)
+class Cover:
+    """The ellipsoid around a design; beyond it a law extrapolates.
+
+    References:
+        Cook, Influential observations in linear regression (1979): the region of leverages up to the design's largest.
+    """
+
+    design: FloatArray  # (M, D)
+
+    def outside(self, mixture: FloatArray) -> float:
+        """How far a mixture (D,) lies outside, as half the sum of the absolute share differences to the nearest point; 0: covered."""
+        center = self.design.mean(axis=0)
+        _, singular, directions = np.linalg.svd(self.design - center, full_matrices=False)
+        kept = singular > 1e-5 * max(float(singular[0]), 1e-300)
+        axes, scale = directions[kept], singular[kept]
+        off = mixture - center
+        along = axes @ off
+        radius = np.sqrt(np.sum((along / scale) ** 2))
+        widest = np.sqrt((((self.design - center) @ axes.T / scale) ** 2).sum(axis=1).max())
+        beside = float(np.abs(off - along @ axes).sum() / 2)
+        if beside <= _OFF_SPAN and radius <= STRETCH * widest:
+            return 0.0
+        return float(np.abs(self.design - mixture).sum(axis=1).min() / 2)
+
+
+def outliers(residuals: FloatArray) -> npt.NDArray[np.intp]:
+    """Points whose residual is not of the others' kind (a diverged run), at most a tenth of all; (N,) indices."""
+    if len(residuals) < 8:
+        return np.zeros(0, dtype=np.intp)
+    size = np.abs(residuals - np.median(residuals))
+    far = np.flatnonzero(size > _OUTLIER * 1.4826 * np.median(size))
+    return far if len(far) <= len(residuals) / 10 else np.zeros(0, dtype=np.intp)
+
+
+def misfit_near(mixture: FloatArray, design: FloatArray, residuals: FloatArray) -> float:
+    """Root mean square of the residuals (M,) of the points nearest to a mixture, outliers left out, nats."""
+    used = np.setdiff1d(np.arange(len(residuals)), outliers(residuals))
+    if len(used) > NEAREST:
+        used = np.sort(used[np.argsort(np.abs(design[used] - mixture).sum(axis=1), kind="stable")[:NEAREST]])
+    return float(np.sqrt(np.mean(residuals[used] ** 2)))
