@@ -13,6 +13,7 @@ from opmix.domain import Domains
 from opmix.errors import ConfigError
 from opmix.mixing.constraints import Constraints, Group
 from opmix.mixing.decision import DecisionSettings
+from opmix.mixing.design import coordinates_of
 from opmix.mixing.mixture import Mixture
 from opmix.probes.settings import ProbeSettings, ProxySettings
 from opmix.settings import Count, Given, NotNegative, Positive, Share, changed, settings
@@ -20,6 +21,7 @@ from opmix.strict import nearest, read_yaml, validated
 from opmix.training.arguments import TrainerArguments
 from opmix.training.settings import DistillationSettings, ObjectiveName
 
+LawName = Literal["log_linear", "effective_tokens"]
 _BY_DOMAIN = ("weights", "floors", "ceilings", "fixed", "loss_limits")
 
 
@@ -78,7 +80,8 @@ class SolveConfig:
 
     objective: Literal["mean", "weighted", "worst_case"] = "mean"
     weights: dict[str, NotNegative] = field(default_factory=dict)
-    kl: NotNegative = 0.05
+    kl: NotNegative | None = None
+    """None: 0.05 nats (paper's code) with the log-linear law; none with effective tokens, whose optimum lies inside by itself."""
     prior: Literal["uniform", "current", "size"] | dict[str, float] = "uniform"
     """`uniform`: over what can be varied (old data counts as one); or shares by domain."""
     floors: dict[str, Share] = field(default_factory=dict)
@@ -128,6 +131,9 @@ class SearchSettings:
     proxies: ProxySettings = ProxySettings()
     solve: SolveConfig = field(default_factory=SolveConfig)
     decision: DecisionSettings = DecisionSettings()
+    law: Literal["auto", "log_linear", "effective_tokens"] = "auto"
+    """What foretells the losses: the paper's law on interpolated proxies, or a law in effective tokens on the trained probes alone; `auto`:
+    the first where one new domain is weighed against an old mixture, else the second."""
     huber_delta: Positive = 0.02
     num_proc: Count = 1
     """Processes that tokenise."""
@@ -174,6 +180,22 @@ class SearchConfig(SearchSettings):
         return bool(self.new_domains) or (
             self.old_mixture is not None and any(n not in self.old_mixture for n in self.domains)
         )
+
+    @property
+    def chosen_law(self) -> LawName:
+        """The law that `law` stands for."""
+        if self.law != "auto":
+            return self.law
+        old = None if self.old_mixture is None else Mixture.of(self.old_mixture)
+        coordinates = coordinates_of(tuple(self.domains), old, self.new_domains)
+        line = coordinates.names != coordinates.domains and len(coordinates.names) == 2
+        return "log_linear" if line else "effective_tokens"
+
+    @property
+    def kl(self) -> float:
+        """Weight of KL(p || prior), nats."""
+        given = self.solve.kl
+        return given if given is not None else 0.05 if self.chosen_law == "log_linear" else 0.0
 
     def constraints(
         self, *, available: Mapping[str, int] | None = None, baseline: Mapping[str, float] | None = None

@@ -7,15 +7,20 @@ its gain outweighs the law's own error, and between old domains only where a pro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from opmix.config import SearchConfig
+from opmix.config import LawName, SearchConfig
 from opmix.methods.adaptive import AdaptiveSchedule, Schedule, SearchOutcome, WholeRun
+from opmix.methods.trained_probes import Looks, best_measured, evidence
+from opmix.methods.trained_probes import fit_law as fit_tokens
 from opmix.mixing.decision import DecisionSettings, confirm, decide
 from opmix.mixing.design import StageDesign, design_stage, interference, new_domains
+from opmix.mixing.effective_tokens_fit import Discrepancy
 from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, ProbeDesign
 from opmix.mixing.paired import loss_difference_error, objective_error, objective_values
@@ -34,8 +39,11 @@ class OpMix:
     joint: bool = True
     num_points: int | None = None
     huber_delta: float = 0.02
+    law: LawName = "log_linear"
+    """`log_linear` on interpolated proxies, as the paper has it; `effective_tokens` on the trained probes alone."""
+    discrepancy: Discrepancy = field(default_factory=Discrepancy)
     verify: bool = True
-    """Whether a move must be confirmed by a probe trained on the optimum."""
+    """Whether a move must be confirmed by a probe trained on it."""
     schedule: Schedule = field(default_factory=WholeRun)
     """How far probes are trained and how much is evaluated."""
 
@@ -50,19 +58,22 @@ class OpMix:
             points=proxies.count,
             tolerance=probes.tolerance,
         )
+        schedule: Schedule = adaptive if config.adaptive and adaptive.rung_steps else WholeRun()
         return cls(
             share=probes.share,
             joint=probes.joint,
             num_points=proxies.count,
             huber_delta=config.huber_delta,
+            law=config.chosen_law,
             verify=config.decision.verify,
-            schedule=adaptive if config.adaptive and adaptive.rung_steps else WholeRun(),
+            schedule=Looks(steps=probes.steps) if config.chosen_law == "effective_tokens" else schedule,
         )
 
     def propose(self, context: MethodContext) -> LawProposal:
         """One decision."""
         outcome = self.search(context)
-        return confirmed(context, outcome) if self.verify else outcome.proposal
+        confirm = best_measured if self.law == "effective_tokens" else confirmed
+        return confirm(context, outcome) if self.verify else outcome.proposal
 
     def search(self, context: MethodContext) -> SearchOutcome:
         """What the simulation says, at the fidelity that the schedule ends with; nothing is confirmed yet."""
@@ -73,6 +84,8 @@ class OpMix:
     ) -> SearchOutcome:
         """Design, simulate, fit and decide at one fidelity, with `num_points` interpolations instead of the setting's."""
         design = self.design(context.stage, num_points)
+        if self.law == "effective_tokens":
+            return self.outcome_of_probes(context, design)
         early = f"-at-{fidelity.steps}-{len(design.points)}-every-{fidelity.thinning}"
         label = "proxies" if fidelity == FULL else f"proxies{early}"
         simulated = context.simulate(design.probes, design.points, label=label, fidelity=fidelity)
@@ -88,42 +101,27 @@ class OpMix:
             num_points=self.num_points if num_points is None else num_points,
             seed=problem.seed,
             new=problem.new,
+            interpolate=self.law == "log_linear",
         )
 
     def outcome(self, context: MethodContext, design: StageDesign, simulated: Simulation) -> SearchOutcome:
         """Fit and decide on what was simulated (paper, section 3, steps 4 and 5)."""
-        problem, rule = context.stage, context.decision()
         table = proxy_table(design, simulated)
         fit = self.fit(table, with_interference=bool(design.twins))
         check = interference_check(design, simulated, table, fit)
-        noise = evaluation_noise(design, simulated, rule)
-        baseline = dict(zip(table.metrics, map(float, simulated.baseline), strict=True))
-        settings = context.solve_settings(simulated.baseline, table.metrics)
-        candidates = problem.candidates(settings.prior)
-        verdict = decide(
-            fit,
-            candidates=candidates,
-            reference="current",
-            points=[table.points[i] for i in table.fitted_rows],
-            newcomers=bool(new_domains(problem.domains, problem.current)),
-            coordinates=design.coordinates,
-            settings=settings,
-            constraints=context.constraints(baseline),
-            decision=rule,
-            noise=noise,
-            structural=check.structural,
-            measured={n: losses for n, m in candidates.items() if (losses := table.measured(m)) is not None},
-        )
+        noise = evaluation_noise(design, simulated, context.decision())
         spread = float(np.ptp(table.losses.mean(axis=1)))
-        proposal = LawProposal(
-            mixture=verdict.mixture,
-            table=table,
-            fit=fit,
-            verdict=verdict,
-            baseline=baseline,
-            check=check.json(design, table.metrics, spread),
-        )
-        return SearchOutcome(design=design, simulated=simulated, proposal=proposal, noise=noise)
+        record = check.json(design, table.metrics, spread)
+        return decided(context, design, simulated, table, fit, noise, structural=check.structural, check=record)
+
+    def outcome_of_probes(self, context: MethodContext, design: StageDesign) -> SearchOutcome:
+        """Train and look at the probes, fit the law in effective tokens to them, and decide."""
+        found = evidence(context, design, self.schedule.early if isinstance(self.schedule, Looks) else ())
+        fit, rule = fit_tokens(found, context.stage, self.discrepancy), context.decision()
+        nothing = InterferenceCheck(twins=(), corrected=False, variation=0.0).json(design, found.table.metrics, 0.0)
+        check = {**nothing, "verdict": "Nothing is interpolated: the law is fitted to trained probes alone."}
+        noise = found.noise(rule.draws, rule.seed + 1)
+        return decided(context, design, found.last, found.table, fit, noise, structural=0.0, check=check)
 
     def fit(self, table: ProxyTable, *, with_interference: bool) -> LawFit:
         """One law per evaluation set; with a term for interference where that predicts left-out points better."""
@@ -142,6 +140,42 @@ class OpMix:
             return plain
         term = law(interference=table.interference[kept])
         return term if left_out_error(term) < left_out_error(plain) else plain
+
+
+def decided(
+    context: MethodContext,
+    design: StageDesign,
+    simulated: Simulation,
+    table: ProxyTable,
+    fit: LawFit,
+    noise: FloatArray,
+    *,
+    structural: float,
+    check: Mapping[str, Any],
+) -> SearchOutcome:
+    """Solve, score the alternatives, keep or move (paper, section 3, step 5; section 5 of docs/method.md)."""
+    problem = context.stage
+    baseline = dict(zip(table.metrics, map(float, simulated.baseline), strict=True))
+    settings = context.solve_settings(simulated.baseline, table.metrics)
+    candidates = problem.candidates(settings.prior)
+    verdict = decide(
+        fit,
+        candidates=candidates,
+        reference="current",
+        points=[table.points[i] for i in table.fitted_rows],
+        newcomers=bool(new_domains(problem.domains, problem.current)),
+        coordinates=design.coordinates,
+        settings=settings,
+        constraints=context.constraints(baseline),
+        decision=context.decision(),
+        noise=noise,
+        structural=structural,
+        measured={n: losses for n, m in candidates.items() if (losses := table.measured(m)) is not None},
+    )
+    proposal = LawProposal(
+        mixture=verdict.mixture, table=table, fit=fit, verdict=verdict, baseline=baseline, check=check
+    )
+    return SearchOutcome(design=design, simulated=simulated, proposal=proposal, noise=noise)
 
 
 def confirmed(context: MethodContext, outcome: SearchOutcome) -> LawProposal:

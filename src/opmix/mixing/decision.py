@@ -199,13 +199,14 @@ def decide(
     )
 
 
-def confirm(verdict: Verdict, direct_gain: float, direct_error: float) -> Verdict:
-    """Stop a move that a direct measurement does not confirm.
+def confirm(verdict: Verdict, direct_gain: float, direct_error: float, mixture: Mixture | None = None) -> Verdict:
+    """Let a direct measurement decide: move where it shows a gain as surely as asked for, else keep.
 
     Args:
-        verdict: A move.
-        direct_gain: Objective of a probe trained on the reference minus that of one trained on the optimum, nats.
+        verdict: What the law says.
+        direct_gain: Objective of a probe trained on the reference minus that of one trained on the mixture, nats.
         direct_error: Its standard error, paired over held-out sequences; NaN: unknown, which confirms no move.
+        mixture: What the probe was trained on; None: the optimum.
     """
     rule, decision = verdict.decision_settings, verdict.decision
     sure = gain_probability(direct_gain, direct_error, rule.min_gain)
@@ -214,11 +215,15 @@ def confirm(verdict: Verdict, direct_gain: float, direct_error: float) -> Verdic
         known = "nats, of unknown error: a domain has fewer than two held-out sequences"
     measured = f"one probe trained on each measured {direct_gain:+.4f} {known}"
     direct = replace(decision, direct_gain=direct_gain, direct_error=direct_error)
-    if sure >= rule.confidence:
-        return replace(verdict, decision=replace(direct, reason=f"{decision.reason}; {measured}"))
     kept = next(a.mixture for a in verdict.alternatives if a.name == decision.reference)
-    numbers = decision.reason.removeprefix("move: ")
-    reason = f"keep the {decision.reference} mixture: {numbers}, but {measured}"
+    numbers = decision.reason.partition(": ")[2].partition(", below the ")[0]
+    if sure >= rule.confidence:
+        chosen = verdict.optimum.mixture if mixture is None else mixture
+        return replace(
+            verdict, mixture=chosen, decision=replace(direct, action="move", reason=f"move: {numbers}; {measured}")
+        )
+    joined = "but" if decision.action == "move" else "and"
+    reason = f"keep the {decision.reference} mixture: {numbers}, {joined} {measured}"
     return replace(verdict, mixture=kept, decision=replace(direct, action="keep", reason=reason))
 
 

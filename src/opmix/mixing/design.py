@@ -76,6 +76,7 @@ def design_stage(
     num_points: int | None = None,
     seed: int = 0,
     new: Sequence[str] | None = None,
+    interpolate: bool = True,
 ) -> StageDesign:
     r"""Probes and points of one stage (method.md section 3, steps 1 and 2).
 
@@ -91,6 +92,7 @@ def design_stage(
         num_points: Interpolated points besides the probes themselves; None: 9 on a line, else 2 P + 6.
         seed: Of the Dirichlet points.
         new: Domains with a coordinate of their own; None: those not in the old mixture.
+        interpolate: Whether points between the probes are evaluated; else the law is fitted to the probes themselves.
 
     Raises:
         ConfigError: Fewer than two domains, or a share outside (0.5, 1].
@@ -118,6 +120,10 @@ def design_stage(
         probes, twin = [OLD, *domains], np.append(0.0, m)
         joint = True
     design = ProbeDesign(tuple(probes), tuple(domains), R)
+    if not interpolate:
+        alone = tuple(InterpolationWeights(tuple(probes), w) for w in np.eye(len(probes)))
+        names, count = tuple(f"probe {p}" for p in probes), len(probes)
+        return StageDesign(design, coordinates, alone, names, ("probe",) * count, (), (True,) * count)
     inner = _interpolations(len(probes), coordinates, joint=joint, num_points=num_points, seed=seed)
     centre = (len(probes) - 1 if joint else -1) if collapsed else 0
     line = collapsed and len(coordinates.names) == 2

@@ -22,7 +22,8 @@ class ProxyTable:
 
     points: tuple[str, ...]
     kinds: tuple[str, ...]
-    """`probe` (a real adapter), `proxy` (interpolated) or `run` (somebody's training run)."""
+    """`probe` (really trained), `look` (a probe before its end), `proxy` (interpolated) or `run` (somebody's
+    training run)."""
     domains: tuple[str, ...]
     metrics: tuple[str, ...]
     mixtures: FloatArray  # (M, D)

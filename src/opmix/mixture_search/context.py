@@ -118,7 +118,7 @@ class SearchContext:
         solve = self.config.solve
         omega = np.array([solve.weights.get(m, 0.0) for m in metrics]) if solve.objective == "weighted" else None
         return SolveSettings(
-            objective=solve.objective, omega=omega, reference=baseline, kl=solve.kl, prior=self._prior()
+            objective=solve.objective, omega=omega, reference=baseline, kl=self.config.kl, prior=self._prior()
         )
 
     def constraints(self, baseline: Mapping[str, float]) -> Constraints:
@@ -135,7 +135,7 @@ class SearchContext:
             return Mixture.normalised({n: chosen.get(n, 0.0) for n in self.names})
         if chosen == "current":
             new = new_domains(self.names, self.stage.current)
-            if new and self.config.solve.kl > 0:
+            if new and self.config.kl > 0:
                 raise ConfigError(
                     f"solve.prior: 'current' has no mass on the new domain {new[0]!r}, so KL would forbid it; "
                     "use 'uniform', 'size' or shares by domain"
@@ -188,7 +188,7 @@ class SearchContext:
         solve(
             LogLinearLaw.flat(self.names),
             coordinates=coordinates_of(self.names, self.old, self.config.new_domains),
-            settings=SolveSettings(kl=self.config.solve.kl, prior=self._prior()),
+            settings=SolveSettings(kl=self.config.kl, prior=self._prior()),
             constraints=linear,
         )
 

@@ -79,6 +79,7 @@ class ProbeSession:
             baseline=swept.baseline,
             gram=swept.gram,
             fidelity=fidelity,
+            probe_tokens=self.probe_tokens * (fidelity.steps or self.settings.steps) / self.settings.steps,
             training_flops=self.ledger.total("flops", ["probes"]) - before[0],
             evaluation_flops=self.ledger.total("flops", ["proxies"]) - before[1],
         )

@@ -74,6 +74,8 @@ class Simulation:
     gram: FloatArray  # (P, P) inner products of the probes' delta weights
     fidelity: Fidelity = FULL
     """What it was worth; simulations that are compared must agree."""
+    probe_tokens: float = 0.0
+    """Supervised tokens that every probe was trained on."""
     training_flops: float = 0.0
     """What the probes were trained for it, and for no simulation before it."""
     evaluation_flops: float = 0.0

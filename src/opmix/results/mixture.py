@@ -109,6 +109,8 @@ class ProblemEntry:
     huber_delta: float | None = None
     draws: int | None = None
     seed: int | None = None
+    fit: Mapping[str, Any] | None = None
+    """Settings of another law than the log-linear one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +260,8 @@ class MixtureFile:
         content = asdict(replace(self, evidence={}))
         content["laws"] = {metric: law.json() for metric, law in self.laws.items()}
         hidden = {"evidence", "created", *(() if self.kind == "search" else _SEARCH_ONLY)}
+        if self.settings.fit is None:
+            del content["settings"]["fit"]
         for timed in ("solver", "cost"):
             if content[timed] is not None:
                 del content[timed]["seconds"]
@@ -316,8 +320,9 @@ def _split(law: dict[str, Any]) -> dict[str, Any]:
 def _problem(fit: LawFit, verdict: Verdict) -> ProblemEntry:
     settings, rule = verdict.settings, verdict.decision_settings
     weights = None if settings.omega is None else dict(zip(fit.law.metrics, settings.omega, strict=True))
+    own = fit.settings if set(fit.settings) <= {"huber_delta"} else {"fit": fit.settings}
     return ProblemEntry(
         objective=settings.objective, weights=weights, kl=settings.kl,
         prior=dict(settings.prior or Mixture.uniform(fit.law.domains)),
-        constraints=tuple(verdict.constraints.sentences(fit.law.domains)), draws=len(verdict.draws), seed=rule.seed, **fit.settings,
+        constraints=tuple(verdict.constraints.sentences(fit.law.domains)), draws=len(verdict.draws), seed=rule.seed, **own,
     )  # fmt: skip

@@ -49,6 +49,11 @@ class FakeContext:
     stage: DecisionProblem
     surface: Surface
     """Of models really trained on a mixture, at the end of the probes' run."""
+    course: Callable[[FloatArray], FloatArray] | None = None
+    """Tokens of each domain (M, D) to losses (M, E), instead of `surface`: what a run says at every length; the current model has seen
+    none of them."""
+    probe_tokens: float = 6400.0
+    """Of a whole probe."""
     flattery: Surface | None = None
     """Added to the losses of interpolated points; None: interpolation is exact."""
     noise: float = 0.0
@@ -82,9 +87,13 @@ class FakeContext:
         self.calls.append(FakeCall(label=label, design=design, points=tuple(points), fidelity=fidelity))
         mixtures = np.array([design.mixture_of(p).weights for p in points])
         averaged = np.array([np.count_nonzero(p.weights) > 1 for p in points])
-        baseline = self.surface(self.stage.current.weights[None])[0]
         steps = self.steps if fidelity.steps is None else fidelity.steps
-        losses = baseline + steps / self.steps * (self.surface(mixtures) - baseline)
+        seen = self.probe_tokens * steps / self.steps
+        if self.course is None:
+            baseline = self.surface(self.stage.current.weights[None])[0]
+            losses = baseline + steps / self.steps * (self.surface(mixtures) - baseline)
+        else:
+            baseline, losses = self.course(np.zeros((1, mixtures.shape[1])))[0], self.course(seen * mixtures)
         if self.flattery is not None:
             losses = losses + averaged[:, None] * self.flattery(mixtures)
         tokens = np.resize(np.asarray(self.tokens, dtype=np.float64), self.sequences)
@@ -101,6 +110,7 @@ class FakeContext:
             baseline=baseline,
             gram=design.R @ design.R.T,
             fidelity=fidelity,
+            probe_tokens=seen,
             training_flops=self.step_flops * self._new_steps(design, steps),
             evaluation_flops=self.sequence_flops * (len(points) + 1) * len(tokens) * len(nll),
         )

@@ -1,0 +1,153 @@
+"""OP-Mix without interpolation: a law in effective tokens on trained probes, and a decision on trained candidates.
+
+Averaged adapters make small shares look cheap and a straight law reads them so; a probe that was trained does not
+(docs/evidence.md, the race of predictors). So the law meets the probes alone, each at several numbers of tokens: a look at a
+probe before its end is a point of its own. The model before them is none: a probe on foreign text may end worse than it began,
+which a law of what tokens are worth cannot say. Not in arXiv 2605.15220.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from opmix.methods.adaptive import Fit, SearchOutcome
+from opmix.mixing.decision import confirm
+from opmix.mixing.design import StageDesign
+from opmix.mixing.effective_tokens_fit import Discrepancy, EffectiveTokensFit, fit_effective_tokens
+from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
+from opmix.mixing.paired import loss_difference_error, objective_error, objective_values
+from opmix.mixing.posterior import resampling_noise
+from opmix.mixing.table import ProxyTable
+from opmix.protocols.mixing_method import FULL, DecisionProblem, Fidelity, LawProposal, MethodContext, Simulation
+
+LOOKS = (4, 2)
+"""Probes are also evaluated after a fourth and a half of their steps."""
+FEWEST_STEPS = 4
+"""Of a look: fewer tell of the optimizer's start rather than of the data."""
+SAME = 1e-3
+"""Shares that differ by less are one mixture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looks:
+    """Train every probe to its end and evaluate it on the way; see `Schedule`."""
+
+    steps: int
+
+    @property
+    def early(self) -> tuple[Fidelity, ...]:
+        """The looks before the last."""
+        steps = sorted({self.steps // part for part in LOOKS if self.steps // part >= FEWEST_STEPS})
+        return tuple(Fidelity(steps=s) for s in steps)
+
+    def run(self, fit: Fit, design: StageDesign) -> SearchOutcome:
+        """See `Schedule`."""
+        return fit(FULL, None)
+
+    def dearest_course(self, design: StageDesign) -> tuple[tuple[Fidelity, int], ...]:
+        """See `Schedule`."""
+        return tuple((fidelity, len(design.points)) for fidelity in self.early)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """All looks at all probes. M points, E evaluation sets."""
+
+    table: ProxyTable
+    tokens: FloatArray  # (M,) supervised tokens each point was trained on
+    probes: tuple[str, ...]  # (M,) the probe each point is of
+    last: Simulation
+    rows: tuple[FloatArray, ...]  # per evaluation set (M, S_e), summed nats by sequence
+
+    def noise(self, num_draws: int, seed: int) -> FloatArray:
+        """What other held-out sequences would change, (B, M, E) nats."""
+        return resampling_noise(list(self.rows), self.last.tokens, num_draws=num_draws, seed=seed)
+
+
+def evidence(context: MethodContext, design: StageDesign, early: tuple[Fidelity, ...]) -> Evidence:
+    """Train the probes and look at them, shortest first."""
+    looks = [context.simulate(design.probes, design.points, label=f"probes-at-{f.steps}", fidelity=f) for f in early]
+    looks.append(context.simulate(design.probes, design.points, label="proxies"))
+    last, names = looks[-1], design.probes.probes
+    table = ProxyTable(
+        points=(
+            *design.names,
+            *(f"{name} after {look.fidelity.steps} steps" for look in looks[:-1] for name in design.names),
+        ),
+        kinds=(*design.kinds, *("look",) * (len(names) * len(early))),
+        domains=design.probes.domains,
+        metrics=last.metrics,
+        mixtures=np.concatenate([design.mixtures] * len(looks)),
+        losses=np.concatenate([last.losses, *(look.losses for look in looks[:-1])]),
+    )
+    ordered = [last, *looks[:-1]]
+    return Evidence(
+        table=table,
+        tokens=np.array([look.probe_tokens for look in ordered for _ in names]),
+        probes=tuple(name for _ in ordered for name in names),
+        last=last,
+        rows=tuple(np.concatenate(sums) for sums in zip(*(look.nll for look in ordered), strict=True)),
+    )
+
+
+def fit_law(found: Evidence, problem: DecisionProblem, discrepancy: Discrepancy) -> EffectiveTokensFit:
+    """The law of every evaluation set, asked at the stage's own length."""
+    table = found.table
+    return fit_effective_tokens(
+        table.mixtures,
+        found.tokens,
+        table.losses,
+        domains=table.domains,
+        metrics=table.metrics,
+        probes=found.probes,
+        stage_tokens=problem.budget_tokens,
+        own={m: m for m in table.metrics if m in table.domains},
+        unique_tokens=problem.available_tokens,
+        discrepancy=discrepancy,
+    )
+
+
+def best_measured(context: MethodContext, outcome: SearchOutcome) -> LawProposal:
+    """Train probes on the optimum and on its half-way to the mixture in use; the best that was measured wins.
+
+    "Keep" only where the mixture in use is best, or level: nothing beats its own probe as surely as the settings ask. The error of a
+    measured gain counts held-out sequences and what another seed or order of the data would change.
+    """
+    proposal, simulated, probes = outcome.proposal, outcome.simulated, outcome.design.probes
+    verdict, current = proposal.verdict, context.stage.current
+    in_use = [i for i, row in enumerate(probes.R) if np.allclose(row, current.weights, atol=1e-9)]
+    allowed = next(a.feasible for a in verdict.alternatives if a.name == verdict.decision.reference)
+    optimum = verdict.optimum.mixture
+    if not in_use or not allowed or np.allclose(optimum.weights, current.weights, atol=SAME):
+        return proposal
+    half = Mixture(optimum.names, (optimum.weights + current.weights) / 2)
+    trained = _trained(context, {"proposal": optimum, "halfway": half}, probes.domains)
+    losses = np.concatenate([simulated.losses[in_use], trained.losses])
+    rows = [np.concatenate([a[in_use], b]) for a, b in zip(simulated.nll, trained.nll, strict=True)]
+    values = objective_values(losses, verdict.settings)
+    gains, best = values[0] - values[1:], int(np.argmin(values[1:]))
+    sequences = objective_error(loss_difference_error(rows, simulated.tokens, 0, 1 + best), verdict.settings)
+    order = objective_error(np.sqrt(2) * _between_probes(proposal), verdict.settings)
+    mixture = (optimum, half)[best]
+    verdict = confirm(verdict, float(gains[best]), float(np.hypot(sequences, order)), mixture)
+    candidates = [
+        {"name": name, "mixture": dict(m), "measured_gain": float(gain)}
+        for name, m, gain in zip(("proposal", "halfway"), (optimum, half), gains, strict=True)
+    ]
+    made = {**proposal.evidence, "candidates": candidates}
+    return replace(proposal, verdict=verdict, mixture=verdict.mixture, evidence=made)
+
+
+def _trained(context: MethodContext, mixtures: dict[str, Mixture], domains: tuple[str, ...]) -> Simulation:
+    """A probe on each mixture, evaluated."""
+    design = ProbeDesign(tuple(mixtures), domains, np.stack([m.weights for m in mixtures.values()]))
+    points = [InterpolationWeights(design.probes, row) for row in np.eye(len(mixtures))]
+    return context.simulate(design, points, label="verification")
+
+
+def _between_probes(proposal: LawProposal) -> FloatArray:
+    """Standard deviation of one probe's losses by seed and order of the data, (E,) nats, as the law's fit found it."""
+    noise = proposal.fit.settings["noise"]
+    return np.array([float(noise[m]) for m in proposal.table.metrics])

@@ -1,0 +1,98 @@
+"""A law in effective tokens on trained probes alone: where it proposes, and what trained candidates decide."""
+
+import numpy as np
+import pytest
+
+from opmix.methods.op_mix import OpMix
+from opmix.methods.trained_probes import Looks
+from opmix.mixing.decision import DecisionSettings
+from opmix.mixing.effective_tokens import EffectiveTokensLaw, Tokens
+from opmix.mixing.mixture import Mixture
+from opmix.mixing.solver import SolveSettings, solve
+from opmix.protocols.mixing_method import DecisionProblem
+from opmix.testing import FakeContext, log_linear_surface
+
+DOMAINS = ("web", "code", "math")
+STAGE = 32_000
+WORTH = np.array([[3.0, 0.1, 0.0], [0.2, 12.0, 0.1], [0.0, 0.1, 6.0]])
+GAIN = np.array([0.1, 0.3, 0.15])
+
+
+def truth(tokens=STAGE):
+    """The law that trained models obey, asked at so many tokens; one unit is a whole probe."""
+    return EffectiveTokensLaw(
+        DOMAINS, DOMAINS, np.array([3.0, 2.5, 2.8]), GAIN, WORTH, 0.7, Tokens(tokens / 6400, np.full(3, np.inf))
+    )
+
+
+def course(tokens):
+    have = (tokens / 6400) ** 0.7 @ WORTH.T
+    return np.array([3.0, 2.5, 2.8]) - GAIN * np.log1p(have)
+
+
+def context(old, course=course, **given):
+    problem = DecisionProblem(
+        domains=DOMAINS,
+        old=Mixture.of(old),
+        budget_tokens=STAGE,
+        available_tokens=dict.fromkeys(DOMAINS, 10 * STAGE),
+    )
+    flat = log_linear_surface([[0.0] * 3] * 3)
+    return FakeContext(stage=problem, surface=flat, course=course, rule=DecisionSettings(draws=40), **given)
+
+
+METHOD = OpMix(law="effective_tokens", schedule=Looks(steps=64))
+
+
+def test_the_proposal_is_near_the_optimum_at_the_stages_own_length():
+    fake = context({"web": 0.8, "code": 0.1, "math": 0.1})
+    proposal = METHOD.propose(fake)
+    best = solve(truth(), settings=SolveSettings(kl=0.0)).mixture
+    values = [float(truth().predict(m.weights).mean()) for m in (proposal.mixture, best, fake.stage.current)]
+    assert proposal.verdict.decision.action == "move"
+    assert values[0] - values[1] < 0.1 * (values[2] - values[1])
+
+
+def test_probes_are_looked_at_on_their_way_and_nothing_is_interpolated():
+    fake = context({"web": 0.8, "code": 0.1, "math": 0.1})
+    proposal = METHOD.propose(fake)
+    assert [call.label for call in fake.calls] == ["probes-at-16", "probes-at-32", "proxies", "verification"]
+    assert all(np.count_nonzero(point.weights) == 1 for call in fake.calls for point in call.points)
+    table = proposal.table
+    assert len(table.points) == 3 * 4
+    assert table.kinds.count("look") == 8
+
+
+def test_the_mixture_in_use_is_kept_where_it_is_the_best():
+    best = solve(truth(6400), settings=SolveSettings(kl=0.0)).mixture
+    fake = context(dict(best))
+    proposal = METHOD.propose(fake)
+    assert proposal.verdict.decision.action == "keep"
+    assert dict(proposal.mixture) == pytest.approx(dict(best))
+
+
+def test_of_two_trained_candidates_the_better_one_is_taken():
+    def saturating(tokens):
+        """Beyond half of a probe's tokens a domain harms every set, which no probe of the law's shape foretells."""
+        share = tokens / 6400
+        return course(tokens) + 2.0 * np.maximum(share.max(axis=1, keepdims=True) - 0.95, 0.0)
+
+    fake = context({"web": 0.8, "code": 0.1, "math": 0.1}, saturating)
+    proposal = METHOD.propose(fake)
+    candidates = {c["name"]: c["measured_gain"] for c in proposal.evidence["candidates"]}
+    chosen = max(candidates, key=candidates.get)
+    wanted = next(c["mixture"] for c in proposal.evidence["candidates"] if c["name"] == chosen)
+    assert proposal.verdict.decision.direct_gain == pytest.approx(candidates[chosen])
+    assert dict(proposal.mixture) == pytest.approx(wanted)
+
+
+def test_without_confirmation_no_candidate_is_trained():
+    fake = context({"web": 0.8, "code": 0.1, "math": 0.1})
+    OpMix(law="effective_tokens", schedule=Looks(steps=64), verify=False).propose(fake)
+    assert "verification" not in [call.label for call in fake.calls]
+
+
+def test_short_probes_have_fewer_looks():
+    assert [f.steps for f in Looks(steps=200).early] == [50, 100]
+    assert [f.steps for f in Looks(steps=9).early] == [4]
+    assert Looks(steps=4).early == ()
