@@ -20,16 +20,21 @@ _PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
 _WORTH_A_LINE = 1.0  # seconds a task must take to be told of there
 
 
+def terminal(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """A console that shows text as it is: `[en]` in a name is no style, `:x:` no picture, numbers are not coloured."""
+    return Console(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
+
+
 class Display:
     """Progress bars on a terminal or in a notebook, plain lines in a log file; on standard error."""
 
     def __init__(self, *, silent: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=silent)
+        self._console = terminal(stderr=True, quiet=silent)
         # rich draws bars in a notebook with ipywidgets only; without it, lines.
         widgets = self._console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
         self._live = (self._console.is_terminal or widgets) and not silent
         self._bars = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -51,7 +56,7 @@ class Display:
 
     def note(self, text: str) -> None:
         """A sentence of its own."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Advance]:
@@ -87,9 +92,9 @@ def shown(progress: Progress | Literal["auto"] | None) -> Iterator[Progress | No
         return
     if progress != "auto":
         raise ConfigError(f"progress: {progress!r}; expected 'auto', None or an object with task() and note()")
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     with Display(silent=not (console.is_terminal or console.is_jupyter)) as display:
         yield display
 
 
-__all__ = ["Display", "shown"]
+__all__ = ["Display", "shown", "terminal"]

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Column, Table
 
 
@@ -51,6 +50,7 @@ def methods(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
 ) -> None:
     """List every method that `opmix compare` knows, with a line each."""
+    from opmix.display import terminal
     from opmix.methods.catalogue import ENTRIES
 
     if as_json:
@@ -68,27 +68,40 @@ def methods(
         for entry in ENTRIES:
             if entry.family == family:
                 table.add_row(entry.name, when, entry.line, entry.paper)
-    Console().print(table)
+    terminal().print(table)
 
 
 def show(content: Mapping[str, Any], folder: Path) -> None:
     """One row an entrant, best first."""
+    from opmix.display import terminal
+
     reference = content["reference"]
     table = Table(
-        Column("entrant", no_wrap=True), "test loss", f"against {reference}", "forgotten", "search", "FLOPs in all", box=SIMPLE,
+        Column("entrant", no_wrap=True),
+        "test loss",
+        f"against {reference}",
+        "forgotten",
+        "search",
+        "FLOPs in all",
+        box=SIMPLE,
         padding=(0, 1),
-        pad_edge=False, title=f"Mean test loss over {_seeds(content)}, nats per token",
-    )  # fmt: skip
+        pad_edge=False,
+        title=f"Mean test loss over {_seeds(content)}, nats per token",
+    )
     for row in content["table"]:
         searched, trained = row["search_flops"]["mean"], row["training_flops"]["mean"]
         share = f"{searched / trained:.0%}" if trained else "no training"
         table.add_row(
-            row["entrant"], _spread(row["mean_loss"]), _spread(row.get("difference"), sign=True), _spread(row["forgetting"], 3, sign=True),
-            share if searched or not trained else "", f"{row['total_flops']['mean']:.2e}",
-        )  # fmt: skip
-    console = Console()
+            row["entrant"],
+            _spread(row["mean_loss"]),
+            _spread(row.get("difference"), sign=True),
+            _spread(row["forgetting"], 3, sign=True),
+            share if searched or not trained else "",
+            f"{row['total_flops']['mean']:.2e}",
+        )
+    console = terminal()
     console.print(table)
-    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
 def _seeds(content: Mapping[str, Any]) -> str:

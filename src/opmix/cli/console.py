@@ -7,12 +7,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from opmix.display import Display
+from opmix.display import Display, terminal
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from opmix.api import SearchResult
     from opmix.demo import DemoResult
     from opmix.fit import FitResult
@@ -32,9 +33,9 @@ def quiet_libraries() -> None:
 
 def show_fit(result: FitResult, folder: Path | None) -> None:
     """Laws, mixture and decision of `opmix fit`."""
-    console = Console()
+    console = terminal()
     for note in result.notes:
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}")
     laws = Table(
         "eval set",
         "LOO error",
@@ -50,19 +51,19 @@ def show_fit(result: FitResult, folder: Path | None) -> None:
 
 def show_search(result: SearchResult, folder: Path) -> None:
     """Mixture, decision, check and cost of `opmix search`."""
-    console = Console()
+    console = terminal()
     _show_verdict(console, result.verdict, "current")
-    console.print(str(result.proposal.check["verdict"]), highlight=False)
+    console.print(str(result.proposal.check["verdict"]))
     share = result.search_share
-    console.print(f"The search cost {share:.1%} of the stage's training FLOPs.", highlight=False)
+    console.print(f"The search cost {share:.1%} of the stage's training FLOPs.")
     for note in result.notes:
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}")
     _show_report(console, folder)
 
 
 def show_demo(result: DemoResult, folder: Path) -> None:
     """The search, and what training on its answer gave."""
-    console = Console()
+    console = terminal()
     _show_verdict(console, result.search.verdict, "current")
     arms = {n: {"predicted": a.predicted, "measured": a.measured} for n, a in result.comparison.arms.items()}
     table = Table(
@@ -74,7 +75,7 @@ def show_demo(result: DemoResult, folder: Path) -> None:
         cells = [f"{arms[a][k][metric]:.4f}" for a in arms for k in ("predicted", "measured")]
         table.add_row(metric, *cells)
     console.print(table)
-    console.print(result.comparison.sentence, highlight=False)
+    console.print(result.comparison.sentence)
     _show_report(console, folder)
 
 
@@ -92,12 +93,12 @@ def _show_verdict(console: Console, verdict: Verdict, reference: str) -> None:
             f"{kept[domain]:.3f}",
         )
     console.print(table)
-    console.print(verdict.decision.reason, style="bold", highlight=False)
+    console.print(verdict.decision.reason, style="bold")
 
 
 def _show_report(console: Console, folder: Path | None) -> None:
     if folder is not None:
-        console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+        console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
 __all__ = ["Display", "quiet_libraries", "show_demo", "show_fit", "show_search"]

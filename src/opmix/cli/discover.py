@@ -49,9 +49,14 @@ def discover(
     from opmix.discovery import discover as divide
 
     settings = DiscoverySettings(
-        domains=None if domains == AUTO else int(domains), most=most, field=field, embed=embed, sample=sample,
-        index_only=index_only, seed=seed,
-    )  # fmt: skip
+        domains=None if domains == AUTO else int(domains),
+        most=most,
+        field=field,
+        embed=embed,
+        sample=sample,
+        index_only=index_only,
+        seed=seed,
+    )
     with Display(silent=as_json) as display:
         result = divide(corpus, out, settings, force=force, progress=display)
     if as_json:
@@ -62,13 +67,13 @@ def discover(
 
 def show_discovery(result: Discovery, *, index_only: bool) -> None:
     """The domains, largest first."""
-    from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
+    from opmix.display import terminal
     from opmix.setup.render import count
 
-    console = Console()
+    console = terminal()
     total = sum(domain.text_bytes for domain in result.domains)
     table = Table(
         Column("domain", overflow="fold"),
@@ -84,10 +89,10 @@ def show_discovery(result: Discovery, *, index_only: bool) -> None:
     how = (
         f"the highest of {min(result.scores)} to {max(result.scores)} domains" if result.scores else "as many as asked"
     )
-    console.print(f"silhouette {result.silhouette:.2f} ({how})", highlight=False, soft_wrap=True)
+    console.print(f"silhouette {result.silhouette:.2f} ({how})", soft_wrap=True)
     for note in result.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"note: {note}", soft_wrap=True)
     written = "assignments.csv.gz" if index_only else "domains.yaml"
-    console.print(f"wrote {result.out / written}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"wrote {result.out / written}", soft_wrap=True)
     if not index_only:
-        console.print(f"next: opmix init {result.out} --model NAME", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"next: opmix init {result.out} --model NAME", soft_wrap=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from opmix.runs.files import write_json
@@ -47,10 +46,16 @@ def evaluate(
         from opmix.lifecycle.evaluation import Wanted, differences, evaluate_model, find_model
 
         wanted = Wanted(
-            tasks=tuple(name.strip() for name in (tasks or "").split(",") if name.strip()), include_path=include_path,
-            num_fewshot=num_fewshot, chat=chat, domain=domain, extractor=extractor, max_new_tokens=max_new_tokens,
-            limit=limit, batch_size=batch_size,
-        )  # fmt: skip
+            tasks=tuple(name.strip() for name in (tasks or "").split(",") if name.strip()),
+            include_path=include_path,
+            num_fewshot=num_fewshot,
+            chat=chat,
+            domain=domain,
+            extractor=extractor,
+            max_new_tokens=max_new_tokens,
+            limit=limit,
+            batch_size=batch_size,
+        )
         paths = [find_model(model, stage=stage, seed=seed)]
         if against is not None:
             # The seed is of the first run; another run may have others.
@@ -71,7 +76,9 @@ def evaluate(
 
 
 def _show(paths: Sequence[str], scores: Sequence[Sequence[TaskScore]], found: Sequence[Difference]) -> None:
-    console = Console()
+    from opmix.display import terminal
+
+    console = terminal()
     for path, many in zip(paths, scores, strict=True):
         table = Table("task", "metric", "score", "95 %", "items", title=path)
         for s in many:

@@ -68,13 +68,14 @@ def export(
 
 
 def _write(result: Export, out: Path | None) -> None:
-    from rich.console import Console
 
-    console = Console(stderr=True)
+    from opmix.display import terminal
+
+    console = terminal(stderr=True)
     missing = [] if out else [f"{name} belongs beside it; --out FILE writes both" for name in result.companions]
     said = [f"warning: {w}" for w in result.warnings] + [f"note: {n}" for n in (*result.notes, *missing)]
     for line in said:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     if out is None:
         sys.stdout.write(result.text)
         return
@@ -93,15 +94,15 @@ def _write(result: Export, out: Path | None) -> None:
 
 
 def _show_list() -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from opmix.display import terminal
     from opmix.exporters import EXPORTERS
 
     table = Table("--to", "trainer", "unit", "what it cannot express")
     for exporter in EXPORTERS.values():
         table.add_row(exporter.name, exporter.trainer, exporter.unit, exporter.limits)
-    Console().print(table, markup=False, highlight=False)
+    terminal().print(table)
 
 
 def _unit(text: str | None) -> Unit | None:

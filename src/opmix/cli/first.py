@@ -33,7 +33,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard out
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
-def first_screen(context: typer.Context) -> None:
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        import opmix
+
+        typer.echo(f"opmix {opmix.__version__}")
+        raise typer.Exit
+
+
+def first_screen(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_say_version)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an unforeseen error.")] = False,
+) -> None:
     """In what proportions should you mix your data for the next stretch of training?"""
     if context.invoked_subcommand is None:
         sys.stdout.write(FIRST_SCREEN)
@@ -110,10 +124,11 @@ def doctor(
 
 def show_checks(checks: Sequence[Check]) -> None:
     """One line a check, its remedy below it where there is something to do."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console()
+    from opmix.display import terminal
+
+    console = terminal()
     width = max((len(check.name) for check in checks), default=0)
     for check in checks:
         line = Text.assemble((f"{check.status:<4}", _STYLES[check.status]), f"  {check.name:<{width}}  {check.detail}")
@@ -124,12 +139,12 @@ def show_checks(checks: Sequence[Check]) -> None:
 
 def show_validation(result: Validation) -> None:
     """Domains, checks and cost."""
-    from rich.console import Console
     from rich.table import Table
 
+    from opmix.display import terminal
     from opmix.setup.render import count
 
-    console = Console()
+    console = terminal()
     if result.sizes:
         table = Table(
             "domain", "files", "documents", "tokens", "held out", title="Domains (tokens of text are estimates)"
@@ -145,26 +160,28 @@ def show_validation(result: Validation) -> None:
         most = "at most " if result.config is not None and result.config.adaptive else ""
         console.print(
             f"cost: {most}{cost.probes} probes x {cost.steps} steps ({count(cost.probe_tokens)} tokens), "
-            f"{cost.proxies} proxies ({count(cost.eval_tokens)} tokens)", highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            f"{cost.proxies} proxies ({count(cost.eval_tokens)} tokens)",
+            soft_wrap=True,
+        )
         if cost.flops is not None and cost.share is not None and cost.memory_bytes is not None:
             console.print(
                 f"      about {cost.flops:.2g} FLOPs, {cost.share:.1%} of the stage's training; "
                 f"about {cost.memory_bytes / 1e9:.1f} GB of memory, {(cost.adapter_bytes or 0) / 1e6:.0f} MB of adapters, "
-                f"{cost.cache_bytes / 1e6:.0f} MB of tokens", highlight=False, soft_wrap=True,
-            )  # fmt: skip
+                f"{cost.cache_bytes / 1e6:.0f} MB of tokens",
+                soft_wrap=True,
+            )
     verdict = "ready: nothing stands in the way of a run" if result.valid else "not ready: see the lines that say fail"
-    console.print(verdict, style="bold", highlight=False)
+    console.print(verdict, style="bold")
 
 
 def show_first_config(result: FirstConfig) -> None:
     """What was found and what to do next."""
-    from rich.console import Console
     from rich.table import Table
 
+    from opmix.display import terminal
     from opmix.setup.render import count
 
-    console = Console()
+    console = terminal()
     table = Table("domain", "documents", "tokens", "held out", "from", title="Domains (tokens are estimates)")
     for each in result.domains:
         train, source = each.sizes["train"], each.sources["train"]
@@ -174,18 +191,17 @@ def show_first_config(result: FirstConfig) -> None:
         table.add_row(each.name, count(train.documents), count(train.tokens), held, files)
     console.print(table)
     for each in result.left_out:
-        console.print(f"left out: {each.problem}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"left out: {each.problem}", style="yellow", soft_wrap=True)
     for note in result.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"wrote {result.path}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"note: {note}", soft_wrap=True)
+    console.print(f"wrote {result.path}", soft_wrap=True)
     if not result.has_model:
         console.print(
             "No model was given: put yours where the file says REPLACE THIS (or use --set model=NAME).",
             style="bold",
-            highlight=False,
         )
     for verb in ("validate", "search"):
-        console.print(f"next: opmix {verb} {result.path}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"next: opmix {verb} {result.path}", soft_wrap=True)
 
 
 def _print_json(content: object) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -57,12 +57,14 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
 ) -> None:
     """What of a run is done, stale (and why) or left; tokens, FLOPs and time spent, and an estimate of the rest."""
+    from opmix.display import terminal
+
     look = _looker(folder, config)
     found = look()
     if as_json:
         sys.stdout.write(json.dumps(_status_json(found), indent=2) + "\n")
         return
-    console = Console()
+    console = terminal()
     if not watch:
         console.print(_status_view(found))
         return
@@ -94,36 +96,51 @@ def _looker(folder: Path, config: Path | None) -> Callable[[], RunStatus]:
 
 def show_life(content: Mapping[str, Any], folder: Path) -> None:
     """One table per stage, then where things are."""
-    console = Console()
+    from opmix.display import terminal
+
+    console = terminal()
     for seed, life in content["seeds"].items():
         for number, stage in enumerate(life["stages"], 1):
             several = f", seed {seed}" if len(content["seeds"]) > 1 else ""
             console.print(stage_table(number, stage, several))
             for line in stage_sentences(stage):
-                console.print(line, highlight=False, soft_wrap=True)
+                console.print(line, soft_wrap=True)
     if len(content["seeds"]) > 1:
         console.print(seeds_table(content))
     for seed, life in content["seeds"].items():
-        console.print(f"model (seed {seed}): {folder / life['model']}", highlight=False, soft_wrap=True)
-    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+        console.print(f"model (seed {seed}): {folder / life['model']}", soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
 def stage_table(number: int, stage: dict[str, Any], suffix: str = "") -> Table:
     """Mixture, interval, predicted and measured losses, forgetting."""
     decided: Mapping[str, Any] = next((p for p in reversed(stage["parts"]) if p["decided"]), {})
     table = Table(
-        "domain", "share", "interval", "predicted", "valid", "test", "forgotten", box=SIMPLE, padding=(0, 1), pad_edge=False,
+        "domain",
+        "share",
+        "interval",
+        "predicted",
+        "valid",
+        "test",
+        "forgotten",
+        box=SIMPLE,
+        padding=(0, 1),
+        pad_edge=False,
         title=f"Stage {number}: {stage['name']}{suffix}, {stage['tokens']:,} tokens; nats per token",
-    )  # fmt: skip
+    )
     for domain, test in stage["losses"]["test"].items():
         valid = stage["losses"]["valid"][domain]
         low, high = decided.get("interval", {}).get(domain, (None, None))
         forgotten = stage["forgetting"].get(domain)
         table.add_row(
-            domain, f"{stage['mixture'].get(domain, 0.0):.3f}", "" if low is None else f"{low:.2f}-{high:.2f}",
-            _number(decided.get("predicted", {}).get(domain)), _change(valid),
-            _change(test), "" if forgotten is None else f"{forgotten:+.3f}",
-        )  # fmt: skip
+            domain,
+            f"{stage['mixture'].get(domain, 0.0):.3f}",
+            "" if low is None else f"{low:.2f}-{high:.2f}",
+            _number(decided.get("predicted", {}).get(domain)),
+            _change(valid),
+            _change(test),
+            "" if forgotten is None else f"{forgotten:+.3f}",
+        )
     return table
 
 
@@ -194,10 +211,18 @@ def _account(found: RunStatus) -> list[Text]:
 
 def _status_json(found: RunStatus) -> dict[str, Any]:
     return {
-        "folder": str(found.folder), "spent": found.spent.json(), "flops_left": found.flops_left, "seconds_left": found.seconds_left,
-        "holder": found.holder, "task": found.task, "changed": found.changed,
-        "steps": [{"name": s.name, "kind": s.kind, "state": s.state, "why": s.why, "peak_memory": s.peak_memory} for s in found.steps],
-    }  # fmt: skip
+        "folder": str(found.folder),
+        "spent": found.spent.json(),
+        "flops_left": found.flops_left,
+        "seconds_left": found.seconds_left,
+        "holder": found.holder,
+        "task": found.task,
+        "changed": found.changed,
+        "steps": [
+            {"name": s.name, "kind": s.kind, "state": s.state, "why": s.why, "peak_memory": s.peak_memory}
+            for s in found.steps
+        ],
+    }
 
 
 def _spread(value: dict[str, Any], digits: int) -> str:

@@ -7,8 +7,8 @@ import sys
 import typer
 
 from opmix.cli import commands, compare, discover, evaluate, export, first, life
+from opmix.cli.last_net import DEBUG, guarded
 from opmix.cli.verify import verify
-from opmix.errors import OpMixError
 
 app = typer.Typer(
     name="opmix",
@@ -37,14 +37,9 @@ app.command("doctor")(first.doctor)
 
 
 def main() -> None:
-    """Entry point: errors that opmix raises on purpose become one message and exit code 1."""
-    try:
-        app(prog_name="opmix")
-    except OpMixError as error:
-        from rich.console import Console
-
-        Console(stderr=True).print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
+    """Entry point: whatever a verb raises becomes one message and an exit code; `--debug` may stand anywhere."""
+    arguments = [a for a in sys.argv[1:] if a != DEBUG]
+    guarded(lambda: app(arguments, prog_name="opmix"), debug=len(arguments) < len(sys.argv) - 1)
 
 
 if __name__ == "__main__":

@@ -47,10 +47,11 @@ def verify(
 
 def show_verification(made: Verification, run: Path) -> None:
     """Tables and sentences on standard output."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from opmix.display import terminal
+
+    console = terminal()
     heads = ("eval set", "trained on it", "interpolated", "by the law", "trained - interpolated", "KL")
     table = Table(*heads, title="The proposal, nats per token")
     first = made.points[0]
@@ -66,16 +67,15 @@ def show_verification(made: Verification, run: Path) -> None:
         )
     console.print(table)
     for sentence in made.sentences:
-        console.print(sentence, highlight=False)
+        console.print(sentence)
     if made.full is not None:
         full = made.full
         console.print(
             f"Full training on {full['tokens']:,} tokens: gain over {full['against']} {full['gain']:+.4f} +- {full['standard_error']:.4f} "
             f"nats (law {full['law_gain']:+.4f}).",
-            highlight=False,
         )
     if made.refinement is not None:
-        console.print(f"Refining: {made.refinement['reason']}.", style="bold", highlight=False)
+        console.print(f"Refining: {made.refinement['reason']}.", style="bold")
         for domain, share in made.refinement["mixture"].items():
-            console.print(f"  {domain}: {share:.3f}", highlight=False)
-    console.print(f"report: {run / 'report.html'}", highlight=False, soft_wrap=True)
+            console.print(f"  {domain}: {share:.3f}")
+    console.print(f"report: {run / 'report.html'}", soft_wrap=True)

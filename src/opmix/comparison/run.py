@@ -21,7 +21,6 @@ from opmix.lifecycle.steps import Step
 from opmix.progress import Progress, Silent
 from opmix.report import write_report
 from opmix.results.manifest import Manifest
-from opmix.runs.files import disk_errors
 from opmix.runs.progress_file import ProgressFile
 from opmix.runs.store import RunStore
 from opmix.settings import as_json
@@ -91,7 +90,7 @@ def run_compare(
             f"WORLD_SIZE is {world_size()}; `opmix compare` drives one process: start it without torchrun"
         )
     wanted, config = _chosen(config, only), checked_comparison(config)
-    with RunStore(out, "compare") as store, disk_errors(out):
+    with RunStore(out, "compare") as store:
         shown = ProgressFile(out / "progress.json", progress or Silent())
         shared = make_runtime(config.life, base or Path.cwd(), store, shown, make_trainer)
         entrants = [_entrant(config, name, shared) for name in config.methods]

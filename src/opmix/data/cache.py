@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from opmix.domain import Split
 from opmix.errors import DataError
+from opmix.runs.files import remove_leftovers, writing_prefix
 
 FORMAT_VERSION = 1
 Int64Array = npt.NDArray[np.int64]
@@ -197,7 +198,8 @@ class SplitWriter:
         self._files: dict[str, IO[bytes]] = {}
         with disk_errors(cache_dir):
             cache_dir.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix=f".writing-{fingerprint[:8]}-", dir=cache_dir))
+            remove_leftovers(cache_dir)
+            self._folder = Path(tempfile.mkdtemp(prefix=writing_prefix(), dir=cache_dir))
             try:
                 for name in ("tokens.bin", "offsets.bin", "bytes.bin", *(["mask.bin"] if masked else [])):
                     self._files[name] = (self._folder / name).open("wb")
@@ -259,7 +261,7 @@ class SplitWriter:
         return True
 
     def _replace_damaged(self, target: Path) -> bool:
-        aside = Path(tempfile.mkdtemp(prefix=".damaged-", dir=self._cache_dir))
+        aside = Path(tempfile.mkdtemp(prefix=writing_prefix(), dir=self._cache_dir))
         target.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
         return self._move(target)

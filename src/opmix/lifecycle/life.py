@@ -26,7 +26,6 @@ from opmix.progress import Progress, Silent
 from opmix.report import write_report
 from opmix.results.lives import write_life
 from opmix.results.manifest import Manifest
-from opmix.runs.files import disk_errors
 from opmix.runs.progress_file import ProgressFile
 from opmix.runs.store import RunStore
 from opmix.settings import as_json
@@ -91,7 +90,7 @@ def run_life(
         raise ConfigError(
             f"WORLD_SIZE is {world_size()}; `opmix run` drives one process (which may use one GPU): start it without torchrun"
         )
-    with RunStore(out, "run") as store, disk_errors(out):
+    with RunStore(out, "run") as store:
         progress = ProgressFile(out / "progress.json", progress or Silent())
         runtime = make_runtime(config, base or Path.cwd(), store, progress, make_trainer)
         check_budgets(config, runtime.facts)

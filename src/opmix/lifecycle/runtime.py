@@ -26,7 +26,7 @@ from opmix.lifecycle.steps import DataFacts, StageRows
 from opmix.model_files import located
 from opmix.models import load_model, load_tokenizer, model_fingerprint, model_shape
 from opmix.progress import Progress
-from opmix.runs.files import default_cache_dir, files_signature, write_json
+from opmix.runs.files import default_cache_dir, files_signature, write_json, writing_prefix
 from opmix.runs.store import RunStore, fingerprint
 from opmix.scratch import new_model, train_tokenizer
 from opmix.settings import as_json
@@ -96,7 +96,7 @@ class LifeRuntime:
     def save(self, model: Any, folder: Path) -> str:
         """Save model and tokenizer whole or not at all; returns the model's fingerprint."""
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=writing_prefix()))
         try:
             model.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)

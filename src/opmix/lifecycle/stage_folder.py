@@ -15,7 +15,7 @@ from opmix.lifecycle.records import SavedModel, StageState, read_record, record_
 from opmix.lifecycle.runtime import LifeRuntime
 from opmix.lifecycle.stages import Segment, Stage
 from opmix.lifecycle.steps import Kind, Step
-from opmix.runs.files import disk_errors, write_json
+from opmix.runs.files import write_json
 from opmix.training.checkpoints import Checkpoints, drop_checkpoints, whole_checkpoints
 from opmix.training.stage_data import StageData
 
@@ -199,8 +199,7 @@ class StageFolder:
             content = record_json(work())
             return content if kind == "model" else {**content, "peak_memory": peak()}
 
-        with disk_errors(self.runtime.folder):
-            result, found = store.step(step.name, step.inputs, watched, intact=intact)
+        result, found = store.step(step.name, step.inputs, watched, intact=intact)
         if not found:
             store.event("end", step=step.name)
             if kind in ("search", "train"):

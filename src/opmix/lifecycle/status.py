@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,8 @@ from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.estimate import estimate_search
 from opmix.results.files import read_object
 from opmix.results.manifest import Manifest
-from opmix.runs.store import RunStore
+from opmix.runs.files import alive
+from opmix.runs.store import RunStore, lock_holder
 from opmix.strict import validated
 
 State = Literal["done", "stale", "running", "left"]
@@ -159,7 +159,7 @@ def _statuses(store: RunStore, steps: Sequence[Step], running: str | None) -> It
         if record is not None and step.kind == "start":
             kept = record["result"]["shape"]
             shape = ModelShape(**{n: int(kept[n]) for n in ("matmul_parameters", "num_layers", "attention_width")})
-        if record is not None and record.get("fingerprint") == step.key:
+        if record is not None and record["fingerprint"] == step.key:
             result = record["result"]
             yield StepStatus(
                 name=step.name, kind=step.kind, state="done", cost=Cost.read(result), peak_memory=result.get("peak_memory"),
@@ -191,13 +191,8 @@ def _planned(step: Step, shape: ModelShape | None) -> dict[str, float]:
 
 
 def _holder(folder: Path) -> int | None:
-    try:
-        lock = json.loads((folder / "lock").read_text())
-        if lock["host"] == socket.gethostname():
-            os.kill(int(lock["pid"]), 0)
-        return int(lock["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    found = lock_holder(folder)
+    return found[0] if found is not None and (found[1] != socket.gethostname() or alive(found[0])) else None
 
 
 def _running(folder: Path) -> str | None:

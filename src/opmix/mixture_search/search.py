@@ -24,7 +24,6 @@ from opmix.results.draws import LawDrawsFile
 from opmix.results.manifest import Manifest
 from opmix.results.mixture import CheckEntry, MixtureFile, SearchCost, bits_per_byte
 from opmix.results.timing import TimingFile
-from opmix.runs.files import disk_errors
 from opmix.runs.store import RunStore
 from opmix.settings import as_json
 
@@ -150,7 +149,7 @@ def run_search(
                 progress=progress,
                 data=data,
             )
-    with RunStore(out, "search") as store, disk_errors(out):
+    with RunStore(out, "search") as store:
         context = SearchContext(config, base or Path.cwd(), store, progress or Silent(), make_trainer)
         clock = [time.perf_counter()]
         context.prepare(model, tokenizer, data)

@@ -30,6 +30,7 @@ from opmix.report.verified import verified
 from opmix.results.lives import read_comparison, read_life
 from opmix.results.manifest import Manifest
 from opmix.results.mixture import MixtureFile
+from opmix.runs.files import writing_prefix
 
 _LABELS = {"size": "by size", "current": "current", "uniform": "uniform", "proposal": "proposal"}
 _NAV = {
@@ -67,7 +68,7 @@ def write_report(folder: Path) -> Path:
     target = folder / "report.html"
     try:
         with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=folder, prefix=".report-", suffix=".tmp", delete=False
+            "w", encoding="utf-8", dir=folder, prefix=writing_prefix(), delete=False
         ) as file:
             file.write(page)
         # Temporary files are private; a report is as readable as the files beside it.

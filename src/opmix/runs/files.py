@@ -7,9 +7,13 @@ import json
 import math
 import os
 import platform
+import re
+import shutil
+import socket
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,7 +32,7 @@ def write_text(path: Path, text: str) -> Path:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=writing_prefix())
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
@@ -42,6 +46,45 @@ def write_text(path: Path, text: str) -> Path:
             f"{path}: cannot be written ({error.strerror or error}); free space or choose another --out"
         ) from error
     return path
+
+
+def writing_prefix() -> str:
+    """How temporary names begin: they tell whose they are, so that those of dead processes can be removed."""
+    return f".writing-{os.getpid()}-{socket.gethostname()}-"
+
+
+def remove_leftovers(folder: Path, pattern: str = ".writing-*") -> None:
+    """Remove what processes that died while writing left: those of this machine, and any that is older than a day.
+
+    Args:
+        folder: Where to look.
+        pattern: Glob of temporary names, such as `**/.writing-*`.
+    """
+    for path in list(folder.glob(pattern)):
+        found = re.fullmatch(r"\.writing-(\d+)-(.+)-[^-]+", path.name)
+        try:
+            if found is not None and found[2] == socket.gethostname():
+                abandoned = not alive(int(found[1]))
+            else:
+                abandoned = time.time() - path.stat().st_mtime > 24 * 3600
+        except OSError:
+            continue  # its process has just renamed it
+        if abandoned and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif abandoned:
+            with suppress(OSError):
+                path.unlink()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine lives."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return pid > 0
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
@@ -75,24 +118,14 @@ _FULL = (
 )
 
 
-@contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Say in our words that the disk is full, whichever library ran into it.
-
-    Raises:
-        StoreError: Instead of what torch, safetensors, numpy or the system raised.
-    """
-    try:
-        yield
-    except StoreError:
-        raise
-    except Exception as error:
-        if not _is_full(error):
-            raise
-        raise StoreError(
-            f"{folder}: the disk is full ({error}); free space there and run the same command again: "
-            "what was finished is kept, the rest goes on from the last whole checkpoint"
-        ) from error
+def full_disk(error: BaseException, folder: Path | None = None) -> StoreError | None:
+    """What to say where a full disk is behind an error; None where it is not."""
+    if not _is_full(error):
+        return None
+    return StoreError(
+        f"{'' if folder is None else f'{folder}: '}the disk is full ({error}); free space there and run the same "
+        "command again: what was finished is kept, the rest goes on from the last whole checkpoint"
+    )
 
 
 def _is_full(error: BaseException | None) -> bool:

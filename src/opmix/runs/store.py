@@ -3,24 +3,32 @@
 Running again is resuming: a step whose record has the same fingerprint is not done again; one whose inputs changed is stale and is.
 
     steps/<name>.json    {"name", "fingerprint", "inputs", "result", "seconds", "finished"}
-    lock                 pid and host of the process that holds the folder
+    lock                 pid and host of the process that holds the folder; touched every half minute
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import socket
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from opmix.errors import StoreError
-from opmix.runs.files import plain, write_json
+from opmix.errors import OpMixError, StoreError
+from opmix.runs.files import alive, full_disk, plain, remove_leftovers, write_json, writing_prefix
+
+LEASE = 600.0
+"""Seconds after which the lock of another machine that nobody has touched is broken."""
+_RECORD = {"fingerprint": str, "inputs": dict, "result": dict}
 
 
 def fingerprint(value: Any) -> str:
@@ -43,7 +51,8 @@ class RunStore:
     def __init__(self, folder: Path, command: str | None = None) -> None:
         self.folder = folder
         self._command = command
-        self._held = False
+        self._holder: tuple[int, str] | None = None
+        self._released = threading.Event()
 
     def __enter__(self) -> Self:
         try:
@@ -54,14 +63,19 @@ class RunStore:
             ) from error
         self.check_command()
         self._acquire()
+        remove_leftovers(self.folder, "**/.writing-*")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._held:
+        self._released.set()
+        if self._holder is not None and lock_holder(self.folder) == self._holder:
             self._lock.unlink(missing_ok=True)
-            self._held = False
+        self._holder = None
+        unforeseen = isinstance(error, Exception) and not isinstance(error, OpMixError)
+        if error is not None and unforeseen and (full := full_disk(error, self.folder)) is not None:
+            raise full from error
 
     def check_command(self) -> None:
         """Refuse a folder that holds a run of another command.
@@ -90,7 +104,7 @@ class RunStore:
             try:
                 descriptor = os.open(self._lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
             except FileExistsError:
-                self._break_stale_lock(holder["host"])
+                self._break_stale_lock()
                 continue
             except OSError as error:
                 raise StoreError(
@@ -98,43 +112,67 @@ class RunStore:
                 ) from error
             with os.fdopen(descriptor, "w") as file:
                 json.dump(holder, file)
-            self._held = True
+            self._holder = (os.getpid(), socket.gethostname())
+            threading.Thread(target=self._keep_lease, daemon=True).start()
             return
         raise StoreError(f"{self.folder}: another process took the lock at the same time; try again")
 
-    def _break_stale_lock(self, host: Any) -> None:
+    def _keep_lease(self) -> None:
+        """Touch the lock while this process holds it, so that other machines see that it lives."""
+        while not self._released.wait(LEASE / 20):
+            with suppress(OSError):
+                os.utime(self._lock)
+
+    def _break_stale_lock(self) -> None:
+        holder = lock_holder(self.folder)
         try:
-            other = json.loads(self._lock.read_text())
-            pid, where = int(other["pid"]), other["host"]
-            if not 0 < pid < 2**31:
-                raise ValueError(pid)
+            age = self._time_there() - self._lock.stat().st_mtime
+            if holder is None and age < 5:
+                # Perhaps just created and not yet written; once it is old nobody is writing it.
+                raise StoreError(f"{self.folder}: another process is taking the lock; try again")
+            if holder is not None and not _abandoned(holder, age):
+                raise StoreError(
+                    f"{self.folder}: held by process {holder[0]} on {holder[1]}; wait for it, use another --out, "
+                    f"or delete {self._lock} if that process is gone"
+                )
+            self._lock.unlink()
         except FileNotFoundError:
             return
-        except (ValueError, KeyError, TypeError, OverflowError):
-            # Killed between creating and writing the lock: old enough means nobody is writing it.
-            if time.time() - self._lock.stat().st_mtime < 5:
-                raise StoreError(f"{self.folder}: another process is taking the lock; try again") from None
-            self._lock.unlink(missing_ok=True)
-            return
-        if where != host or (pid != os.getpid() and _alive(pid)):
+        except OSError as error:
             raise StoreError(
-                f"{self.folder}: held by process {pid} on {where}; wait for it, use another --out, "
-                f"or delete {self._lock} if that process is gone"
+                f"{self._lock}: no file that can be replaced ({error.strerror or error}); delete it"
+            ) from error
+        if holder is not None and holder[1] != socket.gethostname():
+            minutes = f"{age / 60:.0f} minutes"
+            logging.getLogger("opmix").warning(
+                "%s: process %s on %s has not been heard of for %s; its lock is broken", self.folder, *holder, minutes
             )
-        self._lock.unlink(missing_ok=True)
+
+    def _time_there(self) -> float:
+        """The clock that the lock's time is of: a shared disk's may differ from this machine's."""
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=writing_prefix()) as file:
+            return os.fstat(file.fileno()).st_mtime
+
+    def _check_held(self) -> None:
+        if self._holder is not None and (now := lock_holder(self.folder)) != self._holder:
+            who = "nobody" if now is None else f"process {now[0]} on {now[1]}"
+            raise StoreError(
+                f"{self.folder}: {who} holds the lock that this process took; one process at a time writes here"
+            )
 
     def record(self, name: str) -> dict[str, Any] | None:
         """The record of a finished step, or None; a damaged record counts as none."""
         try:
             content = json.loads((self.folder / "steps" / f"{name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            whole = all(isinstance(content[key], kind) for key, kind in _RECORD.items())
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
-        return content if isinstance(content, dict) else None
+        return dict(content) if whole else None
 
     def found(self, name: str, key: str) -> dict[str, Any] | None:
         """The result of a finished step with just these inputs (`key` is their fingerprint), or None."""
         record = self.record(name)
-        return dict(record["result"]) if record is not None and record.get("fingerprint") == key else None
+        return dict(record["result"]) if record is not None and record["fingerprint"] == key else None
 
     def event(self, kind: str, **facts: Any) -> None:
         """Append a line to `events.jsonl`: what happened when, for people and programs that follow a run.
@@ -174,6 +212,7 @@ class RunStore:
         found = self.found(name, key)
         if found is not None and intact():
             return found, True
+        self._check_held()
         started = time.perf_counter()
         result = plain(work())
         write_json(
@@ -190,11 +229,16 @@ class RunStore:
         return result, False
 
 
-def _alive(pid: int) -> bool:
+def lock_holder(folder: Path) -> tuple[int, str] | None:
+    """Process and host that a folder's lock names; None where there is no lock, or a damaged one."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        lock = json.loads((folder / "lock").read_text())
+        pid, host = int(lock["pid"]), str(lock["host"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+    return (pid, host) if 0 < pid < 2**31 else None
+
+
+def _abandoned(holder: tuple[int, str], age: float) -> bool:
+    pid, host = holder
+    return age > LEASE if host != socket.gethostname() else pid == os.getpid() or not alive(pid)

@@ -3,12 +3,13 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 from opmix.errors import StoreError
 from opmix.runs.files import write_json, write_text
-from opmix.runs.store import RunStore, fingerprint
+from opmix.runs.store import LEASE, RunStore, fingerprint
 
 
 def test_a_step_is_done_once_per_fingerprint(tmp_path):
@@ -52,6 +53,90 @@ def test_locks(tmp_path):
     lock.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
     with pytest.raises(StoreError, match="elsewhere"), RunStore(tmp_path):
         pass
+
+
+def test_a_lock_of_another_machine_is_broken_once_its_lease_is_over(tmp_path, caplog):
+    lock = tmp_path / "lock"
+    lock.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+    old = lock.stat().st_mtime - LEASE - 60
+    os.utime(lock, (old, old))
+    with RunStore(tmp_path):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    assert "process 1 on elsewhere has not been heard of for 11 minutes" in caplog.text
+
+
+def test_a_held_lock_is_touched_while_work_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("opmix.runs.store.LEASE", 0.2)
+    with RunStore(tmp_path):
+        old = (tmp_path / "lock").stat().st_mtime - 100
+        os.utime(tmp_path / "lock", (old, old))
+        deadline = time.monotonic() + 20
+        while (tmp_path / "lock").stat().st_mtime < old + 50 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert (tmp_path / "lock").stat().st_mtime > old + 50
+
+
+def test_a_process_whose_lock_was_taken_over_writes_no_step_and_leaves_that_lock(tmp_path):
+    lock = tmp_path / "lock"
+    with RunStore(tmp_path) as store:
+        lock.write_text(json.dumps({"pid": 7, "host": "elsewhere"}))
+        with pytest.raises(StoreError, match="process 7 on elsewhere holds the lock"):
+            store.step("a", {}, lambda: {"x": 1})
+    assert json.loads(lock.read_text())["pid"] == 7
+
+
+@pytest.mark.parametrize(
+    "content", ['{"pid": 1e999, "host": "a"}', '{"pid": 5000000000, "host": "a"}', "[]", "", '{"pid": {}}']
+)
+def test_a_damaged_lock_is_replaced_once_it_is_old(tmp_path, content):
+    lock = tmp_path / "lock"
+    lock.write_text(content)
+    with pytest.raises(StoreError, match="taking the lock"), RunStore(tmp_path):
+        pass
+    os.utime(lock, (0, 0))
+    with RunStore(tmp_path):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+
+
+def test_a_folder_in_the_place_of_the_lock_is_told(tmp_path):
+    (tmp_path / "lock").mkdir()
+    os.utime(tmp_path / "lock", (0, 0))
+    with pytest.raises(StoreError, match="lock: no file that can be replaced"), RunStore(tmp_path):
+        pass
+
+
+def test_leftovers_of_dead_processes_are_removed_and_those_of_living_ones_kept(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    host = socket.gethostname()
+    dead, elsewhere = tmp_path / "steps" / f".writing-{child.pid}-{host}-a_b", tmp_path / ".writing-1-elsewhere-abc"
+    living, old = tmp_path / f".writing-{os.getpid()}-{host}-abc", tmp_path / "deep" / ".writing-1-elsewhere-old"
+    for folder in (dead, elsewhere, living, old):
+        folder.mkdir(parents=True)
+        (folder / "file").write_text("half")
+    os.utime(old, (0, 0))
+    with RunStore(tmp_path):
+        assert [f.exists() for f in (dead, elsewhere, living, old)] == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    "record", [[], {}, {"fingerprint": "f", "inputs": {}}, {"fingerprint": 1, "inputs": {}, "result": {}}]
+)
+def test_a_record_with_missing_keys_is_no_record(tmp_path, record):
+    with RunStore(tmp_path) as store:
+        store.step("a", {}, lambda: {"x": 1})
+        (tmp_path / "steps" / "a.json").write_text(json.dumps(record))
+        assert store.record("a") is None
+        assert store.step("a", {}, lambda: {"x": 2}) == ({"x": 2}, False)
+
+
+def test_a_full_disk_is_one_error_whoever_ran_into_it(tmp_path):
+    for told in (OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")):
+        with pytest.raises(StoreError, match=r"the disk is full.*run the same command again"), RunStore(tmp_path):
+            raise told
+        assert not (tmp_path / "lock").exists()
+    with pytest.raises(ValueError, match="else"), RunStore(tmp_path):
+        raise ValueError("something else")
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
