@@ -24,8 +24,8 @@ _REMOVED = {
     "proxies.gradients": "removed in 0.1.0 (corrected slopes were no better than interpolated points); delete the key",
     "proxies.specialised": "removed in 0.1.0 (its optimum lost in two sets of domains of three); delete the key, "
     "decision.verify holds a move against a trained probe",
-    "decision.arbiter": "removed in 0.1.0 (it moved once, wrongly, in eight searches); delete the key, `opmix verify` measures "
-    "an optimum that was not acted on",
+    "decision.arbiter": "removed in 0.1.0 (on two further sets of domains its only move was wrong); delete the key, "
+    "`opmix verify` measures an optimum that was not acted on",
 }
 """Settings that are gone: their block and name."""
 

@@ -68,7 +68,7 @@ def searched(folder, files, **settings):
         context.note_estimate()
         context.method.propose(context)
     cost = context.estimate.cost(
-        context.session.shape,
+        context.session.runtime.shape,
         192,
         adapter_parameters=adapter_parameters(model, 2),
         objective=context.prepared.objective,
