@@ -146,7 +146,10 @@ class RemixCallback(TrainerCallback):
 
     def _config(self, budget: int, trainer: dict[str, Any]) -> SearchConfig:
         shares = {n: s for n, s in self.stream.mixture.items() if s > 0}
-        domains = {n: {"train": "<the stream>", "max_epochs": self.stream.max_epochs.get(n)} for n in self.stream.data}
+        domains = {
+            n: {"train": "<the stream>", "kind": "text", "max_epochs": self.stream.max_epochs.get(n)}
+            for n in self.stream.data
+        }
         return parse_config(
             {
                 "model": "<the live model>", "domains": domains, "old_mixture": dict(Mixture.normalised(shares)),

@@ -220,8 +220,10 @@ def row_schema(domain: Domain) -> RowSchema:
     Raises:
         DataError: The source cannot be read.
     """
+    if domain.kind == "text":
+        return "text"
     file = resolve(domain.train, domain=domain.name)[0]
-    if domain.kind == "text" or file.format in (*TOKEN_FORMATS, "text", "hub"):
+    if file.format in (*TOKEN_FORMATS, "text", "hub"):
         return "text"
     rows = read_rows(file, domain.train, WholeRow(), place(domain.name, file.path))
     row = next(islice(rows, 1), None)
