@@ -131,9 +131,14 @@ def estimate_search(
         for wanted, s in zip(eval_sequences(config, old), known.values(), strict=True)
     ]
     stage_tokens = round(config.budget.tokens * fmean(read))
+    candidates = 2 if method.law == "effective_tokens" else 1  # that are trained before a decision
     confirming = SearchEstimate(
-        num_probes=1, num_points=1, probe_tokens=round(max(probes)), evaluated=_evaluated([(2, 1)], held), stage_tokens=stage_tokens
-    )  # fmt: skip
+        num_probes=candidates,
+        num_points=candidates,
+        probe_tokens=round(candidates * max(probes)),
+        evaluated=_evaluated([(candidates + 1, 1)], held),
+        stage_tokens=stage_tokens,
+    )
     return SearchEstimate(
         num_probes=len(probes), num_points=len(design.points), probe_tokens=round(sum(probes)),
         evaluated=_evaluated([(len(design.points) + 1, 1), *_early_sweeps(method, decision)], held),
