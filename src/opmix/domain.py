@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
-
 from opmix.errors import ConfigError
-from opmix.settings import Positive, changed, internal, problems_error, settings
+from opmix.settings import Bounds, Positive, Then, changed, internal, problems_error, settings
 
 RowSchema = Literal["text", "messages", "prompt and completion", "conversations", "sharegpt", "instruction and output"]
 """What the rows of a source hold: a text, or a conversation in OpenAI's and TRL's two ways, as turns with `role` and `content` or with
@@ -128,7 +126,7 @@ class Domain:
     bos: bool | None = None
     """Whether a text begins with the tokenizer's BOS; None: where the tokenizer itself puts one. Token files and conversations are
     taken as they are."""
-    holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    holdout: Annotated[float, Bounds(gt=0, lt=0.5)] = 0.05
     """Share of the documents split off `train` for each missing held-out set, in (0, 0.5)."""
     kind: Kind | None = None
     """None: told from the first row of a local `train`; a hub dataset counts as text."""
@@ -181,5 +179,5 @@ def _named(domains: dict[str, Domain]) -> dict[str, Domain]:
     return named
 
 
-Domains = Annotated[dict[str, Domain], AfterValidator(_named)]
+Domains = Annotated[dict[str, Domain], Then(_named)]
 """Domains of a file by name."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
-from typing import Annotated, Any, TypeVar, cast, dataclass_transform, get_args, get_type_hints
-
-import pydantic
-from pydantic_core import PydanticCustomError, core_schema
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, dataclass_transform, get_args, get_type_hints
 
 from opmix.errors import ConfigError
+
+if TYPE_CHECKING:  # read by pydantic, which is slow to import, where a file is read
+    from pydantic import GetCoreSchemaHandler
 
 _T = TypeVar("_T")
 
@@ -31,14 +31,53 @@ def number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Count = Annotated[int, pydantic.BeforeValidator(number), pydantic.Field(gt=0)]
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """Marks the annotation of a number: what a file may say."""
+
+    gt: float | None = None
+    ge: float | None = None
+    lt: float | None = None
+    le: float | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        """Read by pydantic."""
+        return {**handler(source), **{name: bound for name, bound in vars(self).items() if bound is not None}}
+
+
+@dataclass(frozen=True)
+class ReadAs:
+    """Marks an annotation: a function of what a file says, called before it is checked."""
+
+    convert: Callable[[Any], Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        """Read by pydantic."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_before_validator_function(self.convert, handler(source))
+
+
+@dataclass(frozen=True)
+class Then:
+    """Marks an annotation: a function of the checked value, called last."""
+
+    convert: Callable[[Any], Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        """Read by pydantic."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self.convert, handler(source))
+
+
+Count = Annotated[int, Bounds(gt=0), ReadAs(number)]
 """A whole number above zero."""
-Share = Annotated[float, pydantic.Field(ge=0, le=1)]
-Positive = Annotated[float, pydantic.Field(gt=0)]
-NotNegative = Annotated[float, pydantic.Field(ge=0)]
-Inside = Annotated[float, pydantic.Field(gt=0, lt=1)]
+Share = Annotated[float, Bounds(ge=0, le=1)]
+Positive = Annotated[float, Bounds(gt=0)]
+NotNegative = Annotated[float, Bounds(ge=0)]
+Inside = Annotated[float, Bounds(gt=0, lt=1)]
 """Between zero and one, neither of them."""
-Named = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,79}$")]
 
 
 class Given(dict[str, Any]):
@@ -47,6 +86,8 @@ class Given(dict[str, Any]):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
         """Read by pydantic."""
+        from pydantic_core import core_schema
+
         return core_schema.no_info_after_validator_function(cls, core_schema.dict_schema(core_schema.str_schema()))
 
 
@@ -132,8 +173,10 @@ class PartOf:
 
     kind: Any
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: pydantic.GetCoreSchemaHandler) -> Any:
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
         """Read by pydantic."""
+        from pydantic_core import core_schema
+
         known = {
             name: core_schema.typed_dict_field(handler.generate_schema(_partial(hint)), required=False)
             for name, hint in _hints(self.kind).items()
@@ -172,8 +215,9 @@ def _partial(hint: Any) -> Any:
     return Annotated[Given, PartOf(kinds[0])] if len(kinds) == 1 and not hasattr(hint, "__metadata__") else hint
 
 
-def _schema(cls: Any, source: Any, handler: pydantic.GetCoreSchemaHandler) -> Any:
+def _schema(cls: Any, source: Any, handler: GetCoreSchemaHandler) -> Any:
     """How pydantic reads a settings class: short forms, inlined blocks, and rules that name their place."""
+    from pydantic_core import core_schema
 
     def read(value: Any, validate: Callable[[Any], Any]) -> Any:
         if isinstance(value, cls):
@@ -191,13 +235,17 @@ def _schema(cls: Any, source: Any, handler: pydantic.GetCoreSchemaHandler) -> An
     return core_schema.no_info_wrap_validator_function(read, cast("Any", inner), ref=name)
 
 
-def problems_error(problems: Iterable[str]) -> PydanticCustomError:
+def problems_error(problems: Iterable[str]) -> ValueError:
     """What `opmix.strict.validated` turns into a `ConfigError` again, with the place in front."""
+    from pydantic_core import PydanticCustomError
+
     return PydanticCustomError("problems", "rules are broken", {"problems": list(problems)})
 
 
 def _nested(cls: Any, value: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of inlined blocks moved into them; keys that only code may set are refused."""
+    from pydantic_core import PydanticCustomError
+
     content = dict(value)
     marked: list[Field[Any]] = [f for f in fields(cls) if f.metadata]
     for item in marked:

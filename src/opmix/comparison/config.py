@@ -13,9 +13,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from opmix.errors import ConfigError
-from opmix.lifecycle.config import LifecycleConfig, StageConfig, checked_trainers
+from opmix.lifecycle.config import LifecycleConfig, Named, StageConfig, checked_trainers
 from opmix.methods.catalogue import METHODS, Entry, entry_of
-from opmix.settings import Given, Named, PartOf, changed, inline, keys_of, overlaid, settings
+from opmix.settings import Given, PartOf, changed, inline, keys_of, overlaid, settings
 from opmix.strict import nearest, read_yaml, under, validated
 from opmix.training.arguments import typed_arguments
 

@@ -15,7 +15,7 @@ from opmix.errors import ConfigError
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.mixture import Mixture
 from opmix.probes.settings import ProbeSettings, ProxySettings
-from opmix.settings import Count, Given, Named, PartOf, Share, changed, inline, overlaid, settings
+from opmix.settings import Count, Given, PartOf, Share, changed, inline, overlaid, settings
 from opmix.strict import nearest, read_yaml, validated
 from opmix.training.arguments import TrainerArguments, try_arguments, typed_arguments
 from opmix.training.settings import DistillationSettings, ObjectiveName
@@ -31,6 +31,8 @@ OWNED = {
     "resume_from_checkpoint": "running again resumes",
 }
 """Trainer arguments that a life decides itself."""
+
+Named = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,79}$")]
 
 
 @settings

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
 
 from opmix.errors import SolverError
 from opmix.mixing.constraints import Constraints
@@ -17,7 +16,7 @@ from opmix.mixing.paired import gain_probability, objective_values
 from opmix.mixing.posterior import MixtureDraws, percentiles, solve_draws
 from opmix.mixing.solver import Coordinates, Solution, SolveSettings, solve
 from opmix.protocols.law import LawDraws, LawFit
-from opmix.settings import Count, Inside, NotNegative, internal, settings
+from opmix.settings import Bounds, Inside, NotNegative, ReadAs, internal, number, settings
 
 
 @settings
@@ -29,7 +28,7 @@ class DecisionSettings:
     min_gain: NotNegative = 0.0
     """Smallest expected gain worth a move, in nats."""
     interval_level: Inside = 0.9
-    draws: Annotated[Count, Field(le=1_000_000)] = 200
+    draws: Annotated[int, Bounds(gt=0, le=1_000_000), ReadAs(number)] = 200
     """Of the law's coefficients."""
     verify: bool = True
     """Before a move, train one probe on the optimum itself and let it object (where the reference has its own probe)."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
-from opmix.settings import Count, NotNegative, Positive, settings
+from opmix.settings import Bounds, Count, NotNegative, Positive, settings
 
 ProbeKindName = Literal["lora", "lora+embeddings", "full"]
 """What a probe trains: adapters; adapters and the embeddings (the output head too); everything that the model lets be trained."""
@@ -41,13 +39,13 @@ class ProbeSettings:
     """Of the predicted regret and its change, as a share of what mixtures change at all (0: never stop)."""
     first_look: Count | None = None
     """Steps before the first look at least, each later one after twice as many; None: a sixteenth of `steps`."""
-    share: Annotated[float, Field(gt=0, le=1)] = 0.9
+    share: Annotated[float, Bounds(gt=0, le=1)] = 0.9
     """Of a probe's own data in its training mixture (paper's code: 0.9); above 0.5 where domains are new."""
     joint: bool = True
     """In continual stages also train one probe on the centre, so that interference can be measured."""
     rank: Count = 16
     alpha: Positive = 32.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     rslora: bool = False
     target_modules: tuple[str, ...] | None = None
     """None: every linear layer except the output head."""

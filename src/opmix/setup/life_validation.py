@@ -8,7 +8,7 @@ from typing import Any
 
 from opmix.comparison.config import CompareConfig, checked_comparison
 from opmix.config import ModelConfig
-from opmix.domain import Domains, Kind
+from opmix.domain import Domain, Kind
 from opmix.lifecycle.config import LifecycleConfig, checked_trainers
 from opmix.lifecycle.limits import check_budgets
 from opmix.lifecycle.stages import Stage, resolve
@@ -37,7 +37,8 @@ def check_life(content: Mapping[str, Any], base: Path, progress: Progress) -> Va
     if life is None:
         named: dict[str, Any] = {}
         for name, value in dict(content.get("domains") or {}).items():
-            named |= readable(Domains, {name: value}) or {}
+            if (domain := readable(Domain, value)) is not None:
+                named[str(name)] = domain
         check_sources(named, base, None, findings, result.sizes, progress, template=True)
         return result
     with findings.catching("trainer"):

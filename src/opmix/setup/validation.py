@@ -9,11 +9,11 @@ from typing import Any
 
 from opmix.config import ModelConfig, SearchConfig, parse_config
 from opmix.data.chat.conversation import domain_kind
-from opmix.domain import SPLITS, Domain, Domains, Kind, Split
+from opmix.domain import SPLITS, Domain, Kind, Split
 from opmix.errors import ConfigError, DataError, OpMixError
 from opmix.probes.settings import ProbeSettings, reach_notes
 from opmix.progress import Progress, Silent
-from opmix.settings import Given
+from opmix.settings import Given, changed
 from opmix.setup.checks import Check, Findings, failed
 from opmix.setup.first_config import PLACEHOLDER
 from opmix.setup.model_facts import ModelFacts, model_facts
@@ -118,7 +118,8 @@ def _readable_parts(content: Mapping[str, Any]) -> _Parts:
     parts = _Parts()
     domains = content.get("domains")
     for name, value in (domains if isinstance(domains, dict) else {}).items():
-        parts.domains |= readable(Domains, {name: value}) or {}
+        if (domain := readable(Domain, value)) is not None:
+            parts.domains[str(name)] = domain
     parts.model = readable(ModelConfig, content.get("model"))
     parts.probes = readable(ProbeSettings, content.get("probes")) or parts.probes
     trainer = content.get("trainer")
@@ -204,7 +205,7 @@ def check_sources(
     with progress.task("looking at domains", len(domains)) as advance:
         for number, (name, config) in enumerate(domains.items(), 1):
             with findings.catching(f"domains.{name}"):
-                domain = config.located(base)
+                domain = changed(config, name=name).located(base)
                 kind = kind_of(domain)
                 if kind == "chat" and tokenizer is not None and not (template or tokenizer.chat_template):
                     findings.fail(

@@ -11,10 +11,8 @@ from functools import cache
 from types import NoneType
 from typing import Annotated, Any, get_args, get_type_hints
 
-from pydantic import BeforeValidator
-
 from opmix.errors import ConfigError
-from opmix.settings import Given, number
+from opmix.settings import Given, ReadAs, number
 
 RESERVED = {
     "output_dir": "the run folder decides",
@@ -52,7 +50,7 @@ def given_arguments(value: Any) -> Any:
     return {name: getattr(x, "value", x) for name, x in named.items() if x != getattr(plain, name)}
 
 
-TrainerArguments = Annotated[Given, BeforeValidator(given_arguments)]
+TrainerArguments = Annotated[Given, ReadAs(given_arguments)]
 """A mapping, or from Python a `TrainingArguments` object."""
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
-
 from opmix.errors import ConfigError
-from opmix.settings import Count, Positive, changed, settings
+from opmix.settings import Bounds, Count, Positive, changed, settings
 
 ObjectiveName = Literal["causal_lm", "sft", "sdft"]
 """What is learned: every token of texts; the answers of conversations; or self-distillation on their prompts."""
@@ -28,12 +26,12 @@ class DistillationSettings:
     """Weights that follow the student's slowly, those it started from, or its own."""
     teacher_model: str | None = None
     """Another model with the same vocabulary as the teacher: on-policy distillation."""
-    ema_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
+    ema_rate: Annotated[float, Bounds(gt=0, le=1)] = 0.01
     """Share of the student in the teacher's weights that each step adds."""
     max_new_tokens: Count = 256
     """The student writes at most."""
     temperature: Positive = 1.0
-    skip_tokens: Annotated[int, Field(ge=0)] = 3
+    skip_tokens: Annotated[int, Bounds(ge=0)] = 3
     """First tokens of an answer that are not learned from (paper's code: 3)."""
 
     def __post_init__(self) -> None:
