@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 SMOKE := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/kill_and_resume.py --kills 2 --fresh
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit slow smoke same-bytes docs check format lint types fix clean
+.PHONY: help install demo test unit slow matrix smoke same-bytes docs check format lint types fix clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ unit: install ## Fast tests and doctests
 
 slow: install ## Tests that train for more than a few seconds
 	$(PYTEST) -m slow tests
+
+matrix: install ## Fast tests under other kernels, threads and package versions (LEGS="default-1 oldest" TESTS="tests/unit/mixing")
+	$(BIN)/python .ci/matrix.py $(LEGS) $(if $(TESTS),--tests $(TESTS))
 
 smoke: install ## Two small lives and a comparison (examples/smoke), each killed and resumed: same bytes as unbroken
 	$(SMOKE) examples/smoke/lifecycle.yaml --out runs/smoke/lifecycle

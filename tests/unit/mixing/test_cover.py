@@ -14,9 +14,7 @@ NAMES = ("a", "b", "c")
 def verdict_of(mixtures, losses, **kwargs):
     fit = fit_law(mixtures, losses, domains=NAMES, metrics=NAMES[: losses.shape[1]])
     prior = Mixture.uniform(NAMES)
-    return decide(
-        fit, candidates={"prior": prior}, reference="prior", decision=DecisionSettings(num_draws=40), **kwargs
-    )
+    return decide(fit, candidates={"prior": prior}, reference="prior", decision=DecisionSettings(draws=40), **kwargs)
 
 
 def test_a_swarm_covers_its_middle_and_a_line_or_a_cloud_only_itself():
