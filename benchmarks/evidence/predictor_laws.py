@@ -223,7 +223,9 @@ class EffectiveTokens:
             return np.vstack([columns, below])
 
         starts = [np.r_[y.min(), -2.5, -2.5 - k, np.where(np.isnan(fixed), centre, 0)[open_]] for k in range(3)]
-        best = min((least_squares(residuals, t, jacobian, method="lm") for t in starts), key=lambda f: f.cost).x
+        best = min(
+            (least_squares(residuals, t, jacobian, method="lm", max_nfev=300) for t in starts), key=lambda f: f.cost
+        ).x
         return float(best[0]), float(np.exp(best[1])), float(np.exp(best[2])), parts(best)[0]
 
 

@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import record
 from predictor_cells import POOLS, SIZES, Cell
 from predictor_laws import Numbers
-from predictor_race import PREDICTORS, TRAINED, candidates_of, proposal, raced
+from predictor_race import PREDICTORS, TRAINED, foretold, train_candidates
 from predictor_runs import Laboratory
+from predictor_scores import raced
 
 from opmix.cli.console import quiet_libraries
 from opmix.mixing.mixture import Mixture
@@ -62,12 +63,11 @@ def propose(args: argparse.Namespace) -> None:
         for predictor in PREDICTORS:
             if not re.search(args.predictors, predictor.key):
                 continue
-            losses = predictor.foretell(numbers)
+            told = foretold(predictor, numbers, numbers.uniform[None])
             for objective in TRAINED:
-                own = proposal(predictor, numbers, losses, numbers.objectives[objective])
-                laboratory.full_training(Mixture(cell.domains, own), f"{predictor.key}, {objective}")
+                laboratory.full_training(Mixture(cell.domains, told.optima[objective]), f"{predictor.key}, {objective}")
                 if predictor.candidates:
-                    candidates_of(predictor, laboratory, numbers, objective, losses)
+                    train_candidates(predictor, laboratory, numbers, objective)
         print(f"{time.strftime('%H:%M:%S')} {cell.name}: {len(laboratory.trainings())} full trainings", flush=True)
 
 
@@ -75,8 +75,8 @@ def analyse(args: argparse.Namespace) -> None:
     done = [Numbers(args.out / cell.name) for cell in cells(args) if (args.out / cell.name / "gradients.json").exists()]
     result = raced(done)
     record(RESULTS, result)
-    for line in result["summary"]:
-        print(line)
+    for told in result["summary"]:
+        print(told)
 
 
 def main() -> None:
