@@ -15,10 +15,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares, minimize
 
-try:
-    from opmix.mixing.log_linear import fit_law
-except ImportError:
-    from opmix.mixing.law import fit_law
+from opmix.mixing.effective_tokens_fit import fit_effective_tokens
+from opmix.mixing.log_linear import fit_law
 from opmix.mixing.mixture import FloatArray
 
 Losses = Callable[[FloatArray], FloatArray]
@@ -118,6 +116,33 @@ class Numbers:
                 -np.stack([arrays[f"{k + 1}/{s}"].ravel().astype(np.float64) for k in range(len(self.domains))])
                 for s in self.sets
             ]
+
+    def json(self) -> dict[str, Any]:
+        """All losses, nats per token in the order of the sets: enough to judge another law without a model."""
+
+        def few(losses: FloatArray) -> list[Any]:
+            return np.asarray(losses).round(4).tolist()
+
+        facts = {k: self.facts[k] for k in ("use", "seed", "parameters", "domains", "targets", "lengths", "available")}
+        looks = {kind: self.looks(kind) for kind in ("lora", "full")}
+        _, averaged, losses = self.averaged
+        return {
+            **facts,
+            "base": few(self.base),
+            "probes": {kind: {"tokens": few(t), "losses": few(y)} for kind, (t, y) in looks.items()},
+            "averaged": {"mixtures": few(averaged), "losses": few(losses)},
+            "swarm": {"mixtures": few(self.swarm[0]), "losses": few(self.swarm[1])},
+            "cosines": few(self.gradients),
+            "trainings": [
+                {
+                    "name": t["name"],
+                    "order": t["order"],
+                    "mixture": few(t["mixture"]),
+                    "losses": few(self.mean(t["test"])),
+                }
+                for t in self.trainings()
+            ],
+        }
 
     def trainings(self) -> list[dict[str, Any]]:
         return [json.loads(f.read_text()) for f in sorted((self.folder / "trainings").glob("*.json"))]
@@ -231,8 +256,6 @@ class EffectiveTokens:
 
 def hierarchical(numbers: Numbers, kind: str, looks: bool = True) -> Losses:
     """The product's law in effective tokens: priors pooled over sets, `rho` by marginal likelihood, repeated tokens worth less."""
-    from opmix.mixing.effective_tokens_fit import fit_effective_tokens
-
     tokens, losses = numbers.looks(kind)
     stage = numbers.facts["lengths"]["stage"] * numbers.facts["step_tokens"]
     count, every = len(numbers.domains) + 1, (len(tokens) - 1) // (len(numbers.domains) + 1)

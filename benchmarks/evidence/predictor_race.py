@@ -77,15 +77,17 @@ def swarm_effective(numbers: Numbers) -> Losses:
     return EffectiveTokens().fit(*numbers.swarm, len(numbers.domains))
 
 
-def hierarchical_on(kind: str, looks: bool) -> Predictor:
-    """The product's law; with looks it is the primary, and its candidates are trained as probes."""
-    name = "hierarchical effective tokens" + (", looks" if looks else "")
-    return Predictor(name, kind, partial(hierarchical, kind=kind, looks=looks), relative=0.1, candidates=looks)
+def hierarchical_on(kind: str, looks: bool, relative: float = 0.1) -> Predictor:
+    """The product's law; with looks and KL it is the primary, and its candidates are trained as probes."""
+    name = "hierarchical effective tokens" + (", looks" if looks else "") + ("" if relative else ", no KL")
+    foretell = partial(hierarchical, kind=kind, looks=looks)
+    return Predictor(name, kind, foretell, relative=relative, candidates=looks and relative > 0)
 
 
 PREDICTORS: tuple[Predictor, ...] = (
     Predictor("default of d824eca", "lora", default, kl=0.05),
     *(hierarchical_on(kind, looks) for looks in (True, False) for kind in ("lora", "full")),
+    *(hierarchical_on(kind, looks=True, relative=0.0) for kind in ("lora", "full")),
     *(Predictor("ensemble", kind, partial(ensemble, kind=kind)) for kind in ("lora", "full")),
     *(Predictor("effective tokens", kind, effective(kind, looks=False)) for kind in ("lora", "full")),
     *(Predictor("effective tokens, looks", kind, effective(kind, looks=True)) for kind in ("lora", "full")),

@@ -46,6 +46,12 @@ class Truth:
         """Which of them no predictor chose, (M,) bool."""
         return np.array([t["name"].split()[0] in ("size", "random", "corner") for t in self._others])
 
+    @cached_property
+    def protocol(self) -> FloatArray:
+        """Which of them the protocol names, (M,) bool: in confirming cells not those without KL, which were added afterwards."""
+        added = [any(mark in t["name"] for mark in ("no KL", "kl 0")) for t in self._others]
+        return ~np.array(added) if self.numbers.facts["use"] == "confirming" else np.ones(len(added), bool)
+
     @property
     def _others(self) -> list[dict[str, Any]]:
         return [t for t in self.trainings if t["name"] != "uniform"]
@@ -75,7 +81,8 @@ def row(predictor: Predictor, truth: Truth, objective: str, told: Foretold) -> d
         return float((told.at(numbers.uniform) - told.at(p)) @ weights)
 
     measured = float(truth.repeats.mean(axis=0) @ weights) - truth.losses @ weights
-    foretold_gains = np.array([gain(p) for p in truth.mixtures])
+    foretold_gains, arms = np.array([gain(p) for p in truth.mixtures]), truth.arms[truth.protocol]
+    foretold_gains, measured = foretold_gains[truth.protocol], measured[truth.protocol]
     made = {
         "cell": numbers.folder.name,
         "set": numbers.facts["use"],
@@ -86,12 +93,12 @@ def row(predictor: Predictor, truth: Truth, objective: str, told: Foretold) -> d
         "objective": objective,
         "r": correlation(foretold_gains, measured),
         "spearman": float(spearmanr(foretold_gains, measured).statistic),
-        "r_arms": correlation(foretold_gains[truth.arms], measured[truth.arms]),
+        "r_arms": correlation(foretold_gains[arms], measured[arms]),
         "slope": float(foretold_gains @ measured / max(foretold_gains @ foretold_gains, 1e-12)),
         "noise": float((truth.repeats @ weights).std(ddof=1)),
         "search_share": search_share(predictor, numbers),
-        "foretold": foretold_gains.round(5).tolist(),
-        "measured": measured.round(5).tolist(),
+        "foretold": foretold_gains.round(4).tolist(),
+        "measured": measured.round(4).tolist(),
     }
     if objective in TRAINED:
         own = told.optima[objective]
@@ -203,21 +210,22 @@ WORST: Mapping[str, Callable[[FloatArray], Any]] = {
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and worst of every measure by objective and predictor, over the confirming cells of each size."""
+    """Mean and worst of every measure by size, objective and predictor, over the confirming cells."""
+    decided = [
+        {**{k: r[k] for k in ("set", "parameters", "objective", "probes")}, **r["candidates"]}
+        | {"predictor": f"{r['predictor']}, candidates"}
+        for r in rows
+        if "candidates" in r
+    ]
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for r in [*rows, *decided]:
+        if r["set"] == "confirming":
+            size = "3M" if r["parameters"] > 1e6 else "0.3M"
+            groups.setdefault((size, r["objective"], r["predictor"], r["probes"]), []).append(r)
     made = []
-    keys = dict.fromkeys((r["parameters"] > 1e6, r["objective"], r["predictor"], r["probes"]) for r in rows)
-    for large, objective, predictor, probes in sorted(keys):
-        mine = [
-            r
-            for r in rows
-            if (r["parameters"] > 1e6, r["objective"], r["predictor"], r["probes"])
-            == (large, objective, predictor, probes)
-            and r["set"] == "confirming"
-        ]
-        if mine:
-            told = {k: np.array([float(r[k]) for r in mine if k in r]) for k in MEASURES}
-            numbers = {k: [float(v.mean()), float(WORST[k](v))] for k, v in told.items() if len(v)}
-            size = "3M" if large else "0.3M"
-            made.append({"size": size, "objective": objective, "predictor": predictor, "probes": probes})
-            made[-1] |= {"cells": len(mine), "trained": len(told["gain"]), **numbers}
+    for (size, objective, predictor, probes), mine in sorted(groups.items()):
+        told = {k: np.array([float(r[k]) for r in mine if k in r]) for k in MEASURES}
+        numbers = {k: [round(float(v.mean()), 5), round(float(WORST[k](v)), 5)] for k, v in told.items() if len(v)}
+        names = {"size": size, "objective": objective, "predictor": predictor, "probes": probes}
+        made.append({**names, "cells": len(mine), "trained": len(told["gain"]), **numbers})
     return made

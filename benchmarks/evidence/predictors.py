@@ -6,20 +6,24 @@
 
 `generate` makes the raw numbers of each cell under `--out`: base, full trainings that no predictor chose, probes with their looks, averaged
 points, swarm, gradients. `propose` trains on each predictor's own optimum, `analyse` writes results/predictors.json. All are resumable,
-and `propose` and `analyse` need nothing but the raw numbers, so a new predictor is judged without training its probes again.
+and `propose` and `analyse` need nothing but the raw numbers, so a new predictor is judged without training its probes again. Losses of
+all probes, looks and full trainings are in results/predictors-cells.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import platform
 import re
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import record
+import torch
 from predictor_cells import POOLS, SIZES, Cell
 from predictor_laws import Numbers
 from predictor_race import PREDICTORS, TRAINED, foretold, train_candidates
@@ -28,6 +32,7 @@ from predictor_scores import raced
 
 from opmix.cli.console import quiet_libraries
 from opmix.mixing.mixture import Mixture
+from opmix.runs.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "predictors.json"
 
@@ -74,9 +79,24 @@ def propose(args: argparse.Namespace) -> None:
 def analyse(args: argparse.Namespace) -> None:
     done = [Numbers(args.out / cell.name) for cell in cells(args) if (args.out / cell.name / "gradients.json").exists()]
     result = raced(done)
-    record(RESULTS, result)
-    for told in result["summary"]:
-        print(told)
+    told = {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform(), "torch_threads": torch.get_num_threads()}
+    write_lines(RESULTS, {**told, **result})
+    write_lines(RESULTS.with_name("predictors-cells.json"), {"cells": {n.folder.name: n.json() for n in done}})
+
+
+def write_lines(file: Path, content: dict[str, Any]) -> None:
+    """JSON with one row, or one entry of a mapping, a line: small, and a change shows where it is."""
+    parts = []
+    for key, value in content.items():
+        if isinstance(value, list):
+            inner = ",\n".join(json.dumps(v) for v in value)
+            parts.append(f"{json.dumps(key)}: [\n{inner}\n]")
+        elif isinstance(value, dict):
+            inner = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
+            parts.append(f"{json.dumps(key)}: {{\n{inner}\n}}")
+        else:
+            parts.append(f"{json.dumps(key)}: {json.dumps(value)}")
+    write_text(file, "{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def main() -> None:

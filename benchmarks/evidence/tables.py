@@ -1,6 +1,6 @@
 """The tables of docs/evidence.md, printed from results/*.json.
 
-python benchmarks/evidence/tables.py [regret surfaces forgetting retraining pretraining merge_only sensitivity adding]
+python benchmarks/evidence/tables.py [regret surfaces forgetting retraining pretraining merge_only sensitivity adding predictors]
 """
 
 from __future__ import annotations
@@ -204,8 +204,37 @@ def adding() -> str:
     return table(head, lines)
 
 
+def predictors() -> str:
+    """Of the confirming cells; predictors whose optima were not trained in every cell have no regret."""
+    parts = []
+    told = results("predictors", "summary")
+    for size, objective in dict.fromkeys((r["size"], r["objective"]) for r in told):
+        mine = [r for r in told if (r["size"], r["objective"]) == (size, objective)]
+        lines = []
+        for r in sorted(mine, key=lambda r: -r.get("r", [0.0])[0]):
+            whole = r["trained"] == r["cells"]
+            cells = [f"{r[k][0]:.2f} ({r[k][1]:.2f})" if k in r else "" for k in ("r", "spearman", "r_arms")]
+            regrets = [
+                f"{r[k][0]:{form}} ({r[k][1]:{form}})" if whole else ""
+                for k, form in (("regret", ".2%"), ("against_uniform", "+.2%"))
+            ]
+            covered = [
+                f"{r[k][0]:.0%}" if k in r and (whole or k != "covered") else ""
+                for k in ("covered", "covered_mixtures")
+            ]
+            cost = f"{r['search_share'][0]:.1f}" if "search_share" in r else ""
+            lines.append((r["predictor"], r["probes"], *cells, *regrets, *covered, cost))
+        head = (
+            "predictor", "probes", "r (worst)", "rank (worst)", "r, arms", "regret (worst)", "against uniform (worst)",
+            "90 % holds: optimum", "mixtures", "search / stage",
+        )  # fmt: skip
+        parts.append(f"{objective}, {size}, {mine[0]['cells']} cells\n\n{table(head, lines)}")
+    return "\n\n".join(parts)
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (regret, surfaces, forgetting, retraining, pretraining, merge_only, sensitivity, adding)
+    f.__name__: f
+    for f in (regret, surfaces, forgetting, retraining, pretraining, merge_only, sensitivity, adding, predictors)
 }
 
 
