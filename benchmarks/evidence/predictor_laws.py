@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import least_squares, minimize
 
 from opmix.mixing.effective_tokens_fit import fit_effective_tokens
-from opmix.mixing.log_linear import fit_law
+from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import FloatArray
 
 Losses = Callable[[FloatArray], FloatArray]

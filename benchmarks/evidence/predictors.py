@@ -80,6 +80,10 @@ def analyse(args: argparse.Namespace) -> None:
     done = [Numbers(args.out / cell.name) for cell in cells(args) if (args.out / cell.name / "gradients.json").exists()]
     result = raced(done)
     told = {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform(), "torch_threads": torch.get_num_threads()}
+    for r in result["rows"]:  # full trainings are in the other file
+        r.pop("measured")
+        if r["objective"] not in TRAINED:
+            r.pop("foretold")
     write_lines(RESULTS, {**told, **result})
     write_lines(RESULTS.with_name("predictors-cells.json"), {"cells": {n.folder.name: n.json() for n in done}})
 
