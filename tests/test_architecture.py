@@ -10,7 +10,7 @@ ROOT = Path(opmix.__file__).parent
 
 # Floors, lowest first; a module may import from its own floor and those below.
 FLOORS = [
-    {"errors", "settings", "domain", "progress"},
+    {"errors", "settings", "domain", "target", "progress"},
     {"runs", "compute", "mixing", "protocols", "strict"},
     {"results"},
     {"report", "exporters", "trackers", "display"},
@@ -72,6 +72,7 @@ PEERS = {
     "errors",
     "settings",
     "domain",
+    "target",
     "progress",
     "runs",
     "compute",

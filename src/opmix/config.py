@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,11 +18,13 @@ from opmix.mixing.mixture import Mixture
 from opmix.probes.settings import ProbeSettings, ProxySettings
 from opmix.settings import Count, Given, NotNegative, Positive, Share, changed, settings
 from opmix.strict import nearest, read_yaml, validated
+from opmix.target import LOSS_LIMIT, Targets, target_problems
 from opmix.training.arguments import TrainerArguments
 from opmix.training.settings import DistillationSettings, ObjectiveName
 
 LawName = Literal["log_linear", "effective_tokens"]
-_BY_DOMAIN = ("weights", "floors", "ceilings", "fixed", "loss_limits")
+_BY_DOMAIN = ("floors", "ceilings", "fixed")
+_BY_METRIC = ("weights", "loss_limits")
 
 
 @settings
@@ -90,11 +92,17 @@ class SolveConfig:
     groups: dict[str, Group] = field(default_factory=dict)
     max_epochs: Positive | None = None
     """For every domain that sets none of its own; None: repetition is reported, not limited."""
-    loss_limits: dict[str, Annotated[float, Field(gt=-100)]] = field(default_factory=dict)
-    """Domain: highest allowed loss, in percent above the current model's (0: no forgetting at all)."""
+    loss_limits: dict[str, Annotated[float, Field(gt=-100)]] | Literal["none"] = field(default_factory=dict)
+    """Domain or target: highest allowed loss, in percent above the current model's (0: no forgetting at all). With targets, domains that
+    are not named may rise by 5 %; `none` lifts that."""
 
-    def unknown_names(self, known: Sequence[str]) -> Iterator[str]:
-        """A sentence for every domain named here that is not known."""
+    def unknown_names(self, known: Sequence[str], targets: Collection[str] = ()) -> Iterator[str]:
+        """A sentence for every domain or target named here that is not known."""
+        metrics = [*known, *targets]
+        for key in _BY_METRIC:
+            for name in _names(getattr(self, key)):
+                if name not in metrics:
+                    yield f"solve.{key}.{name}: unknown {'domain or target' if targets else 'domain'}{nearest(name, metrics)}"
         named: list[tuple[str, Sequence[str]]] = [(key, list(getattr(self, key))) for key in _BY_DOMAIN]
         named += [(f"groups.{name}", group.domains) for name, group in self.groups.items()]
         named.append(("prior", list(self.prior) if isinstance(self.prior, Mapping) else []))
@@ -103,14 +111,21 @@ class SolveConfig:
                 if name not in known:
                     yield f"solve.{path}.{name}: unknown domain{nearest(name, known)}"
 
-    def restricted(self, known: Sequence[str]) -> SolveConfig:
-        """What is said here of some of the domains."""
+    def restricted(self, known: Sequence[str], targets: Collection[str] = ()) -> SolveConfig:
+        """What is said here of some of the domains, and of the targets."""
         kept: dict[str, Any] = {key: _among(getattr(self, key), known) for key in _BY_DOMAIN}
+        for key in _BY_METRIC:
+            if (given := getattr(self, key)) != "none":
+                kept[key] = _among(given, [*known, *targets])
         if isinstance(self.prior, Mapping):
             kept["prior"] = _among(self.prior, known)
         inside = {name: tuple(d for d in group.domains if d in known) for name, group in self.groups.items()}
         kept["groups"] = {name: changed(self.groups[name], domains=names) for name, names in inside.items() if names}
         return changed(self, **kept)
+
+
+def _names(given: Mapping[str, float] | str) -> list[str]:
+    return [] if isinstance(given, str) else list(given)
 
 
 def _among(values: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
@@ -121,6 +136,8 @@ def _among(values: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
 class SearchSettings:
     """What a search and the searches of a whole life are told alike."""
 
+    targets: Targets = field(default_factory=dict)
+    """What the mixture is for, by name; none: the domains themselves."""
     sequence_length: Count = 1024
     document_mask: bool = False
     """Keep attention inside documents when sequences are packed."""
@@ -133,7 +150,7 @@ class SearchSettings:
     decision: DecisionSettings = DecisionSettings()
     law: Literal["auto", "log_linear", "effective_tokens"] = "auto"
     """What foretells the losses: the paper's law on interpolated proxies, or a law in effective tokens on the trained probes alone; `auto`:
-    the first where one new domain is weighed against an old mixture, else the second."""
+    the first where one new domain is weighed against an old mixture without targets, else the second."""
     huber_delta: Positive = 0.02
     num_proc: Count = 1
     """Processes that tokenise."""
@@ -158,7 +175,8 @@ class SearchConfig(SearchSettings):
 
     def __post_init__(self) -> None:
         known = list(self.domains)
-        problems = list(self.solve.unknown_names(known))
+        problems = list(self.solve.unknown_names(known, self.targets))
+        problems += target_problems(self.targets, known, self.solve.weights)
         for key in ("old_mixture", "new_domains"):
             unknown = [name for name in getattr(self, key) or () if name not in self.domains]
             problems += [f"{key}.{name}: unknown domain{nearest(name, known)}" for name in unknown]
@@ -167,7 +185,7 @@ class SearchConfig(SearchSettings):
                 Mixture.of(self.old_mixture)
             except ConfigError as error:
                 problems.append(f"old_mixture: {error}")
-        if self.solve.objective == "weighted" and not self.solve.weights:
+        if self.solve.objective == "weighted" and not self.solve.weights and not self.targets:
             problems.append("solve.weights: empty; objective 'weighted' needs a weight per domain")
         if problems:
             raise ConfigError(problems)
@@ -186,6 +204,8 @@ class SearchConfig(SearchSettings):
         """The law that `law` stands for."""
         if self.law != "auto":
             return self.law
+        if self.targets:
+            return "effective_tokens"
         old = None if self.old_mixture is None else Mixture.of(self.old_mixture)
         coordinates = coordinates_of(tuple(self.domains), old, self.new_domains)
         line = coordinates.names != coordinates.domains and len(coordinates.names) == 2
@@ -197,12 +217,25 @@ class SearchConfig(SearchSettings):
         given = self.solve.kl
         return given if given is not None else 0.05 if self.chosen_law == "log_linear" else 0.0
 
+    @property
+    def default_limits(self) -> tuple[str, ...]:
+        """Domains that are limited only because there are targets."""
+        given = self.solve.loss_limits
+        return tuple(n for n in self.domains if n not in given) if self.targets and given != "none" else ()
+
+    @property
+    def loss_limits(self) -> dict[str, float]:
+        """Domain or target: percent that its loss may be above the current model's."""
+        given = self.solve.loss_limits
+        return {**({} if given == "none" else given), **dict.fromkeys(self.default_limits, LOSS_LIMIT)}
+
     def constraints(
         self, *, available: Mapping[str, int] | None = None, baseline: Mapping[str, float] | None = None
     ) -> Constraints:
         """As the library's value; token caps need `available`, loss limits `baseline` (losses of the current model)."""
         solve = self.solve
-        limits = {d: baseline[d] * (1 + y / 100) for d, y in solve.loss_limits.items()} if baseline else {}
+        percent = self.loss_limits
+        limits = {d: baseline[d] * (1 + y / 100) for d, y in percent.items()} if baseline else {}
         epochs = {n: e for n, d in self.domains.items() if (e := d.max_epochs or solve.max_epochs) is not None}
         return Constraints(
             floors=solve.floors,
@@ -213,9 +246,9 @@ class SearchConfig(SearchSettings):
             max_epochs=epochs,
             budget=self.budget.tokens,
             max_loss=limits,
+            current_loss={d: baseline[d] for d in limits} if baseline else {},
             max_loss_labels={
-                d: f"loss limit: {d} at most {solve.loss_limits[d]:g} % above the current {baseline[d]:.4f} nats"
-                for d in limits
+                d: f"loss limit: {d} at most {percent[d]:g} % above the current {baseline[d]:.4f} nats" for d in limits
             }
             if baseline
             else {},

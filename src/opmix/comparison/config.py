@@ -61,6 +61,10 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         problems = [*self._method_problems(), *self._stage_problems()]
+        if self.life.search.targets:
+            problems.append(
+                "targets: methods are compared on the domains alone so far; remove it, or use `opmix search` or `opmix run`"
+            )
         if self.reference is not None and self.reference not in self.methods:
             problems.append(f"reference: unknown entrant{nearest(self.reference, list(self.methods))}")
         if problems:

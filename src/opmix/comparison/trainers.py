@@ -79,7 +79,7 @@ def trial_runner(at: StageFolder, config: SearchConfig, store: RunStore, segment
     """Return the trials of a segment's decision, on the model as it is when the segment begins."""
     runtime = at.runtime
     context = SearchContext(config, runtime.base, store, runtime.progress, runtime.make_trainer)
-    context.prepare(at.model_at(segment), runtime.tokenizer, at.data.only(config.domains))
+    context.prepare(at.model_at(segment), runtime.tokenizer, at.data.only([*config.domains, *config.targets]))
     return TrialRunner(context, runtime.tokenizer, at.stage.schedule, runtime.life.architecture)
 
 

@@ -101,7 +101,9 @@ def decision_config(
         kept = {} if old is None else {n: s for n, s in old.items() if n in domains}
         old = Mixture.normalised(kept) if kept else None
         weighed = tuple(d for d in weighed or () if d in domains) or None
-        settings = changed(settings, solve=changed(settings.solve.restricted(list(domains)), max_epochs=None))
+        settings = changed(
+            settings, solve=changed(settings.solve.restricted(list(domains), settings.targets), max_epochs=None)
+        )
     return SearchConfig(
         **{item.name: getattr(settings, item.name) for item in fields(SearchSettings)},
         model=model or ModelConfig(name=MODEL),

@@ -17,6 +17,7 @@ from opmix.mixing.mixture import Mixture
 from opmix.probes.settings import ProbeSettings, ProxySettings
 from opmix.settings import Count, Given, PartOf, Share, changed, inline, overlaid, settings
 from opmix.strict import nearest, read_yaml, validated
+from opmix.target import target_problems
 from opmix.training.arguments import TrainerArguments, try_arguments, typed_arguments
 from opmix.training.settings import DistillationSettings, ObjectiveName
 
@@ -201,7 +202,7 @@ class LifecycleConfig:
     def settings_of(self, stage: StageConfig, domains: Sequence[str]) -> SearchSettings:
         """What a stage's decisions are told: the life's settings on its domains, with the stage's own laid over them."""
         own = {name: given for name in _OVERLAID if (given := getattr(stage, name))}
-        return overlaid(changed(self.search, solve=self.search.solve.restricted(domains)), own)
+        return overlaid(changed(self.search, solve=self.search.solve.restricted(domains, self.search.targets)), own)
 
 
 def checked_trainers(life: LifecycleConfig) -> LifecycleConfig:
@@ -259,7 +260,11 @@ def _start_problems(config: LifecycleConfig) -> list[str]:
             Mixture.of(config.old_mixture)
         except ConfigError as error:
             problems.append(f"old_mixture: {error}")
-    problems += config.search.solve.unknown_names(list(config.domains))
+    told, known = config.search, list(config.domains)
+    problems += [
+        *told.solve.unknown_names(known, told.targets),
+        *target_problems(told.targets, known, told.solve.weights),
+    ]
     if not config.seeds or len(set(config.seeds)) != len(config.seeds) or min(config.seeds) < 0:
         problems.append(f"seeds: {list(config.seeds)}; expected different whole numbers >= 0")
     problems += [

@@ -36,7 +36,7 @@ def measure(model: Any, runtime: LifeRuntime, names: Sequence[str], seed: int) -
     for split in _SPLITS if names else ():
         sets = [
             held_out(n, rows, num=life.evaluation.sequences, seed=seed, document_mask=life.search.document_mask)
-            for n, rows in data.rows(split).items()
+            for n, rows in data.evaluated(split).items()
         ]
         tokens += sum(h.input_ids.size for h in sets)
         found = evaluate(model, sets)

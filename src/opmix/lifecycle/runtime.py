@@ -133,6 +133,7 @@ def make_runtime(
     used = dict.fromkeys([*(life.old_mixture or ()), *(name for stage in stages for name in stage.domains)])
     template = ModelConfig(name="", chat_template=life.chat_template).template(base)
     domains = {n: life.domains[n].located(base, template) for n in used}
+    targets = {n: t.domain(n, base, template) for n, t in life.search.targets.items()}
     tokenizer = _tokenizer(life, base, store, domains, progress)
     known: dict[Any, Any] = {}
     told = life.search
@@ -141,6 +142,7 @@ def make_runtime(
         return prepare_data(
             {n: domains[n] for n in names},
             tokenizer,
+            targets=targets,
             objective=objective,
             sdft=sdft.located(base),
             sequence_length=told.sequence_length,
@@ -155,7 +157,7 @@ def make_runtime(
     offers = tuple(prepared(s.domains, s.config.objective, s.settings.sdft) for s in stages)
     facts = DataFacts(
         tokenizer=tokenizer_fingerprint(tokenizer), rows={n: len(r) for n, r in data.train.items()}, model=_signature(life, base),
-        fingerprints={n: fingerprint(data.only([n]).fingerprint) for n in domains},
+        fingerprints={n: fingerprint(data.only([n]).fingerprint) for n in (*domains, *targets)},
         stages=tuple(
             StageRows(
                 rows={n: len(r) for n, r in offer.train.items()}, worth={n: supervised_per_row(r) for n, r in offer.train.items()},
@@ -166,7 +168,7 @@ def make_runtime(
     )  # fmt: skip
     return LifeRuntime(
         life=life, base=base, store=store, progress=progress, make_trainer=make_trainer, tokenizer=tokenizer, data=data, stage_data=offers,
-        facts=facts, files={n: _files(d) for n, d in domains.items()},
+        facts=facts, files={n: _files(d) for n, d in {**domains, **targets}.items()},
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ class SearchDecider:
             out=folder,
             make_trainer=runtime.make_trainer,
             progress=runtime.progress,
-            data=self.at.data.only(config.domains),
+            data=self.at.data.only([*config.domains, *config.targets]),
         )
         if not runtime.life.keep.probes:
             shutil.rmtree(folder / "probes", ignore_errors=True)

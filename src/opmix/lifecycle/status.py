@@ -118,11 +118,14 @@ def recorded_facts(folder: Path, config: LifecycleConfig, file: str = "data.json
     content = read_object(folder / file, "`opmix run`")
     known = set(content["fingerprints"])
     missing = [n for n in config.domains if n not in known]
-    changed = tuple(n for n, files in content["files"].items() if n in config.domains and _changed(files))
+    unread = {n: f"{n} is not read yet" for n in (*missing, *config.search.targets)}
+    changed = tuple(
+        n for n, files in content["files"].items() if n in (*config.domains, *config.search.targets) and _changed(files)
+    )
     known_files = {n: "changed on disk" if n in changed else f for n, f in content["fingerprints"].items()}
     facts = DataFacts(
         tokenizer=content["tokenizer"], rows={**dict.fromkeys(missing, 1), **content["rows"]}, model=content["model"],
-        fingerprints={**{n: f"{n} is not read yet" for n in missing}, **known_files}, stages=_offers(config, content),
+        fingerprints={**unread, **known_files}, stages=_offers(config, content),
     )  # fmt: skip
     return facts, changed
 

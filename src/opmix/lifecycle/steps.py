@@ -116,7 +116,8 @@ def _stage_steps(stage: Stage, data: DataFacts, seed: int, home: str, base: Step
     tasks = {name: as_json(task) for name, task in life.evaluation.tasks.items()}
     limits = stage.epochs_allowed
     # Nothing has been measured before the first stage; later ones begin where the stage before was measured.
-    unmeasured = stage.seen if stage.index == 0 else stage.new
+    targets = tuple(life.search.targets)
+    unmeasured = (*stage.seen, *targets) if stage.index == 0 else stage.new
     yield Step(
         name=f"{home}/before", kind="before", seed=seed, stage=stage,
         settings={**measured, **_tasks(tasks, unmeasured), "data": data.of(unmeasured)}, after={base.name: base.key},
@@ -130,7 +131,7 @@ def _stage_steps(stage: Stage, data: DataFacts, seed: int, home: str, base: Step
                 name=f"{home}/search-{segment.start}", kind="search", seed=seed, stage=stage, segment=segment,
                 settings={
                     "search": _search_settings(search), "replay": stage.config.replay, "max_epochs": limits,
-                    "data": data.of(stage.domains),
+                    "data": data.of((*stage.domains, *targets)),
                 },
                 after={reached.name: reached.key},
             )  # fmt: skip
@@ -151,7 +152,7 @@ def _stage_steps(stage: Stage, data: DataFacts, seed: int, home: str, base: Step
     yield model
     yield Step(
         name=f"{home}/after", kind="after", seed=seed, stage=stage,
-        settings={**measured, **_tasks(tasks, stage.seen), **_harness(life), "data": data.of(stage.seen)},
+        settings={**measured, **_tasks(tasks, stage.seen), **_harness(life), "data": data.of((*stage.seen, *targets))},
         after={model.name: model.key},
     )  # fmt: skip
 
@@ -183,8 +184,10 @@ _ADAPTIVE = ("adaptive", "tolerance", "first_look")
 
 def _search_settings(search: SearchConfig) -> dict[str, Any]:
     """What a decision depends on: not where files lie, nor how many processes read them."""
-    aside = ("model", "old_mixture", "num_proc", "cache_dir", "domains")
+    aside = ("model", "old_mixture", "num_proc", "cache_dir", "domains", "targets")
     content = {key: value for key, value in as_json(search).items() if key not in aside}
+    if search.targets:
+        content["targets"] = {n: {"weight": t.weight, "family": t.family} for n, t in search.targets.items()}
     if content["objective"] != "sdft":
         content.pop("sdft")
     if not search.adaptive:

@@ -32,7 +32,7 @@ class Goal:
 
     objective: Objective
     omega: FloatArray  # (U,) adds up to one
-    reference: FloatArray  # (U,) nats, worst case
+    reference: FloatArray  # (U,) nats, worst case; infinite: never the worst
     kl: float
     prior: FloatArray  # (D,)
 
@@ -102,7 +102,8 @@ class ConicProgram:
         rows += [(self._unit(C + i), limit - self.constant[i]) for i, limit in self.limits]
         if self.goal is not None and self.goal.objective == "worst_case":
             tau = self._unit(C + U + S)
-            rows += [(self._unit(C + i) - tau, self.goal.reference[i] - self.constant[i]) for i in range(U)]
+            counted = [i for i in range(U) if np.isfinite(self.goal.reference[i])]
+            rows += [(self._unit(C + i) - tau, self.goal.reference[i] - self.constant[i]) for i in counted]
         if self.goal is not None and Y:
             rows.append((np.append(np.zeros(len(self._unit(0)) - Y), self.goal.omega), 1.0))
         if self.form.rows is not None and self.form.bounds is not None:

@@ -52,6 +52,8 @@ class Constraints:
     max_loss: Mapping[str, float] = field(default_factory=dict)
     """Metric: highest predicted loss allowed, in nats per token."""
     max_loss_labels: Mapping[str, str] = field(default_factory=dict)
+    current_loss: Mapping[str, float] = field(default_factory=dict)
+    """Metric: the loss that limits are told in percent of, in nats per token."""
 
     def check(self, domains: Sequence[str], metrics: Sequence[str]) -> None:
         """Every name is known and every bound a share.

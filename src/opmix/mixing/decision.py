@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from opmix.errors import SolverError
+from opmix.errors import InfeasibleError, SolverError
+from opmix.mixing.attainable import attainable_limits
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.cover import Cover, misfit_near, outliers
 from opmix.mixing.mixture import FloatArray, Mixture
-from opmix.mixing.paired import gain_probability, objective_values
+from opmix.mixing.paired import can_be_worst, gain_probability, objective_values
 from opmix.mixing.posterior import MixtureDraws, percentiles, solve_draws
 from opmix.mixing.solver import Coordinates, Solution, SolveSettings, solve
 from opmix.protocols.law import LawDraws, LawFit
@@ -129,12 +130,15 @@ def decide(
             say otherwise (`DecisionSettings.prove_new`).
 
     Raises:
-        InfeasibleError: The constraints contradict each other.
+        InfeasibleError: The constraints contradict each other; of limits on losses it says the smallest that can be met.
     """
     settings, constraints = settings or SolveSettings(), constraints or Constraints()
     rule = decision or DecisionSettings()
     coordinates = coordinates or Coordinates.identity(fit.law.domains)
-    optimum = solve(fit.law, coordinates=coordinates, settings=settings, constraints=constraints)
+    try:
+        optimum = solve(fit.law, coordinates=coordinates, settings=settings, constraints=constraints)
+    except InfeasibleError as stopped:
+        raise InfeasibleError([*stopped.conflicts, *attainable_limits(fit.law, coordinates, constraints)]) from stopped
     draws = fit.draws(num_draws=rule.draws, seed=rule.seed, noise=noise)
     optima = solve_draws(draws, coordinates, settings, constraints)
 
@@ -229,6 +233,7 @@ def confirm(verdict: Verdict, direct_gain: float, direct_error: float, mixture: 
 def objective_residuals(residuals: FloatArray, settings: SolveSettings) -> FloatArray:
     """Law misfit of the objective at each point, (M,). The worst case takes the worst metric's."""
     if settings.objective == "worst_case":
+        residuals = residuals[:, can_be_worst(settings, residuals.shape[1])]
         return residuals[np.arange(len(residuals)), np.abs(residuals).argmax(axis=1)]
     return residuals @ settings.weights(residuals.shape[1])
 

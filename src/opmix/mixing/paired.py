@@ -69,10 +69,16 @@ def objective_error(errors: FloatArray, settings: SolveSettings) -> float:
     Evaluation sets are independent samples. The worst case takes the largest error: which set is worst may change with the draw.
     """
     if settings.objective == "worst_case":
-        return float(errors.max())
+        return float(errors[can_be_worst(settings, len(errors))].max())
     weights = settings.weights(len(errors))
     counted = weights > 0
     return float(np.sqrt(np.sum((weights[counted] * errors[counted]) ** 2)))
+
+
+def can_be_worst(settings: SolveSettings, num_metrics: int) -> FloatArray:
+    """Which sets can be the worst, (E,)."""
+    reference = settings.reference
+    return np.ones(num_metrics, bool) if reference is None else np.isfinite(reference)
 
 
 def gain_probability(gain: float, error: float, least: float = 0.0) -> float:

@@ -64,7 +64,7 @@ class SolveSettings:
 
     objective: Objective = "mean"
     omega: FloatArray | None = None  # (E,)
-    reference: FloatArray | None = None  # (E,) nats; worst_case only; None: zeros
+    reference: FloatArray | None = None  # (E,) nats; worst_case only; None: zeros; infinite: never the worst
     kl: float = 0.05
     prior: Mixture | None = None  # None: uniform over domains
 
@@ -236,7 +236,7 @@ class _Problem:
             b.append(limit - predicted[e] + gradient[e] @ p + 1e-9)
         gaps = self._worst_gaps(p)
         if worst:  # epigraph variable tau: tangent of every loss stays below it
-            for e in range(len(gaps)):
+            for e in (e for e in range(len(gaps)) if np.isfinite(gaps[e])):
                 A.append(np.append(self.E @ gradient[e], -1.0))
                 b.append(float(gradient[e] @ p - gaps[e]))
         result = linprog(

@@ -25,6 +25,7 @@ from opmix.protocols.mixing_method import FULL, DecisionProblem, Fidelity, LawPr
 from opmix.runs.files import default_cache_dir
 from opmix.runs.store import RunStore, fingerprint
 from opmix.settings import changed
+from opmix.target import LOSS_LIMIT, objective_weights
 from opmix.training.arguments import checked_arguments
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
@@ -66,6 +67,10 @@ class SearchContext:
         """
         model, tokenizer = self._load(model, tokenizer)
         self.prepared = self._prepare(model, tokenizer) if data is None else data
+        if missing := set(self.config.targets) - set(self.prepared.targets):
+            raise ConfigError(
+                [f"targets.{n}: its text was not prepared; give it where the data is made" for n in missing]
+            )
         self.stage = DecisionProblem(
             domains=self.names, old=self.old, budget_tokens=self.config.budget.tokens,
             available_tokens=self.prepared.available_tokens, seed=self.config.seed, new=self.config.new_domains,
@@ -100,6 +105,10 @@ class SearchContext:
         """Tokens, bytes and documents by domain and split."""
         return {n: {s: self.prepared.counts(n, s) for s in SPLITS} for n in self.data}
 
+    def target_counts(self) -> dict[str, dict[str, dict[str, int]]]:
+        """The same by target; nothing of them is trained on."""
+        return {n: {s: self.prepared.counts(n, s) for s in SPLITS[1:]} for n in self.prepared.targets}
+
     # -- what a method may ask for -----------------------------------------------------------------------------
 
     def simulate(
@@ -116,10 +125,15 @@ class SearchContext:
     def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
         """See `MethodContext`."""
         solve = self.config.solve
-        omega = np.array([solve.weights.get(m, 0.0) for m in metrics]) if solve.objective == "weighted" else None
+        objective, omega = solve.objective, None
+        if self.config.targets or objective == "weighted":
+            omega = objective_weights(self.config.targets, solve.weights, metrics)
+        if omega is not None and objective == "worst_case":  # sets without a weight are never the worst
+            baseline = np.where(omega > 0, baseline, np.inf)
         return SolveSettings(
-            objective=solve.objective, omega=omega, reference=baseline, kl=self.config.kl, prior=self._prior()
-        )
+            objective="weighted" if omega is not None and objective == "mean" else objective,
+            omega=omega, reference=baseline, kl=self.config.kl, prior=self._prior(),
+        )  # fmt: skip
 
     def constraints(self, baseline: Mapping[str, float]) -> Constraints:
         """See `MethodContext`."""
@@ -145,6 +159,15 @@ class SearchContext:
             return self.stage.by_size
         coordinates = coordinates_of(self.names, self.old, self.config.new_domains)
         return coordinates.mixture(np.full(len(coordinates.names), 1 / len(coordinates.names)))
+
+    def _target_notes(self) -> list[str]:
+        limited = self.config.default_limits
+        if not limited:
+            return []
+        return [
+            f"with targets, the loss of training domains may rise by at most {LOSS_LIMIT:g} % above the current model's "
+            f"({', '.join(limited)}); `solve.loss_limits: none` lifts that, a limit of a domain's own replaces it"
+        ]
 
     # -- preparation -------------------------------------------------------------------------------------------
 
@@ -213,7 +236,7 @@ class SearchContext:
             settings=config.probes,
             held_out=[
                 held_out(n, rows, num=num, seed=config.seed, document_mask=config.document_mask)
-                for (n, rows), num in zip(data.rows("valid").items(), sequences, strict=True)
+                for (n, rows), num in zip(data.evaluated("valid").items(), sequences, strict=True)
             ],
             backend=config.proxies.backend,
             batch_tokens=config.proxies.batch_tokens,
@@ -240,8 +263,12 @@ class SearchContext:
                 available=self.stage.available_tokens[n], row=float(rows.lengths.mean()), supervised=supervised_per_row(rows),
                 held_out=len(held.input_ids), held_out_row=held.input_ids.shape[1],
             )
-            for (n, rows), held in zip(session.runtime.rows.items(), session.held_out, strict=True)
+            for (n, rows), held in zip(session.runtime.rows.items(), session.held_out, strict=False)
         }  # fmt: skip
+        for held in session.held_out[len(sizes) :]:  # targets
+            sizes[held.name] = DomainSize(
+                row=length, supervised=length, held_out=len(held.input_ids), held_out_row=held.input_ids.shape[1]
+            )
         chosen = session.settings
         weights = adapter_parameters(session.runtime.model, chosen.rank, chosen.target_modules)
         self.estimate = found = estimate_search(self.config, self.old, sizes)
@@ -261,7 +288,7 @@ class SearchContext:
         from opmix.probes.kinds import modules_in_full
         from opmix.probes.settings import reach_notes
 
-        notes = self.prepared.notes()
+        notes = [*self.prepared.notes(), *self._target_notes()]
         reached = proposal.evidence.get("adaptive", {}).get("steps", self.session.settings.steps)
         seen = self.session.probe_tokens * reached / self.session.settings.steps
         design, shares = self.method.design(self.stage).probes, proposal.verdict.optimum.mixture
@@ -291,6 +318,7 @@ def prepare_stage(
     return prepare_data(
         {name: domain.located(base, template) for name, domain in config.domains.items()},
         tokenizer,
+        targets={name: target.domain(name, base, template) for name, target in config.targets.items()},
         objective=config.objective,
         sdft=config.sdft.located(base),
         sequence_length=config.sequence_length,

@@ -91,16 +91,16 @@ class SearchEstimate:
 
 
 def eval_sequences(config: SearchConfig, old: Mixture | None) -> list[int]:
-    """Held-out sequences of each domain: old ones that count as one coordinate share twice a domain's number.
+    """Held-out sequences of each domain, then target: old ones that count as one coordinate share twice a domain's number.
 
     So the cost of a search follows the number of *new* domains, however many the model has learned before.
     """
     wanted, names = config.proxies.eval_sequences, tuple(config.domains)
-    coordinates = coordinates_of(names, old, config.new_domains)
+    coordinates, targets = coordinates_of(names, old, config.new_domains), [wanted] * len(config.targets)
     if coordinates.names == coordinates.domains:
-        return [wanted] * len(names)
+        return [wanted] * len(names) + targets
     shared = [n for n in names if n not in coordinates.names]
-    return [min(wanted, max(2, 2 * wanted // len(shared))) if n in shared else wanted for n in names]
+    return [min(wanted, max(2, 2 * wanted // len(shared))) if n in shared else wanted for n in names] + targets
 
 
 def estimate_search(
@@ -111,7 +111,7 @@ def estimate_search(
     Args:
         config: The settings.
         old: The mixture in use; None: there is none.
-        sizes: By domain; without one, its rows are full and enough.
+        sizes: By domain and target; without one, its rows are full and enough.
     """
     names, length = tuple(config.domains), config.sequence_length
     full = DomainSize(row=length, supervised=length, held_out_row=length)
@@ -128,7 +128,11 @@ def estimate_search(
     probes = [config.probes.steps * step * float(row @ read) for row in design.probes.R]
     held = [
         (wanted if s.held_out is None else min(wanted, s.held_out), s.held_out_row)
-        for wanted, s in zip(eval_sequences(config, old), known.values(), strict=True)
+        for wanted, s in zip(
+            eval_sequences(config, old),
+            [*known.values(), *((sizes or {}).get(n, full) for n in config.targets)],
+            strict=True,
+        )
     ]
     stage_tokens = round(config.budget.tokens * fmean(read))
     candidates = 2 if method.law == "effective_tokens" else 1  # that are trained before a decision

@@ -44,6 +44,8 @@ class SearchResult:
     """Of each held-out set; turns nats per token into bits per byte."""
     counts: Mapping[str, Mapping[str, Mapping[str, int]]]
     """Domain, split: tokens, bytes and documents."""
+    targets: Mapping[str, Mapping[str, Mapping[str, int]]]
+    """The same by target."""
     training_flops: float
     """Of the stage that the mixture is for."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -94,7 +96,7 @@ class SearchResult:
         cost, proposal = self.ledger.cost, self.proposal
         return MixtureFile.of(
             "search", proposal.fit, self.verdict, check=CheckEntry.of(proposal.check), baseline=dict(proposal.baseline),
-            bytes_per_token=dict(self.bytes_per_token), domains=self.counts, notes=self.notes,
+            bytes_per_token=dict(self.bytes_per_token), domains=self.counts, targets=self.targets, notes=self.notes,
             baseline_bits_per_byte={m: bits_per_byte(v, self.bytes_per_token[m]) for m, v in proposal.baseline.items()},
             cost=SearchCost(tokens=cost.tokens, flops=cost.flops, search_share=self.search_share, stage_tokens=self.stage.budget_tokens),
             epochs=self.mixture.epochs(self.stage.budget_tokens, self.stage.available_tokens), evidence=proposal.evidence,
@@ -163,8 +165,9 @@ def run_search(
             ledger=context.ledger,
             config=context.config,
             stage=context.stage,
-            bytes_per_token={n: d.valid.bytes_per_token for n, d in context.data.items()},
+            bytes_per_token={n: d.valid.bytes_per_token for n, d in context.prepared.sets.items()},
             counts=context.counts(),
+            targets=context.target_counts(),
             training_flops=context.training_flops,
             seconds=dict(zip(("prepare", "search"), np.diff(clock), strict=True)),
             notes=(*context.notes(proposal), *remarks),

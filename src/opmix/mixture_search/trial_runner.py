@@ -172,8 +172,8 @@ class TrialRunner:
         return Watched(stints=stints_of(result["stints"]), state=result["state"], losses=np.array(result["losses"]))
 
     def senses(self, reference: Any = None) -> Senses:
-        """What a run tells its mixer, from the valid split."""
-        held = self.context.session.held_out
+        """What a run tells its mixer, from the valid split of its domains."""
+        held = [h for h in self.context.session.held_out if h.name in self.context.names]
         return Senses(
             evaluate=lambda model: evaluate(
                 model, held, batch_tokens=self.context.session.evaluator.batch_tokens

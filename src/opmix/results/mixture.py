@@ -190,6 +190,8 @@ class MixtureFile:
     bytes_per_token: Mapping[str, float] = field(default_factory=dict)
     domains: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
     """Domain, split: tokens, bytes and documents."""
+    targets: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
+    """The same by target; no key of a file without any."""
     notes: tuple[str, ...] = ()
     baseline_bits_per_byte: Mapping[str, float] = field(default_factory=dict)
     cost: SearchCost | None = None
@@ -260,6 +262,8 @@ class MixtureFile:
         content = asdict(replace(self, evidence={}))
         content["laws"] = {metric: law.json() for metric, law in self.laws.items()}
         hidden = {"evidence", "created", *(() if self.kind == "search" else _SEARCH_ONLY)}
+        if not self.targets:
+            hidden.add("targets")
         if self.settings.fit is None:
             del content["settings"]["fit"]
         for timed in ("solver", "cost"):

@@ -103,7 +103,9 @@ def _check_stages(life: LifecycleConfig, base: Path, sizes: Sizes, findings: Fin
                 f"{stage.tokens:,} is {stage.tokens / sum(known):.1f} times all its domains hold",
                 "lower the budget, or add text",
             )
-    facts = DataFacts(tokenizer="", fingerprints=dict.fromkeys(tokens, ""), rows={}, stages=tuple(offers))
+    facts = DataFacts(
+        tokenizer="", fingerprints=dict.fromkeys((*tokens, *life.search.targets), ""), rows={}, stages=tuple(offers)
+    )
     with findings.catching("budget"):
         check_budgets(life, facts)
         total = sum(s.tokens for s in resolve(life, offers)) * len(life.seeds)

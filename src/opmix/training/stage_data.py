@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from opmix.data import ChatRows, PackedSequences, Rows, TokenizedDomain, TokenSplit, domain_kind, prepare_domain
+from opmix.data.sources import resolve
 from opmix.data.tokenization import eos_id
 from opmix.domain import ChatOptions, Domain, Split
 from opmix.errors import ConfigError
@@ -29,6 +30,21 @@ class StageData:
     """Of the chat domains."""
     sequence_length: int
     objective: Objective
+    targets: Mapping[str, TokenizedDomain] = field(default_factory=dict)
+    """What mixtures are chosen for and is never trained on."""
+
+    def evaluated(self, split: Split) -> dict[str, Rows]:
+        """Rows of a held-out split by evaluation set: domains, then targets.
+
+        Raises:
+            DataError: One has not enough tokens for a row, or no conversation fits.
+        """
+        return {**self.rows(split), **{name: self._rows(name, split) for name in self.targets}}
+
+    @property
+    def sets(self) -> Mapping[str, TokenizedDomain]:
+        """Domains, then targets."""
+        return {**self.domains, **self.targets}
 
     def rows(self, split: Split) -> dict[str, Rows]:
         """Rows of a split by domain.
@@ -39,7 +55,7 @@ class StageData:
         return {name: self._rows(name, split) for name in self.domains}
 
     def _rows(self, name: str, split: Split) -> Rows:
-        tokens = self.domains[name][split]
+        tokens = self.sets[name][split]
         if tokens.mask is None:
             return PackedSequences(tokens, self.sequence_length)
         options, keep = self.options[name], None
@@ -53,11 +69,11 @@ class StageData:
         return self.rows("train")
 
     def only(self, names: Collection[str]) -> StageData:
-        """The same with some of the domains."""
-        return replace(
-            self, domains={n: d for n, d in self.domains.items() if n in names},
-            options={n: o for n, o in self.options.items() if n in names},
-        )  # fmt: skip
+        """The same with some of the domains and targets."""
+        domains = {n: d for n, d in self.domains.items() if n in names}
+        options = {n: o for n, o in self.options.items() if n in names}
+        targets = {n: t for n, t in self.targets.items() if n in names}
+        return replace(self, domains=domains, options=options, targets=targets)
 
     @property
     def available_tokens(self) -> dict[str, int]:
@@ -72,16 +88,17 @@ class StageData:
     @property
     def fingerprint(self) -> list[Any]:
         """What rows depend on, the domains' names aside; JSON-like."""
-        options = [asdict(self.options[name]) if name in self.options else None for name in self.domains]
+        options = [asdict(self.options[name]) if name in self.options else None for name in self.sets]
         return [
             [d.fingerprint for d in self.domains.values()],
             self.sequence_length,
             *([options] if self.options else []),
+            *([[t.fingerprint for t in self.targets.values()]] if self.targets else []),
         ]
 
     def counts(self, name: str, split: Split) -> dict[str, int]:
         """Tokens, bytes and documents of a split; of conversations also their supervised tokens, which `bytes` are of."""
-        tokens = self.domains[name][split]
+        tokens = self.sets[name][split]
         counts = {"tokens": tokens.num_tokens, "bytes": tokens.num_bytes, "documents": tokens.num_documents}
         return counts if tokens.mask is None else {**counts, "supervised_tokens": tokens.supervised_tokens}
 
@@ -98,6 +115,7 @@ def prepare_data(
     domains: Mapping[str, Domain],
     tokenizer: Any,
     *,
+    targets: Mapping[str, Domain] | None = None,
     objective: ObjectiveName | None,
     sdft: DistillationSettings,
     sequence_length: int,
@@ -112,6 +130,7 @@ def prepare_data(
     Args:
         domains: By name.
         tokenizer: The model's.
+        targets: By name, as domains whose `train` chooses mixtures; see `Target.domain`.
         objective: None: `sft` where a domain holds conversations, else `causal_lm`.
         sdft: Of self-distillation.
         sequence_length: Tokens of a row at most.
@@ -143,6 +162,9 @@ def prepare_data(
         return known[domain, demonstration]
 
     tokenised = {name: prepare(domain, "tokenise") for name, domain in wanted.items()}
+    aims = {name: replace(d, kind=domain_kind(d)) for name, d in (targets or {}).items()}
+    check_apart(domains, aims)
+    judged = {name: prepare(domain, "tokenise target") for name, domain in aims.items()}
     chosen: Objective = SFT if objective == "sft" else CAUSAL_LM
     if objective == "sdft":
         contexts = {name: prepare(domain, "contexts of", sdft.demonstration).train for name, domain in chats.items()}
@@ -152,10 +174,34 @@ def prepare_data(
         )  # fmt: skip
     return StageData(
         domains=tokenised,
-        options={name: d.chat for name, d in chats.items()},
+        options={name: d.chat for name, d in [*chats.items(), *aims.items()] if d.kind == "chat"},
         sequence_length=sequence_length,
         objective=chosen,
+        targets={name: replace(t, valid=t.train) for name, t in judged.items()},
     )
+
+
+def check_apart(domains: Mapping[str, Domain], targets: Mapping[str, Domain]) -> None:
+    """Refuse targets whose own files are trained on.
+
+    Raises:
+        ConfigError: All of them at once.
+        DataError: A source is missing.
+    """
+    trained = (
+        {file.path: name for name, d in domains.items() for file in resolve(d.train, domain=name)} if targets else {}
+    )
+    problems = []
+    for name, target in targets.items():
+        for split, source in (("valid", target.train), ("test", target.test)):
+            shared = [f.path for f in resolve(source, domain=name) if f.path in trained] if source is not None else []
+            if shared:
+                problems.append(
+                    f"targets.{name}.{split}: {shared[0]} is what domain {trained[shared[0]]!r} trains on; expected text of its own, "
+                    "or the target would only say how well its text was learned by heart"
+                )
+    if problems:
+        raise ConfigError(problems)
 
 
 def check_objective(objective: str, chats: list[str]) -> None:

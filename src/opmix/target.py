@@ -1,0 +1,99 @@
+"""What a target is: a metric without a domain. Its text chooses a mixture and judges it, and is never trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opmix.domain import ChatOptions, Domain, Kind, Source
+from opmix.errors import ConfigError
+from opmix.settings import NotNegative, settings
+
+LOSS_LIMIT = 5.0
+"""Percent above the current model's loss that training domains may rise to where targets are asked for and nothing else is said: a
+target alone cost other sets 24 to 68 % in trials."""
+_HOLDOUT = 0.3
+"""Share of the documents of `valid` that become a missing `test`."""
+
+
+@settings
+class Target:
+    """Text to get better at; a plain string or list of strings in YAML is `valid`.
+
+    Examples:
+        >>> Target.from_short("dev/manual.jsonl")
+        {'valid': 'dev/manual.jsonl'}
+    """
+
+    valid: Source
+    """Chooses the mixture."""
+    test: Source | None = None
+    """Judges it; None: split off `valid` by document."""
+    kind: Kind | None = None
+    """`text`: loss of every token; `chat`: loss of the answers given their prompts; None: told from the first row of a local file."""
+    weight: NotNegative = 1.0
+    """In the objective; 0: measured only."""
+    family: str | None = None
+    """Targets of one family are averaged first, so that a family counts as one target."""
+    bos: bool | None = None
+    """See `Domain`."""
+    chat: ChatOptions = ChatOptions()
+
+    @classmethod
+    def from_short(cls, value: Any) -> Any:
+        """A path or a list of them stands for `valid`."""
+        return {"valid": value} if isinstance(value, str | list) else value
+
+    def domain(self, name: str, base: Path, template: str | None = None) -> Domain:
+        """As a domain whose `train` is what its `test` leaves of `valid`: what chooses mixtures.
+
+        Args:
+            name: The target's.
+            base: Folder that relative paths start from.
+            template: Jinja text of the chat template; None: the tokenizer's own.
+        """
+        valid = self.valid
+        made = Domain(
+            name=name, train=valid, valid=valid, test=self.test, holdout=_HOLDOUT, kind=self.kind, bos=self.bos, chat=self.chat
+        )  # fmt: skip
+        return made.located(base, template)
+
+
+Targets = dict[str, Target]
+"""Targets of a file by name."""
+
+
+def target_problems(
+    targets: Mapping[str, Target], domains: Sequence[str], weights: Mapping[str, float]
+) -> Iterator[str]:
+    """A sentence for everything that is wrong with targets beside these domains."""
+    for name, target in targets.items():
+        try:
+            Domain(name=name or " ", train=target.valid)
+        except ConfigError as error:
+            yield from (f"targets: {problem}" for problem in error.problems)
+        if name in domains:
+            yield f"targets.{name}: is a domain's name too; expected a name of its own: rename the target"
+        if target.test is not None and target.test == target.valid:
+            yield f"targets.{name}.test: the same text as valid, which chooses the mixture; give other text, or remove it to split it off"
+    if targets and not objective_weights(targets, weights, [*domains, *targets]).any():
+        yield "targets: all weights are 0; expected one above 0 (`weight` of a target, or solve.weights)"
+
+
+def objective_weights(
+    targets: Mapping[str, Target], weights: Mapping[str, float], metrics: Sequence[str]
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """What every evaluation set counts in the objective, (E,), not normalised.
+
+    Args:
+        targets: By name; those of a family share what one of them would count.
+        weights: In place of a target's own; a domain counts only where it is named here.
+        metrics: Evaluation sets.
+    """
+    families = [t.family for t in targets.values()]
+    own = {n: t.weight / (families.count(t.family) if t.family is not None else 1) for n, t in targets.items()}
+    given = {**dict.fromkeys(metrics, 0.0), **own, **weights}
+    return np.array([given[m] for m in metrics], dtype=np.float64)

@@ -1,0 +1,157 @@
+"""Targets: metrics without a domain, in the settings, the objective, the data and a whole small search."""
+
+import json
+
+import numpy as np
+import pytest
+
+import opmix
+from opmix.config import parse_config
+from opmix.errors import ConfigError, InfeasibleError
+from opmix.mixing.attainable import attainable_limits
+from opmix.mixing.constraints import Constraints
+from opmix.mixing.log_linear import LogLinearLaw
+from opmix.mixing.solver import Coordinates, SolveSettings, solve
+from opmix.progress import Silent
+from opmix.target import objective_weights
+from opmix.testing import tiny_chat_tokenizer, tiny_model, tiny_tokenizer, write_toy_chats, write_toy_domains
+from opmix.training.settings import DistillationSettings
+from opmix.training.stage_data import prepare_data
+
+
+def config_of(**more):
+    content = {"model": "m", "domains": {"web": "web.jsonl", "code": "code.jsonl"}, "budget": 1000, **more}
+    return parse_config(content)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"targets": {"web": "dev.jsonl"}}, "targets.web: is a domain's name too"),
+        ({"targets": {"a dev set": "dev.jsonl"}}, "expected 1-80 letters"),
+        ({"targets": {"dev": {"valid": "dev.jsonl", "weight": 0}}}, "all weights are 0"),
+        ({"targets": {"dev": {"valid": "dev.jsonl", "kind": "choice"}}}, "targets.dev.kind"),
+        ({"targets": {"dev": {"valid": "a.jsonl", "test": "a.jsonl"}}}, "targets.dev.test: the same text as valid"),
+        (
+            {"targets": {"dev": "d.jsonl"}, "solve": {"weights": {"devv": 1}}},
+            "solve.weights.devv: unknown domain or target",
+        ),
+        ({"targets": {"dev": "d.jsonl"}, "solve": {"floors": {"dev": 0.1}}}, "solve.floors.dev: unknown domain"),
+    ],
+)
+def test_what_is_wrong_with_targets_is_said_before_anything_is_read(more, said):
+    with pytest.raises(ConfigError, match=said):
+        config_of(**more)
+
+
+def test_a_family_counts_as_one_target_and_a_domain_only_where_it_is_named():
+    targets = {
+        "a": _target(family="exams"), "b": _target(family="exams"), "c": _target(weight=2.0),
+    }  # fmt: skip
+    weights = objective_weights(targets, {"web": 0.2}, ["web", "code", "a", "b", "c"])
+    np.testing.assert_allclose(weights, [0.2, 0.0, 0.5, 0.5, 2.0])
+
+
+def _target(**more):
+    return config_of(targets={"x": {"valid": "x.jsonl", **more}}).targets["x"]
+
+
+def test_with_targets_every_training_domain_is_limited_unless_that_is_lifted():
+    aimed = {"targets": {"dev": "dev.jsonl"}}
+    baseline = {"web": 3.0, "code": 2.0, "dev": 4.0}
+    config = config_of(**aimed, solve={"loss_limits": {"web": 1, "dev": 0}})
+    assert config.default_limits == ("code",)
+    assert config.constraints(baseline=baseline).max_loss == pytest.approx({"web": 3.03, "dev": 4.0, "code": 2.1})
+    assert config_of(**aimed, solve={"loss_limits": "none"}).constraints(baseline=baseline).max_loss == {}
+    assert config_of().constraints(baseline=baseline).max_loss == {}
+    assert config.chosen_law == "effective_tokens"
+
+
+def law_of(t, c=None):
+    names = ("web", "code")
+    t = np.array(t)
+    metrics = ("web", "code", "dev")[: len(t)]
+    return LogLinearLaw(metrics, names, np.array(c or [2.0] * len(t)), t, np.zeros(len(t)), 9)
+
+
+def test_the_worst_case_is_taken_over_the_counted_sets_alone():
+    law = law_of([[0.0, 1.0], [1.0, 0.0], [-0.5, 0.8]])
+    reference = np.array([np.inf, np.inf, 1.0])
+    found = solve(law, settings=SolveSettings(objective="worst_case", reference=reference, kl=0.0))
+    assert found.mixture["web"] == pytest.approx(1.0, abs=1e-6)  # the only counted set wants nothing but web
+
+
+def test_limits_that_no_mixture_meets_are_named_with_the_smallest_that_can_be_met():
+    law = law_of([[0.0, 1.0], [1.0, 0.0]])
+    current = {"web": 3.2, "code": 3.2}
+    limited = Constraints(max_loss={m: x * 1.05 for m, x in current.items()}, current_loss=current)
+    coordinates = Coordinates.identity(law.domains)
+    with pytest.raises(InfeasibleError):
+        solve(law, constraints=limited)
+    (sentence,) = attainable_limits(law, coordinates, limited)
+    percent = np.ceil(((2.0 + np.exp(0.5)) / 3.2 - 1) * 1000) / 10
+    assert f"web {percent:.1f} %, code {percent:.1f} %" in sentence
+    wider = Constraints(max_loss={m: x * (1 + (percent + 0.1) / 100) for m, x in current.items()})
+    assert solve(law, constraints=wider).max_violation < 1e-6
+
+
+def test_a_chat_target_is_scored_on_its_answers_in_a_stage_that_trains_on_text(tmp_path):
+    text = write_toy_domains(tmp_path, ["web", "code"], 100)
+    chats = write_toy_chats(tmp_path, {"support": 2}, 60)
+    config = config_of(domains={n: str(f) for n, f in text.items()}, targets={"support": str(chats["support"])})
+    data = prepare_data(
+        config.domains, tiny_chat_tokenizer(), targets={"support": config.targets["support"].domain("support", tmp_path)},
+        objective="causal_lm", sdft=DistillationSettings(), sequence_length=96, cache_dir=tmp_path / "cache", num_proc=1,
+        progress=Silent(),
+    )  # fmt: skip
+    assert list(data.train) == ["web", "code"]
+    rows = data.evaluated("valid")["support"]
+    labels = rows.labels(0)
+    assert 0 < (labels == -100).sum() < len(labels)
+    valid, test = (data.counts("support", split)["documents"] for split in ("valid", "test"))
+    assert valid + test == 60
+    assert test > 5
+    without = data.only(["web", "code"])
+    assert without.targets == {}
+    assert without.fingerprint != data.fingerprint
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("targets")
+    domains = write_toy_domains(folder, ["alpha", "beta"], 160)
+    lines = domains["alpha"].read_text().splitlines(keepends=True)
+    domains["alpha"].write_text("".join(lines[:100]))
+    dev = folder / "dev.jsonl"
+    dev.write_text("".join(lines[100:]))
+    tokenizer = tiny_tokenizer()
+    return folder, {n: str(f) for n, f in domains.items()}, dev, tokenizer
+
+
+def searched(toy, **more):
+    folder, domains, _, tokenizer = toy
+    settings = {
+        "budget": 60_000, "sequence_length": 64, "trainer": {"learning_rate": 5e-3, "per_device_train_batch_size": 8},
+        "probes": {"steps": 12, "rank": 4}, "proxies": {"eval_sequences": 16}, "decision": {"draws": 20},
+        "cache_dir": str(folder / "cache"),
+    }  # fmt: skip
+    return opmix.search(tiny_model(vocab_size=len(tokenizer)), tokenizer, domains, **{**settings, **more})
+
+
+def test_a_search_for_a_target_takes_more_of_the_domain_that_is_like_it(toy, tmp_path):
+    found = searched(toy, targets={"manual": str(toy[2])}, law="log_linear", out=tmp_path)
+    assert found.table.metrics == ("alpha", "beta", "manual")
+    assert found.table.domains == ("alpha", "beta")
+    assert found.verdict.settings.omega.tolist() == [0, 0, 1]
+    assert found.verdict.optimum.mixture["alpha"] > 0.55
+    assert any("loss_limits: none" in note for note in found.notes)
+    kept = json.loads((tmp_path / "mixture.json").read_text())
+    assert set(kept["targets"]["manual"]) == {"valid", "test"}
+    assert kept["baseline_bits_per_byte"]["manual"] > 0
+    assert "manual" not in kept["mixture"]
+    assert "manual" in (tmp_path / "report.html").read_text()
+
+
+def test_a_target_that_is_trained_on_is_refused_before_any_training(toy):
+    with pytest.raises(ConfigError, match="is what domain 'beta' trains on"):
+        searched(toy, targets={"manual": toy[1]["beta"]})
