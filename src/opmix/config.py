@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from opmix.domain import Domains
+from opmix.domain import Domains, user_path
 from opmix.errors import ConfigError
 from opmix.mixing.constraints import Constraints, Group
 from opmix.mixing.decision import DecisionSettings
@@ -51,7 +51,7 @@ class ModelConfig:
         if given is None or "{{" in given or "{%" in given:
             return given
         try:
-            return (base / Path(given).expanduser()).read_text(encoding="utf-8")
+            return user_path(given, base).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"model.chat_template: {given!r} cannot be read ({error}); "
@@ -61,7 +61,7 @@ class ModelConfig:
     @classmethod
     def from_short(cls, value: Any) -> Any:
         """A string stands for `name`."""
-        return {"name": value} if isinstance(value, str) else value
+        return {"name": str(value)} if isinstance(value, str | Path) else value
 
 
 @settings
@@ -261,7 +261,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
     Raises:
         ConfigError: All problems at once, each with its dotted path; an unknown key with the nearest known one.
     """
-    return parse_config(read_yaml(path, overrides, expected="model, domains and budget"), where=str(path))
+    return parse_config(
+        read_yaml(path, overrides, expected="model, domains and budget", verb="search"), where=str(path)
+    )
 
 
 def parse_config(content: Mapping[str, Any], *, where: str | None = None) -> SearchConfig:

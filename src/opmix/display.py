@@ -37,8 +37,9 @@ class Display:
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
+            TextColumn("elapsed"),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("remaining"),
             TimeRemainingColumn(),
             console=self._console,
         )
@@ -75,8 +76,12 @@ class Display:
                 left = (now - started) / max(done, 1) * (of - done)
                 self.note(f"{name}: {done}/{of}, about {left:.0f} s left" if of else f"{name}: {done:,} documents")
 
-        yield advance
-        if bar is None and time.monotonic() - started >= _WORTH_A_LINE:
+        try:
+            yield advance
+        finally:
+            if bar is not None:  # its line below stays; bars of finished tasks would fill the screen
+                self._bars.remove_task(bar)
+        if time.monotonic() - started >= _WORTH_A_LINE:
             self.note(f"{name}: done in {time.monotonic() - started:.1f} s")
 
 

@@ -33,23 +33,44 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,79}$")
 
 
 PACKAGE = "package://"
+PLACEHOLDER = "NAME-OR-FOLDER-OF-YOUR-MODEL"
+"""What `opmix init` writes where no model is given."""
 
 
 def located(path: str, base: Path) -> str:
     """A path of a configuration: relative to `base`, or `package://NAME/GLOB` inside an installed package (`stdlib`: Python's own).
 
     Raises:
-        ConfigError: No such package is installed.
+        ConfigError: No such package is installed, a path out of it, or a text that no system takes for a path.
     """
     if not path.startswith(PACKAGE):
-        return str(base / Path(path).expanduser())
+        return str(user_path(path, base))
     name, _, inside = path.removeprefix(PACKAGE).partition("/")
+    if ".." in Path(inside).parts or Path(inside).is_absolute():
+        raise ConfigError(f"{path}: leads out of the package; expected a path inside it")
     if name == "stdlib":
         return str(Path(sysconfig.get_paths()["stdlib"]) / inside)
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(f"{path}: package {name!r} is not installed here; install it, or give a path")
     return str(Path(next(iter(spec.submodule_search_locations))) / inside)
+
+
+def user_path(text: str | Path, base: Path | None = None) -> Path:
+    """A path as somebody wrote it: `~` is expanded, relative to `base`.
+
+    Raises:
+        ConfigError: No home folder of that user, or no text that the system takes (too long, a null character, half a surrogate).
+    """
+    try:
+        path = (base or Path()) / Path(text).expanduser()
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return path  # who reads it says what is wrong
+    except (OSError, RuntimeError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:100]
+        raise ConfigError(f"{str(text)[:80]!r}: cannot be a path here ({why}); check the spelling") from error
+    return path
 
 
 @settings
@@ -83,11 +104,12 @@ class Source:
     @classmethod
     def from_short(cls, value: Any) -> Any:
         """A path or a list of them stands for `paths`."""
-        if isinstance(value, list | tuple):
-            return {"paths": tuple(value)}
-        content = {"paths": value} if isinstance(value, str) else value
-        single = isinstance(content, Mapping) and isinstance(content.get("paths"), str)
-        return {**content, "paths": (content["paths"],)} if single else content
+        content = {"paths": value} if isinstance(value, str | Path | list | tuple) else value
+        if not isinstance(content, Mapping) or not isinstance(content.get("paths"), str | Path | list | tuple):
+            return content
+        given = content["paths"]
+        several = given if isinstance(given, list | tuple) else (given,)
+        return {**content, "paths": tuple(str(p) if isinstance(p, Path) else p for p in several)}
 
     def located(self, base: Path) -> Source:
         """With relative paths resolved against the configuration's folder."""
@@ -148,7 +170,7 @@ class Domain:
     @classmethod
     def from_short(cls, value: Any) -> Any:
         """A path or a list of them stands for `train`."""
-        return {"train": value} if isinstance(value, str | list) else value
+        return {"train": value} if isinstance(value, str | Path | list) else value
 
     def located(self, base: Path, template: str | None = None) -> Domain:
         """With relative paths resolved against the configuration's folder.

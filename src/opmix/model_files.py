@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from opmix.domain import PLACEHOLDER, user_path
 from opmix.errors import ModelError
 
 
@@ -23,13 +25,13 @@ def load_model_config(
     given = {key: value for key, value in options.items() if value is not None}
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **given)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever transformers raises for what it cannot read
         raise explain(source, error, "model") from error
 
 
 def located(name: str, base: Path) -> str:
     """A model beside a configuration (`base` is its folder), or a hub name as it is."""
-    local = base / Path(name).expanduser()
+    local = user_path(name, base)
     return str(local) if local.exists() else name
 
 
@@ -43,7 +45,7 @@ def locate(name_or_path: str | Path, *, tokenizer: bool = False) -> tuple[str, s
     Raises:
         ModelError: A path to nothing, or to something else.
     """
-    path = Path(name_or_path).expanduser()
+    path = user_path(name_or_path)
     text = str(name_or_path)
     if path.is_file():
         if path.suffix != ".gguf":
@@ -61,12 +63,20 @@ def locate(name_or_path: str | Path, *, tokenizer: bool = False) -> tuple[str, s
         raise ModelError(f"model folder {text!r} has {what}; expected a saved model or name one .gguf file")
     if text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text or path.suffix == ".gguf":
         raise ModelError(f"model path {text!r} does not exist; expected a folder or a .gguf file")
+    if text == PLACEHOLDER:
+        raise ModelError(
+            "model: still the placeholder of `opmix init`; put a checkpoint folder, .gguf file or hub name there"
+        )
+    if not re.fullmatch(r"(?!.*(--|\.\.))[\w\-.]{1,96}(/[\w\-.]{1,96})?", text, re.ASCII):
+        raise ModelError(
+            f"model {text[:80]!r} is no folder here and cannot be a hub name; expected a folder or OWNER/NAME"
+        )
     return text, None
 
 
 def _with_gguf(path: Path) -> tuple[str, str]:
     if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"reading {str(path)!r} needs the gguf package: pip install 'opmix[gguf]'")
+        raise ModelError(f"reading {str(path)!r} needs the gguf package: pip install gguf")
     return str(path.parent), path.name
 
 
@@ -77,9 +87,11 @@ def explain(source: str, error: Exception, what: str) -> ModelError:
         return ModelError(f"model {source!r} is not a causal language model; expected a *ForCausalLM kind")
     if "trust_remote_code" in str(error):
         return ModelError(f"{what} {source!r} needs its own code to run; read it, then set trust_remote_code")
-    first_line = str(error).strip().partition("\n")[0]
+    first_line = " ".join(str(error).split())[:300] or type(error).__name__
     if local:
-        return ModelError(f"{what} folder {source!r} cannot be loaded: {first_line}")
+        return ModelError(
+            f"{what} folder {source!r} cannot be loaded: {first_line}; are its files whole? Copy them again"
+        )
     return ModelError(
         f"{what} {source!r} is neither a folder here nor reachable on the model hub: {first_line}; "
         "check the name, log in for gated models, or download it and give the folder"

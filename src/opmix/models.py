@@ -81,7 +81,9 @@ def load_model(
     given = {key: value for key, value in options.items() if value is not None}
     try:
         model, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **given)
-    except (OSError, ValueError, KeyError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever safetensors, torch and transformers raise for damaged files
         raise explain(source, error, "model") from error
     _check_loaded(source, model, report.get("missing_keys") or ())
     if gguf_file is not None:
@@ -102,7 +104,7 @@ def load_tokenizer(
     given = {key: value for key, value in options.items() if value is not None}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **given)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the tokenizers library raises bare ones
         raise explain(source, error, "tokenizer") from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -119,7 +121,7 @@ def empty_model(config: PreTrainedConfig, *, trust_remote_code: bool = False) ->
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # sizes of a configuration that no model can have
         raise explain(name, error, "model") from error
     _check_loaded(name, model, ())
     return model

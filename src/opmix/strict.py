@@ -100,11 +100,23 @@ def without_removed(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_yaml(path: Path, overrides: Sequence[str] = (), *, expected: str) -> dict[str, Any]:
-    """A YAML mapping with overrides applied; `expected` names its main keys in the error.
+def verb_for(content: Mapping[str, Any]) -> str | None:
+    """Which verb the keys of a file are for; None where they do not say."""
+    keys = {"methods": "compare", "stages": "run", "budget": "search"}
+    return next((verb for key, verb in keys.items() if key in content), None)
+
+
+def read_yaml(path: Path, overrides: Sequence[str] = (), *, expected: str, verb: str | None = None) -> dict[str, Any]:
+    """A YAML mapping with overrides applied.
+
+    Args:
+        path: The file.
+        overrides: `a.b=c`.
+        expected: Names its main keys in the error.
+        verb: What it was given to.
 
     Raises:
-        ConfigError: The file cannot be read, is not YAML, or holds something else.
+        ConfigError: The file cannot be read, is not YAML, is for another verb, or holds something else.
     """
     try:
         content = parsed_yaml(path.read_text(encoding="utf-8"))
@@ -116,6 +128,8 @@ def read_yaml(path: Path, overrides: Sequence[str] = (), *, expected: str) -> di
         raise ConfigError(error.problems, where=str(path)) from error
     if not isinstance(content, dict):
         raise ConfigError(f"holds {type(content).__name__}; expected a mapping with {expected}", where=str(path))
+    if verb is not None and (other := verb_for(content)) not in (None, verb):
+        raise ConfigError(f"is for `opmix {other}`, not `opmix {verb}`; use that verb", where=str(path))
     for override in overrides:
         apply_override(content, override)
     return content

@@ -34,3 +34,14 @@ def test_a_given_display_and_none_are_left_alone():
 def test_another_word_is_refused():
     with pytest.raises(ConfigError, match="expected 'auto'"), shown("loud"):
         pass
+
+
+def test_bars_of_finished_tasks_go_away_and_leave_no_count_running(monkeypatch):
+    monkeypatch.setattr("rich.console.Console.is_terminal", property(lambda self: True))
+    with Display() as display:
+        with display.task("tokenise [en]", 0) as advance:
+            advance(0, 0)
+            assert [task.description for task in display._bars.tasks] == ["tokenise [en]"]
+        with pytest.raises(KeyError), display.task("fails", 1):
+            raise KeyError
+        assert display._bars.tasks == []

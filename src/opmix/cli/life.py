@@ -49,7 +49,7 @@ def run(
 
 
 def status(
-    folder: Annotated[Path, typer.Argument(help="Run folder of `opmix run` or `opmix compare`.")],
+    folder: Annotated[Path, typer.Argument(help="Run folder of any verb.")],
     config: Annotated[
         Path | None, typer.Option("--config", help="Against this lifecycle.yaml: what would be stale, and why.")
     ] = None,
@@ -81,8 +81,10 @@ def _looker(folder: Path, config: Path | None) -> Callable[[], RunStatus]:
     """Reads the state of a life or of a comparison, whichever the folder holds."""
     from functools import partial
 
-    from opmix.lifecycle.status import recorded_config
+    from opmix.lifecycle.status import decision_status, recorded_config
 
+    if not (folder / "data.json").is_file() and config is None:
+        return partial(decision_status, folder)
     if "methods" in recorded_config(folder):
         from opmix.comparison.config import load_compare
         from opmix.comparison.status import compare_status

@@ -177,5 +177,5 @@ def load_compare(path: Path, overrides: Sequence[str] = ()) -> CompareConfig:
     Raises:
         ConfigError: All problems at once, each with its dotted path.
     """
-    content = read_yaml(path, list(overrides), expected="domains, stages and methods")
+    content = read_yaml(path, list(overrides), expected="domains, stages and methods", verb="compare")
     return validated(CompareConfig, content, where=str(path))

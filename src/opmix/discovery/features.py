@@ -105,5 +105,5 @@ def require_sklearn() -> None:
             import sklearn  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            "discovering domains needs scikit-learn, which is not installed; expected the extra: pip install 'opmix[discover]'"
+            "discovering domains needs scikit-learn, which is not installed; pip install scikit-learn"
         ) from error

@@ -241,7 +241,9 @@ def load_lifecycle(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> L
     Raises:
         ConfigError: All problems at once, each with its dotted path.
     """
-    return validated(LifecycleConfig, read_yaml(path, overrides, expected="domains and stages"), where=str(path))
+    return validated(
+        LifecycleConfig, read_yaml(path, overrides, expected="domains and stages", verb="run"), where=str(path)
+    )
 
 
 def _start_problems(config: LifecycleConfig) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,6 +93,27 @@ def run_status(folder: Path, config: LifecycleConfig | None = None) -> RunStatus
     return status_of(folder, [s for seed in config.seeds for s in chain(config, facts, seed)], changed)
 
 
+def decision_status(folder: Path) -> RunStatus:
+    """The state of a folder of `opmix search`, `fit` or `demo`: what is recorded, and whether its result is there.
+
+    Raises:
+        StoreError: No run of opmix.
+    """
+    place = folder / "steps"
+    names = [p.relative_to(place).with_suffix("").as_posix() for p in place.glob("**/*.json")]
+    result = folder / "mixture.json"
+    if not names and not any(p.is_file() for p in (result, folder / "manifest.json", folder / "lock")):
+        raise StoreError(f"{folder}: no run of opmix; expected the --out folder of a verb, such as `opmix run`")
+    store, found = RunStore(folder), status_of(folder, [])
+    records = {name: record for name in names if (record := store.record(name)) is not None}
+    done = [
+        StepStatus(name=name, kind="step", state="done", finished=str(record.get("finished", "")))
+        for name, record in sorted(records.items(), key=lambda item: str(item[1].get("finished")))
+    ]
+    left: State = "done" if result.is_file() else "running" if found.holder is not None else "left"
+    return replace(found, steps=(*done, StepStatus(name="decision", kind="decision", state=left)))
+
+
 def recorded_config(folder: Path) -> dict[str, Any]:
     """The configuration that a run folder was last run with, unchecked.
 
@@ -116,6 +137,7 @@ def recorded_facts(folder: Path, config: LifecycleConfig, file: str = "data.json
     if not (folder / file).is_file():
         raise StoreError(f"{folder}: no {file}; expected the --out folder of `opmix run`")
     content = read_object(folder / file, "`opmix run`")
+    _check_facts(content, folder / file)
     known = set(content["fingerprints"])
     missing = [n for n in config.domains if n not in known]
     unread = {n: f"{n} is not read yet" for n in (*missing, *config.search.targets)}
@@ -128,6 +150,17 @@ def recorded_facts(folder: Path, config: LifecycleConfig, file: str = "data.json
         fingerprints={**unread, **known_files}, stages=_offers(config, content),
     )  # fmt: skip
     return facts, changed
+
+
+_FACTS = {"fingerprints": dict, "files": dict, "rows": dict, "tokens": dict, "stages": list, "tokenizer": str}
+
+
+def _check_facts(content: Mapping[str, Any], path: Path) -> None:
+    for key, kind in _FACTS.items():
+        if not isinstance(content.get(key), kind):
+            raise StoreError(f"{path}: damaged: no {key}; run `opmix run` again to rewrite it")
+    if "model" not in content or not all(isinstance(s, dict) for s in content["stages"]):
+        raise StoreError(f"{path}: damaged; run `opmix run` again to rewrite it")
 
 
 def status_of(folder: Path, steps: Sequence[Step], changed: tuple[str, ...] = ()) -> RunStatus:
@@ -201,16 +234,16 @@ def _holder(folder: Path) -> int | None:
 def _running(folder: Path) -> str | None:
     """The step that was begun last and has not ended."""
     try:
-        lines = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (folder / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
     for line in reversed(lines):
         try:
             event = json.loads(line)
-        except ValueError:
+            if event["event"] in ("begin", "end"):
+                return str(event["step"]) if event["event"] == "begin" else None
+        except (ValueError, TypeError, KeyError):
             continue  # cut off: the process died, or is still writing it
-        if event["event"] in ("begin", "end"):
-            return str(event["step"]) if event["event"] == "begin" else None
     return None
 
 

@@ -88,6 +88,6 @@ def _regressor() -> Any:
             from sklearn.ensemble import HistGradientBoostingRegressor
     except ImportError as error:
         raise ConfigError(
-            "boosted trees (regmix, climb) need scikit-learn, which is not installed; expected the extra: pip install 'opmix[trees]'"
+            "boosted trees (regmix, climb) need scikit-learn, which is not installed; pip install scikit-learn"
         ) from error
     return HistGradientBoostingRegressor

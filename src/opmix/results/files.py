@@ -23,7 +23,7 @@ def read_json(path: Path, command: str = "the command") -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path}: cannot be read as JSON ({error}); run {command} again to rewrite it") from error
 
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from opmix.domain import RowSchema
 from opmix.results.files import read_object, typed
-from opmix.runs.files import environment, write_json
+from opmix.runs.files import environment, plain, without_secrets, write_json
 
 NAME = "manifest.json"
 
@@ -29,8 +29,8 @@ class Manifest:
 
     @classmethod
     def write(cls, folder: Path, command: str, **facts: Any) -> None:
-        """Write `manifest.json`: the command, its facts, and this machine."""
-        write_json(folder / NAME, {"command": command, **facts, **environment()})
+        """Write `manifest.json`: the command, its facts without secrets, and this machine."""
+        write_json(folder / NAME, {"command": command, **without_secrets(plain(facts)), **environment()})
 
     @classmethod
     def read(cls, folder: Path, command: str = "the command") -> Self:

@@ -107,6 +107,26 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+_SECRET = re.compile(r"(^|_)(token|key|secret|password|passwd|credentials?)s?$", re.IGNORECASE)
+_SPECIAL = re.compile(r"^(bos|eos|pad|unk|sep|cls|mask)_", re.IGNORECASE)
+HIDDEN = "***"
+
+
+def without_secrets(value: Any, *, inside: bool = False) -> Any:
+    """The value with the texts of `hub_token`, `api_key` and the like under a `trainer` key as `***`."""
+    if isinstance(value, Mapping):
+        return {key: _hidden(str(key), item, inside=inside or key == "trainer") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(item, inside=inside) for item in value]
+    return value
+
+
+def _hidden(key: str, value: Any, *, inside: bool) -> Any:
+    if inside and isinstance(value, str) and _SECRET.search(key) and not _SPECIAL.search(key):
+        return HIDDEN
+    return without_secrets(value, inside=inside)
+
+
 # The last two are all that torch says of a zip archive that it could not finish.
 _FULL = (
     "No space left",

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from opmix.errors import OpMixError, StoreError
-from opmix.runs.files import alive, full_disk, plain, remove_leftovers, write_json, writing_prefix
+from opmix.runs.files import alive, full_disk, plain, remove_leftovers, without_secrets, write_json, writing_prefix
 
 LEASE = 600.0
 """Seconds after which the lock of another machine that nobody has touched is broken."""
@@ -32,8 +32,8 @@ _RECORD = {"fingerprint": str, "inputs": dict, "result": dict}
 
 
 def fingerprint(value: Any) -> str:
-    """Stable hash of a JSON-like value."""
-    text = json.dumps(plain(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    """Stable hash of a JSON-like value; secrets are no part of it."""
+    text = json.dumps(plain(without_secrets(value)), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -220,7 +220,7 @@ class RunStore:
             {
                 "name": name,
                 "fingerprint": key,
-                "inputs": inputs,
+                "inputs": without_secrets(inputs),
                 "result": result,
                 "seconds": time.perf_counter() - started,
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -102,12 +102,12 @@ def _check(
 def task_manager(tasks: Sequence[str], include_path: Path | None) -> Any:
     """The harness's index of tasks. Its own 14,000 take seconds to index, so they are left out where all tasks are local."""
     if importlib.util.find_spec("lm_eval") is None:
-        raise ModelError("tasks of lm-evaluation-harness need the lm_eval package: pip install 'opmix[eval]'")
+        raise ModelError("tasks of lm-evaluation-harness need the lm_eval package: pip install lm_eval")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise ModelError(f"lm_eval cannot be imported ({error}): pip install 'opmix[eval]'") from error
+        raise ModelError(f"lm_eval cannot be imported ({error}): pip install lm_eval") from error
 
     include = None if include_path is None else str(include_path)
     if include is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from opmix.config import SearchConfig, parse_config
+from opmix.domain import PLACEHOLDER, user_path
 from opmix.errors import ConfigError, ModelError
 from opmix.progress import Progress, Silent
 from opmix.runs.files import write_text
@@ -17,8 +18,6 @@ from opmix.setup.domains import DomainDraft, draft
 from opmix.setup.layout import domain_names, find_domains
 from opmix.setup.render import HELD_OUT_SEQUENCES, Settings, render
 
-PLACEHOLDER = "NAME-OR-FOLDER-OF-YOUR-MODEL"
-"""Stands where no model was given; `opmix validate` knows it."""
 _LONGEST, _SHORTEST = 1024, 16
 _BATCH = 8
 
@@ -126,9 +125,9 @@ def _settings(
 
 def _beside(model: str | None, base: Path) -> str | None:
     """A local model as the configuration, which may lie elsewhere, has to name it."""
-    if model is None or not Path(model).expanduser().exists():
+    if model is None or not user_path(model).exists():
         return model
-    path = Path(model).expanduser()
+    path = user_path(model)
     return str(path) if path.is_absolute() else os.path.relpath(path.resolve(), base.resolve())
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from opmix.compute.flops import ModelShape
 from opmix.config import ModelConfig, SearchConfig
@@ -69,6 +72,8 @@ def model_facts(config: ModelConfig, name: str, probes: ProbeSettings) -> ModelF
     _check_files(Path(name))
     loaded = load_model_config(name, revision=config.revision, trust_remote_code=config.trust_remote_code)
     model = empty_model(loaded, trust_remote_code=config.trust_remote_code)
+    if getattr(loaded, "quantization_config", None) is None:  # quantised weights are packed: of other shapes
+        _check_weights(Path(name), {n: tuple(p.shape) for n, p in model.state_dict().items()})
     counts, text, full = parameter_counts(model), loaded.get_text_config(), probes.kind == "full"
     return ModelFacts(
         parameters=counts.total,
@@ -107,6 +112,29 @@ def _check_files(folder: Path) -> None:
         raise ModelError(
             f"{folder}: has a config.json but no weights; expected .safetensors files; copy them, or give another checkpoint"
         )
+
+
+def _check_weights(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """A local checkpoint's files are whole, and of the sizes that its configuration says.
+
+    Raises:
+        ModelError: A file is cut, empty, something else, or holds a weight of another shape.
+    """
+    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+        try:
+            with safe_open(path, framework="numpy") as file:
+                found = {n: tuple(file.get_slice(n).get_shape()) for n in file.keys() if n in shapes}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path}: cannot be read ({error}); expected whole safetensors; copy it again") from error
+        for name, shape in found.items():
+            if shape != shapes[name]:
+                raise ModelError(
+                    f"{path}: {name} is {shape}, config.json says {shapes[name]}; they do not belong together: copy both again"
+                )
+    for path in sorted(folder.glob("pytorch_model*.bin")) if folder.is_dir() else ():
+        with path.open("rb") as file:
+            if file.read(2) not in (b"PK", b"\x80\x02"):  # torch's archives; its files before 1.6
+                raise ModelError(f"{path}: holds no weights as torch saves them; copy it again")
 
 
 def _adapter_parameters(model: Any, probes: ProbeSettings) -> int:

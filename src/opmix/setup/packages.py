@@ -42,7 +42,7 @@ def check_packages(findings: Findings) -> None:
         missing = [r.name for r in requirements if _belongs(r, extra) and not _fits(r)]
         if missing:
             findings.ok(
-                f"extra {extra}", f"not installed (optional): {', '.join(missing)}; pip install 'opmix[{extra}]'"
+                f"extra {extra}", f"not installed (optional): {', '.join(missing)}; pip install {' '.join(missing)}"
             )
         else:
             findings.ok(f"extra {extra}", "installed")

@@ -9,13 +9,12 @@ from typing import Any
 
 from opmix.config import ModelConfig, SearchConfig, parse_config
 from opmix.data.chat.conversation import domain_kind
-from opmix.domain import SPLITS, Domain, Kind, Split
+from opmix.domain import PLACEHOLDER, SPLITS, Domain, Kind, Split, user_path
 from opmix.errors import ConfigError, DataError, OpMixError
 from opmix.probes.settings import ProbeSettings, reach_notes
 from opmix.progress import Progress, Silent
 from opmix.settings import Given, changed
 from opmix.setup.checks import Check, Findings, failed
-from opmix.setup.first_config import PLACEHOLDER
 from opmix.setup.model_facts import ModelFacts, model_facts
 from opmix.setup.plan import PlannedCost, check_plan
 from opmix.setup.sources import check_overlap
@@ -163,7 +162,7 @@ def check_model(
     from opmix.data.tokenization import eos_id
     from opmix.models import load_tokenizer
 
-    local = base / Path(model.name).expanduser()
+    local = user_path(model.name, base)
     name = str(local) if local.exists() else model.name
     tokenizer = facts = None
     with findings.catching("tokenizer"):

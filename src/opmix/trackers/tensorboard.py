@@ -45,7 +45,7 @@ def _read(folder: Path) -> tuple[dict[str, float], dict[str, float]]:
         from tensorboard.util.tensor_util import make_ndarray
     except ImportError as error:
         raise DataError(
-            f"{folder}: event files need the tensorboard package ({error}); pip install 'opmix[tensorboard]'"
+            f"{folder}: event files need the tensorboard package ({error}); pip install tensorboard"
         ) from error
     # One item a tag is enough: the reservoir always keeps the last.
     events: Any = EventAccumulator(str(folder), size_guidance={"scalars": 1, "tensors": 1})

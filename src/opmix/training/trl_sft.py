@@ -25,7 +25,7 @@ def sft_trainer(spec: TrainSpec) -> Trainer:
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
     except ImportError as error:
-        raise ConfigError("make_trainer: sft_trainer needs TRL; pip install 'opmix[trl]'") from error
+        raise ConfigError("make_trainer: sft_trainer needs TRL; pip install 'trl>=1.16,<1.17'") from error
     cpu = next(spec.model.parameters()).device.type == "cpu"
     bf16 = not cpu and torch.cuda.is_bf16_supported() and not spec.arguments.get("fp16", False)
     # TRL's defaults (bf16, gradient checkpointing, its own preparation) are set to those of `default_trainer`.

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from opmix.errors import StoreError
+from opmix.results.manifest import Manifest
 from opmix.runs.files import write_json, write_text
 from opmix.runs.store import LEASE, RunStore, fingerprint
 
@@ -156,3 +157,24 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_fingerprints_depend_on_content_not_order():
     assert fingerprint({"a": 1, "b": [1.0, 2]}) == fingerprint({"b": (1.0, 2), "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def test_secrets_of_the_trainer_are_in_no_file_and_no_fingerprint(tmp_path):
+    def inputs(token):
+        trainer = {"hub_token": token, "accelerator_config": {"api_key": token}, "learning_rate": 1e-3}
+        return {
+            "trainer": trainer,
+            "stages": [{"trainer": {"password": token}}],
+            "eos_token": "</s>",
+            "api_key": "a domain",
+        }
+
+    with RunStore(tmp_path) as store:
+        store.step("a", inputs("hf_secret"), lambda: {"x": 1})
+        assert store.step("a", inputs("another"), lambda: {"x": 2}) == ({"x": 1}, True)
+        Manifest.write(tmp_path, "search", config=inputs("hf_secret"))
+    for file in (tmp_path / "steps" / "a.json", tmp_path / "manifest.json"):
+        assert "hf_secret" not in file.read_text()
+    kept = Manifest.read(tmp_path).config
+    assert kept["trainer"] == {"hub_token": "***", "accelerator_config": {"api_key": "***"}, "learning_rate": 1e-3}
+    assert (kept["eos_token"], kept["api_key"]) == ("</s>", "a domain")
