@@ -58,8 +58,9 @@ def status(
 ) -> None:
     """What of a run is done, stale (and why) or left; tokens, FLOPs and time spent, and an estimate of the rest."""
     from opmix.display import terminal
+    from opmix.domain import user_path
 
-    look = _looker(folder, config)
+    look = _looker(user_path(folder), config)
     found = look()
     if as_json:
         sys.stdout.write(json.dumps(_status_json(found), indent=2) + "\n")
