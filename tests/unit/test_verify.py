@@ -30,6 +30,7 @@ def run(tmp_path_factory):
         "model": "model", "domains": {n: f"{n}.jsonl" for n in NAMES}, "budget": {"tokens": 20_000}, "sequence_length": 32,
         "trainer": {"learning_rate": 1e-2, "per_device_train_batch_size": 4}, "probes": {"steps": 4, "rank": 4},
         "proxies": {"eval_sequences": 6, "count": 6}, "decision": {"draws": 10}, "cache_dir": str(folder / "cache"),
+        "law": "log_linear",
     }  # fmt: skip
     (folder / "search.yaml").write_text(yaml.safe_dump(config))
     made = CliRunner().invoke(app, ["search", str(folder / "search.yaml"), "--out", str(folder / "run"), "--json"])
@@ -80,6 +81,22 @@ def test_refining_adds_vertices_until_it_settles_or_says_why_not(run):
     assert eager["best"] in ("probe proposal", "probe refined-1")
     assert content["rounds"] == []
     assert "not needed" in content["reason"]
+
+
+def test_a_search_without_interpolation_is_not_refined_and_says_why():
+    from types import SimpleNamespace
+
+    from opmix.mixing.effective_tokens import EffectiveTokensLaw, Tokens
+    from opmix.mixture_search.refine import refined
+
+    names, ones = ("a", "b"), np.ones(2)
+    law = EffectiveTokensLaw(names, names, ones, ones, np.eye(2), 0.7, Tokens(1.0, np.full(2, np.inf)))
+    proposal = SimpleNamespace(fit=SimpleNamespace(law=law))
+    found = SimpleNamespace(design=None, simulated=None, proposal=proposal, recommended={"a": 0.25, "b": 0.75})
+    content = refined(found, None, None, -1.0, max_rounds=2)
+    assert content["rounds"] == []
+    assert "nothing was interpolated" in content["reason"]
+    assert content["mixture"] == {"a": 0.25, "b": 0.75}
 
 
 def test_the_command_prints_and_writes(run):

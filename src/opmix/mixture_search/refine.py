@@ -9,6 +9,7 @@ import numpy as np
 
 from opmix.methods.op_mix import left_out_error
 from opmix.mixing.design import StageDesign
+from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture
 from opmix.mixing.paired import gain_probability, loss_difference_error, objective_error, objective_values
 from opmix.mixing.verification import DirectPoint, Measured, extend, padded
@@ -51,6 +52,9 @@ def refined(
         decision asks, else that one. For `verification.json`.
     """
     state = _State(found.design, found.simulated, found.proposal)
+    if not isinstance(found.proposal.fit.law, LogLinearLaw):
+        reason = "not refined: nothing was interpolated, and the search itself trained and measured its candidates"
+        return {"rounds": [], "reason": reason, "mixture": dict(found.recommended)}
     direct = {proposal.name: Mixture.of(proposal.mixture)}
     rounds: list[dict[str, Any]] = []
     if measured.regret_bound <= tolerance:

@@ -5,9 +5,10 @@ What is absent is left out of the report; what is present has to be well formed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from opmix.mixing.mixture import FloatArray
 from opmix.mixing.table import ProxyTable
 from opmix.results.demo import DemoComparison
 from opmix.results.draws import LawDrawsFile
@@ -22,6 +23,7 @@ class ReportData:
 
     document: MixtureFile
     proxies: ProxyTable | None = None
+    """Without looks at probes before their end, which a picture at one length has no place for."""
     draws: LawDrawsFile | None = None
     comparison: DemoComparison | None = None
     verification: VerificationFile | None = None
@@ -42,10 +44,32 @@ def load_report_data(folder: Path) -> ReportData:
     table = folder / "tables" / "proxies.csv"
     return ReportData(
         document=MixtureFile.read(folder),
-        proxies=ProxyTable.read(table) if table.is_file() else None,
+        proxies=_ended(ProxyTable.read(table)) if table.is_file() else None,
         draws=LawDrawsFile.read(folder),
         comparison=DemoComparison.read(folder),
         verification=VerificationFile.read(folder),
         manifest=Manifest.find(folder),
         name=folder.resolve().name,
+    )
+
+
+def _ended(table: ProxyTable) -> ProxyTable:
+    """The points without looks."""
+    kept = [i for i, kind in enumerate(table.kinds) if kind != "look"]
+    if len(kept) == len(table.kinds):
+        return table
+
+    def cut(block: FloatArray | None) -> FloatArray | None:
+        return None if block is None else block[kept]
+
+    return replace(
+        table,
+        points=tuple(table.points[i] for i in kept),
+        kinds=tuple(table.kinds[i] for i in kept),
+        mixtures=table.mixtures[kept],
+        losses=table.losses[kept],
+        fitted=None if table.fitted is None else tuple(table.fitted[i] for i in kept),
+        standard_errors=cut(table.standard_errors),
+        weights=cut(table.weights),
+        interference=cut(table.interference),
     )

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from opmix.mixing.mixture import FloatArray
 from opmix.mixing.table import ProxyTable
 from opmix.report.figures import Curve, Points, agreement_panel, law_panel, profile_panel
-from opmix.report.html import DASH, TIMES, Html, el, folded, join, number, percent, row, table
+from opmix.report.html import DASH, TIMES, Html, count, el, folded, join, number, percent, row, table
 from opmix.report.model import Model
 from opmix.report.opening import find, proposal_of, reference_name
 from opmix.results.mixture import MixtureFile
@@ -53,7 +53,7 @@ def positions(mixtures: FloatArray, model: Model) -> FloatArray:
 def law_curves(document: MixtureFile, model: Model, proxies: ProxyTable | None) -> Html:
     """Curves with bands: along the line of a two-coordinate stage, else per coordinate from the reference."""
     if len(model.coordinates) == 2:
-        return _line_section(document, model, proxies)
+        return _line_section(document, model.at_points, proxies)
     return _profile_section(document, model, proxies)
 
 
@@ -82,12 +82,12 @@ def _line_section(document: MixtureFile, model: Model, proxies: ProxyTable | Non
         )
         art = law_panel(curve, cloud, marks, xlabel=f"share of {new}", label=label)
         panels.append(_figure(metric, art, _law_note(document, metric)))
-    count = 0 if x is None else int(np.isfinite(x).sum())
+    dots = 0 if x is None else int(np.isfinite(x).sum())
     shape = f"Line: the fitted law, dashed outside the simulated range{_band_words(model)}."
     errors = " with standard errors" if points is not None and points[2] is not None else ""
     words = (
         f"Each panel: one eval set's loss ({document.units}) against the share of {new}. {shape} "
-        f"Dots: {count} simulated points{errors}{_odd_words(proxies, model)}."
+        f"Dots: {dots} simulated points{errors}{_odd_words(proxies, model)}{_length_words(document)}."
     )
     return _section("curves", "Law curves", words, panels, _capped(shown, model), _curve_table(model, grid, losses))
 
@@ -122,6 +122,14 @@ def _odd_words(proxies: ProxyTable | None, model: Model) -> str:
     if proxies.interference is not None and np.any(np.outer(proxies.interference, model.gamma)):
         words += "; the law's interference term is taken off the points"
     return words
+
+
+def _length_words(document: MixtureFile) -> str:
+    """That probes are shorter than the stage, where the law knows of length."""
+    tokens = (document.settings.fit or {}).get("tokens_of_probe")
+    if tokens is None:
+        return ""
+    return f"; law and points at the length of the probes, {count(float(tokens))} tokens, looks before that left out"
 
 
 def _profile_section(document: MixtureFile, model: Model, proxies: ProxyTable | None) -> Html:
@@ -183,31 +191,33 @@ def agreement(document: MixtureFile, model: Model, proxies: ProxyTable) -> Html 
     use = np.isfinite(losses).any(axis=0)
     if not use.any():
         return None
-    predicted = model.predict(mixtures)
+    predicted = model.at_points.predict(mixtures)
+    points, measured = ("trained probes", "measured") if model.points else ("simulated mixtures", "simulated")
     order = sorted(np.flatnonzero(use).tolist(), key=lambda e: -(document.laws[model.metrics[e]].loo_rmse or 0.0))
     panels = []
     for e in order[:MAX_PANELS]:
         keep = np.isfinite(losses[:, e])
         metric = model.metrics[e]
         error = None if errors is None else np.nan_to_num(errors[keep, e])
-        label = f"{metric}: predicted against simulated loss of {int(keep.sum())} mixtures"
+        label = f"{metric}: predicted against {measured} loss of {int(keep.sum())} mixtures"
         art = agreement_panel(
             predicted[keep, e],
             losses[keep, e],
             error,
             proxies.left_out[keep],
             xlabel="predicted",
-            ylabel="simulated",
+            ylabel=measured,
             label=label,
         )
         panels.append(_figure(metric, art, _law_note(document, metric)))
     words = (
-        f"Loss in {document.units} of {len(losses)} simulated mixtures against the law fitted to them; the dashed "
-        f"line is agreement{_odd_words(proxies, model)}. Left-out error: each point predicted by the law fitted without it."
+        f"Loss in {document.units} of {len(losses)} {points} against the law fitted to them; the dashed "
+        f"line is agreement{_odd_words(proxies, model)}{_length_words(document)}. "
+        "Left-out error: each point predicted by the law fitted without it."
     )
     if len(order) > MAX_PANELS:
         words += f" Shown: {MAX_PANELS} of {len(order)} eval sets, largest left-out error first."
-    return _section("agreement", "Predicted against simulated", words, panels)
+    return _section("agreement", f"Predicted against {measured}", words, panels)
 
 
 def quality_table(document: MixtureFile, model: Model) -> Html:
@@ -232,8 +242,8 @@ def quality_table(document: MixtureFile, model: Model) -> Html:
 def effect_matrix(model: Model) -> Html:
     """Change of every eval set's loss when one more percent of the tokens goes to a domain."""
     centre = np.full(len(model.coordinates), 1 / len(model.coordinates)) @ model.A
-    growth = np.exp(model.t @ centre)
-    slope = growth[:, None] * (model.t @ model.A.T - (model.t @ centre)[:, None]) * 10  # millinats per percent point
+    rise = model.law.gradient(centre)
+    slope = (rise @ model.A.T - (rise @ centre)[:, None]) * 10  # millinats per percent point
     slope = slope[:MATRIX_LIMIT, :MATRIX_LIMIT]
     top = float(np.abs(slope).max()) or 1.0
     rows = []
@@ -259,7 +269,7 @@ def _curve_table(model: Model, grid: FloatArray, losses: FloatArray) -> Html:
 
 
 def _band_words(model: Model, of: str = "") -> str:
-    return f"; band: {percent(model.level, 0)} interval{of} over {len(model.draws.c)} draws" if model.draws else ""
+    return f"; band: {percent(model.level, 0)} interval{of} over {len(model.draws)} draws" if model.draws else ""
 
 
 def _capped(shown: int, model: Model) -> str:

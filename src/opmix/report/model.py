@@ -5,31 +5,21 @@ Shapes as everywhere: D domains, E evaluation sets, K coordinates, M mixtures, B
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from opmix.errors import StoreError
+from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import FloatArray
+from opmix.protocols.law import LawDraws, MixingLaw
 from opmix.report.document import ReportData
-from opmix.results.draws import LawDrawsFile
+from opmix.report.laws import at_probes, by_domain, known, read_draws, read_law
 from opmix.results.mixture import MixtureFile
 
 ON_COORDINATES = 1e-4
 """A mixture counts as reachable when its largest share error on the coordinates is below this."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Draws:
-    """Posterior draws of the laws in the model's own order of names."""
-
-    c: FloatArray  # (B, E)
-    t: FloatArray  # (B, E, D)
-
-    def predict(self, mixture: FloatArray) -> FloatArray:
-        """Losses (B, E) at one mixture (D,)."""
-        return self.c + np.exp(np.minimum(self.t @ mixture, 50.0))  # a draw may extrapolate absurdly
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,14 +28,20 @@ class Model:
 
     domains: tuple[str, ...]
     metrics: tuple[str, ...]
-    c: FloatArray  # (E,)
-    t: FloatArray  # (E, D)
+    law: MixingLaw
     gamma: FloatArray  # (E,) nats per unit of interference
     coordinates: tuple[str, ...]
     A: FloatArray  # (K, D), rows on the simplex
     weights: FloatArray  # (E,), add up to one
     level: float
-    draws: Draws | None = None
+    draws: LawDraws | None = None
+    points: Model | None = None
+    """The laws at the points' own length, where that is not the stage's: nothing is interpolated, all points are probes."""
+
+    @property
+    def at_points(self) -> Model:
+        """The laws that the simulated points can be held against."""
+        return self.points or self
 
     @property
     def collapsed(self) -> bool:
@@ -58,14 +54,14 @@ class Model:
 
     def predict(self, mixtures: FloatArray) -> FloatArray:
         """Losses (M, E) at mixtures (M, D)."""
-        return self.c + np.exp(np.atleast_2d(mixtures) @ self.t.T)
+        return self.law.predict(mixtures)
 
     def band(self, mixtures: FloatArray) -> tuple[FloatArray, FloatArray] | None:
         """Lower and upper loss, (M, E) each, at the report's level; None without draws."""
         if self.draws is None:
             return None
         # One mixture at a time: 64 draws x 64 metrics x hundreds of mixtures would be large at once.
-        bounds = np.stack([self.quantiles(self.draws.predict(p)) for p in np.atleast_2d(mixtures)])
+        bounds = np.stack([self.quantiles(self._drawn(p)) for p in np.atleast_2d(mixtures)])
         return bounds[:, 0], bounds[:, 1]
 
     def change(self, mixture: FloatArray, reference: FloatArray) -> tuple[FloatArray, FloatArray | None]:
@@ -73,14 +69,14 @@ class Model:
         point = self.predict(mixture)[0] - self.predict(reference)[0]
         if self.draws is None:
             return point, None
-        return point, self.quantiles(self.draws.predict(mixture) - self.draws.predict(reference))
+        return point, self.quantiles(self._drawn(mixture) - self._drawn(reference))
 
     def change_band(self, mixtures: FloatArray, reference: FloatArray) -> tuple[FloatArray, FloatArray] | None:
         """Loss at `reference` plus the interval of the change from it, (M, E) each; None without draws."""
         if self.draws is None:
             return None
-        base, drawn = self.predict(reference)[0], self.draws.predict(reference)
-        bounds = np.stack([base + self.quantiles(self.draws.predict(p) - drawn) for p in np.atleast_2d(mixtures)])
+        base, drawn = self.predict(reference)[0], self._drawn(reference)
+        bounds = np.stack([base + self.quantiles(self._drawn(p) - drawn) for p in np.atleast_2d(mixtures)])
         return bounds[:, 0], bounds[:, 1]
 
     def mean_change(self, mixture: FloatArray, reference: FloatArray) -> tuple[float, tuple[float, float] | None]:
@@ -88,8 +84,13 @@ class Model:
         point, _ = self.change(mixture, reference)
         if self.draws is None:
             return float(self.weights @ point), None
-        low, high = self.quantiles((self.draws.predict(mixture) - self.draws.predict(reference)) @ self.weights)
+        low, high = self.quantiles((self._drawn(mixture) - self._drawn(reference)) @ self.weights)
         return float(self.weights @ point), (float(low), float(high))
+
+    def _drawn(self, mixture: FloatArray) -> FloatArray:
+        """Losses of every draw at one mixture, (B, E)."""
+        assert self.draws is not None
+        return self.draws.predict(mixture)[:, 0]
 
     def quantiles(self, values: FloatArray) -> FloatArray:
         """Lower and upper end of the report's interval over draws (the first axis)."""
@@ -124,37 +125,37 @@ class Model:
 
 
 def build_model(data: ReportData) -> Model | None:
-    """The laws of a report; None where the document has none, or others than log-linear ones.
+    """The laws of a report; None where the document has none, or laws of a kind that the report does not know.
 
     Raises:
         StoreError: Laws or coordinates name domains inconsistently.
     """
     document = data.document
-    if not document.laws or any(law.other for law in document.laws.values()):
+    if not known(document.laws):
         return None
     metrics = tuple(document.laws)
-    domains = tuple(dict.fromkeys([*document.mixture, *(d for law in document.laws.values() for d in law.t)]))
-    missing = [f"{m}/{d}" for m in metrics for d in domains if d not in document.laws[m].t]
-    if missing:
-        raise StoreError(
-            f"mixture.json: laws lack an exponent for {', '.join(missing[:4])}; "
-            "expected one per domain and metric; run the command again to rewrite it"
-        )
-    numbers = [v for law in document.laws.values() for v in (law.c, law.interference, *law.t.values())]
-    if not np.isfinite([*numbers, *document.mixture.values(), document.settings.kl]).all():
+    domains = tuple(dict.fromkeys([*document.mixture, *(d for law in document.laws.values() for d in by_domain(law))]))
+    law = read_law(document.laws, domains)
+    if not np.isfinite([*document.mixture.values(), document.settings.kl]).all():
         raise StoreError("mixture.json: a share, a law or the KL weight is not finite; run the command again")
     coordinates, A = _coordinates(document, domains)
     chosen = document.settings.weights if document.settings.objective == "weighted" else None
     weights = np.array([(chosen or {}).get(m, 0.0 if chosen else 1.0) for m in metrics])
-    return Model(
-        domains=domains, metrics=metrics,
-        c=np.array([document.laws[m].c for m in metrics]),
-        t=np.array([[document.laws[m].t[d] for d in domains] for m in metrics]),
-        gamma=np.array([document.laws[m].interference for m in metrics]), coordinates=coordinates, A=A,
+    made = Model(
+        domains=domains,
+        metrics=metrics,
+        law=law,
+        gamma=np.array([entry.interference for entry in document.laws.values()]),
+        coordinates=coordinates,
+        A=A,
         weights=weights / weights.sum() if weights.sum() > 0 else np.full(len(metrics), 1 / len(metrics)),
         level=document.interval_level,
-        draws=_draws(data.draws, metrics, domains),
-    )  # fmt: skip
+        draws=read_draws(data.draws, law),
+    )
+    if isinstance(law, LogLinearLaw):
+        return made
+    draws = None if made.draws is None else at_probes(made.draws, document)
+    return replace(made, points=replace(made, law=at_probes(law, document), draws=draws))
 
 
 def _coordinates(document: MixtureFile, domains: tuple[str, ...]) -> tuple[tuple[str, ...], FloatArray]:
@@ -172,14 +173,3 @@ def _coordinates(document: MixtureFile, domains: tuple[str, ...]) -> tuple[tuple
     if np.any(A.sum(axis=1) <= 0):
         raise StoreError("mixture.json: a coordinate's mixture has no positive share; run the command again")
     return entry.names, A / A.sum(axis=1, keepdims=True)
-
-
-def _draws(document: LawDrawsFile | None, metrics: Sequence[str], domains: Sequence[str]) -> Draws | None:
-    if document is None:
-        return None
-    lost = [*(set(metrics) - set(document.metrics)), *(set(domains) - set(document.domains))]
-    if lost:
-        raise StoreError(f"law_draws.json: lacks {sorted(lost)[:4]}, which mixture.json has; run the command again")
-    rows = [document.metrics.index(m) for m in metrics]
-    columns = [document.domains.index(d) for d in domains]
-    return Draws(c=np.array(document.c)[:, rows], t=np.array(document.t)[:, rows][:, :, columns])

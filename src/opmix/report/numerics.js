@@ -3,30 +3,92 @@
 const numerics = (() => {
   "use strict";
 
+  const dot = (a, b, n) => { let sum = 0; for (let i = 0; i < n; i++) sum += a[i] * b[i]; return sum; };
+
   function mixture(A, x) {
     const p = new Float64Array(A[0].length);
     A.forEach((row, k) => row.forEach((share, d) => { p[d] += x[k] * share; }));
     return p;
   }
 
+  /* A law: `losses(p)`; `drawn(draws, p)`, losses of every draw as one flat array, draw-major; and `along(A)`, the law over
+     coordinates y with `varying(y)`, losses less `constant`, and `slopes(y)`: per loss its gradient G and a number `bend`
+     and domain terms `diagonal` (or null) so that its Hessian is bend G G' + A diag(diagonal) A'. */
+  const lawOf = (data) => (data.kind === "effective_tokens" ? effectiveTokens(data) : logLinear(data));
+
   /* loss_e = c_e + exp(sum_d t_ed p_d) */
-  function losses(c, t, p) {
-    return c.map((offset, e) => {
-      let exponent = 0;
-      for (let d = 0; d < p.length; d++) exponent += t[e][d] * p[d];
-      return offset + Math.exp(exponent);
-    });
+  function logLinear({ c, t }) {
+    const losses = (p) => c.map((offset, e) => offset + Math.exp(dot(t[e], p, p.length)));
+    function drawn(draws, p) {
+      const out = new Float64Array(draws.c.length), size = p.length;
+      for (let i = 0; i < out.length; i++) {
+        let exponent = 0;
+        for (let d = 0, at = i * size; d < size; d++) exponent += draws.t[at + d] * p[d];
+        out[i] = draws.c[i] + Math.exp(exponent);
+      }
+      return out;
+    }
+    function along(A) {
+      // Exponents on coordinates: T[e][k] = t_e . A_k
+      const T = t.map((row) => A.map((share) => dot(share, row, row.length))), K = A.length;
+      const varying = (y) => T.map((row) => Math.exp(dot(row, y, K)));
+      const slopes = (y) => varying(y).map((growth, e) =>
+        ({ gradient: T[e].map((v) => growth * v), bend: growth > 0 ? 1 / growth : 0, diagonal: null }));
+      return { varying, slopes };
+    }
+    return { constant: c, losses, drawn, along };
   }
 
-  /* Losses of every draw as one flat array, draw-major; draws.c is B*E, draws.t is B*E*D. */
-  function drawnLosses(draws, p) {
-    const out = new Float64Array(draws.c.length), size = p.length;
-    for (let i = 0; i < out.length; i++) {
-      let exponent = 0;
-      for (let d = 0, at = i * size; d < size; d++) exponent += draws.t[at + d] * p[d];
-      out[i] = draws.c[i] + Math.exp(exponent);
+  /* loss_e = base_e - b_e log(1 + sum_d worth_ed x_d^rho), x_d the effective tokens of domain d in a stage of `tokens`:
+     all of the first `unique` (null: never repeated), and of repetitions less and less. */
+  function effectiveTokens({ base, b, worth, rho, tokens, unique, decay }) {
+    /* Effective tokens of a share with their first and second derivative by the share. */
+    function effective(share, d) {
+      const seen = tokens * Math.max(share, 0);
+      if (unique[d] === null || seen <= unique[d]) return [seen, tokens, 0];
+      const room = Math.max(unique[d] * decay, 1e-300), left = Math.exp(-(seen - unique[d]) / room);
+      return [unique[d] + room * (1 - left), tokens * left, -tokens * tokens * left / room];
     }
-    return out;
+    const powers = (p, power) => Float64Array.from(p, (share, d) => effective(share, d)[0] ** power);
+    const losses = (p) => {
+      const have = powers(p, rho);
+      return base.map((start, e) => start - b[e] * Math.log1p(dot(worth[e], have, have.length)));
+    };
+    function drawn(draws, p) {
+      const out = new Float64Array(draws.base.length), E = base.length, D = p.length;
+      draws.rho.forEach((power, draw) => {
+        const have = powers(p, power);
+        for (let e = 0; e < E; e++) {
+          const i = draw * E + e;
+          let gained = 0;
+          for (let d = 0; d < D; d++) gained += draws.worth[i * D + d] * have[d];
+          out[i] = draws.base[i] - draws.b[i] * Math.log1p(gained);
+        }
+      });
+      return out;
+    }
+    function along(A) {
+      const varying = (y) => losses(mixture(A, y)).map((loss, e) => loss - base[e]);
+      function slopes(y) {
+        const p = mixture(A, y), D = p.length;
+        const have = new Float64Array(D), first = new Float64Array(D), second = new Float64Array(D);
+        p.forEach((share, d) => {
+          if (!(share > 0)) return; // no coordinate holds it
+          const [x, rise, bent] = effective(share, d), steep = rho * x ** (rho - 1);
+          have[d] = x ** rho;
+          first[d] = steep * rise;
+          second[d] = steep * (bent + (rho - 1) * rise * rise / x);
+        });
+        return worth.map((row, e) => {
+          const scale = -b[e] / (1 + dot(row, have, D));
+          const along = row.map((value, d) => scale * value * first[d]);
+          return { gradient: A.map((share) => dot(share, along, D)), bend: b[e] > 0 ? 1 / b[e] : 0,
+            diagonal: row.map((value, d) => scale * value * second[d]) };
+        });
+      }
+      return { varying, slopes };
+    }
+    return { constant: base, losses, drawn, along };
   }
 
   /* Linear interpolation between order statistics, as numpy's default. */
@@ -98,10 +160,9 @@ const numerics = (() => {
 
   /* The objective at x: mean (weights) or worst case (largest loss minus reference), plus the KL term. */
   function objective(problem, x) {
-    const p = mixture(problem.A, x), zero = problem.c.map(() => 0);
-    const gains = losses(zero, problem.t, p);
+    const p = mixture(problem.A, x), gains = problem.law.along(problem.A).varying(x);
     const fit = problem.worst
-      ? Math.max(...gains.map((g, e) => g + problem.c[e] - problem.reference[e]))
+      ? Math.max(...gains.map((g, e) => g + problem.law.constant[e] - problem.reference[e]))
       : gains.reduce((sum, g, e) => sum + problem.weights[e] * g, 0);
     return fit + (problem.kl > 0 ? problem.kl * klValue(problem.q, p) : 0);
   }
@@ -146,27 +207,23 @@ const numerics = (() => {
 
   function barrierState(problem, used, ceilings, room) {
     const A = used.map((k) => problem.A[k]);
-    // Exponents on coordinates: T[e][k] = t_e . A_k
-    const T = problem.t.map((row) => A.map((share) => share.reduce((sum, v, d) => sum + v * row[d], 0)));
+    const law = problem.law.along(A);
     const upper = used.map((k) => Math.min(1, ceilings[k]));
     const capped = upper.map((u) => u < 1);
     const y = upper.map((u) => u / room);
-    const state = { problem, A, T, upper, capped, y, size: used.length };
+    const state = { problem, A, law, upper, capped, y, size: used.length };
     if (problem.worst) y.push(Math.max(...rises(state, y)) + 0.1);
-    state.terms = used.length + capped.filter(Boolean).length + (problem.worst ? T.length : 0);
+    state.terms = used.length + capped.filter(Boolean).length + (problem.worst ? problem.law.constant.length : 0);
     return state;
   }
 
-  const dot = (a, b, n) => { let sum = 0; for (let i = 0; i < n; i++) sum += a[i] * b[i]; return sum; };
-
-  /* c_e + exp(T_e . x) - reference_e */
-  function rises(state, y) {
-    const { problem, T, size } = state;
-    return T.map((row, e) => problem.c[e] - problem.reference[e] + Math.exp(dot(row, y, size)));
+  /* loss_e - reference_e */
+  function rises({ problem, law, size }, y) {
+    return [...law.varying(y.slice(0, size))].map((v, e) => problem.law.constant[e] - problem.reference[e] + v);
   }
 
   function barrierValue(state, y, sharpness) {
-    const { problem, A, T, upper, capped, size } = state;
+    const { problem, A, law, upper, capped, size } = state;
     let barrier = 0;
     for (let k = 0; k < size; k++) {
       if (!(y[k] > 0) || (capped[k] && !(y[k] < upper[k]))) return Infinity;
@@ -180,7 +237,7 @@ const numerics = (() => {
         barrier -= Math.log(y[size] - rise);
       }
     } else {
-      T.forEach((row, e) => { fit += problem.weights[e] * Math.exp(dot(row, y, size)); });
+      law.varying(y).forEach((v, e) => { fit += problem.weights[e] * v; });
     }
     if (problem.kl > 0) fit += problem.kl * klValue(problem.q, mixture(A, y));
     return sharpness * fit + barrier;
@@ -188,24 +245,26 @@ const numerics = (() => {
 
   /* Gradient and Hessian (its lower triangle) of the barrier function in (x, s). */
   function derivatives(state, sharpness) {
-    const { problem, A, T, upper, capped, y, size } = state, n = y.length;
+    const { problem, A, law, upper, capped, y, size } = state, n = y.length;
     const gradient = new Float64Array(n), hessian = y.map(() => new Float64Array(n));
-    T.forEach((row, e) => {
-      const growth = Math.exp(dot(row, y, size));
-      let slope = sharpness * (problem.worst ? 0 : problem.weights[e]) * growth, bend = slope, pull = 0;
+    const above = problem.worst ? rises(state, y) : null, curved = new Float64Array(A[0].length);
+    law.slopes(y.slice(0, size)).forEach((loss, e) => {
+      const pull = problem.worst ? 1 / (y[size] - above[e]) : sharpness * problem.weights[e];
+      const bend = pull * loss.bend + (problem.worst ? pull * pull : 0);
+      for (let k = 0; k < size; k++) {
+        gradient[k] += pull * loss.gradient[k];
+        for (let j = 0; j <= k; j++) hessian[k][j] += bend * loss.gradient[k] * loss.gradient[j];
+        if (problem.worst) hessian[size][k] -= pull * pull * loss.gradient[k];
+      }
+      if (loss.diagonal) loss.diagonal.forEach((v, d) => { curved[d] += pull * v; });
       if (problem.worst) {
-        const slack = y[size] - (problem.c[e] - problem.reference[e] + growth);
-        pull = 1 / slack;
-        slope = growth * pull;
-        bend = slope + slope * slope;
         gradient[size] -= pull;
         hessian[size][size] += pull * pull;
       }
-      for (let k = 0; k < size; k++) {
-        gradient[k] += slope * row[k];
-        for (let j = 0; j <= k; j++) hessian[k][j] += bend * row[k] * row[j];
-        if (problem.worst) hessian[size][k] -= pull * slope * row[k];
-      }
+    });
+    curved.forEach((v, d) => {
+      if (!v) return;
+      for (let k = 0; k < size; k++) for (let j = 0; j <= k; j++) hessian[k][j] += A[k][d] * A[j][d] * v;
     });
     if (problem.worst) gradient[size] += sharpness;
     if (problem.kl > 0) {
@@ -245,5 +304,5 @@ const numerics = (() => {
     return 0;
   }
 
-  return { mixture, losses, drawnLosses, quantile, interval, rebalance, objective, solve };
+  return { mixture, lawOf, quantile, interval, rebalance, objective, solve };
 })();

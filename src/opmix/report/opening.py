@@ -23,8 +23,8 @@ from opmix.report.html import (  # fmt: skip
     whisker,
 )
 from opmix.report.model import Model
-from opmix.report.verdict import verdict
-from opmix.results.mixture import AlternativeEntry, MixtureFile, Shares
+from opmix.report.verdict import recommended, verdict
+from opmix.results.mixture import AlternativeEntry, Interval, MixtureFile, Shares
 
 TOP_DOMAINS = 12
 TOP_METRICS = 6
@@ -60,7 +60,8 @@ def opening(document: MixtureFile, model: Model | None) -> Html:
     """The whole first screen."""
     left = [mixture_table(document)]
     right = [predictions(document, model)] if model else []
-    brief = alternatives_brief(document, model)
+    trained, predicted = candidates_brief(document), alternatives_brief(document, model)
+    brief = join([trained, predicted]) if trained and predicted else trained or predicted
     if brief is not None:
         # Under the shorter column, so that the first screen holds everything.
         (left if len(document.mixture) <= FEW_DOMAINS else right).append(brief)
@@ -75,18 +76,20 @@ def mixture_table(document: MixtureFile) -> Html:
     now = current.mixture if current and current.mixture else None
     uniform = find(document, "uniform")
     even = uniform.mixture if uniform and uniform.mixture else {d: 1 / len(shares) for d in shares}
-    ends = [*shares.values(), *(h for _, h in document.interval.values()), *(now or even).values()]
+    # The interval is the optimum's: beside the shares of another mixture it would be taken for theirs.
+    interval = {} if _optimum_differs(document) else document.interval
+    ends = [*shares.values(), *(h for _, h in interval.values()), *(now or even).values()]
     scale = Scale(0.0, min(1.0, max(ends) * 1.04))
-    rows = [_mixture_row(name, share, document, scale, now, even) for name, share in shares.items()]
+    rows = [_mixture_row(name, share, document, interval, scale, now, even) for name, share in shares.items()]
     level = percent(document.interval_level, 0)
     keys = [("k-bar", "share of training tokens")]
-    keys += [("k-wire", f"{level} interval")] if document.interval else []
+    keys += [("k-wire", f"{level} interval")] if interval else []
     keys += [("k-now", "current")] if now else []
     keys += [("k-even", "uniform")]
     keeps = document.decision is not None and document.decision.action == "keep"
     keys += [("k-opt", "proposal" if keeps else "optimum")] if _optimum_differs(document) else []
     legend = el("span", *(el("span", el("i", class_=c), f" {words}") for c, words in keys), class_="legend")
-    head = ["Domain", "", "Share", f"{level} interval" if document.interval else "", "Change" if now else ""]
+    head = ["Domain", "", "Share", f"{level} interval" if interval else "", "Change" if now else ""]
     head = [h for i, h in enumerate(head) if h or i == 1]
     shown = table(head, rows[:TOP_DOMAINS], caption=join(["Mixture", legend]), class_="mix")
     rest = list(shares.values())[TOP_DOMAINS:]
@@ -105,11 +108,12 @@ def _mixture_row(
     name: str,
     share: float,
     document: MixtureFile,
+    intervals: Mapping[str, Interval],
     scale: Scale,
     now: Mapping[str, float] | None,
     even: Mapping[str, float],
 ) -> Html:
-    interval = document.interval.get(name)
+    interval = intervals.get(name)
     ticks = [(even.get(name, 0.0), "tick-even")]
     if now is not None:
         ticks.append((now.get(name, 0.0), "tick-now"))
@@ -121,7 +125,7 @@ def _mixture_row(
     if now is not None:
         label += f", current {percent(now.get(name, 0.0))}"
     cells: list[str | Html] = [bar(share, interval, scale, label=label, ticks=ticks), percent(share)]
-    if document.interval:
+    if intervals:
         cells.append(span(interval, 0, scale=100))
     if now is not None:
         cells.append(f"{number(100 * (share - now.get(name, 0.0)), 1, sign=True)}")
@@ -222,9 +226,27 @@ def alternatives_brief(document: MixtureFile, model: Model | None) -> Html | Non
     if not scored:
         return None
     name = reference_name(document)
-    against = f"gain over {name}, nats" if name else "gain, nats"
+    law = "predicted " if document.decision is not None and document.decision.direct_gain is not None else ""
+    against = f"{law}gain over {name}, nats" if name else "gain, nats"
     caption = join(["Alternatives", el("span", against, class_="legend")])
     return table(["Mixture", "", "Gain"], gain_rows(scored, document, model), caption=caption, class_="alt")
+
+
+def candidates_brief(document: MixtureFile) -> Html | None:
+    """The mixtures that probes were trained on to decide, by measured gain; bold: the recommended one."""
+    found = document.evidence.get("candidates") or ()
+    if not found or document.decision is None:
+        return None
+    gains = {str(c["name"]): float(c["measured_gain"]) for c in found} | {document.decision.reference: 0.0}
+    scale, own = Scale.around(gains.values()), recommended(document)
+    rows = []
+    for name, gain in sorted(gains.items(), key=lambda item: -item[1]):
+        label = f"{name}: measured gain {number(gain, sign=True)} nats"
+        picture = whisker(gain, None, scale, label=label, kind="dot" if name == own else "dot plain")
+        rows.append(row(name, picture, number(gain, sign=True), class_="own" if name == own else None))
+    against = f"measured gain over {document.decision.reference}, nats; bold: recommended"
+    caption = join(["Trained candidates", el("span", against, class_="legend")])
+    return table(["Mixture", "", "Gain"], rows, caption=caption, class_="alt")
 
 
 def gain_rows(scored: Sequence[AlternativeEntry], document: MixtureFile, model: Model | None) -> list[Html]:
@@ -232,15 +254,15 @@ def gain_rows(scored: Sequence[AlternativeEntry], document: MixtureFile, model: 
     reach = [end for a in scored for end in (a.gain_interval or ())]
     scale = Scale.around([a.gain for a in scored], reach)
     noise = document.decision.noise if document.decision else None
-    rows = []
+    rows, own = [], recommended(document)
     for a in scored:
         label = (
             f"{a.name}: gain {number(a.gain, sign=True)} nats, interval {span(a.gain_interval, sign=True) or 'unknown'}"
         )
-        dot = "dot" if a.name == "proposal" else "dot plain"
+        dot = "dot" if a.name == own else "dot plain"
         name = join([a.name, _flag(a, model)])
         picture = whisker(a.gain, a.gain_interval, scale, label=label, noise=noise, kind=dot)
-        rows.append(row(name, picture, number(a.gain, sign=True), class_="own" if a.name == "proposal" else None))
+        rows.append(row(name, picture, number(a.gain, sign=True), class_="own" if a.name == own else None))
     return rows
 
 

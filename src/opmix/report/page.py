@@ -23,10 +23,12 @@ from opmix.report.compare import comparison_sections
 from opmix.report.document import ReportData, load_report_data
 from opmix.report.evidence import agreement, columns, law_curves, positions, quality_table
 from opmix.report.html import Html, el, join, number, percent, raw
+from opmix.report.laws import draws_for_view, law_for_view
 from opmix.report.life import life_sections
 from opmix.report.model import Model, build_model
 from opmix.report.opening import opening, proposal_of, reference_name
 from opmix.report.verified import verified
+from opmix.report.worth import worth_section
 from opmix.results.lives import read_comparison, read_life
 from opmix.results.manifest import Manifest
 from opmix.results.mixture import MixtureFile
@@ -34,7 +36,7 @@ from opmix.runs.files import writing_prefix
 
 _LABELS = {"size": "by size", "current": "current", "uniform": "uniform", "proposal": "proposal"}
 _NAV = {
-    "summary": "Mixture", "whatif": "What if?", "measured": "Measured", "curves": "Laws", "agreement": "Fit",
+    "summary": "Mixture", "whatif": "What if?", "measured": "Measured", "curves": "Laws", "worth": "Worth", "agreement": "Fit",
     "alternatives": "Alternatives", "check": "Check", "verified": "Verified", "solver": "Solver", "configuration": "Cost",
 }  # fmt: skip
 
@@ -175,7 +177,7 @@ def _sections(data: ReportData, model: Model | None) -> list[Html]:
     if data.verification is not None:
         made.append(verified(data.verification))
     if model is not None:
-        made.append(law_curves(document, model, data.proxies))
+        made += [law_curves(document, model, data.proxies), worth_section(model)]
         fit = agreement(document, model, data.proxies) if data.proxies is not None else None
         quality = quality_table(document, model)
         made.append(fit)
@@ -201,7 +203,7 @@ def _whatif(data: ReportData, model: Model) -> tuple[Html, Html]:
     text = json.dumps(payload, allow_nan=False, separators=(",", ":"))
     # Inside a script element only "<" could end it early; these escapes are the same JSON.
     text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    bands = f", with {percent(model.level, 0)} intervals over {len(model.draws.c)} draws" if model.draws else ""
+    bands = f", with {percent(model.level, 0)} intervals over {len(model.draws)} draws" if model.draws else ""
     if bands and document.decision is not None and document.decision.noise:
         bands += f" (the search's noise of {number(document.decision.noise)} nats comes on top)"
     limits = (
@@ -232,7 +234,7 @@ def whatif_data(data: ReportData, model: Model) -> dict[str, Any]:
         worst = []
     return {
         "domains": model.domains, "metrics": model.metrics, "coordinates": model.coordinates,
-        "c": model.c.tolist(), "t": model.t.tolist(), "A": model.A.tolist(),
+        **law_for_view(model.law), "A": model.A.tolist(),
         "inside": [_inside(model, k) for k in range(len(model.coordinates))],
         "weights": model.weights.tolist(), "prior": (prior / prior.sum()).tolist(), "kl": settings.kl,
         "objective": "worst_case" if settings.objective == "worst_case" else "mean",
@@ -241,9 +243,7 @@ def whatif_data(data: ReportData, model: Model) -> dict[str, Any]:
         "presets": presets, "start": presets[0]["x"],
         "reference": reference if reference in names else "uniform",
         "reach": _reach(data, model), "level": model.level,
-        "draws": None if model.draws is None else {
-            "count": len(model.draws.c), "c": _packed(model.draws.c), "t": _packed(model.draws.t),
-        },
+        "draws": draws_for_view(model.draws),
     }  # fmt: skip
 
 
@@ -281,8 +281,3 @@ def _reach(data: ReportData, model: Model) -> list[list[float]] | None:
     x = positions(columns(data.proxies, model)[0], model)
     x = x[np.isfinite(x).all(axis=1)]
     return np.stack([x.min(axis=0), x.max(axis=0)], axis=1).tolist() if len(x) else None
-
-
-def _packed(values: FloatArray) -> str:
-    # Draws are samples: float32 holds them to a thousandth of their own spread at a fifth of JSON's size.
-    return base64.b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode()

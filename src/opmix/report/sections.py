@@ -197,7 +197,7 @@ def check(document: MixtureFile) -> Html | None:
         el("h2", "Does the loss depend on the mixture alone?"),
         el("p", made.verdict, class_="lead") if made.verdict else None,
         el("p", f"Largest difference {number(made.worst, 4)} nats.", class_="caption")
-        if made.worst is not None
+        if made.worst is not None and made.twins
         else None,
         *parts,
         id="check",
@@ -207,8 +207,9 @@ def check(document: MixtureFile) -> Html | None:
 def certificate(document: MixtureFile) -> Html | None:
     """What was minimised, under what, and how near the answer is to the true optimum."""
     solver, settings = document.solver, document.settings
+    varying = "loss" if settings.fit else "exp(t·p)"
     pairs: list[tuple[str, str]] = [
-        ("Objective", f"{settings.objective.replace('_', ' ')} of exp(t·p) over eval sets"),
+        ("Objective", f"{settings.objective.replace('_', ' ')} of {varying} over eval sets"),
         ("KL weight", number(settings.kl)),
     ]
     if solver is not None:

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 
 from opmix.mixing.decision import Decision
-from opmix.report.html import Html, Scale, bar, count, duration, el, join, number, percent, scientific, span, whisker
+from opmix.mixing.paired import gain_probability
+from opmix.report.html import (
+    MINUS,
+    Html,
+    Scale,
+    bar,
+    count,
+    duration,
+    el,
+    join,
+    number,
+    percent,
+    scientific,
+    span,
+    whisker,
+)
 from opmix.results.mixture import MixtureFile
+
+SAME = 1e-6
+"""Shares that differ by less are one mixture."""
 
 
 def verdict(document: MixtureFile) -> Html:
@@ -18,9 +38,12 @@ def verdict(document: MixtureFile) -> Html:
     heading, reason = "The mixture", ""
     if decision is not None:
         keep = decision.action == "keep"
-        heading = f"Keep the {decision.reference or 'current'} mixture" if keep else "Move to the proposed mixture"
+        way = "half-way to" if recommended(document) == "halfway" else "to"
+        heading = f"Keep the {decision.reference or 'current'} mixture" if keep else f"Move {way} the proposed mixture"
         reason = _sentence(decision.reason)
-    figures = [*_confidence_figures(decision), *_cost_figures(document)]
+        if decision.direct_gain is not None:
+            reason = re.sub(r"(?<![\w.])-(?=\d)", MINUS, reason.replace("+-", "\u00b1"))
+    figures = [*_confidence_figures(decision, document.interval_level), *_cost_figures(document)]
     if not any(document.cost.flops.values() if document.cost else ()) and document.laws:
         figures += _fit_figures(document)
     return join(
@@ -30,6 +53,18 @@ def verdict(document: MixtureFile) -> Html:
             el("dl", *figures, class_="keys") if figures else None,
         ]
     )
+
+
+def recommended(document: MixtureFile) -> str:
+    """Name of the mixture that the decision says to train on: an alternative's, or a trained candidate's."""
+    decision = document.decision
+    if decision is not None and decision.action == "keep":
+        return decision.reference
+    for candidate in document.evidence.get("candidates", ()):
+        shares = candidate["mixture"]
+        if all(abs(shares.get(d, 0.0) - p) < SAME for d, p in document.mixture.items()):
+            return str(candidate["name"])
+    return "proposal"
 
 
 def _sentence(reason: str) -> str:
@@ -44,27 +79,16 @@ def _key(name: str, value: str | Html, *notes: str | Html | None) -> Html:
     return el("div", el("dt", name), el("dd", value, class_="value"), *made)
 
 
-def _confidence_figures(decision: Decision | None) -> list[Html]:
+def _confidence_figures(decision: Decision | None, level: float) -> list[Html]:
     if decision is None:
         return []
+    if decision.direct_gain is not None:
+        return _measured_figures(decision, decision.direct_gain, level)
     made = []
     if decision.gain is not None:
         against = f"against {decision.reference}" if decision.reference else "predicted"
-        better = percent(1 - math.exp(-decision.gain))
-        low_high = f"{span(decision.gain_interval, sign=True)} nats" if decision.gain_interval else None
-        width = decision.noise or 0.0
-        scale = Scale.around([decision.gain, width, -width], decision.gain_interval)
-        label = f"gain {number(decision.gain, sign=True)} nats, interval {low_high or 'unknown'}"
-        picture = whisker(decision.gain, decision.gain_interval, scale, label=label, noise=decision.noise)
         made.append(
-            _key(
-                f"Predicted gain {against}",
-                join([number(decision.gain, sign=True), el("small", " nats per token")]),
-                picture,
-                low_high,
-                f"{better} lower perplexity" if decision.gain > 0 else None,
-                _measured(decision),
-            )
+            _gain_figure(f"Predicted gain {against}", decision.gain, decision.gain_interval, decision.noise or 0.0)
         )
     if decision.probability is not None:
         asked = f"{percent(decision.confidence, 0)} was asked for" if decision.confidence is not None else None
@@ -73,7 +97,7 @@ def _confidence_figures(decision: Decision | None) -> list[Html]:
             _key(
                 "Probability that it is better",
                 percent(decision.probability, 0),
-                _meter(decision),
+                _meter(decision.probability, decision.confidence),
                 asked,
                 noise,
             )
@@ -81,16 +105,48 @@ def _confidence_figures(decision: Decision | None) -> list[Html]:
     return made
 
 
-def _measured(decision: Decision) -> str | None:
-    """The gain of a probe really trained on the optimum, where one was."""
-    if decision.direct_gain is None:
-        return None
-    error = "" if decision.direct_error is None else f", standard error {number(decision.direct_error)}"
-    return f"measured on a probe of its own: {number(decision.direct_gain, sign=True)} nats{error}"
+def _gain_figure(name: str, gain: float, interval: Sequence[float] | None, noise: float, *notes: str) -> Html:
+    better = percent(1 - math.exp(-gain))
+    low_high = f"{span(interval, sign=True)} nats" if interval else None
+    scale = Scale.around([gain, noise, -noise], interval or ())
+    label = f"gain {number(gain, sign=True)} nats, interval {low_high or 'unknown'}"
+    return _key(
+        name,
+        join([number(gain, sign=True), el("small", " nats per token")]),
+        whisker(gain, interval, scale, label=label, noise=noise),
+        low_high,
+        f"{better} lower perplexity" if gain > 0 else None,
+        *notes,
+    )
 
 
-def _meter(decision: Decision) -> Html:
-    probability, asked = decision.probability or 0.0, decision.confidence
+def _measured_figures(decision: Decision, gain: float, level: float) -> list[Html]:
+    """Gain and probability of probes really trained on both mixtures; what the law said is a note."""
+    error = math.nan if decision.direct_error is None else decision.direct_error
+    reach = NormalDist().inv_cdf((1 + level) / 2) * error
+    ends = (gain - reach, gain + reach) if math.isfinite(reach) else None
+    law = f"predicted by the law: {number(decision.gain, sign=True)} nats, {span(decision.gain_interval, sign=True)}"
+    probability = gain_probability(gain, error)
+    return [
+        _gain_figure(
+            f"Measured gain against {decision.reference}",
+            gain,
+            ends,
+            0.0,
+            f"one probe trained on each, standard error {number(error)}",
+            law,
+        ),
+        _key(
+            "Probability that it is better",
+            percent(probability, 0),
+            _meter(probability, decision.confidence) if math.isfinite(probability) else None,
+            f"{percent(decision.confidence, 0)} was asked for",
+            f"by the law alone {percent(decision.probability, 0)}",
+        ),
+    ]
+
+
+def _meter(probability: float, asked: float | None) -> Html:
     label = f"probability {percent(probability, 0)}"
     ticks = [(asked, "tick-now")] if asked is not None else []
     return bar(probability, None, Scale(0, 1), label=label, ticks=ticks)

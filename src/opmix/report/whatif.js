@@ -8,7 +8,9 @@
 
   const data = JSON.parse($("whatif-data").textContent);
   const K = data.coordinates.length, E = data.metrics.length;
-  const draws = data.draws && { c: floats(data.draws.c), t: floats(data.draws.t), count: data.draws.count };
+  const law = numerics.lawOf(data);
+  const draws = data.draws && Object.fromEntries(Object.entries(data.draws).map(([name, value]) =>
+    [name, name === "count" ? value : floats(value)]));
   const state = {
     x: data.start.slice(), locked: new Array(K).fill(false), ceilings: new Array(K).fill(1), kl: data.kl,
     objective: data.objective, best: null, metric: -1, coordinate: K - 1, span: 1,
@@ -112,8 +114,8 @@
   /* Losses at x with their draws; entry 0 is the mean. */
   function evaluate(x) {
     const p = numerics.mixture(data.A, x);
-    const point = numerics.losses(data.c, data.t, p);
-    const drawn = draws && numerics.drawnLosses(draws, p);
+    const point = law.losses(p);
+    const drawn = draws && law.drawn(draws, p);
     return { point: [mean(point), ...point], drawn };
   }
 
@@ -242,7 +244,7 @@
 
   /* ---- the live solve ---- */
   function problem() {
-    return { A: data.A, c: data.c, t: data.t, weights: data.weights, reference: data.worstReference, q: data.prior,
+    return { A: data.A, law, weights: data.weights, reference: data.worstReference, q: data.prior,
       kl: state.kl, worst: state.objective === "worst_case", ceilings: state.ceilings };
   }
 

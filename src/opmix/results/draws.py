@@ -51,7 +51,7 @@ class LawDrawsFile:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """Return the folder's file; None where there is none, or no draw of a log-linear law in it.
+        """Return the folder's file; None where there is none, or no draw in it.
 
         Raises:
             StoreError: It is damaged.
@@ -59,7 +59,10 @@ class LawDrawsFile:
         path = folder / NAME
         if not path.is_file():
             return None
-        draws = typed(cls, read_json(path), path)
+        content = read_json(path)
+        if isinstance(content, dict) and "kind" in content:
+            return cls._other(content, path)
+        draws = typed(cls, content, path)
         if not draws.c:
             return None
         count, metrics, domains = len(draws.c), len(draws.metrics), len(draws.domains)
@@ -72,3 +75,19 @@ class LawDrawsFile:
                 "run the command again to rewrite it"
             )
         return draws
+
+    @classmethod
+    def _other(cls, content: Mapping[str, Any], path: Path) -> Self:
+        """Draws of another law: `base` and `b` (B, E), `worth` (B, E, D), `rho` (B,)."""
+        metrics, domains = tuple(content.get("metrics") or ()), tuple(content.get("domains") or ())
+        try:
+            base, b, worth, rho = (np.array(content[key], float) for key in ("base", "b", "worth", "rho"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{path}: damaged: {error}; run the command again to rewrite it") from error
+        size = (len(rho), len(metrics))
+        if base.shape != size or b.shape != size or worth.shape != (*size, len(domains)):
+            raise StoreError(
+                f"{path}: damaged: base, b and worth are not {len(rho)} draws of {len(metrics)} metrics and "
+                f"{len(domains)} domains; run the command again to rewrite it"
+            )
+        return cls(metrics=metrics, domains=domains, other=content)

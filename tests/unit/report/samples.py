@@ -11,6 +11,16 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
+from opmix.methods.op_mix import OpMix
+from opmix.methods.trained_probes import Looks
+from opmix.mixing.decision import DecisionSettings
+from opmix.mixing.mixture import Mixture
+from opmix.mixing.solver import SolveSettings
+from opmix.protocols.mixing_method import DecisionProblem
+from opmix.results.draws import LawDrawsFile
+from opmix.results.mixture import CheckEntry, MixtureFile
+from opmix.testing import FakeContext, log_linear_surface
+
 NOISE = 0.004
 PILE = (
     "arxiv", "books3", "cc", "dm_mathematics", "enron_emails", "europarl", "freelaw", "github", "gutenberg",
@@ -286,6 +296,46 @@ def large_world(size: int = 64) -> World:
     """As many domains and eval sets as the report promises to stand."""
     names = tuple(f"domain_{i:02d}" for i in range(size))
     return make_world(names, names, current=dict.fromkeys(names, 1 / size), strength=3.0, seed=11)
+
+
+def write_trained(folder: Path, domains: tuple[str, ...] = ("web", "code", "math")) -> Path:
+    """What a search with the law in effective tokens writes, on a known world in which the last domain has to repeat itself."""
+    size, stage = len(domains), 32_000
+    rng = np.random.default_rng(1)
+    worth = rng.uniform(0.0, 0.3, (size, size)) + np.diag(rng.uniform(3.0, 12.0, size))
+    base, b = rng.uniform(2.0, 3.0, size), rng.uniform(0.1, 0.3, size)
+
+    def course(tokens: np.ndarray) -> np.ndarray:
+        return base - b * np.log1p((tokens / 6400) ** 0.7 @ worth.T)
+
+    problem = DecisionProblem(
+        domains=domains,
+        old=Mixture.of({d: 0.8 if i == 0 else 0.2 / (size - 1) for i, d in enumerate(domains)}),
+        budget_tokens=stage,
+        available_tokens={d: stage // 50 if d == domains[-1] else 10 * stage for d in domains},
+    )
+    fake = FakeContext(
+        stage=problem,
+        surface=log_linear_surface([[0.0] * size] * size),
+        course=course,
+        settings=SolveSettings(kl=0.01),
+        rule=DecisionSettings(draws=20),
+        noise=0.02,
+    )
+    found = OpMix(law="effective_tokens", schedule=Looks(steps=64)).propose(fake)
+    file = MixtureFile.of(
+        "search",
+        found.fit,
+        found.verdict,
+        check=CheckEntry.of(found.check),
+        baseline=dict(found.baseline),
+        evidence=found.evidence,
+    )
+    (folder / "tables").mkdir(parents=True)
+    file.write(folder)
+    LawDrawsFile.of(found.verdict.draws).write(folder)
+    found.table.write(folder / "tables" / "proxies.csv")
+    return folder
 
 
 def write_all(root: Path) -> dict[str, Path]:

@@ -132,7 +132,10 @@ def test_what_was_measured_reaches_the_page_as_a_number(edited):
         document["decision"] |= {"direct_gain": 0.0123, "direct_error": 0.004}
 
     page = write_report(edited(measured)).read_text()
-    assert "measured on a probe of its own: +0.012 nats, standard error 0.004" in page
+    assert "Measured gain against" in page
+    assert "+0.012" in page
+    assert "one probe trained on each, standard error 0.004" in page
+    assert "predicted by the law: +" in page
     assert "measured on a probe" not in write_report(edited(lambda document: None)).read_text()
 
 
