@@ -83,7 +83,7 @@ class SolveConfig:
     objective: Literal["mean", "weighted", "worst_case"] = "mean"
     weights: dict[str, NotNegative] = field(default_factory=dict)
     kl: NotNegative | None = None
-    """None: 0.05 nats (paper's code) with the log-linear law; none with effective tokens, whose optimum lies inside by itself."""
+    """None: 0.05 nats (paper's code) with the log-linear law; a tenth of the foretold spread with effective tokens."""
     prior: Literal["uniform", "current", "size"] | dict[str, float] = "uniform"
     """`uniform`: over what can be varied (old data counts as one); or shares by domain."""
     floors: dict[str, Share] = field(default_factory=dict)

@@ -16,7 +16,7 @@ import numpy as np
 
 from opmix.config import LawName, SearchConfig
 from opmix.methods.adaptive import AdaptiveSchedule, Schedule, SearchOutcome, WholeRun
-from opmix.methods.trained_probes import Looks, best_measured, evidence
+from opmix.methods.trained_probes import DISCREPANCY, Looks, best_measured, evidence, relative_kl
 from opmix.methods.trained_probes import fit_law as fit_tokens
 from opmix.mixing.decision import DecisionSettings, confirm, decide
 from opmix.mixing.design import StageDesign, design_stage, interference, new_domains
@@ -42,6 +42,9 @@ class OpMix:
     law: LawName = "log_linear"
     """`log_linear` on interpolated proxies, as the paper has it; `effective_tokens` on the trained probes alone."""
     discrepancy: Discrepancy = field(default_factory=Discrepancy)
+    """Between what probes foretell and what the stage gives; of effective tokens."""
+    given_kl: bool = True
+    """Whether the settings name a weight of the KL term; else the law in effective tokens has its own."""
     verify: bool = True
     """Whether a move must be confirmed by a probe trained on it."""
     schedule: Schedule = field(default_factory=WholeRun)
@@ -65,6 +68,8 @@ class OpMix:
             num_points=proxies.count,
             huber_delta=config.huber_delta,
             law=config.chosen_law,
+            discrepancy=DISCREPANCY[config.probes.kind],
+            given_kl=config.solve.kl is not None,
             verify=config.decision.verify,
             schedule=Looks(steps=probes.steps) if config.chosen_law == "effective_tokens" else schedule,
         )
@@ -121,7 +126,9 @@ class OpMix:
         nothing = InterferenceCheck(twins=(), corrected=False, variation=0.0).json(design, found.table.metrics, 0.0)
         check = {**nothing, "verdict": "Nothing is interpolated: the law is fitted to trained probes alone."}
         noise = found.noise(rule.draws, rule.seed + 1)
-        return decided(context, design, found.last, found.table, fit, noise, structural=0.0, check=check)
+        settings = context.solve_settings(found.last.baseline, found.table.metrics)
+        kl = None if self.given_kl else relative_kl(fit, design, settings)
+        return decided(context, design, found.last, found.table, fit, noise, structural=0.0, check=check, kl=kl)
 
     def fit(self, table: ProxyTable, *, with_interference: bool) -> LawFit:
         """One law per evaluation set; with a term for interference where that predicts left-out points better."""
@@ -152,11 +159,13 @@ def decided(
     *,
     structural: float,
     check: Mapping[str, Any],
+    kl: float | None = None,
 ) -> SearchOutcome:
     """Solve, score the alternatives, keep or move (paper, section 3, step 5; section 5 of docs/method.md)."""
     problem = context.stage
     baseline = dict(zip(table.metrics, map(float, simulated.baseline), strict=True))
     settings = context.solve_settings(simulated.baseline, table.metrics)
+    settings = settings if kl is None else replace(settings, kl=kl)
     candidates = problem.candidates(settings.prior)
     verdict = decide(
         fit,

@@ -19,6 +19,7 @@ from opmix.mixing.effective_tokens_fit import Discrepancy, EffectiveTokensFit, f
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.paired import loss_difference_error, objective_error, objective_values
 from opmix.mixing.posterior import resampling_noise
+from opmix.mixing.solver import SolveSettings
 from opmix.mixing.table import ProxyTable
 from opmix.protocols.mixing_method import FULL, DecisionProblem, Fidelity, LawProposal, MethodContext, Simulation
 
@@ -26,6 +27,15 @@ LOOKS = (4, 2)
 """Probes are also evaluated after a fourth and a half of their steps."""
 FEWEST_STEPS = 4
 """Of a look: fewer tell of the optimizer's start rather than of the data."""
+RELATIVE_KL = 0.1
+"""Weight of KL(p || prior), as a share of the spread of the objective that the law foretells between the probes: without one, optima for
+targets ran into corners (measured; docs/evidence.md, the race of predictors)."""
+DISCREPANCY = {
+    "lora": Discrepancy(3.7, 0.55),
+    "lora+embeddings": Discrepancy(3.7, 0.55),
+    "full": Discrepancy(0.85, 0.88),
+}
+"""What a nat that probes foretell comes to in the stage (measured on the choosing cells of the race; of `lora+embeddings` assumed)."""
 SAME = 1e-3
 """Shares that differ by less are one mixture."""
 
@@ -107,6 +117,11 @@ def fit_law(found: Evidence, problem: DecisionProblem, discrepancy: Discrepancy)
         unique_tokens=problem.available_tokens,
         discrepancy=discrepancy,
     )
+
+
+def relative_kl(fit: EffectiveTokensFit, design: StageDesign, settings: SolveSettings) -> float:
+    """Weight of the KL term, nats."""
+    return RELATIVE_KL * float(np.ptp(objective_values(fit.law.predict(design.probes.R), settings)))
 
 
 def best_measured(context: MethodContext, outcome: SearchOutcome) -> LawProposal:
