@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,12 +167,16 @@ def _check_constraints(context: SearchContext, known: Mapping[str, Size], findin
     """Solve a flat problem, as the search itself does before it trains; here with estimated tokens."""
     names = context.names
     available = {n: t for n, t in context.stage.available_tokens.items() if n in known}
+    metrics = [*names, *context.config.targets]
+    settings = replace(
+        context.solve_settings(np.zeros(len(metrics)), metrics), objective="mean", omega=None, reference=None
+    )
 
     def attempt(slack: float) -> None:
         solve(
             LogLinearLaw.flat(names),
             coordinates=coordinates_of(names, context.old, context.config.new_domains),
-            settings=context.solve_settings(np.zeros(len(names)), names),
+            settings=settings,
             constraints=context.config.constraints(available={n: round(t * slack) for n, t in available.items()}),
         )
 
