@@ -15,7 +15,7 @@ import numpy as np
 
 from opmix.data import ChatRows, prepare_domain
 from opmix.domain import ChatOptions, Domain, Source
-from opmix.models import load_model, load_tokenizer, model_shape
+from opmix.models.load import load_model, load_tokenizer, model_shape
 from opmix.training.settings import DEMONSTRATION
 
 

@@ -22,9 +22,9 @@ from predictor_cells import BATCH, Cell
 from predictor_texts import LENGTH
 from transformers import LlamaForCausalLM, TrainerCallback
 
-from opmix import scratch
 from opmix.mixing.design import StageDesign, design_stage
 from opmix.mixing.mixture import InterpolationWeights, Mixture
+from opmix.models import from_scratch as scratch
 from opmix.probes.adapters import DeltaSet
 from opmix.probes.evaluation import HeldOut
 from opmix.probes.interpolation import make_proxies

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from opmix import scratch
 from opmix.data import PackedSequences, prepare_domain
 from opmix.demo.texts import SOURCES as PACKAGED
 from opmix.domain import Domain, Source
+from opmix.models import from_scratch as scratch
 from opmix.probes.evaluation import HeldOut
 from opmix.probes.held_out import held_out
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from opmix.methods.trees import BoostedTrees
+from opmix.methods.swarm.trees import BoostedTrees
 from opmix.mixing.law import fit_law, rank_correlation
 from opmix.mixing.swarm import read_swarm
 from opmix.mixing.table import ProxyTable

@@ -16,7 +16,7 @@ from opmix.lifecycle.config import LifecycleConfig, load_lifecycle
 from opmix.lifecycle.life import LifeResult, run_life
 from opmix.mixture_search.search import SearchResult, run_search
 from opmix.progress import Progress
-from opmix.strict import validated
+from opmix.settings.loading import validated
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,13 +67,17 @@ def search(
         "old_mixture": old_mixture,
         **settings,
     }
-    from opmix.display import shown
+    from opmix.progress.display import shown
 
     with shown(progress) as display:
         return run_search(
-            parse_config(content), model=None if named is model else model, tokenizer=tokenizer, out=None if out is None else Path(out),
-            make_trainer=make_trainer, progress=display,
-        )  # fmt: skip
+            parse_config(content),
+            model=None if named is model else model,
+            tokenizer=tokenizer,
+            out=None if out is None else Path(out),
+            make_trainer=make_trainer,
+            progress=display,
+        )
 
 
 def run(
@@ -102,7 +106,7 @@ def run(
         config, base = validated(LifecycleConfig, lifecycle), Path.cwd()
     else:
         config, base = load_lifecycle(Path(lifecycle)), Path(lifecycle).parent.resolve()
-    from opmix.display import shown
+    from opmix.progress.display import shown
 
     with shown(progress) as display:
         return run_life(config, out=Path(out), base=base, redo=redo, make_trainer=make_trainer, progress=display)
@@ -136,7 +140,7 @@ def compare(
         config, base = validated(CompareConfig, comparison), Path.cwd()
     else:
         config, base = load_compare(Path(comparison)), Path(comparison).parent.resolve()
-    from opmix.display import shown
+    from opmix.progress.display import shown
 
     with shown(progress) as display:
         return run_compare(

@@ -17,7 +17,7 @@ from opmix.mixing.design import coordinates_of
 from opmix.mixing.mixture import Mixture
 from opmix.probes.settings import ProbeSettings, ProxySettings
 from opmix.settings import Count, Given, NotNegative, Positive, Share, changed, settings
-from opmix.strict import nearest, read_yaml, validated
+from opmix.settings.loading import nearest, read_yaml, validated
 from opmix.target import LOSS_LIMIT, Targets, target_problems
 from opmix.training.arguments import TrainerArguments
 from opmix.training.settings import DistillationSettings, ObjectiveName
@@ -102,7 +102,8 @@ class SolveConfig:
         for key in _BY_METRIC:
             for name in _names(getattr(self, key)):
                 if name not in metrics:
-                    yield f"solve.{key}.{name}: unknown {'domain or target' if targets else 'domain'}{nearest(name, metrics)}"
+                    what = "domain or target" if targets else "domain"
+                    yield f"solve.{key}.{name}: unknown {what}{nearest(name, metrics)}"
         named: list[tuple[str, Sequence[str]]] = [(key, list(getattr(self, key))) for key in _BY_DOMAIN]
         named += [(f"groups.{name}", group.domains) for name, group in self.groups.items()]
         named.append(("prior", list(self.prior) if isinstance(self.prior, Mapping) else []))

@@ -158,7 +158,8 @@ class Domain:
         problems = []
         if self.name and not _NAME.fullmatch(self.name):
             problems.append(
-                f"domain name {self.name!r}: expected 1-80 letters, digits, '_', '-' or '.', starting with a letter or digit"
+                f"domain name {self.name!r}: expected 1-80 letters, digits, '_', '-' or '.', starting with a letter or "
+                "digit"
             )
         if self.max_epochs is not None and not self.max_epochs > 0:
             problems.append(f"domain {self.name!r}: max_epochs is {self.max_epochs}; expected a positive number")

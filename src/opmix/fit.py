@@ -30,7 +30,7 @@ from opmix.results.mixture import MixtureFile
 from opmix.results.timing import TimingFile
 from opmix.runs.files import write_text
 from opmix.runs.store import RunStore
-from opmix.strict import nearest
+from opmix.settings.loading import nearest
 from opmix.trackers import METRIC_PREFIX, RATIO_PREFIX, read_tracked
 
 
@@ -151,6 +151,7 @@ def fit_runs(
         objective=objective, omega=_omega(objective, weights, table.metrics), reference=at_prior, kl=kl, prior=chosen
     )
     clock.append(time.perf_counter())
+    best = int(table.losses.mean(axis=1).argmin())
     with progress.task("intervals and decision", 0):
         verdict = decide(
             fit,
@@ -160,9 +161,7 @@ def fit_runs(
             settings=settings,
             constraints=_limited(constraints or Constraints(), table.metrics, at_prior, loss_limits or {}),
             decision=decision,
-            notes={
-                "best run": f"run {table.points[int(table.losses.mean(axis=1).argmin())]!r}, lowest mean loss of the swarm"
-            },
+            notes={"best run": f"run {table.points[best]!r}, lowest mean loss of the swarm"},
         )
     clock.append(time.perf_counter())
     seconds = dict(zip(("read", "fit", "solve_and_decide"), np.diff(clock), strict=True))
@@ -197,7 +196,8 @@ def _limited(
         base = float(at_prior[metrics.index(name)])
         if not 0 <= most < math.inf or base <= 0:
             raise ConfigError(
-                f"--limit {name}: {most:g} percent of {base:.4g} at the prior; expected a percentage >= 0 of a positive loss"
+                f"--limit {name}: {most:g} percent of {base:.4g} at the prior; expected a percentage >= 0 of a "
+                "positive loss"
             )
         limits[name] = base * (1 + most / 100)
         labels[name] = f"loss limit: {name} <= {limits[name]:.4g} ({most:g} % above the prior's {base:.4g})"

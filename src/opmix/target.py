@@ -57,8 +57,15 @@ class Target:
         """
         valid = self.valid
         made = Domain(
-            name=name, train=valid, valid=valid, test=self.test, holdout=_HOLDOUT, kind=self.kind, bos=self.bos, chat=self.chat
-        )  # fmt: skip
+            name=name,
+            train=valid,
+            valid=valid,
+            test=self.test,
+            holdout=_HOLDOUT,
+            kind=self.kind,
+            bos=self.bos,
+            chat=self.chat,
+        )
         return made.located(base, template)
 
 
@@ -78,7 +85,8 @@ def target_problems(
         if name in domains:
             yield f"targets.{name}: is a domain's name too; expected a name of its own: rename the target"
         if target.test is not None and target.test == target.valid:
-            yield f"targets.{name}.test: the same text as valid, which chooses the mixture; give other text, or remove it to split it off"
+            same = "the same text as valid, which chooses the mixture"
+            yield f"targets.{name}.test: {same}; give other text, or remove it to split it off"
     if targets and not objective_weights(targets, weights, [*domains, *targets]).any():
         yield "targets: all weights are 0; expected one above 0 (`weight` of a target, or solve.weights)"
 

@@ -11,7 +11,7 @@ import yaml
 import opmix
 from opmix.config import load_config
 from opmix.errors import ConfigError, DataError, InfeasibleError, ModelError, StoreError, TrainingError
-from opmix.models import model_fingerprint
+from opmix.models.load import model_fingerprint
 from opmix.runs.store import RunStore
 from opmix.testing import tiny_adapter, tiny_model, tiny_tokenizer, write_toy_domains
 

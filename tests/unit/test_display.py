@@ -2,9 +2,9 @@
 
 import pytest
 
-from opmix.display import Display, shown
 from opmix.errors import ConfigError
 from opmix.progress import Silent
+from opmix.progress.display import Display, shown
 
 
 def test_auto_is_silent_where_nobody_looks(capsys):

@@ -7,8 +7,9 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, BertConfig, BertForMaskedLM, LlamaModel
 
-from opmix import model_files, models
 from opmix.errors import ModelError
+from opmix.models import files as model_files
+from opmix.models import models
 from opmix.probes.settings import reach_notes
 from opmix.testing import ARCHITECTURES, tiny_adapter, tiny_model, tiny_tokenizer
 

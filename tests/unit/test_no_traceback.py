@@ -16,7 +16,7 @@ from opmix.config import SearchConfig, parse_config
 from opmix.domain import located
 from opmix.errors import ConfigError, OpMixError
 from opmix.lifecycle.config import LifecycleConfig, StageConfig
-from opmix.strict import validated
+from opmix.settings.loading import validated
 from opmix.testing import tiny_model, tiny_tokenizer, write_toy_domains
 
 runner = CliRunner()

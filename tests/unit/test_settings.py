@@ -11,7 +11,7 @@ from opmix.errors import ConfigError
 from opmix.lifecycle.config import LifecycleConfig, StageConfig, checked_trainers
 from opmix.probes.settings import ProbeSettings
 from opmix.settings import Given, as_json, changed, keys_of, overlaid
-from opmix.strict import apply_override, parsed_yaml, read_yaml, validated
+from opmix.settings.loading import apply_override, parsed_yaml, read_yaml, validated
 from opmix.training.arguments import checked_arguments, given_arguments, typed_arguments
 
 SEARCH = {"model": "m", "domains": {"web": "w.txt", "code": {"train": ["a", "b"]}}, "budget": 1000}

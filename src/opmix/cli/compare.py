@@ -50,8 +50,8 @@ def methods(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
 ) -> None:
     """List every method that `opmix compare` knows, with a line each."""
-    from opmix.display import terminal
-    from opmix.methods.catalogue import ENTRIES
+    from opmix.methods.registry import ENTRIES
+    from opmix.progress.display import terminal
 
     if as_json:
         rows = [{k: getattr(e, k) for k in ("name", "title", "family", "line", "paper")} for e in ENTRIES]
@@ -73,7 +73,7 @@ def methods(
 
 def show(content: Mapping[str, Any], folder: Path) -> None:
     """One row an entrant, best first."""
-    from opmix.display import terminal
+    from opmix.progress.display import terminal
 
     reference = content["reference"]
     table = Table(

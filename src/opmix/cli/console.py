@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from opmix.display import Display, terminal
+from opmix.progress.display import Display, terminal
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -70,8 +70,8 @@ def show_discovery(result: Discovery, *, index_only: bool) -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    from opmix.display import terminal
-    from opmix.setup.render import count
+    from opmix.progress.display import terminal
+    from opmix.scaffold.render import count
 
     console = terminal()
     total = sum(domain.text_bytes for domain in result.domains)

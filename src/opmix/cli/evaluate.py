@@ -76,7 +76,7 @@ def evaluate(
 
 
 def _show(paths: Sequence[str], scores: Sequence[Sequence[TaskScore]], found: Sequence[Difference]) -> None:
-    from opmix.display import terminal
+    from opmix.progress.display import terminal
 
     console = terminal()
     for path, many in zip(paths, scores, strict=True):

@@ -69,7 +69,7 @@ def export(
 
 def _write(result: Export, out: Path | None) -> None:
 
-    from opmix.display import terminal
+    from opmix.progress.display import terminal
 
     console = terminal(stderr=True)
     missing = [] if out else [f"{name} belongs beside it; --out FILE writes both" for name in result.companions]
@@ -96,8 +96,8 @@ def _write(result: Export, out: Path | None) -> None:
 def _show_list() -> None:
     from rich.table import Table
 
-    from opmix.display import terminal
     from opmix.exporters import EXPORTERS
+    from opmix.progress.display import terminal
 
     table = Table("--to", "trainer", "unit", "what it cannot express")
     for exporter in EXPORTERS.values():

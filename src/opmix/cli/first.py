@@ -12,7 +12,8 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from opmix.setup import Check, FirstConfig, Validation
+    from opmix.preflight import Check, Validation
+    from opmix.scaffold import FirstConfig
 
 FIRST_SCREEN = """\
 opmix: in what proportions should you mix your data for the next stretch of
@@ -71,7 +72,7 @@ def init(
         raise ConfigError(f"--tokens: {tokens:g}; expected a positive number of tokens, such as 2e9")
 
     from opmix.cli.console import Display
-    from opmix.setup import first_config
+    from opmix.scaffold import first_config
 
     with Display() as display:
         result = first_config(
@@ -89,7 +90,7 @@ def validate(
 ) -> None:
     """Check a configuration without training: settings, files, fields, constraints, model, and what it will cost."""
     from opmix.cli.console import Display, quiet_libraries
-    from opmix.setup import validate as check
+    from opmix.preflight import validate as check
 
     quiet_libraries()
     with Display(silent=as_json) as display:
@@ -110,7 +111,7 @@ def doctor(
 ) -> None:
     """Look at versions, devices, memory, disk, threads and the model hub: each line ok, warn or fail, with a remedy."""
     from opmix.cli.console import Display
-    from opmix.setup import examine, failed
+    from opmix.preflight import examine, failed
 
     with Display(silent=as_json) as display:
         checks = examine(config, progress=display)
@@ -126,7 +127,7 @@ def show_checks(checks: Sequence[Check]) -> None:
     """One line a check, its remedy below it where there is something to do."""
     from rich.text import Text
 
-    from opmix.display import terminal
+    from opmix.progress.display import terminal
 
     console = terminal()
     width = max((len(check.name) for check in checks), default=0)
@@ -141,8 +142,8 @@ def show_validation(result: Validation) -> None:
     """Domains, checks and cost."""
     from rich.table import Table
 
-    from opmix.display import terminal
-    from opmix.setup.render import count
+    from opmix.progress.display import terminal
+    from opmix.scaffold.render import count
 
     console = terminal()
     if result.sizes:
@@ -178,8 +179,8 @@ def show_first_config(result: FirstConfig) -> None:
     """What was found and what to do next."""
     from rich.table import Table
 
-    from opmix.display import terminal
-    from opmix.setup.render import count
+    from opmix.progress.display import terminal
+    from opmix.scaffold.render import count
 
     console = terminal()
     table = Table("domain", "documents", "tokens", "held out", "from", title="Domains (tokens are estimates)")

@@ -89,7 +89,7 @@ def _logged(error: Exception) -> str:
 
 
 def _say(sentence: str) -> None:
-    from opmix.display import terminal
+    from opmix.progress.display import terminal
 
     stopped = sentence == STOPPED
     shown = sentence.encode(errors="backslashreplace").decode()

@@ -57,8 +57,8 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
 ) -> None:
     """What of a run is done, stale (and why) or left; tokens, FLOPs and time spent, and an estimate of the rest."""
-    from opmix.display import terminal
     from opmix.domain import user_path
+    from opmix.progress.display import terminal
 
     look = _looker(user_path(folder), config)
     found = look()
@@ -99,7 +99,7 @@ def _looker(folder: Path, config: Path | None) -> Callable[[], RunStatus]:
 
 def show_life(content: Mapping[str, Any], folder: Path) -> None:
     """One table per stage, then where things are."""
-    from opmix.display import terminal
+    from opmix.progress.display import terminal
 
     console = terminal()
     for seed, life in content["seeds"].items():

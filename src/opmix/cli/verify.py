@@ -49,7 +49,7 @@ def show_verification(made: Verification, run: Path) -> None:
     """Tables and sentences on standard output."""
     from rich.table import Table
 
-    from opmix.display import terminal
+    from opmix.progress.display import terminal
 
     console = terminal()
     heads = ("eval set", "trained on it", "interpolated", "by the law", "trained - interpolated", "KL")

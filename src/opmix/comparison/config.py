@@ -14,9 +14,9 @@ from pydantic import Field
 
 from opmix.errors import ConfigError
 from opmix.lifecycle.config import LifecycleConfig, Named, StageConfig, checked_trainers
-from opmix.methods.catalogue import METHODS, Entry, entry_of
+from opmix.methods.registry import METHODS, Entry, entry_of
 from opmix.settings import Given, PartOf, changed, inline, keys_of, overlaid, settings
-from opmix.strict import nearest, read_yaml, under, validated
+from opmix.settings.loading import nearest, read_yaml, under, validated
 from opmix.training.arguments import typed_arguments
 
 _NOT_THEIRS = ("name", "domains", "add", "drop", "tokens", "mixture")
@@ -63,7 +63,8 @@ class CompareConfig:
         problems = [*self._method_problems(), *self._stage_problems()]
         if self.life.search.targets:
             problems.append(
-                "targets: methods are compared on the domains alone so far; remove it, or use `opmix search` or `opmix run`"
+                "targets: methods are compared on the domains alone so far; remove it, or use `opmix search` or `opmix "
+                "run`"
             )
         if self.reference is not None and self.reference not in self.methods:
             problems.append(f"reference: unknown entrant{nearest(self.reference, list(self.methods))}")
@@ -118,11 +119,13 @@ class CompareConfig:
         for name, entrant in self.methods.items():
             method = entrant.method or name
             if method not in METHODS:
-                yield f"methods.{name}: {method!r} is no method{nearest(method, list(METHODS))}; `opmix methods` lists them"
+                near = nearest(method, list(METHODS))
+                yield f"methods.{name}: {method!r} is no method{near}; `opmix methods` lists them"
                 continue
             if METHODS[method].own_search and entrant.settings:
                 given = ", ".join(entrant.settings)
-                yield f"methods.{name}.{given}: no such setting; what a search does is set by `stage: {{probes: ..., proxies: ...}}`"
+                where = f"methods.{name}.{given}"
+                yield f"{where}: no such setting; what a search does is set by `stage: {{probes: ..., proxies: ...}}`"
                 continue
             try:
                 self.method(name)

@@ -17,7 +17,7 @@ from opmix.lifecycle.search_decider import SearchDecider
 from opmix.lifecycle.segment_training import SegmentTraining, train_plainly
 from opmix.lifecycle.stage_folder import StageFolder
 from opmix.lifecycle.stages import Segment
-from opmix.methods.catalogue import Entry
+from opmix.methods.registry import Entry
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.trial_runner import TrialRunner
 from opmix.protocols.mixing_method import Proposal

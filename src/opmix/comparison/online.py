@@ -15,11 +15,11 @@ from opmix.mixture_search.trial_runner import TrialRunner, stints_json
 from opmix.probes.evaluation import HeldOut, evaluate
 from opmix.probes.held_out import held_out
 from opmix.protocols.mixing_method import Proposal
-from opmix.protocols.online_mixer import OnlineMixer, State, Stint
-from opmix.training.matched import TrainingPlan
+from opmix.protocols.online_mixer import MixerSegment, OnlineMixer, State
 from opmix.training.objectives import Usage
 from opmix.training.online import OnlineRun, train_online
-from opmix.training.senses import Senses
+from opmix.training.plan import TrainingPlan
+from opmix.training.signals import SignalSources
 
 
 def first_stint(mixer: OnlineMixer, trials: TrialRunner, steps: int) -> Proposal:
@@ -61,13 +61,13 @@ class OnlineTraining:
 
         return at.step("train", segment.start, TrainingRecord, work, intact=lambda: at.trained(segment)), plan
 
-    def _first(self, segment: Segment) -> tuple[State, Stint]:
+    def _first(self, segment: Segment) -> tuple[State, MixerSegment]:
         decided = self.at.recorded("search", segment, StageDecision)
         assert decided is not None  # a stage is decided before it is trained
         assert decided.evidence is not None
-        return decided.evidence["state"], Stint(Mixture.of(decided.mixture), int(decided.evidence["steps"]))
+        return decided.evidence["state"], MixerSegment(Mixture.of(decided.mixture), int(decided.evidence["steps"]))
 
-    def _run(self, start: tuple[State, Stint]) -> OnlineRun:
+    def _run(self, start: tuple[State, MixerSegment]) -> OnlineRun:
         at, stage, names = self.at, self.at.stage, start[1].mixture.names
         return OnlineRun(
             mixer=self.mixer,
@@ -83,10 +83,10 @@ class OnlineTraining:
             previous=first_plan(at, names),
         )
 
-    def _senses(self, names: tuple[str, ...]) -> Senses:
+    def _senses(self, names: tuple[str, ...]) -> SignalSources:
         valid = self.at.data.only(names).rows("valid")
         sets = [self._held_out(n, rows) for n, rows in valid.items()]
-        return Senses(
+        return SignalSources(
             evaluate=lambda model: evaluate(model, sets).losses[0],
             held_out=valid,
             evaluate_tokens=float(sum(h.input_ids.size for h in sets)),

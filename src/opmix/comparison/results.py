@@ -26,10 +26,15 @@ def compare_json(config: CompareConfig, lives: Lives) -> dict[str, Any]:
     for name, by_seed in lives.items():
         entry = config.entry(name)
         entrants[name] = {
-            "method": entry.name, "title": entry.title, "family": entry.family, "line": entry.line, "paper": entry.paper,
-            "settings": {**entry.settings, **config.methods[name].settings}, "stage": dict(config.methods[name].stage),
+            "method": entry.name,
+            "title": entry.title,
+            "family": entry.family,
+            "line": entry.line,
+            "paper": entry.paper,
+            "settings": {**entry.settings, **config.methods[name].settings},
+            "stage": dict(config.methods[name].stage),
             "seeds": {str(seed): _life(config, stages) for seed, stages in by_seed.items()},
-        }  # fmt: skip
+        }
     names = [stage.name for stage in config.life.stages]
     return plain(
         {
@@ -69,7 +74,7 @@ def _life(config: CompareConfig, stages: Sequence[Mapping[str, Any]]) -> dict[st
             }
             for what in ("tokens", "flops")
         },
-    }  # fmt: skip
+    }
 
 
 def forgetting(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -117,7 +122,8 @@ def _row(reference: str, name: str, entrants: Mapping[str, Any]) -> dict[str, An
     """One entrant over its seeds: means, deviations, and differences to the reference, paired by seed."""
     lives = entrants[name]["seeds"]
     row: dict[str, Any] = {
-        "entrant": name, "seeds": len(lives),
+        "entrant": name,
+        "seeds": len(lives),
         "mean_loss": spread([life["mean_loss"] for life in lives.values()]),
         "perplexity": spread([math.exp(life["mean_loss"]) for life in lives.values()]),
         "forgetting": spread([fmean(life["forgetting"].values() or [math.nan]) for life in lives.values()]),
@@ -126,7 +132,7 @@ def _row(reference: str, name: str, entrants: Mapping[str, Any]) -> dict[str, An
         "training_flops": spread([life["cost"]["flops"]["training"] for life in lives.values()]),
         "total_flops": spread([sum(life["cost"]["flops"].values()) for life in lives.values()]),
         "tokens": spread([life["cost"]["tokens"]["training"] for life in lives.values()]),
-    }  # fmt: skip
+    }
     others = entrants.get(reference, {"seeds": {}})["seeds"]
     paired = [seed for seed in lives if seed in others]
     if name != reference and paired:
@@ -142,22 +148,47 @@ def _place(row: Mapping[str, Any]) -> tuple[float, float]:
 def write_compare(folder: Path, content: Mapping[str, Any], spent: Mapping[str, Any]) -> None:
     """`compare.json`, `spent.json`, `tables/compare.csv` (a row an entrant), `tables/domains.csv` (per entrant, seed and domain)."""
     write_comparison(folder, content, spent)
-    header = ["entrant", "seeds", "mean_loss", "sd", "difference", "difference_sd", "forgetting", "worst_forgetting", "search_flops",
-              "training_flops", "total_flops"]  # fmt: skip
+    header = [
+        "entrant",
+        "seeds",
+        "mean_loss",
+        "sd",
+        "difference",
+        "difference_sd",
+        "forgetting",
+        "worst_forgetting",
+        "search_flops",
+        "training_flops",
+        "total_flops",
+    ]
     rows = []
     for row in content["table"]:
         difference = row.get("difference", {})
-        rows.append([
-            row["entrant"], row["seeds"], row["mean_loss"]["mean"], row["mean_loss"]["sd"], difference.get("mean", ""),
-            difference.get("sd", ""), *(row[k]["mean"] for k in header[6:]),
-        ])  # fmt: skip
+        rows.append(
+            [
+                row["entrant"],
+                row["seeds"],
+                row["mean_loss"]["mean"],
+                row["mean_loss"]["sd"],
+                difference.get("mean", ""),
+                difference.get("sd", ""),
+                *(row[k]["mean"] for k in header[6:]),
+            ]
+        )
     write_text(folder / "tables" / "compare.csv", csv_text(header, rows))
     domains = [
-        [name, seed, domain, loss, life["errors"][domain], life["stages"][-1]["mixture"].get(domain, 0.0),
-         life["forgetting"].get(domain, "")]
+        [
+            name,
+            seed,
+            domain,
+            loss,
+            life["errors"][domain],
+            life["stages"][-1]["mixture"].get(domain, 0.0),
+            life["forgetting"].get(domain, ""),
+        ]
         for name, entrant in content["entrants"].items()
         for seed, life in entrant["seeds"].items()
         for domain, loss in life["losses"].items()
-    ]  # fmt: skip
+    ]
     columns = ["entrant", "seed", "domain", "test_loss", "test_error", "share", "forgetting"]
     write_text(folder / "tables" / "domains.csv", csv_text(columns, domains))

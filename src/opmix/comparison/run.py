@@ -121,9 +121,14 @@ def _raced(config: CompareConfig, shared: LifeRuntime, entrants: list[_Entrant],
                 continue
             later = resolve(entrant.runtime.life, entrant.runtime.facts.stages)[config.contested :]
             own, _ = live_stages(
-                entrant.runtime, seed, later, entrant.chains[seed], state, home=home_of(seed, entrant.name),
+                entrant.runtime,
+                seed,
+                later,
+                entrant.chains[seed],
+                state,
+                home=home_of(seed, entrant.name),
                 contender=Contender(config.entry(entrant.name), config.method(entrant.name)),
-            )  # fmt: skip
+            )
             outcomes[entrant.name][seed] = [*before, *own]
             lives = {n: found for n, found in outcomes.items() if found}
             content = compare_json(config, lives)
@@ -134,7 +139,7 @@ def _raced(config: CompareConfig, shared: LifeRuntime, entrants: list[_Entrant],
 
 
 def _chosen(config: CompareConfig, only: Iterable[str]) -> list[str]:
-    from opmix.strict import nearest
+    from opmix.settings.loading import nearest
 
     names = list(only) or list(config.methods)
     if unknown := [n for n in names if n not in config.methods]:

@@ -8,7 +8,7 @@ from opmix.comparison.config import CompareConfig
 from opmix.comparison.steps import entrant_chain, facts_file
 from opmix.lifecycle.status import RunStatus, recorded_config, recorded_facts, status_of
 from opmix.lifecycle.steps import Step
-from opmix.strict import validated
+from opmix.settings.loading import validated
 
 
 def compare_status(folder: Path, config: CompareConfig | None = None) -> RunStatus:

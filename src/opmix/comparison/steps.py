@@ -36,9 +36,11 @@ def entrant_chain(config: CompareConfig, name: str, data: DataFacts, seed: int) 
             if step.kind == "search" and not entry.own_search:
                 settings["search"] = _common(settings["search"])
         renamed[step.name] = replace(
-            step, name=step.name.replace(home_of(seed), home_of(seed, name), 1) if mine else step.name, settings=settings,
+            step,
+            name=step.name.replace(home_of(seed), home_of(seed, name), 1) if mine else step.name,
+            settings=settings,
             after={renamed[before].name: renamed[before].key for before in step.after},
-        )  # fmt: skip
+        )
     return list(renamed.values())
 
 

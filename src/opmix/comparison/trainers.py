@@ -9,7 +9,7 @@ from transformers import Trainer
 
 from opmix.compute.cost import Cost
 from opmix.config import SearchConfig
-from opmix.learners.base import Learner, Lesson
+from opmix.continual.base import Learner, StageContext
 from opmix.lifecycle.available_domains import decision_config, old_available
 from opmix.lifecycle.records import TrainingRecord
 from opmix.lifecycle.runtime import shape_from
@@ -25,8 +25,8 @@ from opmix.runs.store import RunStore
 from opmix.training.checkpoints import mark_checkpoint
 from opmix.training.factory import run_training
 from opmix.training.full import planned_run
-from opmix.training.matched import TrainingPlan
 from opmix.training.objectives import Usage
+from opmix.training.plan import TrainingPlan
 
 
 def train_continually(
@@ -45,7 +45,7 @@ def train_continually(
     return trainer
 
 
-def _lesson(at: StageFolder, usage: Usage) -> Lesson:
+def _lesson(at: StageFolder, usage: Usage) -> StageContext:
     last, drawn = old_available(at.stage, at.state.mixture), at.state.cursors
     # All that was ever trained on, not only in the stage before: methods without replay train on one domain at a time.
     names = [n for n in at.stage.domains if (last is not None and last.get(n, 0.0) > 0) or drawn.get(n, 0) > 0]
@@ -53,7 +53,7 @@ def _lesson(at: StageFolder, usage: Usage) -> Lesson:
     before = None if at.state.model is None else at.state.model.parent / "learner"
     folder = at.folder / "learner"
     folder.mkdir(parents=True, exist_ok=True)
-    return Lesson(
+    return StageContext(
         old={n: data.train[n] for n in names},
         old_mixture=last,
         rows_per_step=at.stage.rows_per_step,

@@ -124,9 +124,14 @@ class MixtureStream(Dataset[dict[str, torch.Tensor]]):
                 "(fewer dataloader workers or a smaller prefetch factor read less in advance)"
             )
         plan = plan_mixture(
-            mixture, len(self) - index, self._rows, seed=self.seed, max_epochs=self.max_epochs, previous=self.plan[:index],
+            mixture,
+            len(self) - index,
+            self._rows,
+            seed=self.seed,
+            max_epochs=self.max_epochs,
+            previous=self.plan[:index],
             sequence_length=self.sequence_length,
-        )  # fmt: skip
+        )
         self.plan, self.mixture = plan, mixture
         self._domain.copy_(torch.from_numpy(plan.domain))
         self._row.copy_(torch.from_numpy(plan.row))

@@ -103,9 +103,15 @@ def _paced(
 
 
 def _within_limit(
-    name: str, mixture: Mixture, tokens: float, worth: Int64, used: int, limits: Mapping[str, float] | None, rows: Int64,
+    name: str,
+    mixture: Mixture,
+    tokens: float,
+    worth: Int64,
+    used: int,
+    limits: Mapping[str, float] | None,
+    rows: Int64,
     due: npt.NDArray[np.float64],
-) -> tuple[Int64, npt.NDArray[np.float64]]:  # fmt: skip
+) -> tuple[Int64, npt.NDArray[np.float64]]:
     """Rows that `max_epochs` allows; a few too many by chance are left out, more are an error."""
     limit = (limits or {}).get(name)
     if limit is None or not len(rows):

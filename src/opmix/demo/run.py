@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from opmix import scratch
 from opmix.config import SearchConfig, parse_config
 from opmix.data import PackedSequences, TokenizedDomain, iter_documents, prepare_domain
 from opmix.demo.texts import write_domains
 from opmix.domain import Source
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.search import SearchResult, run_search
+from opmix.models import from_scratch as scratch
 from opmix.probes.evaluation import evaluate
 from opmix.probes.held_out import held_out
 from opmix.progress import Progress, Silent
@@ -32,9 +32,16 @@ STAGE_STEPS = 300
 STEP_SEQUENCES = 8
 
 ARCHITECTURE: dict[str, Any] = {
-    "model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 4, "max_position_embeddings": LENGTH, "tie_word_embeddings": True, "bos_token_id": 0,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": LENGTH,
+    "tie_word_embeddings": True,
+    "bos_token_id": 0,
+}
 PREFIX_TRAINER: dict[str, Any] = {
     "per_device_train_batch_size": STEP_SEQUENCES,
     "learning_rate": 3e-3,
@@ -78,12 +85,20 @@ def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> D
     uniform = Mixture.uniform(tuple(files))
     parameters = sum(p.numel() for p in model.parameters())
     progress.note(
-        f"{len(files)} domains, {sum(d.train.num_tokens for d in data.values()):,} training tokens; a Llama of {parameters:,} parameters"
+        f"{len(files)} domains, {sum(d.train.num_tokens for d in data.values()):,} training tokens; a Llama of "
+        f"{parameters:,} parameters"
     )
     train_on_mixture(
-        model, train, uniform, tokens=PREFIX_STEPS * STEP_SEQUENCES * LENGTH, arguments=PREFIX_TRAINER, seed=seed,
-        output_dir=out / "trainer", progress=progress, name="prefix on the uniform mixture",
-    )  # fmt: skip
+        model,
+        train,
+        uniform,
+        tokens=PREFIX_STEPS * STEP_SEQUENCES * LENGTH,
+        arguments=PREFIX_TRAINER,
+        seed=seed,
+        output_dir=out / "trainer",
+        progress=progress,
+        name="prefix on the uniform mixture",
+    )
     result = run_search(config, model=model, tokenizer=tokenizer, out=out, progress=progress)
     arms = {"proposal": result.verdict.optimum.mixture, "uniform": uniform}
     measured = {
@@ -142,9 +157,16 @@ def _train_arm(
     """Test loss and its standard error per domain after training a copy on the mixture."""
     model = copy.deepcopy(base)
     train_on_mixture(
-        model, train, mixture, tokens=STAGE_STEPS * STEP_SEQUENCES * LENGTH, arguments=STAGE_TRAINER, seed=seed + 1,
-        output_dir=out / "trainer", progress=progress, name=f"training on the {name} mixture",
-    )  # fmt: skip
+        model,
+        train,
+        mixture,
+        tokens=STAGE_STEPS * STEP_SEQUENCES * LENGTH,
+        arguments=STAGE_TRAINER,
+        seed=seed + 1,
+        output_dir=out / "trainer",
+        progress=progress,
+        name=f"training on the {name} mixture",
+    )
     test = [held_out(n, PackedSequences(d.test, LENGTH), num=128, seed=seed) for n, d in data.items()]
     measured = evaluate(model, test)
     return {

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opmix.discovery.features import Points, unit
-from opmix.setup.layout import domain_names
+from opmix.scaffold.layout import domain_names
 
 SILHOUETTE_SAMPLE = 2000
 MIN_DOCUMENTS = 20

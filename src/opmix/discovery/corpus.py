@@ -7,11 +7,11 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from opmix.data.inspect.samples import read_rows
+from opmix.data.inspect.schema import schema_of
 from opmix.data.sources import TOKEN_FORMATS, iter_documents, resolve
 from opmix.domain import Source
 from opmix.errors import DataError
-from opmix.setup.samples import read_rows
-from opmix.setup.schema import schema_of
 
 CHARACTERS = 4000
 """Of a document that are looked at to tell what it is about; all of it is written."""
@@ -54,7 +54,8 @@ class Corpus:
                 schema = schema_of(read_rows_of(file.path, file.format))
                 if schema.kind != "text":
                     raise DataError(
-                        f"{file.path}: no key holds text in every row; expected one, such as 'text'; name it with --field"
+                        f"{file.path}: no key holds text in every row; expected one, such as 'text'; name it with "
+                        "--field"
                     )
                 key = schema.field
             sources.append(Source(paths=(file.path,), format=file.format, field=key))

@@ -119,7 +119,8 @@ def discover(
     least = max(MIN_CORPUS, 2 * (settings.domains or 0))
     if len(texts) < least:
         raise DataError(
-            f"{paths[0]}: {len(texts)} documents; expected at least {least} to find domains in; give more text or fewer --domains"
+            f"{paths[0]}: {len(texts)} documents; expected at least {least} to find domains in; give more text or "
+            "fewer --domains"
         )
     with _one_thread():
         lexicon = Lexicon()
@@ -134,8 +135,12 @@ def discover(
     found = [Discovered(n, t, d, b) for n, t, d, b in zip(names, terms, files.documents, files.bytes, strict=True)]
     kept = tuple(sorted((f for f in found if f.documents), key=lambda f: (-f.text_bytes, f.name)))
     result = Discovery(
-        out=out, domains=kept, silhouette=clusters.silhouette, scores=scores, notes=tuple(_notes(clusters, found, settings))
-    )  # fmt: skip
+        out=out,
+        domains=kept,
+        silhouette=clusters.silhouette,
+        scores=scores,
+        notes=tuple(_notes(clusters, found, settings)),
+    )
     _write(result, settings, paths)
     return result
 
@@ -177,7 +182,7 @@ def _write(result: Discovery, settings: DiscoverySettings, paths: Sequence[str])
         write_fragment(result.out, [(d.name, d.documents, d.terms) for d in result.domains])
     write_json(
         result.out / RECORD, {"corpus": list(paths), "settings": asdict(settings), "files": written, **result.json()}
-    )  # fmt: skip
+    )
 
 
 def _features(settings: DiscoverySettings, lexicon: Lexicon, matrix: Any) -> Features:
@@ -216,4 +221,5 @@ def _notes(clusters: Clusters, found: Sequence[Discovered], settings: DiscoveryS
         )
     for domain in found:
         if domain.documents < MIN_CORPUS:
-            yield f"{domain.name}: only {domain.documents} documents; too few for held-out sets of their own; use fewer --domains"
+            few = f"{domain.name}: only {domain.documents} documents"
+            yield f"{few}; too few for held-out sets of their own; use fewer --domains"

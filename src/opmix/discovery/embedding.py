@@ -10,7 +10,7 @@ import torch
 
 from opmix.discovery.features import DIMENSIONS, Points, unit
 from opmix.errors import ModelError
-from opmix.models import default_device, load_tokenizer
+from opmix.models.load import default_device, load_tokenizer
 
 TOKENS = 256
 """Of a document that the model reads."""
@@ -71,9 +71,14 @@ class ModelFeatures:
         for start in range(0, len(order), _BATCH):
             chosen = order[start : start + _BATCH]
             batch = self._tokenizer(
-                [texts[i] for i in chosen], truncation=True, max_length=min(TOKENS, longest), padding=True, padding_side="right",
-                return_tensors="pt", return_token_type_ids=False,
-            ).to(self._model.device)  # fmt: skip
+                [texts[i] for i in chosen],
+                truncation=True,
+                max_length=min(TOKENS, longest),
+                padding=True,
+                padding_side="right",
+                return_tensors="pt",
+                return_token_type_ids=False,
+            ).to(self._model.device)
             with torch.inference_mode():
                 hidden = self._model(**batch).last_hidden_state.float()
             mask = batch["attention_mask"].unsqueeze(-1)

@@ -49,8 +49,12 @@ class Lexicon:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         self._vectorizer = TfidfVectorizer(
-            sublinear_tf=True, min_df=3 if len(texts) >= 200 else 2, max_df=0.5, max_features=VOCABULARY, token_pattern=_WORD,
-        )  # fmt: skip
+            sublinear_tf=True,
+            min_df=3 if len(texts) >= 200 else 2,
+            max_df=0.5,
+            max_features=VOCABULARY,
+            token_pattern=_WORD,
+        )
         try:
             return self._vectorizer.fit_transform(texts)
         except ValueError as error:

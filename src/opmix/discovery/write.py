@@ -15,7 +15,7 @@ from typing import IO, Self, cast
 from opmix.discovery.corpus import Document
 from opmix.errors import ConfigError, StoreError
 from opmix.runs.files import write_text
-from opmix.setup.render import comment, scalar
+from opmix.scaffold.render import comment, scalar
 
 TABLE = "assignments.csv.gz"
 RECORD = "discovery.json"

@@ -58,9 +58,14 @@ class AxolotlExporter:
             "num_epochs": round(max(1.0, passes), 6),
         }
         return assemble(
-            self, plan, weights, yaml_text(content), meaning="the part of the dataset's documents that is kept",
-            warnings=warnings, notes=relative_note(places.values()),
-        )  # fmt: skip
+            self,
+            plan,
+            weights,
+            yaml_text(content),
+            meaning="the part of the dataset's documents that is kept",
+            warnings=warnings,
+            notes=relative_note(places.values()),
+        )
 
 
 def _entry(place: TextLocation, weight: float) -> dict[str, Any]:

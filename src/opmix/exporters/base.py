@@ -56,9 +56,17 @@ class MixtureExporter(Protocol):
 
 
 def assemble(
-    exporter: MixtureExporter, plan: MixturePlan, weights: Mapping[str, float], body: str, *, unit: Unit | None = None,
-    meaning: str | None = None, warnings: Iterable[str] = (), notes: Iterable[str] = (), companions: Mapping[str, str] | None = None,
-) -> Export:  # fmt: skip
+    exporter: MixtureExporter,
+    plan: MixturePlan,
+    weights: Mapping[str, float],
+    body: str,
+    *,
+    unit: Unit | None = None,
+    meaning: str | None = None,
+    warnings: Iterable[str] = (),
+    notes: Iterable[str] = (),
+    companions: Mapping[str, str] | None = None,
+) -> Export:
     """The body under comment lines that say where the numbers come from, their unit, shares and epochs."""
     unit, warnings, notes = unit or exporter.unit, tuple(warnings), tuple(notes)
     epochs = plan.known_epochs()

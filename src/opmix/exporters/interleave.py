@@ -59,11 +59,14 @@ class InterleaveExporter:
         body = _BODY.format(
             sources=python_literal({name: place.arguments() for name, place in places.items()}),
             fields=python_literal({name: place.columns for name, place in places.items()}),
-            columns=" and ".join(f"`{c}`" for c in wanted), wanted=wanted,
-            weights=python_literal(weights), rows=rows, seed=plan.seed,
+            columns=" and ".join(f"`{c}`" for c in wanted),
+            wanted=wanted,
+            weights=python_literal(weights),
+            rows=rows,
+            seed=plan.seed,
             epochs=python_literal(dict.fromkeys(weights, 1) if epochs is None else _whole(plan, epochs, weights)),
             strategy="all_exhausted" if epochs is None else "first_exhausted",
-        )  # fmt: skip
+        )
         return assemble(
             self, plan, weights, body, warnings=held_out_warning(plan), notes=relative_note(places.values())
         )

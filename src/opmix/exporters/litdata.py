@@ -43,10 +43,12 @@ class LitDataExporter:
         cut = unit == "sequences" and plan.sequence_length is not None
         body = _BODY.format(
             folders=python_literal({name: places[name][0] for name in plan.names}),
-            weights=python_literal(weights), size=size, seed=plan.seed,
+            weights=python_literal(weights),
+            size=size,
+            seed=plan.seed,
             imports=", TokensLoader" if cut else "",
             loader=f", item_loader=TokensLoader(block_size={plan.sequence_length})" if cut else "",
-        )  # fmt: skip
+        )
         return assemble(self, plan, weights, body, unit=unit, warnings=warnings, notes=assumed)
 
 

@@ -72,18 +72,25 @@ class LlamaFactoryExporter:
             *held_out_warning(plan),
         )
         return assemble(
-            self, plan, weights, yaml_text(content), warnings=warnings,
+            self,
+            plan,
+            weights,
+            yaml_text(content),
+            warnings=warnings,
             notes=[f"dataset_dir must be the folder of {_INFO}, and relative file names there start from it"],
             companions={_INFO: json.dumps(info, indent=2, ensure_ascii=False) + "\n"},
-        )  # fmt: skip
+        )
 
 
 def _info(name: str, place: TextLocation, trainer: str) -> dict[str, Any]:
     columns = _ROWS.get(place.rows, {"columns": {"prompt": place.field}})
     if place.is_hub:
         return {
-            "hf_hub_url": place.path, **({"subset": place.name} if place.name else {}), "split": place.split, **columns,
-        }  # fmt: skip
+            "hf_hub_url": place.path,
+            **({"subset": place.name} if place.name else {}),
+            "split": place.split,
+            **columns,
+        }
     first = place.data_files[0]
     folder, _, rest = first.partition("/**/")
     whole_folder = rest.startswith("*") and not set("*?[") & set(folder)

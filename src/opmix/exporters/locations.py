@@ -12,9 +12,15 @@ from opmix.errors import ConfigError, DataError
 from opmix.exporters.plan import DomainPlan, MixturePlan
 
 _BUILDERS = {
-    ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".arrow": "arrow",
-    ".txt": "text", ".text": "text", ".md": "text",
-}  # fmt: skip
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+}
 _BY_FORMAT = {"jsonl": "json", "parquet": "parquet", "text": "text", "arrow": "arrow"}
 _COMPRESSED = (".gz", ".zst")
 _ARROW_MARKS = ("dataset_info.json", "dataset_dict.json")
@@ -84,9 +90,13 @@ def row_location(
     if source.format == "hub":
         name, _, revision = source.paths[0].partition("@")
         return TextLocation(
-            path=name, name=source.config_name, split=source.split or "train", revision=revision or None,
-            field=source.field, rows=domain.rows,
-        )  # fmt: skip
+            path=name,
+            name=source.config_name,
+            split=source.split or "train",
+            revision=revision or None,
+            field=source.field,
+            rows=domain.rows,
+        )
     found = [_builder(domain.name, path, source.format, source.split) for path in source.paths]
     builders = {builder for builder, _ in found}
     if len(builders) > 1:
@@ -194,7 +204,8 @@ def relative_note(places: Iterable[TextLocation]) -> tuple[str, ...]:
     if not relative:
         return ()
     return (
-        f"relative paths such as {relative[0]} start from the folder of the run's configuration; --base makes them whole",
+        f"relative paths such as {relative[0]} start from the folder of the run's configuration; --base makes them "
+        "whole",
     )
 
 

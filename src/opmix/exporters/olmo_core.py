@@ -40,6 +40,10 @@ class OlmoCoreExporter:
         )
         budget = () if plan.budget is None else (f"set requested_tokens to {plan.budget} beside this list",)
         return assemble(
-            self, plan, weights, yaml_text({"sources": sources}), warnings=unlimited if unknown else (),
+            self,
+            plan,
+            weights,
+            yaml_text({"sources": sources}),
+            warnings=unlimited if unknown else (),
             notes=(*assumed, *budget),
-        )  # fmt: skip
+        )

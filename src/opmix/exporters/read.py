@@ -109,8 +109,10 @@ def read_plan(run: Path, options: ExportOptions | None = None) -> MixturePlan:
 
 def _known_names(options: ExportOptions, mixture: Mapping[str, float], run: Path) -> None:
     given: dict[str, Mapping[str, Any]] = {
-        "--path": options.paths, "--row-tokens": options.row_tokens, "--available": options.available,
-    }  # fmt: skip
+        "--path": options.paths,
+        "--row-tokens": options.row_tokens,
+        "--available": options.available,
+    }
     problems = [
         f"{option}: unknown domain {name!r}; {run} has {', '.join(mixture)}"
         for option, values in given.items()
@@ -154,9 +156,12 @@ def _source(entry: _DomainEntry | None, path: str | None, base: Path | None) -> 
         return source
     return Source(
         paths=tuple((base / Path(p).expanduser()).as_posix() for p in source.paths),
-        format=source.format, field=source.field, split=source.split, config_name=source.config_name,
+        format=source.format,
+        field=source.field,
+        split=source.split,
+        config_name=source.config_name,
         dtype=source.dtype,
-    )  # fmt: skip
+    )
 
 
 def _within_limits(plan: MixturePlan, config: _Config) -> None:

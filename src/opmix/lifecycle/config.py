@@ -16,7 +16,7 @@ from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.mixture import Mixture
 from opmix.probes.settings import ProbeSettings, ProxySettings
 from opmix.settings import Count, Given, PartOf, Share, changed, inline, overlaid, settings
-from opmix.strict import nearest, read_yaml, validated
+from opmix.settings.loading import nearest, read_yaml, validated
 from opmix.target import target_problems
 from opmix.training.arguments import TrainerArguments, try_arguments, typed_arguments
 from opmix.training.settings import DistillationSettings, ObjectiveName

@@ -11,7 +11,7 @@ from typing import Any
 from opmix.data import prepare_domain
 from opmix.domain import Domain, Source
 from opmix.errors import ConfigError, StoreError
-from opmix.models import load_model, load_tokenizer
+from opmix.models.load import load_model, load_tokenizer
 from opmix.progress import Progress
 from opmix.results.lives import LIFE, read_life
 from opmix.runs.files import default_cache_dir
@@ -107,9 +107,15 @@ def evaluate_model(path: str, wanted: Wanted, progress: Progress) -> list[TaskSc
     scores = [] if wanted.domain is None else [_questions(model, tokenizer, wanted, wanted.domain, progress)]
     if wanted.tasks:
         scores += harness_scores(
-            model, tokenizer, wanted.tasks, limit=wanted.limit, num_fewshot=wanted.num_fewshot,
-            include_path=wanted.include_path, batch_size=wanted.batch_size, chat=wanted.chat,
-        )  # fmt: skip
+            model,
+            tokenizer,
+            wanted.tasks,
+            limit=wanted.limit,
+            num_fewshot=wanted.num_fewshot,
+            include_path=wanted.include_path,
+            batch_size=wanted.batch_size,
+            chat=wanted.chat,
+        )
     return scores
 
 
@@ -121,15 +127,27 @@ def _questions(model: Any, tokenizer: Any, wanted: Wanted, file: Path, progress:
     split = prepare_domain(domain, tokenizer, cache_dir=default_cache_dir()).test
     with progress.task(f"answers to {name}", 0) as advance:
         score = score_split(
-            model, tokenizer, split, extractor_of(wanted.extractor), stop_ids=stop_ids(tokenizer, {name: split}),
-            num=wanted.limit, max_new_tokens=wanted.max_new_tokens, batch_size=wanted.batch_size, progress=advance,
-        )  # fmt: skip
+            model,
+            tokenizer,
+            split,
+            extractor_of(wanted.extractor),
+            stop_ids=stop_ids(tokenizer, {name: split}),
+            num=wanted.limit,
+            max_new_tokens=wanted.max_new_tokens,
+            batch_size=wanted.batch_size,
+            progress=advance,
+        )
     return TaskScore(
-        task=name, metric=f"right ({wanted.extractor})", value=score.share,
-        stderr=(score.share * (1 - score.share) / score.total) ** 0.5, interval=score.interval, total=score.total,
-        higher_is_better=True, details={"left_out": score.left_out, "unreadable": score.unreadable},
+        task=name,
+        metric=f"right ({wanted.extractor})",
+        value=score.share,
+        stderr=(score.share * (1 - score.share) / score.total) ** 0.5,
+        interval=score.interval,
+        total=score.total,
+        higher_is_better=True,
+        details={"left_out": score.left_out, "unreadable": score.unreadable},
         items={document: float(right) for document, right in score.outcomes.items()},
-    )  # fmt: skip
+    )
 
 
 def differences(first: Sequence[TaskScore], second: Sequence[TaskScore]) -> list[Difference]:

@@ -88,7 +88,8 @@ def run_life(
         task_manager(wanted.tasks, None if wanted.include_path is None else place / wanted.include_path)
     if world_size() > 1:
         raise ConfigError(
-            f"WORLD_SIZE is {world_size()}; `opmix run` drives one process (which may use one GPU): start it without torchrun"
+            f"WORLD_SIZE is {world_size()}; `opmix run` drives one process (which may use one GPU): start it without "
+            "torchrun"
         )
     with RunStore(out, "run") as store:
         progress = ProgressFile(out / "progress.json", progress or Silent())
@@ -182,7 +183,7 @@ def _models_needed(runtime: LifeRuntime, home: str, stages: Sequence[Stage], ste
 
 def start_of_life(runtime: LifeRuntime, seed: int, step: Step) -> StageState:
     """The model before its first stage: made or loaded once, to know its shape and that it is what it was."""
-    from opmix.models import check_vocabulary, model_fingerprint
+    from opmix.models.load import check_vocabulary, model_fingerprint
 
     def work() -> dict[str, Any]:
         watch = watch_memory()

@@ -61,9 +61,14 @@ def task_scores(model: Any, runtime: LifeRuntime, names: Sequence[str]) -> dict[
                 f"evaluation.tasks.{name}: the domain holds text; expected conversations with answers to compare"
             )
         score = score_split(
-            model, runtime.tokenizer, domain.test, extractor_of(task.extractor), num=task.items, max_new_tokens=task.max_new_tokens,
+            model,
+            runtime.tokenizer,
+            domain.test,
+            extractor_of(task.extractor),
+            num=task.items,
+            max_new_tokens=task.max_new_tokens,
             stop_ids=stop_ids(runtime.tokenizer, {name: domain.train}),
-        )  # fmt: skip
+        )
         scores[name] = score.json()
     return scores
 
@@ -79,9 +84,13 @@ def harness_results(model: Any, runtime: LifeRuntime) -> list[dict[str, Any]]:
     if wanted is None:
         return []
     found = harness_scores(
-        model, runtime.tokenizer, wanted.tasks, limit=wanted.limit, num_fewshot=wanted.num_fewshot,
+        model,
+        runtime.tokenizer,
+        wanted.tasks,
+        limit=wanted.limit,
+        num_fewshot=wanted.num_fewshot,
         include_path=None if wanted.include_path is None else runtime.base / wanted.include_path,
-    )  # fmt: skip
+    )
     return [score.json() for score in found]
 
 

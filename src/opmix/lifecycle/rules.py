@@ -9,7 +9,7 @@ from opmix.errors import ConfigError
 from opmix.lifecycle.available_domains import decision_config
 from opmix.lifecycle.stages import Stage, resolve
 from opmix.mixing.mixture import Mixture
-from opmix.strict import nearest
+from opmix.settings.loading import nearest
 
 if TYPE_CHECKING:
     from opmix.lifecycle.config import LifecycleConfig
@@ -28,8 +28,12 @@ def stage_problems(life: LifecycleConfig) -> Iterator[str]:
         fixed = list(config.mixture) if isinstance(config.mixture, dict) else []
         prefix = list(config.prefix_mixture) if isinstance(config.prefix_mixture, dict) else []
         for key, names in (
-            ("domains", config.domains or ()), ("add", config.add), ("drop", config.drop), ("mixture", fixed), ("prefix_mixture", prefix),
-        ):  # fmt: skip
+            ("domains", config.domains or ()),
+            ("add", config.add),
+            ("drop", config.drop),
+            ("mixture", fixed),
+            ("prefix_mixture", prefix),
+        ):
             for name in names:
                 if name not in known:
                     yield f"stages.{i}.{key}.{name}: unknown domain{nearest(name, known)}"

@@ -22,7 +22,7 @@ from opmix.lifecycle.stage_folder import StageFolder
 from opmix.lifecycle.stages import Segment, Stage
 from opmix.lifecycle.steps import Kind
 from opmix.mixing.mixture import Mixture
-from opmix.training.matched import TrainingPlan
+from opmix.training.plan import TrainingPlan
 
 
 class Decider(Protocol):

@@ -23,12 +23,12 @@ from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.stages import resolve as resolve_stages
 from opmix.lifecycle.steps import DataFacts, StageRows
-from opmix.model_files import located
-from opmix.models import load_model, load_tokenizer, model_fingerprint, model_shape
+from opmix.models.files import located
+from opmix.models.from_scratch import new_model, train_tokenizer
+from opmix.models.load import load_model, load_tokenizer, model_fingerprint, model_shape
 from opmix.progress import Progress
 from opmix.runs.files import default_cache_dir, files_signature, write_json, writing_prefix
 from opmix.runs.store import RunStore, fingerprint
-from opmix.scratch import new_model, train_tokenizer
 from opmix.settings import as_json
 from opmix.training.factory import TrainerFactory
 from opmix.training.settings import DistillationSettings
@@ -82,9 +82,13 @@ class LifeRuntime:
         dtype = "float32" if wanted.dtype == "auto" else wanted.dtype
         local = Path(name).is_dir()
         model = load_model(
-            name, dtype=dtype, device=wanted.device, revision=None if local else wanted.revision,
-            trust_remote_code=wanted.trust_remote_code, attn_implementation=wanted.attn_implementation,
-        )  # fmt: skip
+            name,
+            dtype=dtype,
+            device=wanted.device,
+            revision=None if local else wanted.revision,
+            trust_remote_code=wanted.trust_remote_code,
+            attn_implementation=wanted.attn_implementation,
+        )
         if expected is not None and model_fingerprint(model) != expected:
             kind, weights = type(model).__name__, sum(p.numel() for p in model.parameters())
             raise StoreError(
@@ -156,20 +160,31 @@ def make_runtime(
     data = prepared(domains)
     offers = tuple(prepared(s.domains, s.config.objective, s.settings.sdft) for s in stages)
     facts = DataFacts(
-        tokenizer=tokenizer_fingerprint(tokenizer), rows={n: len(r) for n, r in data.train.items()}, model=_signature(life, base),
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        rows={n: len(r) for n, r in data.train.items()},
+        model=_signature(life, base),
         fingerprints={n: fingerprint(data.only([n]).fingerprint) for n in (*domains, *targets)},
         stages=tuple(
             StageRows(
-                rows={n: len(r) for n, r in offer.train.items()}, worth={n: supervised_per_row(r) for n, r in offer.train.items()},
+                rows={n: len(r) for n, r in offer.train.items()},
+                worth={n: supervised_per_row(r) for n, r in offer.train.items()},
                 objective=offer.objective.name,
             )
             for offer in offers
         ),
-    )  # fmt: skip
+    )
     return LifeRuntime(
-        life=life, base=base, store=store, progress=progress, make_trainer=make_trainer, tokenizer=tokenizer, data=data, stage_data=offers,
-        facts=facts, files={n: _files(d) for n, d in {**domains, **targets}.items()},
-    )  # fmt: skip
+        life=life,
+        base=base,
+        store=store,
+        progress=progress,
+        make_trainer=make_trainer,
+        tokenizer=tokenizer,
+        data=data,
+        stage_data=offers,
+        facts=facts,
+        files={n: _files(d) for n, d in {**domains, **targets}.items()},
+    )
 
 
 def _positions(life: LifecycleConfig, base: Path) -> int | None:
@@ -206,15 +221,18 @@ def _tokenizer(
     size = int(wanted.vocab_size or 0)
     if size < 257 + len(wanted.special_tokens):
         raise ConfigError(
-            f"tokenizer.vocab_size: {size}; expected at least 257 (every byte and the end of a document), and one for each special token"
+            f"tokenizer.vocab_size: {size}; expected at least 257 (every byte and the end of a document), and one for "
+            "each special token"
         )
     template = ModelConfig(name="", chat_template=life.chat_template).template(base)
     first = [domains[n] for n in resolve_stages(life)[0].domains]
     folder = store.folder / "tokenizer"
     inputs = {
-        **{k: v for k, v in as_json(wanted).items() if k != "name"}, "chat_template": template,
-        "data": [source_fingerprint(d.train, domain=d.name) for d in first], "fields": [d.train.field for d in first],
-    }  # fmt: skip
+        **{k: v for k, v in as_json(wanted).items() if k != "name"},
+        "chat_template": template,
+        "data": [source_fingerprint(d.train, domain=d.name) for d in first],
+        "fields": [d.train.field for d in first],
+    }
 
     def work() -> dict[str, Any]:
         progress.note(f"training a tokenizer of {wanted.vocab_size} entries on {len(first)} domains")

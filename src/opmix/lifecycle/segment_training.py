@@ -20,8 +20,8 @@ from opmix.mixing.mixture import Mixture
 from opmix.progress import Advance
 from opmix.training.factory import TrainerFactory
 from opmix.training.full import planned_run, train_segment
-from opmix.training.matched import TrainingPlan, plan_training, training_cost
 from opmix.training.objectives import Usage
+from opmix.training.plan import TrainingPlan, plan_training, training_cost
 
 TrainSegment = Callable[[StageFolder, Segment, TrainingPlan, Usage, Advance], Trainer]
 """Trains the model through a segment, leaving a checkpoint of its last step."""

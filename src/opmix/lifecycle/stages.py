@@ -88,7 +88,7 @@ class Stage:
 
     @property
     def step_tokens(self) -> float:
-        """Supervised tokens of one optimizer step; see `opmix.training.matched.supervised_per_step`."""
+        """Supervised tokens of one optimizer step; see `opmix.training.plan.supervised_per_step`."""
         worth = self.life.search.sequence_length if self.worth is None else fmean(self.worth.values())
         return self.rows_per_step * worth
 
@@ -169,11 +169,17 @@ def resolve(life: LifecycleConfig, facts: Sequence[StageFacts] = ()) -> tuple[St
         known = facts[index] if facts else None
         stages.append(
             Stage(
-                index=index, life=life, config=config, domains=domains, before=before, seen=seen, new=new,
+                index=index,
+                life=life,
+                config=config,
+                domains=domains,
+                before=before,
+                seen=seen,
+                new=new,
                 worth=None if known is None else known.worth,
                 objective=config.objective or ("causal_lm" if known is None else known.objective),
             )
-        )  # fmt: skip
+        )
         before = domains
     return tuple(stages)
 

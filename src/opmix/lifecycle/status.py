@@ -16,14 +16,14 @@ from opmix.lifecycle.available_domains import decision_config
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.stages import resolve
 from opmix.lifecycle.steps import DataFacts, StageRows, Step, chain, differences
-from opmix.methods.catalogue import entry_of
+from opmix.methods.registry import entry_of
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.estimate import estimate_search
 from opmix.results.files import read_object
 from opmix.results.manifest import Manifest
 from opmix.runs.files import alive
 from opmix.runs.store import RunStore, lock_holder
-from opmix.strict import validated
+from opmix.settings.loading import validated
 
 State = Literal["done", "stale", "running", "left"]
 
@@ -146,9 +146,12 @@ def recorded_facts(folder: Path, config: LifecycleConfig, file: str = "data.json
     )
     known_files = {n: "changed on disk" if n in changed else f for n, f in content["fingerprints"].items()}
     facts = DataFacts(
-        tokenizer=content["tokenizer"], rows={**dict.fromkeys(missing, 1), **content["rows"]}, model=content["model"],
-        fingerprints={**unread, **known_files}, stages=_offers(config, content),
-    )  # fmt: skip
+        tokenizer=content["tokenizer"],
+        rows={**dict.fromkeys(missing, 1), **content["rows"]},
+        model=content["model"],
+        fingerprints={**unread, **known_files},
+        stages=_offers(config, content),
+    )
     return facts, changed
 
 
@@ -198,9 +201,13 @@ def _statuses(store: RunStore, steps: Sequence[Step], running: str | None) -> It
         if record is not None and record["fingerprint"] == step.key:
             result = record["result"]
             yield StepStatus(
-                name=step.name, kind=step.kind, state="done", cost=Cost.read(result), peak_memory=result.get("peak_memory"),
+                name=step.name,
+                kind=step.kind,
+                state="done",
+                cost=Cost.read(result),
+                peak_memory=result.get("peak_memory"),
                 finished=record.get("finished"),
-            )  # fmt: skip
+            )
             continue
         why = tuple(differences(record["inputs"], step.inputs)) if record is not None else ()
         state: State = "running" if step.name == running else ("stale" if record is not None else "left")

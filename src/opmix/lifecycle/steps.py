@@ -19,10 +19,24 @@ from opmix.settings import as_json
 from opmix.training.settings import ObjectiveName
 
 HARMLESS = {
-    "report_to", "run_name", "project", "trackio_space_id", "disable_tqdm", "log_level", "log_on_each_node", "logging_dir",
-    "logging_first_step", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
-    "dataloader_prefetch_factor", "include_num_input_tokens_seen", "torch_compile", "torch_compile_backend", "torch_compile_mode",
-}  # fmt: skip
+    "report_to",
+    "run_name",
+    "project",
+    "trackio_space_id",
+    "disable_tqdm",
+    "log_level",
+    "log_on_each_node",
+    "logging_dir",
+    "logging_first_step",
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "dataloader_persistent_workers",
+    "dataloader_prefetch_factor",
+    "include_num_input_tokens_seen",
+    "torch_compile",
+    "torch_compile_backend",
+    "torch_compile_mode",
+}
 """Trainer arguments that change what is shown or how fast, not what is learned: they make nothing stale."""
 
 Kind = Literal["start", "before", "search", "train", "model", "after"]
@@ -119,42 +133,66 @@ def _stage_steps(stage: Stage, data: DataFacts, seed: int, home: str, base: Step
     targets = tuple(life.search.targets)
     unmeasured = (*stage.seen, *targets) if stage.index == 0 else stage.new
     yield Step(
-        name=f"{home}/before", kind="before", seed=seed, stage=stage,
-        settings={**measured, **_tasks(tasks, unmeasured), "data": data.of(unmeasured)}, after={base.name: base.key},
-    )  # fmt: skip
+        name=f"{home}/before",
+        kind="before",
+        seed=seed,
+        stage=stage,
+        settings={**measured, **_tasks(tasks, unmeasured), "data": data.of(unmeasured)},
+        after={base.name: base.key},
+    )
     reached = base
     for segment in stage.segments:
         follows = [reached]
         if segment.decided:
             search = decision_config(stage, stage.tokens_in(segment), seed)
             decision = Step(
-                name=f"{home}/search-{segment.start}", kind="search", seed=seed, stage=stage, segment=segment,
+                name=f"{home}/search-{segment.start}",
+                kind="search",
+                seed=seed,
+                stage=stage,
+                segment=segment,
                 settings={
-                    "search": _search_settings(search), "replay": stage.config.replay, "max_epochs": limits,
+                    "search": _search_settings(search),
+                    "replay": stage.config.replay,
+                    "max_epochs": limits,
                     "data": data.of((*stage.domains, *targets)),
                 },
                 after={reached.name: reached.key},
-            )  # fmt: skip
+            )
             follows.append(decision)
             yield decision
         mixture = stage.config.mixture if segment.decided or not stage.searched else stage.config.prefix_mixture
         reached = Step(
-            name=f"{home}/train-{segment.stop}", kind="train", seed=seed, stage=stage, segment=segment,
+            name=f"{home}/train-{segment.stop}",
+            kind="train",
+            seed=seed,
+            stage=stage,
+            segment=segment,
             settings={
-                **shared, "mixture": mixture, "trainer": _telling(stage.trainer), "steps": [segment.start, segment.stop, stage.steps],
-                "rows_per_step": stage.rows_per_step, "replay": stage.config.replay, "optimizer": stage.config.optimizer,
-                "max_epochs": limits, "data": data.of(stage.domains), **_objective(stage),
+                **shared,
+                "mixture": mixture,
+                "trainer": _telling(stage.trainer),
+                "steps": [segment.start, segment.stop, stage.steps],
+                "rows_per_step": stage.rows_per_step,
+                "replay": stage.config.replay,
+                "optimizer": stage.config.optimizer,
+                "max_epochs": limits,
+                "data": data.of(stage.domains),
+                **_objective(stage),
             },
             after={step.name: step.key for step in follows},
-        )  # fmt: skip
+        )
         yield reached
     model = Step(name=f"{home}/model", kind="model", seed=seed, stage=stage, after={reached.name: reached.key})
     yield model
     yield Step(
-        name=f"{home}/after", kind="after", seed=seed, stage=stage,
+        name=f"{home}/after",
+        kind="after",
+        seed=seed,
+        stage=stage,
         settings={**measured, **_tasks(tasks, stage.seen), **_harness(life), "data": data.of((*stage.seen, *targets))},
         after={model.name: model.key},
-    )  # fmt: skip
+    )
 
 
 def _tasks(tasks: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -93,10 +93,13 @@ def life_json(life: LifecycleConfig, lives: Mapping[int, Sequence[Mapping[str, A
     }
     return plain(
         {
-            "schema": 1, "kind": "run", "units": "nats per token", "seeds": seeds,
+            "schema": 1,
+            "kind": "run",
+            "units": "nats per token",
+            "seeds": seeds,
             "stages": [_over_seeds([stages[i] for stages in lives.values()]) for i in range(len(life.stages))],
         }
-    )  # fmt: skip
+    )
 
 
 def _over_seeds(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -104,13 +107,16 @@ def _over_seeds(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first = stages[0]
     after = [{d: x["after"] for d, x in s["losses"]["test"].items()} for s in stages]
     return {
-        "name": first["name"], "n": len(stages),
+        "name": first["name"],
+        "n": len(stages),
         "mixture": _spread([s["mixture"] for s in stages]),
         "test_loss": _spread(after),
         "mean_test_loss": spread([statistics.fmean(x.values()) for x in after]),
         "forgetting": _spread([s["forgetting"] for s in stages]),
-        "search_share": spread([s["cost"]["search_share"] for s in stages if s["cost"]["search_share"] is not None] or [math.nan]),
-    }  # fmt: skip
+        "search_share": spread(
+            [s["cost"]["search_share"] for s in stages if s["cost"]["search_share"] is not None] or [math.nan]
+        ),
+    }
 
 
 def _spread(values: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -133,14 +139,41 @@ def write_tables(folder: Path, content: Mapping[str, Any]) -> None:
                 valid = stage["losses"]["valid"][domain]
                 low, high = decided.get("interval", {}).get(domain, ("", ""))
                 rows.append(
-                    [seed, number, stage["name"], domain, stage["mixture"].get(domain, 0.0), low, high,
-                     decided.get("predicted", {}).get(domain, ""), valid["before"], valid["after"], test["before"], test["after"],
-                     test["error"], stage["forgetting"].get(domain, "")]
-                )  # fmt: skip
+                    [
+                        seed,
+                        number,
+                        stage["name"],
+                        domain,
+                        stage["mixture"].get(domain, 0.0),
+                        low,
+                        high,
+                        decided.get("predicted", {}).get(domain, ""),
+                        valid["before"],
+                        valid["after"],
+                        test["before"],
+                        test["after"],
+                        test["error"],
+                        stage["forgetting"].get(domain, ""),
+                    ]
+                )
             for purpose, tokens in stage["cost"]["tokens"].items():
                 costs.append([seed, number, stage["name"], purpose, tokens, stage["cost"]["flops"][purpose]])
-    header = ["seed", "stage", "name", "domain", "share", "share_low", "share_high", "predicted_valid", "valid_before", "valid_after",
-              "test_before", "test_after", "test_error", "forgetting"]  # fmt: skip
+    header = [
+        "seed",
+        "stage",
+        "name",
+        "domain",
+        "share",
+        "share_low",
+        "share_high",
+        "predicted_valid",
+        "valid_before",
+        "valid_after",
+        "test_before",
+        "test_after",
+        "test_error",
+        "forgetting",
+    ]
     write_text(folder / "tables" / "stages.csv", csv_text(header, rows))
     write_text(
         folder / "tables" / "costs.csv", csv_text(["seed", "stage", "name", "purpose", "tokens", "flops"], costs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from opmix.errors import ConfigError
-from opmix.methods.proxies import check_settings
+from opmix.methods.swarm.runs import check_settings
 from opmix.mixing.design import new_domains
 from opmix.mixing.mixture import Mixture
 from opmix.protocols.mixing_method import DecisionProblem, Proposal

@@ -113,11 +113,12 @@ class Constraints:
             if share < 1:
                 rows.append(
                     LinearRow(
-                        row([d], 1), share,
+                        row([d], 1),
+                        share,
                         f"tokens: {d} has {self.available_tokens[d]:.4g} tokens at max_epochs={self.max_epochs[d]:g}, "
                         f"so at most {share:.4g} of a budget of {self.budget:.4g}",
                     )
-                )  # fmt: skip
+                )
         return rows
 
     def token_caps(self, domains: Sequence[str]) -> dict[str, float]:

@@ -274,10 +274,17 @@ def _judge(
         reason = f"move: {numbers}; too unsure to leave out what is new"
     else:
         action = "keep"
-        reason = f"keep the {reference} mixture: {numbers}, below the {rule.confidence:.0%} asked for (noise {noise:.4f} nats)"
+        asked = f"below the {rule.confidence:.0%} asked for (noise {noise:.4f} nats)"
+        reason = f"keep the {reference} mixture: {numbers}, {asked}"
     if not np.isfinite(probability):
         raise SolverError(f"the law's posterior is not finite ({numbers}); look at the proxy table for outliers")
     return Decision(
-        action=action, reason=reason, reference=reference, gain=proposal.gain, gain_interval=(low, high),
-        probability=probability, confidence=rule.confidence, noise=noise,
-    )  # fmt: skip
+        action=action,
+        reason=reason,
+        reference=reference,
+        gain=proposal.gain,
+        gain_interval=(low, high),
+        probability=probability,
+        confidence=rule.confidence,
+        noise=noise,
+    )

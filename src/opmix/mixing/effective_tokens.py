@@ -176,9 +176,14 @@ class EffectiveTokensDraws:
     def law(self, index: int) -> EffectiveTokensLaw:
         """See `LawDraws`."""
         return EffectiveTokensLaw(
-            self.metrics, self.domains, self.base[index], self.b[index], self.worth[index], float(self.rho[index]),
+            self.metrics,
+            self.domains,
+            self.base[index],
+            self.b[index],
+            self.worth[index],
+            float(self.rho[index]),
             self.tokens,
-        )  # fmt: skip
+        )
 
     def predict(self, mixtures: FloatArray) -> FloatArray:
         """See `LawDraws`."""
@@ -198,7 +203,14 @@ class EffectiveTokensDraws:
     def json(self) -> dict[str, Any]:
         """See `LawDraws`."""
         return {
-            "kind": "effective_tokens", "metrics": self.metrics, "domains": self.domains, "base": self.base, "b": self.b,
-            "worth": self.worth, "rho": self.rho, "tokens": self.tokens.stage, "unique": self.tokens.unique,
+            "kind": "effective_tokens",
+            "metrics": self.metrics,
+            "domains": self.domains,
+            "base": self.base,
+            "b": self.b,
+            "worth": self.worth,
+            "rho": self.rho,
+            "tokens": self.tokens.stage,
+            "unique": self.tokens.unique,
             "repetition_decay": self.tokens.decay,
-        }  # fmt: skip
+        }

@@ -115,8 +115,11 @@ def minimise(batch: Batch, theta: FloatArray, *, iterations: int = 60) -> tuple[
         done = better & (cost[active] - value <= 1e-10 * (1 + cost[active]))
         took = active[better]
         theta[took], predicted[took], jacobian[took], cost[took] = (
-            trial[better], there[better], slope[better], value[better],
-        )  # fmt: skip
+            trial[better],
+            there[better],
+            slope[better],
+            value[better],
+        )
         damping[active] = np.where(better, np.maximum(damping[active] / 5, 1e-9), damping[active] * 6)
         active = active[~done & (damping[active] < 1e10)]
         if not active.size:

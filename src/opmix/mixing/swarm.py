@@ -139,8 +139,13 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def joined(
-    table: Columns, ratio_names: Sequence[str], losses: FloatArray, loss_names: Sequence[str], *, notes: Sequence[str] = ()
-) -> Swarm:  # fmt: skip
+    table: Columns,
+    ratio_names: Sequence[str],
+    losses: FloatArray,
+    loss_names: Sequence[str],
+    *,
+    notes: Sequence[str] = (),
+) -> Swarm:
     """A swarm from columns of shares and finite losses (M, E) of the same runs, wherever they were read.
 
     Raises:
@@ -149,11 +154,15 @@ def joined(
     mixtures, rounded = _shares(table, ratio_names)
     return Swarm(
         ProxyTable(
-            points=table.ids, kinds=("run",) * len(table.ids), domains=_domains(ratio_names), metrics=tuple(loss_names),
-            mixtures=mixtures, losses=losses,
+            points=table.ids,
+            kinds=("run",) * len(table.ids),
+            domains=_domains(ratio_names),
+            metrics=tuple(loss_names),
+            mixtures=mixtures,
+            losses=losses,
         ),
         (*notes, *rounded),
-    )  # fmt: skip
+    )
 
 
 def read_mixtures(path: Path, domains: Sequence[str]) -> tuple[tuple[str, ...], FloatArray, tuple[str, ...]]:
@@ -221,7 +230,8 @@ def _shares(table: Columns, names: Sequence[str]) -> tuple[FloatArray, tuple[str
     if off.max() > ROUNDING:
         worst = int(off.argmax())
         raise DataError(
-            f"{table.path}: run {table.ids[worst]!r}: ratios add up to {sums[worst]:.4g}; expected 1 (within {ROUNDING:g} for rounding)"
+            f"{table.path}: run {table.ids[worst]!r}: ratios add up to {sums[worst]:.4g}; expected 1 (within "
+            f"{ROUNDING:g} for rounding)"
         )
     notes: tuple[str, ...] = ()
     if off.max() > 1e-9:
@@ -236,5 +246,6 @@ def _finite(values: FloatArray, ids: Sequence[str], names: Sequence[str], path: 
     if len(bad):
         row, column = bad[0]
         raise DataError(
-            f"{path}: run {ids[row]!r}: {names[column]} is {values[row, column]}; expected a finite number (drop diverged runs)"
+            f"{path}: run {ids[row]!r}: {names[column]} is {values[row, column]}; expected a finite number (drop "
+            "diverged runs)"
         )

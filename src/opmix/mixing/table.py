@@ -105,12 +105,16 @@ class ProxyTable:
         return cls(
             points=tuple(row[first] if first else str(i) for i, row in enumerate(rows)),
             kinds=tuple(row.get("kind") or "proxy" for row in rows),
-            domains=domains, metrics=metrics, mixtures=mixtures, losses=losses,
+            domains=domains,
+            metrics=metrics,
+            mixtures=mixtures,
+            losses=losses,
             standard_errors=_columns(errors, measured, metrics) if measured else None,
-            probes=probes, weights=weights if probes else None,
+            probes=probes,
+            weights=weights if probes else None,
             interference=None if interference is None else np.nan_to_num(interference[:, 0]),
             fitted=None if fitted is None else tuple(bool(x) for x in fitted[:, 0]),  # NaN is true
-        )  # fmt: skip
+        )
 
 
 def _columns(block: FloatArray, have: tuple[str, ...], want: tuple[str, ...]) -> FloatArray:

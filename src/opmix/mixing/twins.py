@@ -59,14 +59,16 @@ class InterferenceCheck:
             return "Not checked: the design has no two ways to reach one mixture (probes.joint is off)."
         mean = float(np.mean([t.difference.mean() for t in self.twins]))
         share = abs(mean) / spread if spread > 0 else float("inf")
-        start = f"Averaged probes are {abs(mean):.4f} nats {'worse' if mean > 0 else 'better'} than one probe trained on the same mixture, "
+        side = "worse" if mean > 0 else "better"
+        start = f"Averaged probes are {abs(mean):.4f} nats {side} than one probe trained on the same mixture, "
         size = f"{share:.0%} of what mixtures differ by"
         corrected = (
             f"the law corrects for all but {self.left:.4f} nats"
             if self.corrected
             else "a term for it did not improve the law"
         )
-        return f"{start}{size}; {corrected}, and {self.structural:.4f} nats are added to the noise of every predicted difference."
+        added = f"{self.structural:.4f} nats are added to the noise of every predicted difference"
+        return f"{start}{size}; {corrected}, and {added}."
 
     def json(self, design: StageDesign, metrics: tuple[str, ...], spread: float) -> dict[str, Any]:
         """For `mixture.json`."""
@@ -106,11 +108,16 @@ def check_twins(
     losses, v, corrected = table.losses, table.interference, interference is not None
     twins = tuple(
         Twin(
-            joint=a, averaged=b, difference=losses[b] - losses[a], standard_error=error,
-            explained=interference * (v[b] - v[a]) if interference is not None and v is not None else np.zeros(losses.shape[1]),
+            joint=a,
+            averaged=b,
+            difference=losses[b] - losses[a],
+            standard_error=error,
+            explained=interference * (v[b] - v[a])
+            if interference is not None and v is not None
+            else np.zeros(losses.shape[1]),
         )
         for (a, b), error in zip(design.twins, paired_errors, strict=True)
-    )  # fmt: skip
+    )
     variation = 0.0
     if v is not None and twins:
         scale = float(np.mean([abs(v[t.averaged] - v[t.joint]) for t in twins]))

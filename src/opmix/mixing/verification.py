@@ -63,10 +63,17 @@ class DirectPoint:
             return dict(zip(metrics, map(float, values), strict=True))
 
         return {
-            "name": self.name, "mixture": dict(self.mixture), "reached": dict(self.reached), "weights": dict(self.weights),
-            "direct": named(self.direct), "proxy": named(self.proxy), "law": named(self.law),
-            "difference": named(self.direct - self.proxy), "standard_error": named(self.error), "kl": named(self.kl),
-        }  # fmt: skip
+            "name": self.name,
+            "mixture": dict(self.mixture),
+            "reached": dict(self.reached),
+            "weights": dict(self.weights),
+            "direct": named(self.direct),
+            "proxy": named(self.proxy),
+            "law": named(self.law),
+            "difference": named(self.direct - self.proxy),
+            "standard_error": named(self.error),
+            "kl": named(self.kl),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +149,8 @@ def sentences(
         said.append(f"Gain over {reference}: {gain[0]:+.4f} by the law, {gain[1]:+.4f} +- {gain[2]:.4f} measured.")
     if (rank := measured.rank_agreement) is not None:
         said.append(
-            f"Over {len(measured.names)} directly trained mixtures law and measurement rank alike by {rank:+.2f} (Spearman)."
+            f"Over {len(measured.names)} directly trained mixtures law and measurement rank alike by {rank:+.2f} "
+            "(Spearman)."
         )
     if measured.best and measured.regret > 2 * measured.errors[measured.best]:
         said.append(f"{measured.names[measured.best]} measured {measured.regret:.4f} nats better than the proposal.")
@@ -152,9 +160,11 @@ def sentences(
         if level
         else f"The simulation's error can cost the decision at most {bound:.4f} nats"
     )
-    inside = f"within the {tolerance:.4f} it already counts as noise." if bound <= tolerance else (
-        f"more than the {tolerance:.4f} it counts as noise: it matters; refine, or keep what you have."
-    )  # fmt: skip
+    inside = (
+        f"within the {tolerance:.4f} it already counts as noise."
+        if bound <= tolerance
+        else (f"more than the {tolerance:.4f} it counts as noise: it matters; refine, or keep what you have.")
+    )
     return (*said, f"{verdict}, {inside}")
 
 

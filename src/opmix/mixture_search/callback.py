@@ -25,10 +25,25 @@ from opmix.training.objectives import CAUSAL_LM
 from opmix.training.stage_data import StageData
 
 _FOR_PROBES = (
-    "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2",
-    "adam_epsilon", "max_grad_norm", "optim", "optim_args", "bf16", "fp16", "bf16_full_eval", "gradient_checkpointing",
-    "gradient_checkpointing_kwargs", "label_smoothing_factor", "use_cpu", "neftune_noise_alpha",
-)  # fmt: skip
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "optim",
+    "optim_args",
+    "bf16",
+    "fp16",
+    "bf16_full_eval",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
+    "label_smoothing_factor",
+    "use_cpu",
+    "neftune_noise_alpha",
+)
 """What probes take over from the run they interrupt."""
 
 
@@ -94,7 +109,8 @@ class RemixCallback(TrainerCallback):
         """Check what must hold, and take over the decisions of a run that is resumed."""
         if args.train_sampling_strategy != "sequential":
             raise ConfigError(
-                f"train_sampling_strategy: {args.train_sampling_strategy!r}; RemixCallback needs 'sequential', the stream is the order"
+                f"train_sampling_strategy: {args.train_sampling_strategy!r}; RemixCallback needs 'sequential', the "
+                "stream is the order"
             )
         if world_size() > 1:
             raise ConfigError(f"WORLD_SIZE is {world_size()}; RemixCallback drives one process (which may use one GPU)")
@@ -126,9 +142,14 @@ class RemixCallback(TrainerCallback):
         config = self._config((stop - index) * self.stream.sequence_length, _taken_over(args))
         with preserve_model_state(model):
             result = run_search(
-                config, model=model, tokenizer=self.stream.tokenizer, data=self._data(), out=self.out / f"step-{state.global_step}",
-                make_trainer=self.make_trainer, progress=self.progress,
-            )  # fmt: skip
+                config,
+                model=model,
+                tokenizer=self.stream.tokenizer,
+                data=self._data(),
+                out=self.out / f"step-{state.global_step}",
+                make_trainer=self.make_trainer,
+                progress=self.progress,
+            )
         self.results.append(result)
         decision = result.verdict.decision
         made = Switch(
@@ -152,13 +173,18 @@ class RemixCallback(TrainerCallback):
         }
         return parse_config(
             {
-                "model": "<the live model>", "domains": domains, "old_mixture": dict(Mixture.normalised(shares)),
+                "model": "<the live model>",
+                "domains": domains,
+                "old_mixture": dict(Mixture.normalised(shares)),
                 "budget": {"tokens": budget},
-                "sequence_length": self.stream.sequence_length, "document_mask": self.stream.document_mask, "trainer": trainer,
-                "seed": self.stream.seed, **self.settings,
+                "sequence_length": self.stream.sequence_length,
+                "document_mask": self.stream.document_mask,
+                "trainer": trainer,
+                "seed": self.stream.seed,
+                **self.settings,
             },
             where="RemixCallback",
-        )  # fmt: skip
+        )
 
     def _data(self) -> StageData:
         return StageData(

@@ -72,9 +72,13 @@ class SearchContext:
                 [f"targets.{n}: its text was not prepared; give it where the data is made" for n in missing]
             )
         self.stage = DecisionProblem(
-            domains=self.names, old=self.old, budget_tokens=self.config.budget.tokens,
-            available_tokens=self.prepared.available_tokens, seed=self.config.seed, new=self.config.new_domains,
-        )  # fmt: skip
+            domains=self.names,
+            old=self.old,
+            budget_tokens=self.config.budget.tokens,
+            available_tokens=self.prepared.available_tokens,
+            seed=self.config.seed,
+            new=self.config.new_domains,
+        )
         self._check_constraints()
         self.session = self._session(model)
 
@@ -132,8 +136,11 @@ class SearchContext:
             baseline = np.where(omega > 0, baseline, np.inf)
         return SolveSettings(
             objective="weighted" if omega is not None and objective == "mean" else objective,
-            omega=omega, reference=baseline, kl=self.config.kl, prior=self._prior(),
-        )  # fmt: skip
+            omega=omega,
+            reference=baseline,
+            kl=self.config.kl,
+            prior=self._prior(),
+        )
 
     def constraints(self, baseline: Mapping[str, float]) -> Constraints:
         """See `MethodContext`."""
@@ -172,8 +179,8 @@ class SearchContext:
     # -- preparation -------------------------------------------------------------------------------------------
 
     def _load(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
-        from opmix.model_files import located
-        from opmix.models import check_vocabulary, load_model, load_tokenizer
+        from opmix.models.files import located
+        from opmix.models.load import check_vocabulary, load_model, load_tokenizer
         from opmix.probes.preserve_state import plain_model
 
         wanted = self.config.model
@@ -190,9 +197,13 @@ class SearchContext:
         if model is None:
             self.progress.note(f"loading {wanted.name}")
             model = load_model(
-                located(wanted.name, self.base), dtype=wanted.dtype, device=wanted.device, revision=wanted.revision,
-                trust_remote_code=wanted.trust_remote_code, attn_implementation=wanted.attn_implementation,
-            )  # fmt: skip
+                located(wanted.name, self.base),
+                dtype=wanted.dtype,
+                device=wanted.device,
+                revision=wanted.revision,
+                trust_remote_code=wanted.trust_remote_code,
+                attn_implementation=wanted.attn_implementation,
+            )
         check_vocabulary(tokenizer, model)
         return model, tokenizer
 
@@ -216,7 +227,7 @@ class SearchContext:
         )
 
     def _session(self, model: Any) -> ProbeSession:
-        from opmix.models import model_shape
+        from opmix.models.load import model_shape
         from opmix.probes.held_out import held_out
         from opmix.probes.session import ProbeSession
         from opmix.probes.tasks import ProbeRuntime, ProxyEvaluator
@@ -255,16 +266,19 @@ class SearchContext:
     def note_estimate(self) -> None:
         """Note what the search will cost, before it does."""
         from opmix.data import supervised_per_row
-        from opmix.models import adapter_parameters
+        from opmix.models.load import adapter_parameters
 
         session, length = self.session, self.config.sequence_length
         sizes = {
             n: DomainSize(
-                available=self.stage.available_tokens[n], row=float(rows.lengths.mean()), supervised=supervised_per_row(rows),
-                held_out=len(held.input_ids), held_out_row=held.input_ids.shape[1],
+                available=self.stage.available_tokens[n],
+                row=float(rows.lengths.mean()),
+                supervised=supervised_per_row(rows),
+                held_out=len(held.input_ids),
+                held_out_row=held.input_ids.shape[1],
             )
             for (n, rows), held in zip(session.runtime.rows.items(), session.held_out, strict=False)
-        }  # fmt: skip
+        }
         for held in session.held_out[len(sizes) :]:  # targets
             sizes[held.name] = DomainSize(
                 row=length, supervised=length, held_out=len(held.input_ids), held_out_row=held.input_ids.shape[1]
@@ -284,7 +298,7 @@ class SearchContext:
 
     def notes(self, proposal: LawProposal) -> list[str]:
         """What a careful reader would want to be told."""
-        from opmix.models import reached_share
+        from opmix.models.load import reached_share
         from opmix.probes.kinds import modules_in_full
         from opmix.probes.settings import reach_notes
 
@@ -298,7 +312,8 @@ class SearchContext:
             notes += repetition(name, float(probe), float(stage)) if design.R[:, index].any() else []
         if "learning_rate" not in self.config.trainer:
             notes.append(
-                "trainer.learning_rate is not set: probes used twice the Trainer's default of 5e-05; set the rate of your full run"
+                "trainer.learning_rate is not set: probes used twice the Trainer's default of 5e-05; set the rate of "
+                "your full run"
             )
         settings = self.session.settings
         if settings.kind == "full":
@@ -338,9 +353,13 @@ def repetition(name: str, probe: float, stage: float) -> list[str]:
         stage: Epochs at the share that the law is best at.
     """
     if probe > max(1.5, stage):
-        return [f"a probe repeats {name} {probe:.1f} times, the stage {stage:.1f} times at the law's optimum; its gain may be misjudged, "
-                "so train probes for fewer steps or give it more text"]  # fmt: skip
+        return [
+            f"a probe repeats {name} {probe:.1f} times, the stage {stage:.1f} times at the law's optimum; its gain may be misjudged, "
+            "so train probes for fewer steps or give it more text"
+        ]
     if stage > max(4.0, 4 * probe):
-        return [f"the stage would repeat {name} {stage:.1f} times at the law's optimum, a probe only {probe:.1f} times; its gain is then "
-                "over-estimated, so limit max_epochs or give it more text"]  # fmt: skip
+        return [
+            f"the stage would repeat {name} {stage:.1f} times at the law's optimum, a probe only {probe:.1f} times; its gain is then "
+            "over-estimated, so limit max_epochs or give it more text"
+        ]
     return []

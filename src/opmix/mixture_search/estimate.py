@@ -117,9 +117,13 @@ def estimate_search(
     full = DomainSize(row=length, supervised=length, held_out_row=length)
     known = {n: (sizes or {}).get(n, full) for n in names}
     decision = DecisionProblem(
-        domains=names, old=old, budget_tokens=config.budget.tokens, available_tokens={n: s.available for n, s in known.items()},
-        seed=config.seed, new=config.new_domains,
-    )  # fmt: skip
+        domains=names,
+        old=old,
+        budget_tokens=config.budget.tokens,
+        available_tokens={n: s.available for n, s in known.items()},
+        seed=config.seed,
+        new=config.new_domains,
+    )
     method = OpMix.of(config)
     design = method.design(decision)
     # A step is worth what so many rows of an average domain are; each domain's share of it is read at the domain's own rate.
@@ -144,10 +148,13 @@ def estimate_search(
         stage_tokens=stage_tokens,
     )
     return SearchEstimate(
-        num_probes=len(probes), num_points=len(design.points), probe_tokens=round(sum(probes)),
+        num_probes=len(probes),
+        num_points=len(design.points),
+        probe_tokens=round(sum(probes)),
         evaluated=_evaluated([(len(design.points) + 1, 1), *_early_sweeps(method, decision)], held),
-        stage_tokens=stage_tokens, confirming=confirming if config.decision.verify else None,
-    )  # fmt: skip
+        stage_tokens=stage_tokens,
+        confirming=confirming if config.decision.verify else None,
+    )
 
 
 def _evaluated(sweeps: Sequence[tuple[int, int]], held_out: Sequence[tuple[int, int]]) -> dict[int, int]:

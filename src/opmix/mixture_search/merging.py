@@ -11,7 +11,7 @@ from scipy.optimize import nnls
 
 from opmix.mixing.mixture import InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixture_search.context import SearchContext
-from opmix.models import base_parameters
+from opmix.models.load import base_parameters
 
 
 def weights_for(design: ProbeDesign, mixture: Mixture) -> InterpolationWeights:

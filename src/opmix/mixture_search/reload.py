@@ -17,7 +17,7 @@ from opmix.mixture_search.context import SearchContext
 from opmix.protocols.mixing_method import LawProposal, Simulation
 from opmix.results.manifest import Manifest
 from opmix.results.mixture import MixtureFile
-from opmix.strict import without_removed
+from opmix.settings.loading import without_removed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,8 @@ def configuration_of(folder: Path, model: Any) -> tuple[SearchConfig, Path]:
     content = manifest.config
     if content["model"]["name"] == "<model object>" and model is None:
         raise ConfigError(
-            "model: the search was given a model object; call opmix.mixture_search.verify.verify_run with the same model and tokenizer"
+            "model: the search was given a model object; call opmix.mixture_search.verify.verify_run with the same "
+            "model and tokenizer"
         )
     return parse_config(without_removed(content), where=str(folder / "manifest.json")), Path(
         manifest.base or Path.cwd()

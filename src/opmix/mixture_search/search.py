@@ -95,12 +95,25 @@ class SearchResult:
         """Return the decision as `mixture.json` keeps it."""
         cost, proposal = self.ledger.cost, self.proposal
         return MixtureFile.of(
-            "search", proposal.fit, self.verdict, check=CheckEntry.of(proposal.check), baseline=dict(proposal.baseline),
-            bytes_per_token=dict(self.bytes_per_token), domains=self.counts, targets=self.targets, notes=self.notes,
+            "search",
+            proposal.fit,
+            self.verdict,
+            check=CheckEntry.of(proposal.check),
+            baseline=dict(proposal.baseline),
+            bytes_per_token=dict(self.bytes_per_token),
+            domains=self.counts,
+            targets=self.targets,
+            notes=self.notes,
             baseline_bits_per_byte={m: bits_per_byte(v, self.bytes_per_token[m]) for m, v in proposal.baseline.items()},
-            cost=SearchCost(tokens=cost.tokens, flops=cost.flops, search_share=self.search_share, stage_tokens=self.stage.budget_tokens),
-            epochs=self.mixture.epochs(self.stage.budget_tokens, self.stage.available_tokens), evidence=proposal.evidence,
-        )  # fmt: skip
+            cost=SearchCost(
+                tokens=cost.tokens,
+                flops=cost.flops,
+                search_share=self.search_share,
+                stage_tokens=self.stage.budget_tokens,
+            ),
+            epochs=self.mixture.epochs(self.stage.budget_tokens, self.stage.available_tokens),
+            evidence=proposal.evidence,
+        )
 
     def __repr__(self) -> str:
         return self.file().summary()

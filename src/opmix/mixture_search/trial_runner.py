@@ -23,19 +23,19 @@ from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.solver import SolveSettings
 from opmix.mixture_search.context import SearchContext
-from opmix.models import model_fingerprint, model_shape
+from opmix.models.from_scratch import new_model
+from opmix.models.load import model_fingerprint, model_shape
 from opmix.probes.evaluation import evaluate
 from opmix.protocols.mixing_method import DecisionProblem, Simulation
-from opmix.protocols.online_mixer import OnlineMixer, Stint, Watched
+from opmix.protocols.online_mixer import AveragedTrial, MixerSegment, OnlineMixer
 from opmix.protocols.trials import TrialModel, Trials
 from opmix.runs.store import fingerprint
-from opmix.scratch import new_model
 from opmix.training.factory import quiet, run_training
 from opmix.training.full import planned_run
-from opmix.training.matched import plan_training, steps_for, supervised_per_step, training_cost
 from opmix.training.objectives import Usage
 from opmix.training.online import OnlineRun, train_online
-from opmix.training.senses import Senses
+from opmix.training.plan import plan_training, steps_for, supervised_per_step, training_cost
+from opmix.training.signals import SignalSources
 
 TRIALS = "trials"
 """What trials are booked as."""
@@ -119,7 +119,9 @@ class TrialRunner:
         averaged = [Mixture(self.context.names, row @ shares) for row in weights]
         return self._trials(averaged, result["evaluations"], proxy)
 
-    def watch(self, mixer: OnlineMixer, proxy: TrialModel, *, label: str, reference: Mixture | None = None) -> Watched:
+    def watch(
+        self, mixer: OnlineMixer, proxy: TrialModel, *, label: str, reference: Mixture | None = None
+    ) -> AveragedTrial:
         """See `Bench`."""
         steps = steps_for(proxy.tokens, self.context.prepared.train, self.context.config.trainer)
         start = mixer.init(self, steps)
@@ -169,12 +171,14 @@ class TrialRunner:
             Entry(step=label, purpose=TRIALS, tokens=result["tokens"], flops=result["flops"], seconds=result["seconds"])
         )
         self._book_evaluations(label, 1, result["shape"], 0.0)
-        return Watched(stints=stints_of(result["stints"]), state=result["state"], losses=np.array(result["losses"]))
+        return AveragedTrial(
+            stints=stints_of(result["stints"]), state=result["state"], losses=np.array(result["losses"])
+        )
 
-    def senses(self, reference: Any = None) -> Senses:
+    def senses(self, reference: Any = None) -> SignalSources:
         """What a run tells its mixer, from the valid split of its domains."""
         held = [h for h in self.context.session.held_out if h.name in self.context.names]
-        return Senses(
+        return SignalSources(
             evaluate=lambda model: evaluate(
                 model, held, batch_tokens=self.context.session.evaluator.batch_tokens
             ).losses[0],
@@ -328,14 +332,14 @@ class TrialRunner:
         )
 
 
-def stints_json(stints: Sequence[Stint]) -> list[dict[str, Any]]:
+def stints_json(stints: Sequence[MixerSegment]) -> list[dict[str, Any]]:
     """For a record."""
     return [{"steps": s.steps, "mixture": dict(s.mixture)} for s in stints]
 
 
-def stints_of(kept: Sequence[Mapping[str, Any]]) -> tuple[Stint, ...]:
+def stints_of(kept: Sequence[Mapping[str, Any]]) -> tuple[MixerSegment, ...]:
     """What a record holds."""
-    return tuple(Stint(Mixture.of(s["mixture"]), int(s["steps"])) for s in kept)
+    return tuple(MixerSegment(Mixture.of(s["mixture"]), int(s["steps"])) for s in kept)
 
 
 def load_average(model: Any, states: Sequence[Mapping[str, torch.Tensor]], weights: FloatArray) -> None:

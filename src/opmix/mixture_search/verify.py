@@ -176,12 +176,18 @@ def verify(found: LoadedSearch, chosen: Mapping[str, Mixture]) -> Verification:
     law = found.proposal.fit.law
     points = tuple(
         DirectPoint(
-            name=name, mixture=dict(mixture), reached=dict(design.probes.mixture_of(w)), weights=dict(w),
-            direct=made.losses[i], proxy=made.losses[len(names) + i], law=law.predict(mixture.weights)[0],
-            error=loss_difference_error(made.nll, made.tokens, i, len(names) + i), kl=kl[i],
+            name=name,
+            mixture=dict(mixture),
+            reached=dict(design.probes.mixture_of(w)),
+            weights=dict(w),
+            direct=made.losses[i],
+            proxy=made.losses[len(names) + i],
+            law=law.predict(mixture.weights)[0],
+            error=loss_difference_error(made.nll, made.tokens, i, len(names) + i),
+            kl=kl[i],
         )
         for i, (name, mixture, w) in enumerate(zip(names, mixtures, weights, strict=True))
-    )  # fmt: skip
+    )
     measured = measure(found, points, [n[: len(names)] for n in made.nll])
     verdict = found.proposal.verdict
     tolerance = max(verdict.decision_settings.min_gain, verdict.decision.noise)
@@ -190,10 +196,14 @@ def verify(found: LoadedSearch, chosen: Mapping[str, Mixture]) -> Verification:
         np.array([w.weights for w in weights]), made.losses[len(names) :], simulated.losses[: len(design.probes.probes)]
     )
     return Verification(
-        metrics=simulated.metrics, points=points, measured=measured, tolerance=tolerance, sentences=said,
+        metrics=simulated.metrics,
+        points=points,
+        measured=measured,
+        tolerance=tolerance,
+        sentences=said,
         curvature=dict(zip(simulated.metrics, map(float, below[0]), strict=True)),
         flops=cost,
-    )  # fmt: skip
+    )
 
 
 def measure(found: LoadedSearch, points: Sequence[DirectPoint], nll: Sequence[FloatArray]) -> Measured:
@@ -243,9 +253,13 @@ def _divergences(
         return {"kl": rows}
 
     inputs = {
-        "probes": {p: dict(design.row(p)) for p in design.probes}, "settings": session.settings.of_a_run(), "seed": session.seed,
-        "data": session.data_fingerprint, "points": [w.weights for w in (*direct, *proxies)], "sequences": KL_SEQUENCES,
+        "probes": {p: dict(design.row(p)) for p in design.probes},
+        "settings": session.settings.of_a_run(),
+        "seed": session.seed,
+        "data": session.data_fingerprint,
+        "points": [w.weights for w in (*direct, *proxies)],
+        "sequences": KL_SEQUENCES,
         **({} if fidelity.steps is None else {"at": fidelity.steps}),
-    }  # fmt: skip
+    }
     result, _ = context.store.step("verify-divergence", inputs, work)
     return np.array(result["kl"], dtype=np.float64)

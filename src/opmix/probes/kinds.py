@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from opmix.errors import AdapterError
 from opmix.mixing.mixture import FloatArray
-from opmix.models import base_modules, base_parameters, lora_targets
+from opmix.models.load import base_modules, base_parameters, lora_targets
 from opmix.probes.adapters import DeltaSet
 from opmix.probes.evaluation import device_of
 from opmix.probes.interpolation import Backend, Proxies, make_proxies

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from opmix.mixing.mixture import FloatArray
-from opmix.models import base_model_of, base_modules
+from opmix.models.load import base_model_of, base_modules
 from opmix.probes.adapters import Delta, DeltaSet
 
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

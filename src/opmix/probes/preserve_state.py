@@ -60,7 +60,8 @@ def preserve_model_state(model: PreTrainedModel) -> Iterator[None]:
     kept = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     holders = [vars(module) for module in modules] + [vars(config) for config in _configs(modules)]
     restore = [_restorer(holder) for holder in [*holders, GradientState._shared_state, AcceleratorState._shared_state]]
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the legacy generator is what Trainer seeds
+    # The legacy generator is what the Trainer seeds.
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     for parameter, _, _ in kept:
         parameter.grad = None
     for module in modules:

@@ -11,7 +11,7 @@ from typing import Any
 
 from opmix.compute.ledger import Entry, Ledger
 from opmix.mixing.mixture import InterpolationWeights, ProbeDesign
-from opmix.models import model_fingerprint
+from opmix.models.load import model_fingerprint
 from opmix.probes.evaluation import HeldOut
 from opmix.probes.interpolation import Backend, Proxies
 from opmix.probes.kinds import kind_of
@@ -20,7 +20,7 @@ from opmix.probes.tasks import ProbeRuntime, ProbeTask, ProxyEvaluator, ProxyLos
 from opmix.protocols.mixing_method import FULL, Fidelity, Simulation
 from opmix.runs.store import RunStore, fingerprint
 from opmix.training.checkpoints import drop_checkpoints
-from opmix.training.matched import supervised_per_step
+from opmix.training.plan import supervised_per_step
 
 
 @dataclass(frozen=True, kw_only=True)

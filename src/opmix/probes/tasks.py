@@ -26,8 +26,8 @@ from opmix.probes.parts import until
 from opmix.probes.settings import ProbeSettings
 from opmix.progress import Progress
 from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, quiet, run_training
-from opmix.training.matched import TrainingTotals, first_steps, plan_training, training_cost
 from opmix.training.objectives import CAUSAL_LM, Objective, Usage
+from opmix.training.plan import TrainingTotals, first_steps, plan_training, training_cost
 
 _SCHEDULE = {"warmup_ratio", "lr_scheduler_kwargs"}
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own idiom)
 from torch import nn
 
-from opmix.models import base_model_of
+from opmix.models.load import base_model_of
 
 CHUNK_TOKENS = 1024
 """Tokens whose logits exist at once; fewer for large vocabularies."""

@@ -17,7 +17,7 @@ State = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Stint:
+class MixerSegment:
     """A mixture to train on, and for how long."""
 
     mixture: Mixture
@@ -57,18 +57,18 @@ class OnlineMixer(Protocol):
     def signals(self) -> frozenset[Signal]:
         """What it must be told."""
 
-    def init(self, runner: TrialRunner, total_steps: int) -> tuple[State, Stint]:
+    def init(self, runner: TrialRunner, total_steps: int) -> tuple[State, MixerSegment]:
         """State and stint at the start of a run of `total_steps`; may do work on the runner first."""
 
-    def update(self, state: State, seen: Observation) -> tuple[State, Stint]:
+    def update(self, state: State, seen: Observation) -> tuple[State, MixerSegment]:
         """The next state and stint."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watched:
+class AveragedTrial:
     """A trial run whose mixture an online mixer decided as it went."""
 
-    stints: tuple[Stint, ...]
+    stints: tuple[MixerSegment, ...]
     """What it was trained on, in order."""
     state: State
     """The mixer's last state."""
@@ -78,7 +78,9 @@ class Watched:
 class MixerTrialRunner(TrialRunner, Protocol):
     """A trial runner that can also put an online mixer in charge of a trial."""
 
-    def watch(self, mixer: OnlineMixer, proxy: TrialModel, *, label: str, reference: Mixture | None = None) -> Watched:
+    def watch(
+        self, mixer: OnlineMixer, proxy: TrialModel, *, label: str, reference: Mixture | None = None
+    ) -> AveragedTrial:
         """Train a trial model on what `mixer` decides as it trains.
 
         Args:

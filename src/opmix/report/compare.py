@@ -58,13 +58,18 @@ def _opening(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
     gap = reference["mean_loss"]["mean"] - best["mean_loss"]["mean"]
     facts = [
         ("Lowest test loss", best["entrant"], join([number(best["mean_loss"]["mean"], 4), " nats per token"])),
-        (content["reference"], f"{place} of {len(rows)}", f"{number(gap, 4, sign=True)} nats from the best" if gap else "the best"),
         (
-            "Forgets least", least["entrant"] if least else "nothing old",
+            content["reference"],
+            f"{place} of {len(rows)}",
+            f"{number(gap, 4, sign=True)} nats from the best" if gap else "the best",
+        ),
+        (
+            "Forgets least",
+            least["entrant"] if least else "nothing old",
             f"{number(least['forgetting']['mean'], sign=True)} nats on what was known" if least else "",
         ),
         ("On the frontier", str(len(frontier(points))), "no other has less loss for fewer FLOPs"),
-    ]  # fmt: skip
+    ]
     keys = el(
         "dl",
         *(
@@ -79,17 +84,28 @@ def _opening(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
         (r["entrant"], fmean(_mean(content, r, "losses", d) for d in new or old), r["forgetting"]["mean"]) for r in kept
     ]
     panels = [
-        el("figure", pareto_panel(points, content["reference"]), el("figcaption", "Loss against all FLOPs; names on the frontier")),
+        el(
+            "figure",
+            pareto_panel(points, content["reference"]),
+            el("figcaption", "Loss against all FLOPs; names on the frontier"),
+        ),
         el(
             "figure",
             forgetting_panel(learned, content["reference"]),
             el("figcaption", "What was new, and what was forgotten"),
-        ) if new and kept else None,
-    ]  # fmt: skip
+        )
+        if new and kept
+        else None,
+    ]
     return el(
-        "section", el("h1", "Methods side by side"), keys, el("div", *panels, class_="panels"), comparison_table(content), id="summary",
+        "section",
+        el("h1", "Methods side by side"),
+        keys,
+        el("div", *panels, class_="panels"),
+        comparison_table(content),
+        id="summary",
         aria_label="Summary",
-    )  # fmt: skip
+    )
 
 
 def comparison_table(content: Mapping[str, Any]) -> Html:
@@ -106,9 +122,15 @@ def comparison_table(content: Mapping[str, Any]) -> Html:
             0.0 if difference is None else difference["mean"], _interval(r), scale, label=f"{r['entrant']}: {label}"
         )
         made.append(
-            row(r["entrant"], spread_text(r["mean_loss"], 4), drawn, "" if difference is None else spread_text(difference, 4, sign=True),
-                spread_text(r["forgetting"], sign=True), scientific(r["total_flops"]["mean"]))
-        )  # fmt: skip
+            row(
+                r["entrant"],
+                spread_text(r["mean_loss"], 4),
+                drawn,
+                "" if difference is None else spread_text(difference, 4, sign=True),
+                spread_text(r["forgetting"], sign=True),
+                scientific(r["total_flops"]["mean"]),
+            )
+        )
     seeds = max(r["seeds"] for r in rows)
     head = ["Method", "Test loss", "", f"Against {content['reference']}", "Forgotten", "FLOPs"]
     said = f"mean ± standard deviation over {seeds} seeds, differences paired by seed" if seeds > 1 else "one seed"
@@ -139,9 +161,11 @@ def _forgetting(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
             row(r["entrant"], number(r["forgetting"]["mean"], sign=True), *(number(v, sign=True) for v in values))
         )
     lead = el(
-        "p", "Rise of the test loss from the end of the stage that first had a domain to the end of the life; a minus is a gain.",
+        "p",
+        "Rise of the test loss from the end of the stage that first had a domain to the end of the life; a minus is a "
+        "gain.",
         class_="lead",
-    )  # fmt: skip
+    )
     shown = table(["Method", "Mean", *names], made, caption="Nats per token, mean over seeds")
     return el("section", el("h2", "Forgetting"), lead, shown, id="forgetting")
 
@@ -176,9 +200,17 @@ def _cost(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
         written = _bytes(_spent(content, r, lambda s: s["bytes_written"]))
         share = percent(searched / trained if trained else None)
         made.append(
-            row(r["entrant"], scientific(shared), scientific(searched), share, scientific(trained),
-                count(r["tokens"]["mean"]), seconds, written)
-        )  # fmt: skip
+            row(
+                r["entrant"],
+                scientific(shared),
+                scientific(searched),
+                share,
+                scientific(trained),
+                count(r["tokens"]["mean"]),
+                seconds,
+                written,
+            )
+        )
     head = ["Method", "Shared", "Search", "of training", "Training", "Tokens trained", "Time", "Search wrote"]
     lead = el(
         "p",

@@ -94,6 +94,10 @@ def _dot(axes: Any, x: float, y: float, deviation: float, colour: str) -> None:
 
 def _named(axes: Any, x: float, y: float, name: str, highlighted: str, *, above: bool) -> None:
     axes.annotate(
-        _short(name, 16), (x, y), xytext=(4, 4 if above else -10), textcoords="offset points", fontsize=7.5,
+        _short(name, 16),
+        (x, y),
+        xytext=(4, 4 if above else -10),
+        textcoords="offset points",
+        fontsize=7.5,
         color=ACCENT if name == highlighted else SECOND,
-    )  # fmt: skip
+    )

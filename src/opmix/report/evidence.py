@@ -257,7 +257,8 @@ def effect_matrix(model: Model) -> Html:
     head = ["Eval set", *model.coordinates[: slope.shape[1]]]
     caption = "Change in loss, thousandths of a nat, per percent point given to a domain by all, at the centre"
     if len(model.metrics) > MATRIX_LIMIT or len(model.coordinates) > MATRIX_LIMIT:
-        caption += f"; the first {len(slope)} {TIMES} {slope.shape[1]} of {len(model.metrics)} {TIMES} {len(model.coordinates)}"
+        shown, whole = slope.shape, (len(model.metrics), len(model.coordinates))
+        caption += f"; the first {shown[0]} {TIMES} {shown[1]} of {whole[0]} {TIMES} {whole[1]}"
     return folded("Who helps whom: table of effects", table(head, rows, caption=caption, class_="matrix"))
 
 

@@ -28,12 +28,26 @@ MAX_POINTS = 300
 INK, MUTED, RULE, ACCENT, SECOND = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", ACCENT: "--accent", SECOND: "--second"}
 _STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "opmix", "text.parse_math": False, "font.size": 8.5,
-    "axes.edgecolor": RULE, "axes.labelcolor": MUTED, "axes.linewidth": 0.8, "axes.spines.top": False,
-    "axes.spines.right": False, "xtick.color": RULE, "ytick.color": RULE, "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED, "xtick.major.size": 3, "ytick.major.size": 3, "text.color": INK,
-    "axes.formatter.useoffset": False, "figure.facecolor": "none", "axes.facecolor": "none",
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "opmix",
+    "text.parse_math": False,
+    "font.size": 8.5,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "text.color": INK,
+    "axes.formatter.useoffset": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +96,16 @@ def law_panel(
         for at, name in marks:
             axes.axvline(at, color=MUTED, linewidth=0.8, dashes=(1, 2))
             axes.annotate(
-                name, (at, 1), xycoords=("data", "axes fraction"), xytext=(3 if at < 0.7 else -3, -1), color=MUTED,
-                textcoords="offset points", ha="left" if at < 0.7 else "right", va="top", fontsize=7.5,
-            )  # fmt: skip
+                name,
+                (at, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(3 if at < 0.7 else -3, -1),
+                color=MUTED,
+                textcoords="offset points",
+                ha="left" if at < 0.7 else "right",
+                va="top",
+                fontsize=7.5,
+            )
         _limits(axes, curve.loss if points is None else np.concatenate([curve.loss, points.loss]))
         axes.set_xlabel(xlabel)
 
@@ -121,9 +142,16 @@ def profile_panel(
 
 
 def agreement_panel(
-    predicted: FloatArray, observed: FloatArray, error: FloatArray | None,
-    odd: npt.NDArray[np.bool_] | None = None, *, xlabel: str, ylabel: str, label: str, zero: bool = False,
-) -> Html:  # fmt: skip
+    predicted: FloatArray,
+    observed: FloatArray,
+    error: FloatArray | None,
+    odd: npt.NDArray[np.bool_] | None = None,
+    *,
+    xlabel: str,
+    ylabel: str,
+    label: str,
+    zero: bool = False,
+) -> Html:
     """Predicted against observed with the line on which they agree."""
 
     def draw(axes: Any) -> None:
@@ -214,9 +242,7 @@ def _inline(svg: str, label: str) -> Html:
     prefix = "f" + hashlib.sha256((label + inside).encode()).hexdigest()[:10] + "-"
     # Group ids (axes_1, patch_2...) serve nobody; the referenced ones get the panel's own prefix.
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', inside))
-    inside = re.sub(
-        r' id="([^"]+)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", inside
-    )  # fmt: skip
+    inside = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", inside)
     inside = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", inside)
     inside = re.sub(r">\s+<", "><", inside)
     view = box[1] if box else f"0 0 {WIDTH * 72} {HEIGHT * 72}"

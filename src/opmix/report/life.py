@@ -112,9 +112,16 @@ def _stages(content: Mapping[str, Any]) -> Html:
             told = predicted - baseline if predicted is not None and baseline is not None else None
             really = loss["after"] - loss["before"] if loss["before"] is not None else None
             rows.append(
-                row(domain, percent(stage["mixture"].get(domain, 0.0)), span(last.get("interval", {}).get(domain), 2),
-                    number(loss["before"]), number(loss["after"]), number(really, sign=True), number(told, sign=True))
-            )  # fmt: skip
+                row(
+                    domain,
+                    percent(stage["mixture"].get(domain, 0.0)),
+                    span(last.get("interval", {}).get(domain), 2),
+                    number(loss["before"]),
+                    number(loss["after"]),
+                    number(really, sign=True),
+                    number(told, sign=True),
+                )
+            )
         head = ["Domain", "Share", "Interval", "Before", "After", "Change", "Probes' change"]
         blocks.append(
             table(head, rows, caption="Share and loss; what short probes predicted beside what the whole stage did")

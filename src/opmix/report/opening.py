@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from opmix.mixing.mixture import FloatArray
-from opmix.report.html import (  # fmt: skip
+from opmix.report.html import (
     Html,
     Scale,
     bar,
@@ -220,9 +220,9 @@ def _mean_row(
 
 def alternatives_brief(document: MixtureFile, model: Model | None) -> Html | None:
     """The alternatives by gain, in a few rows."""
-    scored = sorted(
-        (a for a in document.alternatives if a.gain is not None), key=lambda a: -(a.gain or 0.0)
-    )[:TOP_ALTERNATIVES]  # fmt: skip
+    scored = sorted((a for a in document.alternatives if a.gain is not None), key=lambda a: -(a.gain or 0.0))[
+        :TOP_ALTERNATIVES
+    ]
     if not scored:
         return None
     name = reference_name(document)

@@ -36,20 +36,37 @@ from opmix.runs.files import writing_prefix
 
 _LABELS = {"size": "by size", "current": "current", "uniform": "uniform", "proposal": "proposal"}
 _NAV = {
-    "summary": "Mixture", "whatif": "What if?", "measured": "Measured", "curves": "Laws", "worth": "Worth", "agreement": "Fit",
-    "alternatives": "Alternatives", "check": "Check", "verified": "Verified", "solver": "Solver", "configuration": "Cost",
-}  # fmt: skip
+    "summary": "Mixture",
+    "whatif": "What if?",
+    "measured": "Measured",
+    "curves": "Laws",
+    "worth": "Worth",
+    "agreement": "Fit",
+    "alternatives": "Alternatives",
+    "check": "Check",
+    "verified": "Verified",
+    "solver": "Solver",
+    "configuration": "Cost",
+}
 
 _LIFE_NAV = {
-    "summary": "Life", "stages": "Stages", "losses": "Losses", "forgetting": "Forgetting", "cost": "Cost",
+    "summary": "Life",
+    "stages": "Stages",
+    "losses": "Losses",
+    "forgetting": "Forgetting",
+    "cost": "Cost",
     "configuration": "Configuration",
-}  # fmt: skip
+}
 
 
 _COMPARE_NAV = {
-    "summary": "Methods", "domains": "Domains", "forgetting": "Forgetting", "mixtures": "Mixtures", "cost": "Cost",
+    "summary": "Methods",
+    "domains": "Domains",
+    "forgetting": "Forgetting",
+    "mixtures": "Mixtures",
+    "cost": "Cost",
     "configuration": "Configuration",
-}  # fmt: skip
+}
 
 
 def write_report(folder: Path) -> Path:
@@ -233,18 +250,25 @@ def whatif_data(data: ReportData, model: Model) -> dict[str, Any]:
     if not np.isfinite(worst).all():
         worst = []
     return {
-        "domains": model.domains, "metrics": model.metrics, "coordinates": model.coordinates,
-        **law_for_view(model.law), "A": model.A.tolist(),
+        "domains": model.domains,
+        "metrics": model.metrics,
+        "coordinates": model.coordinates,
+        **law_for_view(model.law),
+        "A": model.A.tolist(),
         "inside": [_inside(model, k) for k in range(len(model.coordinates))],
-        "weights": model.weights.tolist(), "prior": (prior / prior.sum()).tolist(), "kl": settings.kl,
+        "weights": model.weights.tolist(),
+        "prior": (prior / prior.sum()).tolist(),
+        "kl": settings.kl,
         "objective": "worst_case" if settings.objective == "worst_case" else "mean",
         "worstReference": worst or [0.0] * len(model.metrics),
         "worstLabel": "largest rise over now" if worst else "largest loss",
-        "presets": presets, "start": presets[0]["x"],
+        "presets": presets,
+        "start": presets[0]["x"],
         "reference": reference if reference in names else "uniform",
-        "reach": _reach(data, model), "level": model.level,
+        "reach": _reach(data, model),
+        "level": model.level,
         "draws": draws_for_view(model.draws),
-    }  # fmt: skip
+    }
 
 
 def _presets(document: MixtureFile, model: Model) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from opmix.report.html import (
     row,
     scientific,
     table,
-    whisker,  # fmt: skip
+    whisker,
 )
 from opmix.report.model import Model
 from opmix.report.opening import gain_rows, reference_name
@@ -114,9 +114,14 @@ def _agreement(made: DemoComparison, others: list[str], against: str, metrics: l
         return None
     x, y = np.array(predicted), np.array(measured)
     art = agreement_panel(
-        x, y, None, xlabel=f"predicted difference to {against}", ylabel="measured difference", zero=True,
+        x,
+        y,
+        None,
+        xlabel=f"predicted difference to {against}",
+        ylabel="measured difference",
+        zero=True,
         label=f"measured against predicted difference to {against} for {len(x)} eval sets",
-    )  # fmt: skip
+    )
     error = f"root mean square error {number(float(np.sqrt(np.mean((x - y) ** 2))))} nats"
     same = int(np.sum(np.sign(x) == np.sign(y)))
     note = f"n = {len(x)} · {error} · same sign {same} of {len(x)}"

@@ -56,9 +56,13 @@ def _agreement(made: VerificationFile) -> Html | None:
     direct = np.array([m.direct for m in made.measured])
     errors = np.array([m.standard_error for m in made.measured])
     art = agreement_panel(
-        law, direct, errors, xlabel="by the law", ylabel="trained directly",
+        law,
+        direct,
+        errors,
+        xlabel="by the law",
+        ylabel="trained directly",
         label=f"objective by the law against directly trained, {len(law)} mixtures",
-    )  # fmt: skip
+    )
     order = " < ".join(m.name for m in sorted(made.measured, key=lambda m: m.direct))
     return el("figure", el("figcaption", el("b", "Directly trained mixtures"), el("span", order)), art)
 

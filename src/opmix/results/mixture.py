@@ -221,16 +221,25 @@ class MixtureFile:
                 for a in verdict.alternatives
             ),
             solver=SolverEntry(
-                status=best.status, objective=best.objective, gap=best.gap, max_violation=best.max_violation,
-                iterations=best.iterations, infeasible_draws=verdict.optima.infeasible,
+                status=best.status,
+                objective=best.objective,
+                gap=best.gap,
+                max_violation=best.max_violation,
+                iterations=best.iterations,
+                infeasible_draws=verdict.optima.infeasible,
             ),
             settings=_problem(fit, verdict),
             coordinates=CoordinateEntry(
                 names=coordinates.names,
-                mixtures={n: dict(zip(domains, row, strict=True)) for n, row in zip(coordinates.names, coordinates.E, strict=True)},
-            ) if collapsed else None,
+                mixtures={
+                    n: dict(zip(domains, row, strict=True))
+                    for n, row in zip(coordinates.names, coordinates.E, strict=True)
+                },
+            )
+            if collapsed
+            else None,
             **extra,
-        )  # fmt: skip
+        )
 
     def summary(self) -> str:
         """Return the decision in about five lines: why, shares with intervals, what was measured, cost."""
@@ -300,10 +309,11 @@ class MixtureFile:
         if timing is None:
             return found
         return replace(
-            found, created=timing.created,
+            found,
+            created=timing.created,
             cost=None if found.cost is None else replace(found.cost, seconds=timing.cost or {}),
             solver=None if found.solver is None else replace(found.solver, seconds=timing.solver_seconds),
-        )  # fmt: skip
+        )
 
 
 def _laws(fit: LawFit) -> dict[str, LawEntry]:
@@ -326,7 +336,12 @@ def _problem(fit: LawFit, verdict: Verdict) -> ProblemEntry:
     weights = None if settings.omega is None else dict(zip(fit.law.metrics, settings.omega, strict=True))
     own = fit.settings if set(fit.settings) <= {"huber_delta"} else {"fit": fit.settings}
     return ProblemEntry(
-        objective=settings.objective, weights=weights, kl=settings.kl,
+        objective=settings.objective,
+        weights=weights,
+        kl=settings.kl,
         prior=dict(settings.prior or Mixture.uniform(fit.law.domains)),
-        constraints=tuple(verdict.constraints.sentences(fit.law.domains)), draws=len(verdict.draws), seed=rule.seed, **own,
-    )  # fmt: skip
+        constraints=tuple(verdict.constraints.sentences(fit.law.domains)),
+        draws=len(verdict.draws),
+        seed=rule.seed,
+        **own,
+    )

@@ -32,9 +32,11 @@ class TimingFile:
     ) -> Self:
         """Return the file of a decision made now."""
         return cls(
-            created=datetime.now(UTC).isoformat(timespec="seconds"), solver_seconds=verdict.optimum.seconds, cost=cost,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            solver_seconds=verdict.optimum.seconds,
+            cost=cost,
             seconds=dict(verdict.seconds if seconds is None else seconds),
-        )  # fmt: skip
+        )
 
     def json(self) -> dict[str, Any]:
         """Return what the file holds."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from transformers import GenerationConfig
 
-from opmix.models import base_model_of
+from opmix.models.load import base_model_of
 from opmix.probes.token_losses import evaluating
 
 Int64 = npt.NDArray[np.int64]
@@ -39,9 +39,14 @@ def greedy_answers(
     """
     device = next(base_model_of(model).get_input_embeddings().parameters()).device
     settings = GenerationConfig(
-        do_sample=False, num_beams=1, repetition_penalty=1.0, max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids),
-        pad_token_id=stop_ids[0], use_cache=True,
-    )  # fmt: skip
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(stop_ids),
+        pad_token_id=stop_ids[0],
+        use_cache=True,
+    )
     answers: list[Int64] = [np.zeros(0, dtype=np.int64)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with evaluating(model):
@@ -51,9 +56,10 @@ def greedy_answers(
             ids = np.stack([np.pad(prompts[i], (width - len(prompts[i]), 0)) for i in chosen])
             mask = np.stack([np.arange(width) >= width - len(prompts[i]) for i in chosen]).astype(np.int64)
             whole = model.generate(
-                input_ids=torch.as_tensor(ids, device=device), attention_mask=torch.as_tensor(mask, device=device),
+                input_ids=torch.as_tensor(ids, device=device),
+                attention_mask=torch.as_tensor(mask, device=device),
                 generation_config=settings,
-            )  # fmt: skip
+            )
             for i, row in zip(chosen, whole[:, width:].cpu().numpy(), strict=True):
                 ends = np.flatnonzero(np.isin(row, list(stop_ids)))
                 answers[i] = row[: ends[0]] if len(ends) else row

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from opmix.errors import ConfigError, DataError, ModelError
-from opmix.models import load_model, load_tokenizer
+from opmix.models.load import load_model, load_tokenizer
 from opmix.probes.token_losses import evaluating
 from opmix.scores.intervals import wilson
 from opmix.scores.paired import TaskScore, binary
@@ -73,10 +73,15 @@ def harness_scores(
         with evaluating(model):
             try:
                 found = simple_evaluate(
-                    HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size), tasks=list(tasks), limit=limit,
-                    num_fewshot=num_fewshot, task_manager=manager, bootstrap_iters=bootstrap, apply_chat_template=chat,
+                    HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+                    tasks=list(tasks),
+                    limit=limit,
+                    num_fewshot=num_fewshot,
+                    task_manager=manager,
+                    bootstrap_iters=bootstrap,
+                    apply_chat_template=chat,
                     log_samples=True,
-                )  # fmt: skip
+                )
             except (OSError, ValueError) as error:
                 reason = str(error).strip().partition("\n")[0]
                 raise DataError(
@@ -135,10 +140,16 @@ def _scores(task: str, row: Mapping[str, Any], found: Mapping[str, Any]) -> Iter
         stderr = float(error) if isinstance(error, int | float | np.number) else None
         items = _items(found.get("samples", {}).get(task, ()), metric, filter_name, float(value))
         yield TaskScore(
-            task=task, metric=metric if filter_name == "none" else f"{metric} ({filter_name})", value=float(value),
-            stderr=stderr, interval=_interval(float(value), stderr, items), total=total,
-            higher_is_better=found.get("higher_is_better", {}).get(task, {}).get(metric), details={}, items=items,
-        )  # fmt: skip
+            task=task,
+            metric=metric if filter_name == "none" else f"{metric} ({filter_name})",
+            value=float(value),
+            stderr=stderr,
+            interval=_interval(float(value), stderr, items),
+            total=total,
+            higher_is_better=found.get("higher_is_better", {}).get(task, {}).get(metric),
+            details={},
+            items=items,
+        )
 
 
 def _items(samples: Sequence[Mapping[str, Any]], metric: str, filter_name: str, value: float) -> dict[int, float]:

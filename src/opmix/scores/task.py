@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opmix.data import TokenSplit
 from opmix.errors import DataError
-from opmix.models import base_model_of
+from opmix.models.load import base_model_of
 from opmix.scores.extract import Extractor
 from opmix.scores.generate import Int64, greedy_answers
 from opmix.scores.intervals import wilson
@@ -110,13 +110,23 @@ def score_split(
             "expected something to compare in each; use another extractor"
         )
     answers = greedy_answers(
-        model, [question for question, _ in fitting], stop_ids=stop_ids, max_new_tokens=max_new_tokens,
-        batch_size=batch_size, progress=progress,
-    )  # fmt: skip
+        model,
+        [question for question, _ in fitting],
+        stop_ids=stop_ids,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+    )
     found = [extract(tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
     outcomes = {chosen[i]: a == b for i, a, b in zip(asked, found, references, strict=True)}
     right = sum(outcomes.values())
     return Score(
-        name=split.domain, right=right, total=len(found), interval=wilson(right, len(found), level=level), level=level,
-        left_out=len(pairs) - len(fitting), unreadable=found.count(None), outcomes=outcomes,
-    )  # fmt: skip
+        name=split.domain,
+        right=right,
+        total=len(found),
+        interval=wilson(right, len(found), level=level),
+        level=level,
+        left_out=len(pairs) - len(fitting),
+        unreadable=found.count(None),
+        outcomes=outcomes,
+    )

@@ -50,8 +50,10 @@ def _run(row: Mapping[str, str | None], line: int, path: Path) -> TrackedRun:
     state = next((lowered[key] for key in _STATES if key in lowered), "")
     return TrackedRun(
         name=next((lowered[key] for key in _IDS if lowered.get(key)), f"row {line}"),
-        settings=found["settings"], metrics=found["metrics"], finished=state.lower() in _FINISHED,
-    )  # fmt: skip
+        settings=found["settings"],
+        metrics=found["metrics"],
+        finished=state.lower() in _FINISHED,
+    )
 
 
 def _mapping(text: str, where: str) -> Mapping[str, object]:

@@ -61,8 +61,10 @@ def _run(entry: Mapping[str, Any], number: int) -> TrackedRun:
     state = entry.get("state")
     return TrackedRun(
         name=str(entry.get("id") or entry.get("name") or f"run {number}"),
-        settings=settings, metrics=metrics, finished=state in (None, "finished"),
-    )  # fmt: skip
+        settings=settings,
+        metrics=metrics,
+        finished=state in (None, "finished"),
+    )
 
 
 def _object(value: Any) -> Mapping[str, Any]:
@@ -82,7 +84,8 @@ def _folders(path: Path) -> tuple[TrackedRun, ...]:
     if not summaries:
         offline = sorted(path.rglob("*.wandb"))
         remedy = (
-            f"{len(offline)} offline run(s) keep theirs in a binary file; `wandb sync` them and export the project's table"
+            f"{len(offline)} offline run(s) keep theirs in a binary file; `wandb sync` them and export the project's "
+            "table"
             if offline
             else "expected run-*/files/ folders, or give a CSV or JSON export"
         )

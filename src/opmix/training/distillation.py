@@ -25,7 +25,7 @@ from transformers import GenerationConfig, Trainer
 from opmix.compute.flops import ModelShape
 from opmix.data import ChatRows, MixtureDataset, MixturePlan, Rows, TokenSplit, pad_rows
 from opmix.errors import DataError, ModelError
-from opmix.models import base_model_of, load_model, model_shape
+from opmix.models.load import base_model_of, load_model, model_shape
 from opmix.runs.files import files_signature
 from opmix.training.factory import TrainerFactory, TrainSpec, default_trainer
 from opmix.training.objectives import Usage
@@ -232,11 +232,14 @@ class DistillationTrainer(Trainer):
         self.usage.sampled_tokens += int(mask.sum())
         self._count(
             self.shape.distillation(
-                rows=len(answer), prompt=inputs["prompt_ids"].shape[1], context=inputs["context_ids"].shape[1],
-                sampled=answer.shape[1], adapter_parameters=self._adapter_parameters,
+                rows=len(answer),
+                prompt=inputs["prompt_ids"].shape[1],
+                context=inputs["context_ids"].shape[1],
+                sampled=answer.shape[1],
+                adapter_parameters=self._adapter_parameters,
                 teacher=self._other_shape,
             )
-        )  # fmt: skip
+        )
         return torch.where(learned, divergence, 0.0).sum(), int(learned.sum())
 
     def sample(
@@ -246,9 +249,17 @@ class DistillationTrainer(Trainer):
         options, stop = self.objective.options, self.objective.stop_ids
         room = (self.objective.limit or 1 << 30) - prompt_ids.shape[1]
         settings = GenerationConfig(
-            do_sample=True, temperature=options.temperature, top_k=0, top_p=1.0, repetition_penalty=1.0, num_beams=1,
-            max_new_tokens=max(1, min(options.max_new_tokens, room)), eos_token_id=list(stop), pad_token_id=stop[0], use_cache=True,
-        )  # fmt: skip
+            do_sample=True,
+            temperature=options.temperature,
+            top_k=0,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            num_beams=1,
+            max_new_tokens=max(1, min(options.max_new_tokens, room)),
+            eos_token_id=list(stop),
+            pad_token_id=stop[0],
+            use_cache=True,
+        )
         student, training = self.accelerator.unwrap_model(model), model.training
         with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(self._draw())
@@ -287,9 +298,12 @@ class DistillationTrainer(Trainer):
         positions = (attention.cumsum(1) - 1).clamp(min=0)
         keep = {"logits_to_keep": num + 1} if can_keep_logits(model) else {}
         out = model(
-            input_ids=torch.cat([before, answer], dim=1), attention_mask=attention, position_ids=positions,
-            use_cache=False, **keep,
-        )  # fmt: skip
+            input_ids=torch.cat([before, answer], dim=1),
+            attention_mask=attention,
+            position_ids=positions,
+            use_cache=False,
+            **keep,
+        )
         return out.logits[:, -num - 1 : -1].float() / self.objective.options.temperature
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -314,7 +328,8 @@ def other_teacher(name: str, student: Any) -> Any:
     have, wanted = (int(base_model_of(m).config.get_text_config().vocab_size) for m in (teacher, student))
     if have != wanted:
         raise ModelError(
-            f"sdft.teacher_model {name!r}: a vocabulary of {have}, the student's has {wanted}; expected the same tokenizer for both"
+            f"sdft.teacher_model {name!r}: a vocabulary of {have}, the student's has {wanted}; expected the same "
+            "tokenizer for both"
         )
     return teacher
 

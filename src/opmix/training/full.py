@@ -12,12 +12,12 @@ from transformers import Trainer, TrainerCallback
 
 from opmix.data import Rows
 from opmix.mixing.mixture import Mixture
-from opmix.models import model_shape
+from opmix.models.load import model_shape
 from opmix.progress import Progress
 from opmix.training.checkpoints import Checkpoints, CompleteCheckpoints, StopAt, latest_checkpoint, restore_usage
 from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, default_trainer, run_training
-from opmix.training.matched import TrainingPlan, plan_training, steps_for
 from opmix.training.objectives import CAUSAL_LM, Objective, Usage
+from opmix.training.plan import TrainingPlan, plan_training, steps_for
 
 
 def train_on_mixture(

@@ -22,15 +22,15 @@ from opmix.compute.budget import world_size
 from opmix.data import Rows
 from opmix.errors import ConfigError, StoreError
 from opmix.mixing.mixture import Mixture
-from opmix.protocols.online_mixer import Observation, OnlineMixer, State, Stint
+from opmix.protocols.online_mixer import MixerSegment, Observation, OnlineMixer, State
 from opmix.runs.files import write_json
 from opmix.training.checkpoints import Checkpoints
 from opmix.training.factory import StepProgress, TrainSpec, default_trainer, run_training
 from opmix.training.full import train_segment
-from opmix.training.matched import TrainingPlan
 from opmix.training.objectives import CAUSAL_LM, Objective, Usage
-from opmix.training.senses import Gradients, PassCounter, Senses, Sums, inputs_of, token_losses, undisturbed
-from opmix.training.stints import DOMAINS, StintRows
+from opmix.training.plan import TrainingPlan
+from opmix.training.segments import DOMAINS, SegmentRows
+from opmix.training.signals import Gradients, PassCounter, SignalSources, Sums, inputs_of, token_losses, undisturbed
 
 MIXER_FILE = "mixer.json"
 
@@ -40,7 +40,7 @@ class OnlineRun:
     """What is trained on, and who decides."""
 
     mixer: OnlineMixer
-    start: tuple[State, Stint]
+    start: tuple[State, MixerSegment]
     """From `mixer.init(bench, steps - begin_at)`; its mixture names the domains, in the stage's order."""
     rows: Mapping[str, Rows]
     """Training rows by domain."""
@@ -49,27 +49,27 @@ class OnlineRun:
     arguments: Mapping[str, Any]
     """The user's trainer arguments."""
     seed: int
-    senses: Senses = field(default_factory=Senses)
+    senses: SignalSources = field(default_factory=SignalSources)
     objective: Objective = CAUSAL_LM
     max_epochs: Mapping[str, float] | None = None
-    """See `StintRows`."""
+    """See `SegmentRows`."""
     document_mask: bool = False
     begin_at: int = 0
     """Steps that were trained before, on `previous`: a stage's prefix. The mixer's own steps are those after it."""
     previous: TrainingPlan | None = None
-    """See `StintRows`."""
+    """See `SegmentRows`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineResult:
     """A run that is over; the model was trained in place."""
 
-    stints: tuple[Stint, ...]
+    stints: tuple[MixerSegment, ...]
     """What it was trained on."""
     state: State
     """The mixer's last state."""
     plan: TrainingPlan
-    """All rows; its tokens and shares are those of the whole run (for `opmix.training.matched.training_cost`)."""
+    """All rows; its tokens and shares are those of the whole run (for `opmix.training.plan.training_cost`)."""
     trainer: Trainer
 
 
@@ -102,7 +102,7 @@ def train_online(
     """
     check_run(run, checkpoints)
     usage = usage or Usage()
-    course = Course(model, run, usage, key=None if checkpoints is None else checkpoints.key)
+    course = OnlineRunState(model, run, usage, key=None if checkpoints is None else checkpoints.key)
     factory = partial(_trainer, course=course)
     spec = TrainSpec(
         model=model,
@@ -129,12 +129,14 @@ def check_run(run: OnlineRun, checkpoints: Checkpoints | None = None) -> None:
     """
     if run.objective.name == "sdft":
         raise ConfigError(
-            "objective 'sdft': its batches are prompts, not rows, and cannot be mixed as the run goes; use 'causal_lm' or 'sft'"
+            "objective 'sdft': its batches are prompts, not rows, and cannot be mixed as the run goes; use 'causal_lm' "
+            "or 'sft'"
         )
     heard = run.mixer.signals & {"train_loss", "excess"}
     if heard and run.arguments.get("use_liger_kernel"):
         raise ConfigError(
-            f"trainer.use_liger_kernel: {sorted(heard)[0]!r} is read off the logits, which its fused loss never makes; remove it"
+            f"trainer.use_liger_kernel: {sorted(heard)[0]!r} is read off the logits, which its fused loss never makes; "
+            "remove it"
         )
     if run.begin_at and (checkpoints is None or checkpoints.previous_key is None):
         raise ConfigError(
@@ -147,16 +149,25 @@ def check_run(run: OnlineRun, checkpoints: Checkpoints | None = None) -> None:
     run.senses.check(run.mixer.signals, run.start[1].mixture.names)
 
 
-class Course:
+class OnlineRunState:
     """Where an online run stands: rows, the mixer's state, and what was heard in the present stint."""
 
     def __init__(self, model: Any, run: OnlineRun, usage: Usage, *, key: str | None = None) -> None:
         first = run.start[1].mixture
         self.run, self.key, self.domains, self.signals = run, key, first.names, run.mixer.signals
-        self.rows = StintRows(
-            run.rows, self.domains, first, steps=run.steps, arguments=run.arguments, seed=run.seed, objective=run.objective,
-            max_epochs=run.max_epochs, document_mask=run.document_mask, begin_at=run.begin_at, previous=run.previous,
-        )  # fmt: skip
+        self.rows = SegmentRows(
+            run.rows,
+            self.domains,
+            first,
+            steps=run.steps,
+            arguments=run.arguments,
+            seed=run.seed,
+            objective=run.objective,
+            max_epochs=run.max_epochs,
+            document_mask=run.document_mask,
+            begin_at=run.begin_at,
+            previous=run.previous,
+        )
         if run.senses.reference is not None:
             run.senses.reference.eval()  # one that was just trained still drops out, and draws
         self.state: State = {}
@@ -164,10 +175,14 @@ class Course:
         length = max(rows.sequence_length for rows in self.rows.rows.values())
         self.passes = PassCounter(usage, model, length, run.senses.reference)
         self.gradients = Gradients(
-            train=self.rows.rows, held_out=run.senses.held_out or {}, num_rows=run.senses.gradient_rows, seed=run.seed,
-            batch_rows=int(run.arguments.get("per_device_train_batch_size", 8)), document_mask=run.document_mask,
+            train=self.rows.rows,
+            held_out=run.senses.held_out or {},
+            num_rows=run.senses.gradient_rows,
+            seed=run.seed,
+            batch_rows=int(run.arguments.get("per_device_train_batch_size", 8)),
+            document_mask=run.document_mask,
             charge=self.passes.gradient,
-        )  # fmt: skip
+        )
 
     def begin(self, checkpoint: Path | None) -> None:
         """At the run's start, or as it stood at a checkpoint of its own.
@@ -203,10 +218,14 @@ class Course:
     def json(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {
-            "key": self.key, "domains": list(self.domains), "state": self.state, "stints": self.rows.given, "sums": self.sums.json(),
-        }  # fmt: skip
+            "key": self.key,
+            "domains": list(self.domains),
+            "state": self.state,
+            "stints": self.rows.given,
+            "sums": self.sums.json(),
+        }
 
-    def _turn(self, state: State, stint: Stint) -> None:
+    def _turn(self, state: State, stint: MixerSegment) -> None:
         self.state = json.loads(json.dumps(state))  # what a resumed run would read
         self.rows.add(stint)
         self.sums = Sums.of(len(self.domains))
@@ -247,16 +266,20 @@ class Course:
             told["excess"] = self.sums.means("excess")
         mixture: Mixture = self.rows.stints[-1].mixture
         seen = Observation(
-            step=step - self.run.begin_at, total_steps=self.run.steps - self.run.begin_at, mixture=mixture,
-            tokens=self.rows.counted("supervised"), learning_rate=learning_rate, **told,
-        )  # fmt: skip
+            step=step - self.run.begin_at,
+            total_steps=self.run.steps - self.run.begin_at,
+            mixture=mixture,
+            tokens=self.rows.counted("supervised"),
+            learning_rate=learning_rate,
+            **told,
+        )
         self._turn(*self.run.mixer.update(self.state, seen))
 
 
 class MixerCallback(TrainerCallback):
     """Asks the mixer where a stint ends, and writes where it stands into every checkpoint."""
 
-    def __init__(self, course: Course) -> None:
+    def __init__(self, course: OnlineRunState) -> None:
         self.course = course
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -274,7 +297,7 @@ class MixerCallback(TrainerCallback):
 class OnlineTrainer(Trainer):
     """`transformers.Trainer` that looks its rows up when a step begins, and listens to their losses."""
 
-    course: Course
+    course: OnlineRunState
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The rows of the next step, by the plan as it is now."""
@@ -297,7 +320,7 @@ class OnlineTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def _trainer(spec: TrainSpec, *, course: Course) -> Trainer:
+def _trainer(spec: TrainSpec, *, course: OnlineRunState) -> Trainer:
     trainer = default_trainer(spec, OnlineTrainer)
     assert isinstance(trainer, OnlineTrainer)
     trainer.course = course

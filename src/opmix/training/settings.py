@@ -44,7 +44,7 @@ class DistillationSettings:
 
     def located(self, base: Path) -> DistillationSettings:
         """With the teacher's folder found beside the configuration."""
-        from opmix.model_files import located
+        from opmix.models.files import located
 
         name = self.teacher_model
         return self if name is None else changed(self, teacher_model=located(name, base))

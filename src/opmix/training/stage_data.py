@@ -156,9 +156,13 @@ def prepare_data(
         if (domain, demonstration) not in known:
             with progress.task(f"{what} {domain.name}", 0) as advance:
                 known[domain, demonstration] = prepare_domain(
-                    domain, tokenizer, cache_dir=cache_dir, num_proc=num_proc, progress=_documents(advance),
+                    domain,
+                    tokenizer,
+                    cache_dir=cache_dir,
+                    num_proc=num_proc,
+                    progress=_documents(advance),
                     demonstration=demonstration,
-                )  # fmt: skip
+                )
         return known[domain, demonstration]
 
     tokenised = {name: prepare(domain, "tokenise") for name, domain in wanted.items()}
@@ -169,9 +173,11 @@ def prepare_data(
     if objective == "sdft":
         contexts = {name: prepare(domain, "contexts of", sdft.demonstration).train for name, domain in chats.items()}
         chosen = SelfDistillation(
-            options=sdft, contexts=contexts, limit=limit,
+            options=sdft,
+            contexts=contexts,
+            limit=limit,
             stop_ids=stop_ids(tokenizer, {name: tokenised[name].train for name in chats}),
-        )  # fmt: skip
+        )
     return StageData(
         domains=tokenised,
         options={name: d.chat for name, d in [*chats.items(), *aims.items()] if d.kind == "chat"},

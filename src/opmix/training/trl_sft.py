@@ -30,14 +30,25 @@ def sft_trainer(spec: TrainSpec) -> Trainer:
     bf16 = not cpu and torch.cuda.is_bf16_supported() and not spec.arguments.get("fp16", False)
     # TRL's defaults (bf16, gradient checkpointing, its own preparation) are set to those of `default_trainer`.
     defaults: dict[str, Any] = {
-        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "bf16": bf16, "use_cpu": cpu,
-        "gradient_checkpointing": False, "dataloader_pin_memory": not cpu,
-    }  # fmt: skip
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        "bf16": bf16,
+        "use_cpu": cpu,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": not cpu,
+    }
     arguments = SFTConfig(
-        output_dir=str(spec.output_dir), max_steps=spec.steps, seed=spec.seed, train_sampling_strategy="sequential",
-        remove_unused_columns=False, max_length=None, dataset_kwargs={"skip_prepare_dataset": True},
+        output_dir=str(spec.output_dir),
+        max_steps=spec.steps,
+        seed=spec.seed,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
         **{**defaults, **spec.arguments},
-    )  # fmt: skip
+    )
 
     def rows(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         items = [spec.dataset[i] for i in batch["index"]]
@@ -46,9 +57,13 @@ def sft_trainer(spec: TrainSpec) -> Trainer:
     # TRL takes only `datasets`' own classes: a table of indices, each looked up in the plan when it is read.
     table = Dataset.from_dict({"index": list(range(len(spec.dataset)))}).with_transform(rows)
     trainer = SFTTrainer(
-        model=spec.model, args=arguments, train_dataset=table, data_collator=stack_rows, processing_class=_no_tokenizer(),
+        model=spec.model,
+        args=arguments,
+        train_dataset=table,
+        data_collator=stack_rows,
+        processing_class=_no_tokenizer(),
         callbacks=[LossGuard(), *spec.callbacks],
-    )  # fmt: skip
+    )
     from transformers.trainer_callback import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)

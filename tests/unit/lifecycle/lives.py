@@ -11,7 +11,7 @@ import torch
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.life import LifeResult, run_life
 from opmix.lifecycle.steps import DataFacts
-from opmix.strict import validated
+from opmix.settings.loading import validated
 
 NAMES = ("alpha", "beta", "gamma", "delta")
 ARCHITECTURE = {

@@ -11,7 +11,7 @@ from opmix.errors import ConfigError, ModelError
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.life import run_life
 from opmix.mixture_search.verify import verify_run
-from opmix.strict import validated
+from opmix.settings.loading import validated
 from opmix.testing import CHATML, write_toy_chats, write_toy_domains
 
 

@@ -8,7 +8,7 @@ from lives import content, facts, life, stage
 
 from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.steps import HARMLESS, DataFacts, chain, differences
-from opmix.strict import apply_override, validated
+from opmix.settings.loading import apply_override, validated
 
 STAGES = (
     stage("one", 10, domains=["alpha", "beta"], prefix=0.5),

@@ -7,17 +7,17 @@ import pytest
 from toy_world import NAMES, ToyBench, World, live
 
 from opmix.errors import ConfigError
-from opmix.methods.ado import Ado
-from opmix.methods.aioli import Aioli
-from opmix.methods.catalogue import ENTRIES, entry_of
-from opmix.methods.doge import Doge, GradientAlignment
-from opmix.methods.doremi import DoReMi, GroupDro
-from opmix.methods.grape import Grape
-from opmix.methods.odm import Odm
-from opmix.methods.skill_it import SkillIt
-from opmix.methods.tikmix import Tikmix
-from opmix.methods.watched import ProxySettings
-from opmix.methods.weights import at_least, exponentiated, interval
+from opmix.methods.online.ado import Ado
+from opmix.methods.online.aioli import Aioli
+from opmix.methods.online.averaged_trial import ProxySettings
+from opmix.methods.online.doge import Doge, GradientAlignment
+from opmix.methods.online.doremi import DoReMi, GroupDro
+from opmix.methods.online.grape import Grape
+from opmix.methods.online.odm import Odm
+from opmix.methods.online.skill_it import SkillIt
+from opmix.methods.online.tikmix import Tikmix
+from opmix.methods.online.weights import at_least, exponentiated, interval
+from opmix.methods.registry import ENTRIES, entry_of
 from opmix.protocols.online_mixer import Observation
 
 MIXERS = {

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from toy_world import HELPS, NAMES, ToyBench, World, live
 
-from opmix.methods.ado import Ado, fit_power_law, speed
-from opmix.methods.aioli import Aioli, near_one_hot, normalised, solve_matrix
-from opmix.methods.doge import GradientAlignment, alignment
-from opmix.methods.doremi import DoReMi, GroupDro
-from opmix.methods.grape import Grape
-from opmix.methods.odm import Odm, exploration, importance_weighted
-from opmix.methods.skill_it import SkillIt
-from opmix.methods.tikmix import Tikmix
+from opmix.methods.online.ado import Ado, fit_power_law, speed
+from opmix.methods.online.aioli import Aioli, near_one_hot, normalised, solve_matrix
+from opmix.methods.online.doge import GradientAlignment, alignment
+from opmix.methods.online.doremi import DoReMi, GroupDro
+from opmix.methods.online.grape import Grape
+from opmix.methods.online.odm import Odm, exploration, importance_weighted
+from opmix.methods.online.skill_it import SkillIt
+from opmix.methods.online.tikmix import Tikmix
 from opmix.mixing.mixture import Mixture
 from opmix.protocols.online_mixer import Observation
 

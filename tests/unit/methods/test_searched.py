@@ -8,13 +8,13 @@ from fake_bench import DOMAINS, FakeBench, exponential, own_share, stage_of
 from scipy.optimize import minimize
 
 from opmix.errors import ConfigError
-from opmix.methods.catalogue import METHODS
-from opmix.methods.climb import Climb
-from opmix.methods.data_mixing_laws import DataMixingLaws
-from opmix.methods.merge_mix import MergeMix
-from opmix.methods.merge_to_mix import MergeToMix
-from opmix.methods.olmix import Olmix
-from opmix.methods.regmix import RegMix
+from opmix.methods.registry import METHODS
+from opmix.methods.swarm.climb import Climb
+from opmix.methods.swarm.data_mixing_laws import DataMixingLaws
+from opmix.methods.swarm.merge_mix import MergeMix
+from opmix.methods.swarm.merge_to_mix import MergeToMix
+from opmix.methods.swarm.olmix import Olmix
+from opmix.methods.swarm.regmix import RegMix
 
 QUICK = {"trees": 80, "learning_rate": 0.1}
 

@@ -6,14 +6,14 @@ from fake_bench import DOMAINS, FakeBench, exponential, own_share, stage_of
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from opmix.errors import ConfigError
-from opmix.methods.climb import Climb
-from opmix.methods.data_mixing_laws import DataMixingLaws, fit_steps, halving_shares
-from opmix.methods.merge_mix import MergeMix
-from opmix.methods.merge_to_mix import MergeToMix, all_subsets, second_order, some_subsets, surface
-from opmix.methods.olmix import Olmix, prior_of
-from opmix.methods.proxies import repetition_caps, swarm
-from opmix.methods.regmix import RegMix
-from opmix.methods.trees import BoostedTrees, left_out_ranks
+from opmix.methods.swarm.climb import Climb
+from opmix.methods.swarm.data_mixing_laws import DataMixingLaws, fit_steps, halving_shares
+from opmix.methods.swarm.merge_mix import MergeMix
+from opmix.methods.swarm.merge_to_mix import MergeToMix, all_subsets, second_order, some_subsets, surface
+from opmix.methods.swarm.olmix import Olmix, prior_of
+from opmix.methods.swarm.regmix import RegMix
+from opmix.methods.swarm.runs import repetition_caps, swarm
+from opmix.methods.swarm.trees import BoostedTrees, left_out_ranks
 from opmix.mixing.design import coordinates_of
 
 OLD = {"web": 0.5, "code": 0.3, "math": 0.2}

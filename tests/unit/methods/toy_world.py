@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from opmix.protocols.mixing_method import DecisionProblem
-from opmix.protocols.online_mixer import Observation, Stint, Watched
+from opmix.protocols.online_mixer import AveragedTrial, MixerSegment, Observation
 from opmix.protocols.trials import Trials
 
 NAMES = ("web", "code", "math")
@@ -71,7 +71,7 @@ class ToyBench:
         total = max(1, round(proxy.tokens / self.tokens_per_step))
         stints, state, _ = live(mixer, self, total)
         tokens = sum(s.mixture.weights * s.steps * self.tokens_per_step for s in stints)
-        return Watched(stints=tuple(stints), state=state, losses=self.world.losses(tokens))
+        return AveragedTrial(stints=tuple(stints), state=state, losses=self.world.losses(tokens))
 
 
 def live(mixer, bench, total, *, start=None, rewrite=None):
@@ -89,7 +89,7 @@ def live(mixer, bench, total, *, start=None, rewrite=None):
         if rewrite is not None:
             state = rewrite(state)
         kept.append((list(stints), state, stint))
-        stint = Stint(stint.mixture, min(stint.steps, total - done))
+        stint = MixerSegment(stint.mixture, min(stint.steps, total - done))
         seen, tokens = bench.world.observe(stint, tokens, done, total)
         stints.append(stint)
         if seen.step >= total:

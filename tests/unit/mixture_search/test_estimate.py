@@ -6,7 +6,7 @@ from opmix.config import parse_config
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.context import SearchContext
 from opmix.mixture_search.estimate import estimate_search, eval_sequences
-from opmix.models import adapter_parameters
+from opmix.models.load import adapter_parameters
 from opmix.progress import Silent
 from opmix.runs.store import RunStore
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains

@@ -13,7 +13,7 @@ from rounding import ROUNDINGS, assert_same_up_to_rounding
 
 from opmix.errors import AdapterError
 from opmix.mixing.mixture import InterpolationWeights, Mixture
-from opmix.models import base_parameters, load_model, model_fingerprint
+from opmix.models.load import base_parameters, load_model, model_fingerprint
 from opmix.probes.adapters import DeltaSet
 from opmix.probes.interpolation import MergeProxies, ScaleProxies, make_proxies
 from opmix.probes.preserve_state import preserve_model_state

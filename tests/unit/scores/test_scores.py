@@ -14,8 +14,8 @@ from opmix.scores import EXTRACTORS, extractor_of, score_split, wilson
 from opmix.scores.generate import greedy_answers
 from opmix.testing import tiny_adapter, tiny_chat_tokenizer, tiny_model
 from opmix.training.factory import TrainSpec, default_trainer, run_training
-from opmix.training.matched import plan_training
 from opmix.training.objectives import SFT
+from opmix.training.plan import plan_training
 
 STOP = (0, 513)
 

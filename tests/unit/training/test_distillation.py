@@ -14,7 +14,7 @@ from opmix.data import ChatRows, PackedSequences
 from opmix.errors import StoreError
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.context import prepare_stage
-from opmix.models import model_shape
+from opmix.models.load import model_shape
 from opmix.progress import Silent
 from opmix.testing import tiny_adapter, tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
 from opmix.training.distillation import (
@@ -24,8 +24,8 @@ from opmix.training.distillation import (
     prompt_of,
 )
 from opmix.training.factory import TrainSpec, run_training
-from opmix.training.matched import plan_training, training_cost
 from opmix.training.objectives import Usage
+from opmix.training.plan import plan_training, training_cost
 from opmix.training.settings import DEMONSTRATION, DistillationSettings
 from opmix.training.teacher import Teacher
 

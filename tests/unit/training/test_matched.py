@@ -11,12 +11,13 @@ from opmix.data import ChatRows, MixturePlan, PackedSequences, pad_rows, prepare
 from opmix.domain import ChatOptions, Domain, Source
 from opmix.errors import ConfigError
 from opmix.mixing.mixture import Mixture
-from opmix.models import model_shape
+from opmix.models.load import model_shape
 from opmix.progress import Silent
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
 from opmix.training.factory import TrainSpec, check_attention, default_trainer, run_training
 from opmix.training.full import train_on_mixture
-from opmix.training.matched import (
+from opmix.training.objectives import SFT, Usage
+from opmix.training.plan import (
     TrainingPlan,
     group_ends,
     plan_training,
@@ -24,7 +25,6 @@ from opmix.training.matched import (
     supervised_per_step,
     training_cost,
 )
-from opmix.training.objectives import SFT, Usage
 
 ARGUMENTS = {"per_device_train_batch_size": 4, "learning_rate": 1e-3}
 LENGTH = 96

@@ -10,14 +10,14 @@ from opmix.config import parse_config as parse
 from opmix.errors import ConfigError, ModelError
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.context import prepare_stage
-from opmix.models import model_shape
+from opmix.models.load import model_shape
 from opmix.progress import Silent
 from opmix.settings import as_json
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats
 from opmix.training.distillation import reverse_kl
 from opmix.training.factory import TrainSpec, run_training
-from opmix.training.matched import plan_training
 from opmix.training.objectives import Usage
+from opmix.training.plan import plan_training
 from opmix.training.settings import DEMONSTRATION, DistillationSettings
 
 

@@ -10,9 +10,9 @@ from transformers import TrainerCallback
 
 from opmix.data import PackedSequences, prepare_domain
 from opmix.domain import Domain, Source
-from opmix.methods.catalogue import entry_of
-from opmix.methods.doge import GradientAlignment
-from opmix.methods.doremi import GroupDro
+from opmix.methods.online.doge import GradientAlignment
+from opmix.methods.online.doremi import GroupDro
+from opmix.methods.registry import entry_of
 from opmix.progress import Silent
 from opmix.protocols.mixing_method import DecisionProblem
 from opmix.protocols.trials import Trials
@@ -20,7 +20,7 @@ from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_domains
 from opmix.training.checkpoints import Checkpoints
 from opmix.training.full import train_on_mixture
 from opmix.training.online import OnlineRun, train_online
-from opmix.training.senses import Senses
+from opmix.training.signals import SignalSources
 
 LENGTH, STEPS, NAMES = 24, 12, ("alpha", "beta")
 ARGUMENTS = {"learning_rate": 5e-3, "per_device_train_batch_size": 4, "logging_steps": 1}
@@ -100,7 +100,7 @@ class KillAt(TrainerCallback):
 @pytest.mark.parametrize("name", MIXERS)
 def test_it_lives_a_real_run_and_survives_a_kill(rows, tokenizer, tmp_path, name):
     bench, mixer = SmallBench(rows, len(tokenizer), tmp_path), MIXERS[name]
-    senses = Senses(
+    senses = SignalSources(
         evaluate=bench.evaluate,
         held_out={n: r["valid"] for n, r in rows.items()},
         reference=bench.model(seed=5),

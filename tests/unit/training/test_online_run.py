@@ -15,18 +15,18 @@ from opmix.data import ChatRows, MixtureDataset, PackedSequences, plan_mixture, 
 from opmix.domain import ChatOptions, Domain, Source
 from opmix.errors import ConfigError, DataError, StoreError
 from opmix.mixing.mixture import Mixture
-from opmix.models import model_shape
-from opmix.protocols.online_mixer import Stint
+from opmix.models.load import model_shape
+from opmix.protocols.online_mixer import MixerSegment
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
 from opmix.training.checkpoints import Checkpoints
 from opmix.training.distillation import SelfDistillation
 from opmix.training.full import planned_run, train_segment
-from opmix.training.matched import plan_training, training_cost
 from opmix.training.objectives import CAUSAL_LM, SFT, Usage
-from opmix.training.online import MIXER_FILE, Course, OnlineRun, train_online
-from opmix.training.senses import Senses, gradient, inner
+from opmix.training.online import MIXER_FILE, OnlineRun, OnlineRunState, train_online
+from opmix.training.plan import plan_training, training_cost
+from opmix.training.segments import SegmentRows, lowered
 from opmix.training.settings import DistillationSettings
-from opmix.training.stints import StintRows, lowered
+from opmix.training.signals import SignalSources, gradient, inner
 
 LENGTH, STEPS, NAMES = 24, 10, ("alpha", "beta", "gamma")
 ARGUMENTS = {
@@ -80,7 +80,7 @@ class Everything:
         self.every, self.seen = every, []
 
     def init(self, names):
-        return {"log": [], "weights": [1 / len(names)] * len(names)}, Stint(Mixture.uniform(names), self.every)
+        return {"log": [], "weights": [1 / len(names)] * len(names)}, MixerSegment(Mixture.uniform(names), self.every)
 
     def update(self, state, seen):
         self.seen.append(seen)
@@ -89,7 +89,7 @@ class Everything:
         raw = np.exp(scores - scores.max())
         weights = raw / raw.sum()
         state = {"log": [*state["log"], [p.tolist() for p in parts]], "weights": weights.tolist()}
-        return state, Stint(Mixture(seen.mixture.names, 0.5 * weights + 0.5 / len(weights)), self.every)
+        return state, MixerSegment(Mixture(seen.mixture.names, 0.5 * weights + 0.5 / len(weights)), self.every)
 
 
 class Fixed:
@@ -99,7 +99,7 @@ class Fixed:
         self.mixture, self.every, self.signals = mixture, every, frozenset(signals)
 
     def update(self, state, seen):
-        return state, Stint(self.mixture, self.every)
+        return state, MixerSegment(self.mixture, self.every)
 
 
 def evaluate_on(rows):
@@ -117,7 +117,7 @@ def evaluate_on(rows):
 
 
 def run_of(mixer, start, rows, tokenizer, **changes):
-    senses = Senses(
+    senses = SignalSources(
         evaluate=evaluate_on(rows), evaluate_tokens=100, held_out=rows, reference=fresh(tokenizer, seed=9).train(),
         gradient_rows=3,
     )  # fmt: skip
@@ -233,7 +233,7 @@ def test_a_mixture_that_never_changes_is_the_plain_run(texts, tokenizer, tmp_pat
     plain = fresh(tokenizer)
     train_segment(planned_run(plain, plan, folder=tmp_path / "plain", seed=3), Checkpoints(key="p"))
     online = fresh(tokenizer)
-    run = run_of(Fixed(mixture, signals=signals), ({}, Stint(mixture, 3)), texts, tokenizer)
+    run = run_of(Fixed(mixture, signals=signals), ({}, MixerSegment(mixture, 3)), texts, tokenizer)
     result = train_online(online, run, folder=tmp_path / "online", checkpoints=Checkpoints(key="o"))
     assert result.plan.plan.fingerprint == plan.plan.fingerprint
     assert same(weights(online), weights(plain))
@@ -247,7 +247,7 @@ def test_mixed_precision_checkpointing_and_workers_change_nothing_of_that(texts,
     plain, online = fresh(tokenizer), fresh(tokenizer)
     train_segment(planned_run(plain, plan, folder=tmp_path / "plain", seed=3), Checkpoints(key="p"))
     mixer = Fixed(mixture, signals=Everything.signals)
-    run = run_of(mixer, ({}, Stint(mixture, 3)), texts, tokenizer, arguments=arguments)
+    run = run_of(mixer, ({}, MixerSegment(mixture, 3)), texts, tokenizer, arguments=arguments)
     train_online(online, run, folder=tmp_path / "online")
     assert same(weights(online), weights(plain))
 
@@ -286,7 +286,9 @@ def test_training_losses_are_those_of_the_rows(texts, tokenizer, tmp_path, model
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 1,
     }
-    run = run_of(mixer, ({"log": [], "weights": []}, Stint(mixture, 1)), texts, tokenizer, steps=2, arguments=arguments)
+    run = run_of(
+        mixer, ({"log": [], "weights": []}, MixerSegment(mixture, 1)), texts, tokenizer, steps=2, arguments=arguments
+    )
     before = fresh(tokenizer)
     usage = Usage()
     result = train_online(model, run, folder=tmp_path, usage=usage)
@@ -339,25 +341,25 @@ def test_gradients_predict_how_a_small_step_moves_a_loss(texts, model):
 def test_domains_are_lowered_to_what_is_left_of_them(texts, tokenizer, tmp_path):
     wanted = Mixture(NAMES, [0.8, 0.1, 0.1])
     limit = 9 / len(texts["alpha"])
-    run = run_of(Fixed(wanted), ({}, Stint(wanted, 5)), texts, tokenizer, max_epochs={"alpha": limit})
+    run = run_of(Fixed(wanted), ({}, MixerSegment(wanted, 5)), texts, tokenizer, max_epochs={"alpha": limit})
     result = train_online(fresh(tokenizer), run, folder=tmp_path)
     assert result.plan.plan.counts()["alpha"] <= 9
     assert result.stints[0].mixture["alpha"] == pytest.approx(9 / 20)
     assert result.stints[0].mixture["beta"] == pytest.approx(11 / 40)
     assert result.stints[1].mixture["alpha"] == pytest.approx(0, abs=0.051)
     assert lowered(np.array([1.0, 0.0, 0.0]), np.array([0.4, 1.0, 0.1])).tolist() == pytest.approx([0.4, 0.5, 0.1])
-    none = run_of(Fixed(wanted), ({}, Stint(wanted, 5)), texts, tokenizer, max_epochs=dict.fromkeys(NAMES, 0.01))
+    none = run_of(Fixed(wanted), ({}, MixerSegment(wanted, 5)), texts, tokenizer, max_epochs=dict.fromkeys(NAMES, 0.01))
     with pytest.raises(DataError, match="raise max_epochs"):
         train_online(fresh(tokenizer), none, folder=tmp_path)
 
 
 def test_earlier_stages_are_not_read_again(texts, tokenizer, tmp_path):
     mixture = Mixture.uniform(NAMES)
-    rows = StintRows(texts, NAMES, mixture, steps=4, arguments=ARGUMENTS, seed=3, objective=CAUSAL_LM)
-    rows.add(Stint(mixture, 4))
+    rows = SegmentRows(texts, NAMES, mixture, steps=4, arguments=ARGUMENTS, seed=3, objective=CAUSAL_LM)
+    rows.add(MixerSegment(mixture, 4))
     read = rows.whole.plan
     later = replace(rows.whole, plan=read[len(read) :])
-    run = run_of(Fixed(mixture), ({}, Stint(mixture, 4)), texts, tokenizer, previous=later, steps=4)
+    run = run_of(Fixed(mixture), ({}, MixerSegment(mixture, 4)), texts, tokenizer, previous=later, steps=4)
     result = train_online(fresh(tokenizer), run, folder=tmp_path)
     first, second = ({(int(d), int(r)) for d, r in zip(p.domain, p.row, strict=True)} for p in (read, result.plan.plan))
     assert len(first) == len(second) == 16
@@ -382,7 +384,7 @@ def test_a_run_goes_on_after_a_prefix(request, tokenizer, tmp_path, kind):
     ends = []
     for kill in (True, False):
         mixer, online = Everything(every=4), fresh(tokenizer, seed=7)
-        senses = Senses(
+        senses = SignalSources(
             evaluate=evaluate_on(rows), held_out=rows, reference=fresh(tokenizer, seed=9).eval(), gradient_rows=2
         )
         run = OnlineRun(
@@ -397,7 +399,7 @@ def test_a_run_goes_on_after_a_prefix(request, tokenizer, tmp_path, kind):
             continue
         ends.append(result)
     train_segment(spec, Checkpoints(key="rest", previous_key="prefix"), start=4)
-    fixed, never = fresh(tokenizer, seed=7), replace(run, mixer=Fixed(mixture), start=({}, Stint(mixture, 6)))
+    fixed, never = fresh(tokenizer, seed=7), replace(run, mixer=Fixed(mixture), start=({}, MixerSegment(mixture, 6)))
     train_online(fixed, never, folder=tmp_path / "fixed", checkpoints=Checkpoints(key="f", previous_key="prefix"))
     assert same(weights(fixed), weights(plain))
     assert (seen.step, seen.total_steps) == (4, 6)
@@ -415,10 +417,10 @@ def test_a_run_goes_on_after_a_prefix(request, tokenizer, tmp_path, kind):
 
 def test_what_cannot_be_told_or_mixed_is_refused_first(texts, tokenizer, tmp_path, monkeypatch):
     mixer = Everything()
-    run = run_of(mixer, mixer.init(NAMES), texts, tokenizer, senses=Senses())
+    run = run_of(mixer, mixer.init(NAMES), texts, tokenizer, senses=SignalSources())
     with pytest.raises(ConfigError) as error:
         train_online(fresh(tokenizer), run, folder=tmp_path)
-    assert [p.split("Senses(")[1] for p in error.value.problems] == [
+    assert [p.split("SignalSources(")[1] for p in error.value.problems] == [
         "reference=...)`",
         "held_out=...)`",
         "evaluate=...)`",
@@ -445,9 +447,9 @@ def test_what_cannot_be_told_or_mixed_is_refused_first(texts, tokenizer, tmp_pat
 def test_a_checkpoint_of_another_mixer_is_refused(texts, tokenizer, tmp_path, damage):
     mixer = Everything()
     run = run_of(mixer, mixer.init(NAMES), texts, tokenizer)
-    course = Course(fresh(tokenizer), run, Usage(), key="k")
+    course = OnlineRunState(fresh(tokenizer), run, Usage(), key="k")
     course.begin(None)
     kept = {**course.json(), **({"domains": ["x"]} if damage == "domains" else {})}
     (tmp_path / MIXER_FILE).write_text(json.dumps(kept)[: 50 if damage == "broken" else None])
     with pytest.raises(StoreError, match="not the mixer of this run"):
-        Course(fresh(tokenizer), run, Usage(), key="k").begin(tmp_path)
+        OnlineRunState(fresh(tokenizer), run, Usage(), key="k").begin(tmp_path)

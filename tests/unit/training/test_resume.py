@@ -7,12 +7,12 @@ from opmix.config import parse_config
 from opmix.data import MixtureDataset, plan_mixture
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.context import prepare_stage
-from opmix.models import model_shape
+from opmix.models.load import model_shape
 from opmix.progress import Silent
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats
 from opmix.training.factory import TrainSpec, run_training
-from opmix.training.matched import plan_training
 from opmix.training.objectives import Usage
+from opmix.training.plan import plan_training
 
 
 @pytest.mark.parametrize("teacher", ["ema", "frozen"])

@@ -9,13 +9,13 @@ import pytest
 from opmix.config import parse_config
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.context import prepare_stage
-from opmix.models import model_shape
+from opmix.models.load import model_shape
 from opmix.progress import Silent
 from opmix.scores import extractor_of, score_split
 from opmix.testing import tiny_chat_tokenizer, tiny_model
 from opmix.training.factory import TrainSpec, run_training
-from opmix.training.matched import plan_training
 from opmix.training.objectives import Usage
+from opmix.training.plan import plan_training
 
 WORDS = list("abcdefgh")
 ASK = "{prompt} such as {demonstration}"

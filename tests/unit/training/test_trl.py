@@ -11,7 +11,7 @@ from transformers import PrinterCallback
 from opmix.data import ChatRows, prepare_domain
 from opmix.domain import ChatOptions, Domain, Source
 from opmix.mixing.mixture import Mixture
-from opmix.models import model_shape
+from opmix.models.load import model_shape
 from opmix.testing import tiny_chat_tokenizer, tiny_model, toy_conversations, write_toy_chats
 from opmix.training.distillation import (
     SelfDistillation,
@@ -20,8 +20,8 @@ from opmix.training.distillation import (
     reverse_kl,
 )
 from opmix.training.factory import TrainSpec, default_trainer, run_training
-from opmix.training.matched import plan_training
 from opmix.training.objectives import SFT, Usage
+from opmix.training.plan import plan_training
 from opmix.training.settings import DistillationSettings
 
 trl = pytest.importorskip("trl")

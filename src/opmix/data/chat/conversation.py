@@ -123,7 +123,8 @@ def _asked(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
 def _turns(value: Any, where: str) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
         raise DataError(
-            f"{where}: the turns are {_kind(value)}; expected a list of turns with role and content; repair or drop the row"
+            f"{where}: the turns are {_kind(value)}; expected a list of turns with role and content; repair or drop "
+            "the row"
         )
     return tuple(_turn(item, number, where) for number, item in enumerate(value, 1))
 
@@ -139,7 +140,8 @@ def _turn(item: Any, number: int, where: str) -> Message:
         )
     if item.get("tool_calls"):
         raise DataError(
-            f"{where}: turn {number} has `tool_calls`; expected text; write the calls into its content as the model is to say them"
+            f"{where}: turn {number} has `tool_calls`; expected text; write the calls into its content as the model is "
+            "to say them"
         )
     extra = {k: v for k, v in item.items() if k not in ("role", "content", "tool_calls") and v is not None}
     content = _text(item.get("content"), where, f"content of turn {number}")
@@ -170,7 +172,8 @@ def _completion(value: Any, where: str) -> tuple[Message, ...]:
     turns = _turns(value, where)
     if turns[0].role != "assistant":
         raise DataError(
-            f"{where}: the completion starts with a turn of {turns[0].role!r}; expected 'assistant'; move it to the prompt"
+            f"{where}: the completion starts with a turn of {turns[0].role!r}; expected 'assistant'; move it to the "
+            "prompt"
         )
     return turns
 

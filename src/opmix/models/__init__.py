@@ -1,0 +1,1 @@
+"""Models and tokenizers: loaded, on disk, and made from scratch."""

@@ -1,0 +1,7 @@
+"""Everything that can be known before training: `opmix validate` and `opmix doctor`."""
+
+from opmix.preflight.checks import Check, failed
+from opmix.preflight.doctor import examine
+from opmix.preflight.validation import Validation, validate
+
+__all__ = ["Check", "Validation", "examine", "failed", "validate"]

@@ -1,0 +1,127 @@
+"""`opmix validate lifecycle.yaml`: a whole life, as far as it can be known before it is lived."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from opmix.comparison.config import CompareConfig, checked_comparison
+from opmix.config import ModelConfig
+from opmix.domain import Domain, Kind
+from opmix.lifecycle.config import LifecycleConfig, checked_trainers
+from opmix.lifecycle.limits import check_budgets
+from opmix.lifecycle.stages import Stage, resolve
+from opmix.lifecycle.steps import DataFacts, StageRows
+from opmix.preflight.checks import Findings
+from opmix.preflight.plan import MAX_EPOCHS
+from opmix.preflight.validation import Sizes, Validation, check_model, check_sources, kind_of, readable
+from opmix.progress import Progress
+from opmix.settings.loading import validated
+
+_MORE = 1.1  # tokens are estimates: a budget is only out of reach where it is so by more than this
+
+
+def check_life(content: Mapping[str, Any], base: Path, progress: Progress) -> Validation:
+    """Check what `opmix run` or `opmix compare` runs."""
+    findings = Findings()
+    result = Validation(findings.checks)
+    life: LifecycleConfig | None = None
+    comparison: CompareConfig | None = None
+    with findings.catching("settings"):
+        if "methods" in content:
+            comparison = validated(CompareConfig, content)
+        life = validated(LifecycleConfig, content) if comparison is None else comparison.life
+        several = "" if comparison is None else f", {len(comparison.methods)} methods"
+        findings.ok("settings", f"every key is known and in range; {len(life.stages)} stages{several}")
+    if life is None:
+        named: dict[str, Any] = {}
+        for name, value in dict(content.get("domains") or {}).items():
+            if (domain := readable(Domain, value)) is not None:
+                named[str(name)] = domain
+        check_sources(named, base, None, findings, result.sizes, progress, template=True)
+        return result
+    with findings.catching("trainer"):
+        life = checked_trainers(life) if comparison is None else checked_comparison(comparison).life
+        findings.ok("trainer", "all arguments of all stages are known to transformers")
+    tokenizer = None
+    if life.model is not None:
+        tokenizer, result.model = check_model(life.model, life.search.probes, base, findings)
+    else:
+        _check_architecture(life, findings)
+    template = life.chat_template is not None
+    with findings.catching("chat_template"):
+        ModelConfig(name="", chat_template=life.chat_template).template(base)
+    check_sources(life.domains, base, tokenizer, findings, result.sizes, progress, template=template)
+    if set(result.sizes) == set(life.domains):
+        _check_stages(life, base, result.sizes, findings)
+    return result
+
+
+def _check_architecture(life: LifecycleConfig, findings: Findings) -> None:
+    from opmix.models.from_scratch import model_config
+    from opmix.models.load import empty_model
+
+    assert life.architecture is not None
+    with findings.catching("architecture"):
+        config = model_config(
+            life.architecture, {"vocab_size": (life.tokenizer and life.tokenizer.vocab_size) or 32_000}
+        )
+        limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and life.search.sequence_length > limit:
+            findings.fail(
+                "sequence_length",
+                f"{life.search.sequence_length}; the architecture takes at most {limit} tokens",
+                "shorten it, or raise max_position_embeddings",
+            )
+        weights = sum(p.numel() for p in empty_model(config).parameters())
+        findings.ok("architecture", f"{life.architecture['model_type']}, {weights:,} parameters")
+
+
+def _check_stages(life: LifecycleConfig, base: Path, sizes: Sizes, findings: Findings) -> None:
+    """Objectives against what domains hold, budgets against what there is."""
+    kinds: dict[str, Kind] = {n: kind_of(d.located(base)) for n, d in life.domains.items()}
+    tokens = {n: size.tokens if (size := s.get("train")) is not None else None for n, s in sizes.items()}
+    offers = []
+    for stage in resolve(life):
+        offers.append(_offer(stage, kinds, tokens))
+    for stage in resolve(life, offers):
+        chats = [n for n in stage.domains if kinds[n] == "chat"]
+        where = f"stages.{stage.index}.objective"
+        if stage.objective == "causal_lm" and chats:
+            findings.fail(
+                where,
+                f"causal_lm, but domain {chats[0]!r} holds conversations",
+                "set it to sft or sdft, or leave it out",
+            )
+        if stage.objective != "causal_lm" and not chats:
+            findings.fail(where, f"{stage.objective}, but no domain of the stage holds conversations", "leave it out")
+        known = [t for n in stage.domains if (t := tokens[n]) is not None]
+        if known and stage.tokens > MAX_EPOCHS * sum(known):
+            findings.warn(
+                f"stages.{stage.index}.tokens",
+                f"{stage.tokens:,} is {stage.tokens / sum(known):.1f} times all its domains hold",
+                "lower the budget, or add text",
+            )
+    facts = DataFacts(
+        tokenizer="", fingerprints=dict.fromkeys((*tokens, *life.search.targets), ""), rows={}, stages=tuple(offers)
+    )
+    with findings.catching("budget"):
+        check_budgets(life, facts)
+        total = sum(s.tokens for s in resolve(life, offers)) * len(life.seeds)
+        findings.ok(
+            "budget",
+            f"{total:,} tokens of training in all" + (f", {len(life.seeds)} seeds" if len(life.seeds) > 1 else ""),
+        )
+
+
+def _offer(stage: Stage, kinds: Mapping[str, Kind], tokens: Mapping[str, int | None]) -> StageRows:
+    """Rows of a stage's domains, as far as estimates tell; where nothing tells, enough."""
+    length = stage.life.search.sequence_length
+    have = {n: t if (t := tokens[n]) is not None else stage.tokens for n in stage.domains}
+    chats = any(kinds[n] == "chat" for n in stage.domains)
+    return StageRows(
+        rows={n: max(1, round(_MORE * t / length)) for n, t in have.items()},
+        worth=dict.fromkeys(stage.domains, float(length)),
+        objective=stage.config.objective or ("sft" if chats else "causal_lm"),
+    )

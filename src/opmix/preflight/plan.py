@@ -1,0 +1,269 @@
+"""Does the configuration fit together: sizes against lengths and budget, constraints against tokens, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opmix.compute.budget import sequences_per_step, world_size
+from opmix.config import SearchConfig
+from opmix.data.inspect.splits import empty_splits
+from opmix.data.inspect.survey import Size
+from opmix.domain import Split
+from opmix.errors import InfeasibleError
+from opmix.mixing.design import StageDesign, coordinates_of
+from opmix.mixing.log_linear import LogLinearLaw
+from opmix.mixing.mixture import Mixture
+from opmix.mixing.solver import solve
+from opmix.mixture_search.context import SearchContext
+from opmix.mixture_search.estimate import DomainSize, estimate_search
+from opmix.preflight.checks import Findings
+from opmix.preflight.model_facts import ModelFacts
+from opmix.progress import Silent
+from opmix.protocols.mixing_method import DecisionProblem
+from opmix.runs.store import RunStore
+from opmix.settings import Given, changed
+
+MAX_EPOCHS = 4.0
+"""Repetitions at equal shares above which a domain is pointed out: about where repeating text stops being as good as new
+text (Muennighoff et al., arXiv 2305.16264)."""
+_PROBE_EPOCHS = 1.5
+_DEAR = 0.5
+"""Share of the stage's FLOPs from which a search is pointed out as costly."""
+_ESTIMATE_SLACK = 1.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedCost:
+    """What a search will cost, an adaptive one at most; tokens of text are estimates, so is all that follows from them."""
+
+    probes: int
+    steps: int
+    probe_tokens: int
+    """Of all probes together."""
+    proxies: int
+    eval_tokens: int
+    flops: float | None
+    """None: the model is not known."""
+    share: float | None
+    """Of the training FLOPs of the stage."""
+    memory_bytes: float | None
+    adapter_bytes: float | None
+    cache_bytes: float
+    """Tokenised text."""
+
+    def json(self) -> dict[str, Any]:
+        """All of it."""
+        return asdict(self)
+
+
+Sizes = Mapping[str, Mapping[Split, Size | None]]
+
+
+def check_plan(
+    config: SearchConfig, base: Path, sizes: Sizes, model: ModelFacts | None, findings: Findings
+) -> PlannedCost | None:
+    """Check a configuration whose settings are valid against its data and model.
+
+    Args:
+        config: The settings.
+        base: Folder of the file.
+        sizes: Domain, split: estimated text; domains that could not be read are missing.
+        model: What is known of the model.
+        findings: Where problems go.
+
+    Returns:
+        The cost; None if a domain could not be read or the probes cannot be laid out.
+    """
+    _check_length(config, model, findings)
+    known = {name: size for name, splits in sizes.items() if (size := splits.get("train")) is not None}
+    train = {name: round(size.tokens * _kept(config, name)) for name, size in known.items()}
+    _check_held_out(config, sizes, findings)
+    for name, size in known.items():
+        with findings.catching(f"domains.{name}"):
+            if empty := empty_splits(config.domains[name].located(base), size.documents):
+                findings.fail(
+                    f"domains.{name}",
+                    f"{size.documents} documents; splitting held-out sets off leaves {', '.join(empty)} without any",
+                    "raise holdout, add documents, or give each held-out set a source",
+                )
+    if set(sizes) != set(config.domains):
+        return None
+    # The trainer's arguments are checked elsewhere; the context would raise for them here.
+    context = SearchContext(changed(config, trainer=Given()), base, RunStore(base), Silent(), None)
+    context.stage = DecisionProblem(
+        domains=tuple(config.domains),
+        old=None if config.old_mixture is None else Mixture.of(config.old_mixture),
+        budget_tokens=config.budget.tokens,
+        available_tokens={n: train.get(n, config.budget.tokens) for n in config.domains},
+        seed=config.seed,
+        new=config.new_domains,
+    )
+    design: StageDesign | None = None
+    with findings.catching("probes"):
+        design = context.method.design(context.stage)
+    _check_constraints(context, known, findings)
+    if design is None:
+        return None
+    _check_repetition(config, design, train, findings)
+    cost = _cost(config, sizes, model)
+    if cost.share is not None and cost.share > _DEAR:
+        findings.warn(
+            "budget",
+            f"the search costs {cost.share:.0%} of the training it is for",
+            "lower probes.steps, proxies.count or proxies.eval_sequences, or search for a longer stretch",
+        )
+    return cost
+
+
+def _kept(config: SearchConfig, name: str) -> float:
+    """Share of a domain's training source that is left when held-out sets are split off."""
+    domain = config.domains[name]
+    return 1 - domain.holdout * ((domain.valid is None) + (domain.test is None))
+
+
+def _check_length(config: SearchConfig, model: ModelFacts | None, findings: Findings) -> None:
+    if model is None or model.longest is None:
+        return
+    if config.sequence_length > model.longest:
+        findings.fail(
+            "sequence_length",
+            f"{config.sequence_length}; the model takes at most {model.longest} tokens",
+            f"set sequence_length to {model.longest} or less",
+        )
+    else:
+        findings.ok("sequence_length", f"{config.sequence_length} of the model's {model.longest} positions")
+
+
+def _check_held_out(config: SearchConfig, sizes: Sizes, findings: Findings) -> None:
+    """Enough sequences to train and to judge on."""
+    length, wanted = config.sequence_length, config.proxies.eval_sequences
+    for name, splits in sizes.items():
+        train = splits.get("train")
+        if train is not None and train.row_tokens * _kept(config, name) < length:
+            findings.fail(
+                f"domains.{name}.train",
+                f"about {train.row_tokens:,} tokens; a sequence has {length:,}",
+                "add text or shorten sequence_length",
+            )
+        if "valid" in splits:
+            held, remedy = splits["valid"], "enlarge valid or shorten sequence_length"
+            tokens = None if held is None else held.row_tokens
+        else:
+            tokens = None if train is None else round(train.row_tokens * config.domains[name].holdout)
+            remedy = "raise holdout, add text, or shorten sequence_length"
+        if tokens is None:
+            continue
+        if tokens < 2 * length:
+            findings.fail(
+                f"domains.{name}.valid",
+                f"about {tokens:,} held-out tokens; expected at least two sequences of {length:,}",
+                remedy,
+            )
+        elif tokens < wanted * length:
+            findings.warn(
+                f"domains.{name}.valid",
+                f"about {tokens // length} held-out sequences of the {wanted} asked for; losses will be noisier",
+                remedy,
+            )
+
+
+def _check_constraints(context: SearchContext, known: Mapping[str, Size], findings: Findings) -> None:
+    """Solve a flat problem, as the search itself does before it trains; here with estimated tokens."""
+    names = context.names
+    available = {n: t for n, t in context.stage.available_tokens.items() if n in known}
+    metrics = [*names, *context.config.targets]
+    settings = replace(
+        context.solve_settings(np.zeros(len(metrics)), metrics), objective="mean", omega=None, reference=None
+    )
+
+    def attempt(slack: float) -> None:
+        solve(
+            LogLinearLaw.flat(names),
+            coordinates=coordinates_of(names, context.old, context.config.new_domains),
+            settings=settings,
+            constraints=context.config.constraints(available={n: round(t * slack) for n, t in available.items()}),
+        )
+
+    with findings.catching("solve"):
+        try:
+            attempt(1.0)
+        except InfeasibleError:
+            attempt(_ESTIMATE_SLACK)  # raises again unless the estimate of the tokens decides
+            findings.warn(
+                "solve",
+                "the constraints can only just be met; whether they can depends on the exact token counts",
+                "loosen a bound",
+            )
+            return
+        findings.ok("solve", "some mixture satisfies all constraints")
+
+
+def _check_repetition(config: SearchConfig, design: StageDesign, train: Mapping[str, int], findings: Findings) -> None:
+    drawn = config.probes.steps * sequences_per_step(config.trainer, world_size()) * config.sequence_length
+    for index, name in enumerate(design.probes.domains):
+        if name not in train:
+            continue
+        tokens = max(train[name], 1)
+        epochs = config.budget.tokens / len(config.domains) / tokens
+        cap = config.domains[name].max_epochs or config.solve.max_epochs
+        if epochs > MAX_EPOCHS and cap is None:
+            findings.warn(
+                f"domains.{name}",
+                f"an equal share of the budget repeats it {epochs:.1f} times",
+                "set max_epochs, or a smaller budget.tokens",
+            )
+        seen = float(design.probes.R[:, index].max()) * drawn / tokens
+        if seen > _PROBE_EPOCHS:
+            findings.warn(
+                f"domains.{name}",
+                f"a probe repeats it {seen:.1f} times; its gain is then over-estimated",
+                "lower probes.steps or add text",
+            )
+
+
+def _cost(config: SearchConfig, sizes: Sizes, model: ModelFacts | None) -> PlannedCost:
+    length, old = config.sequence_length, None if config.old_mixture is None else Mixture.of(config.old_mixture)
+    found = estimate_search(
+        config, old, {n: s for n in config.domains if (s := _size(config, n, sizes[n])) is not None}
+    )
+    stored = sum(size.row_tokens for splits in sizes.values() for size in splits.values() if size is not None)
+    wide = 4 if model is not None and model.vocabulary > 1 << 16 else 2
+    flops = share = memory = adapters = None
+    if model is not None:
+        flops = found.cost(model.shape, length, adapter_parameters=model.adapter_parameters).total("flops")
+        share = found.share(flops, model.shape, length)
+        memory = model.memory(config, found.num_probes)
+        adapters = 4.0 * found.num_probes * model.adapter_parameters
+    return PlannedCost(
+        probes=found.num_probes,
+        steps=config.probes.steps,
+        probe_tokens=found.probe_tokens,
+        proxies=found.num_points,
+        eval_tokens=found.proxy_tokens,
+        flops=flops,
+        share=share,
+        memory_bytes=memory,
+        adapter_bytes=adapters,
+        cache_bytes=float(stored * wide),
+    )
+
+
+def _size(config: SearchConfig, name: str, splits: Mapping[Split, Size | None]) -> DomainSize | None:
+    """Rows of a domain by its estimated text; None where that is not known."""
+    train, length = splits.get("train"), config.sequence_length
+    held = splits.get("valid", train)
+    if train is None or held is None or not train.tokens:
+        return None
+    share = 1.0 if "valid" in splits else config.domains[name].holdout
+    return DomainSize(
+        available=round(train.tokens * _kept(config, name)),
+        row=length,
+        supervised=length * train.tokens / train.row_tokens,
+        held_out=int(held.row_tokens * share // length),
+        held_out_row=length,
+    )

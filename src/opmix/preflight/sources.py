@@ -1,0 +1,40 @@
+"""Files that stand in two places: text that is trained on must not judge."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from opmix.data.sources import resolve
+from opmix.domain import SPLITS, Domain, Split
+from opmix.errors import DataError
+from opmix.preflight.checks import Findings
+
+
+def check_overlap(domains: Mapping[str, Domain], findings: Findings) -> None:
+    """Find files used twice: in two splits of one domain (wrong), or in two domains (suspicious)."""
+    places: dict[str, list[tuple[str, Split]]] = defaultdict(list)
+    for name, domain in domains.items():
+        for split in SPLITS:
+            source = getattr(domain, split)
+            if source is None or source.format in ("hub", "arrow"):
+                continue
+            try:
+                files = resolve(source, domain=name)
+            except DataError:
+                continue  # told already
+            for file in files:
+                if file.format != "arrow":  # one folder holds all splits
+                    places[str(Path(file.path).resolve())].append((name, split))
+    for path, users in places.items():
+        told = " and ".join(f"{split} of {name}" for name, split in users)
+        trained = {name for name, split in users if split == "train"}
+        if any(split != "train" and name in trained for name, split in users):
+            findings.fail(
+                "domains",
+                f"{path} is {told}",
+                "leave the held-out set away to have one split off, or give another file",
+            )
+        elif len(users) > 1:
+            findings.warn("domains", f"{path} is {told}", "a file should belong to one domain and one split")

@@ -1,0 +1,61 @@
+"""Small comparisons: one-layer models on toy domains, seconds each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from opmix.comparison.config import CompareConfig
+from opmix.comparison.run import CompareResult, run_compare
+from opmix.settings.loading import validated
+
+NAMES = ("alpha", "beta", "gamma")
+ARCHITECTURE = {
+    "model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "max_position_embeddings": 32, "tie_word_embeddings": True,
+}  # fmt: skip
+STEP = 4 * 32
+"""Tokens of an optimizer step."""
+
+
+def content(methods: Any, *, steps: int = 4, **changes: Any) -> dict[str, Any]:
+    """What a compare.yaml would hold: a base on two domains, then a stage with a third."""
+    return {
+        "architecture": ARCHITECTURE, "tokenizer": {"vocab_size": 300, "documents": 30},
+        "domains": {n: {"train": f"data/{n}.jsonl", "holdout": 0.2} for n in NAMES}, "sequence_length": 32,
+        "trainer": {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "logging_steps": 2}, "probes": {"steps": 2, "rank": 2},
+        "proxies": {"eval_sequences": 4}, "decision": {"draws": 10, "verify": False}, "evaluation": {"sequences": 4},
+        "cache_dir": "data/cache",
+        "stages": [
+            {"name": "base", "domains": ["alpha", "beta"], "mixture": "uniform", "tokens": 6 * STEP},
+            {"name": "more", "add": ["gamma"], "tokens": steps * STEP},
+        ],
+        "methods": methods, **changes,
+    }  # fmt: skip
+
+
+def contest(methods: Any, **changes: Any) -> CompareConfig:
+    """The same, checked."""
+    return validated(CompareConfig, content(methods, **changes))
+
+
+class Arena:
+    """A folder with data, in which comparisons are run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def config(self, methods: Any, **changes: Any) -> CompareConfig:
+        """Tokenised data lie beside the texts."""
+        return contest(methods, **{"cache_dir": str(self.folder / "data" / "cache"), **changes})
+
+    def run(self, config: CompareConfig, out: Path, **settings: Any) -> CompareResult:
+        """Run it."""
+        return run_compare(config, out=out, base=self.folder, **settings)
+
+
+def done(out: Path) -> list[str]:
+    """Steps done so far, in order, over all runs."""
+    lines = (out / "events.jsonl").read_text().splitlines()
+    return [event["step"] for event in map(json.loads, lines) if event["event"] == "end"]

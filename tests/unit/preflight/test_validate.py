@@ -1,0 +1,216 @@
+import json
+import shutil
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from opmix.cli.main import app
+from opmix.preflight import validate
+from opmix.preflight.checks import Check
+
+from .conftest import texts, write_rows
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def config(corpus, tiny_folder, tmp_path):
+    """A configuration without a fault, as a mapping, and how to check it after a change."""
+    content = {
+        "model": str(tiny_folder),
+        "domains": {
+            n: {s: str(corpus / n / f"{s}.jsonl.gz") for s in ("train", "valid")} for n in ("alpha", "beta", "gamma")
+        },
+        "budget": {"tokens": 150_000},
+        "sequence_length": 32,
+        "trainer": {"learning_rate": 1e-3, "per_device_train_batch_size": 2},
+        "probes": {"steps": 10},
+    }
+
+    def check(**changes) -> list[Check]:
+        path = tmp_path / "search.yaml"
+        path.write_text(yaml.safe_dump({**content, **changes}))
+        return validate(path).checks
+
+    return content, check
+
+
+def failures(checks) -> dict[str, str]:
+    return {c.name: c.detail for c in checks if c.status == "fail"}
+
+
+def test_a_good_one_is_good_and_costs(config, tmp_path):
+    _, check = config
+    checks = check()
+    assert {c.status for c in checks} == {"ok"}, [c for c in checks if c.status != "ok"]
+    result = validate(tmp_path / "search.yaml")
+    assert result.valid
+    assert result.cost is not None
+    assert (result.cost.probes, result.cost.probe_tokens) == (4, 4 * 10 * 2 * 32)
+    assert result.cost.memory_bytes is not None
+    assert 0.5e9 < result.cost.memory_bytes < 1.5e9
+
+
+def test_all_problems_come_at_once(config, corpus, tmp_path):
+    content, check = config
+    (corpus / "beta" / "train.jsonl.gz").write_bytes(b"\x1f\x8bnot gzip")
+    domains = {
+        **content["domains"],
+        "gone": str(tmp_path / "none.jsonl"),
+        "glob": str(tmp_path / "*.nothing"),
+        "fieldless": {"train": {"paths": str(corpus / "alpha" / "train.jsonl.gz"), "field": "body"}},
+        "bad name!": str(corpus / "alpha" / "valid.jsonl.gz"),
+    }
+    found = failures(
+        check(
+            domains=domains,
+            budgt={"tokens": 3},
+            trainer={"learning_rat": 1, "max_steps": 3},
+            model=str(tmp_path / "no-model"),
+        )
+    )
+    assert "unknown key; did you mean 'budget'" in found["settings"]
+    assert "cannot be read" in found["domains.beta.train"]
+    assert "no such file" in found["domains.gone.train"]
+    assert "matches no file" in found["domains.glob.train"]
+    assert "no key 'body'" in found["domains.fieldless.train"]
+    assert "domain name" in found["domains.bad name!"]
+    assert "does not exist" in found["tokenizer"]
+    assert "trainer" in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "words"),
+    [
+        ({"sequence_length": 1024}, "sequence_length", "at most 256"),
+        ({"sequence_length": 30_000}, "domains.alpha.valid", "at least two sequences"),
+        ({"solve": {"floors": {"alpha": 0.6, "beta": 0.6}}}, "solve", "relax"),
+        ({"solve": {"max_epochs": 1}, "budget": {"tokens": 10**9}}, "solve", "relax"),
+        ({"old_mixture": {"alpha": 1}, "solve": {"prior": "current"}}, "solve", "no mass"),
+        ({"trainer": {"learning_rate": "fast", "optim": "nonsense"}}, "trainer", "expected a number"),
+        ({"trainer": {"optim": "nonsense"}}, "trainer", "refuses"),
+        ({"trainer": {"lr_scheduler_type": "wsdd"}}, "trainer", "wsdd"),
+        ({"probes": {"target_modules": ["nothing"]}}, "model", "match no layer"),
+        ({"proxies": {"count": 2}}, "probes", "2"),
+    ],
+)
+def test_what_does_not_fit(config, changes, name, words):
+    _, check = config
+    found = failures(check(**changes))
+    assert words in found[name], found
+
+
+def test_constraints_that_hang_on_the_estimate_are_a_warning(config, tmp_path):
+    _, check = config
+    check()
+    result = validate(tmp_path / "search.yaml")
+    total = sum(s["train"].tokens * 0.95 for s in result.sizes.values())
+    checks = check(budget={"tokens": round(total * 1.03)}, solve={"max_epochs": 1})
+    assert [c.status for c in checks if c.name == "solve"] == ["warn"]
+
+
+def test_warnings_of_repetition_and_noise(config):
+    _, check = config
+    checks = check(budget={"tokens": 10**7}, sequence_length=256, probes={"steps": 500})
+    told = " ".join(c.detail for c in checks if c.status == "warn")
+    assert "an equal share of the budget repeats it" in told
+    assert "a probe repeats it" in told
+    assert "held-out sequences" in told
+    assert not failures(checks)
+
+
+def test_held_out_text_that_is_trained_on(config, corpus):
+    content, check = config
+    file = str(corpus / "alpha" / "train.jsonl.gz")
+    found = failures(check(domains={**content["domains"], "alpha": {"train": file, "valid": file}}))
+    assert "train of alpha and valid of alpha" in found["domains"]
+    checks = check(domains={**content["domains"], "delta": file})
+    assert any(c.status == "warn" and "train of alpha and train of delta" in c.detail for c in checks)
+
+
+def test_a_checkpoint_with_missing_shards(config, tiny_folder, tmp_path):
+    _, check = config
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_folder, broken)
+    (broken / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    assert "missing" in failures(check(model=str(broken)))["model"]
+    (broken / "model.safetensors.index.json").unlink()
+    (broken / "model.safetensors").unlink()
+    assert "no weights" in failures(check(model=str(broken)))["model"]
+
+
+def test_weights_are_not_read(config, tiny_folder, tmp_path):
+    _, check = config
+    hollow = tmp_path / "hollow"
+    shutil.copytree(tiny_folder, hollow)
+    (hollow / "model.safetensors").write_bytes(b"not weights")
+    assert not failures(check(model=str(hollow)))
+
+
+def test_a_tokenizer_of_another_model(config, tmp_path):
+    from opmix.testing import tiny_tokenizer
+
+    _, check = config
+    tiny_tokenizer(vocab_size=700, texts=[r["text"] for n in "xyzuvw" for r in texts(n, 50)]).save_pretrained(
+        tmp_path / "other"
+    )
+    content, _ = config
+    found = failures(check(model={"name": content["model"], "tokenizer": str(tmp_path / "other")}))
+    assert "embedding has" in found["tokenizer"]
+
+
+def test_files_that_are_no_configuration(tmp_path):
+    path = tmp_path / "x.yaml"
+    for text in ("a: [", "- 1", ""):
+        path.write_text(text)
+        assert [c.name for c in validate(path).checks] == ["file"]
+    assert "cannot be read" in validate(tmp_path / "none.yaml").checks[0].detail
+    path.write_text("domains: 3\nmodel: [1]\ntrainer: 7\nbudget: {tokens: many}\n")
+    assert not validate(path).valid
+
+
+def test_the_command_says_it_all_and_exits_accordingly(config, tmp_path):
+    _, check = config
+    check()
+    path = str(tmp_path / "search.yaml")
+    good = runner.invoke(app, ["validate", path])
+    assert good.exit_code == 0, good.output
+    assert "ready: nothing stands in the way" in good.output
+    assert "cost: 4 probes x 10 steps" in good.output
+    bad = runner.invoke(app, ["validate", path, "--set", "sequence_length=999", "--json"])
+    assert bad.exit_code == 1
+    content = json.loads(bad.stdout)
+    assert not content["valid"]
+    assert content["domains"]["alpha"]["train"]["documents"] == 200
+
+
+def test_a_hub_name_without_a_network_is_told(config, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    _, check = config
+    found = failures(check(model="nobody/no-such-model-7"))
+    assert "neither a folder here nor reachable" in found["tokenizer"]
+
+
+def test_domains_without_enough_text(config, tmp_path):
+    content, check = config
+    small = write_rows(tmp_path / "small.jsonl", [{"text": "one two"}])
+    found = failures(check(domains={**content["domains"], "small": str(small)}))
+    assert "a sequence has" in found["domains.small.train"]
+    assert "at least two sequences" in found["domains.small.valid"]
+
+
+def test_too_few_documents_to_split_off(config, tmp_path):
+    content, check = config
+    few = write_rows(tmp_path / "few.jsonl", [{"text": r["text"] * 9} for r in texts("alpha", 12)])
+    found = failures(check(domains={**content["domains"], "few": {"train": str(few), "holdout": 0.01}}))
+    assert "leaves" in found["domains.few"]
+    assert "domains.few" not in failures(
+        check(domains={**content["domains"], "few": {"train": str(few), "holdout": 0.3}})
+    )
+
+
+def test_a_setting_that_is_no_yaml(config, tmp_path):
+    _, check = config
+    check()
+    assert "not valid YAML" in failures(validate(tmp_path / "search.yaml", ["seed=["]).checks)["file"]
