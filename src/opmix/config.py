@@ -230,6 +230,11 @@ class SearchConfig(SearchSettings):
         given = self.solve.loss_limits
         return {**({} if given == "none" else given), **dict.fromkeys(self.default_limits, LOSS_LIMIT)}
 
+    @property
+    def pulls(self) -> bool:
+        """Whether a KL term pulls towards the prior: unless it is given as 0."""
+        return self.solve.kl is None or self.solve.kl > 0
+
     def constraints(
         self, *, available: Mapping[str, int] | None = None, baseline: Mapping[str, float] | None = None
     ) -> Constraints:

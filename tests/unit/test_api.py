@@ -131,6 +131,7 @@ def test_rebalancing_and_constraints(toys):
             old_mixture=None,
             solve={"ceilings": {"web": 0.2}, "kl": 0.01},
             proxies={"eval_sequences": 4, "count": 10},
+            law="log_linear",
         )
     )
     assert result.mixture["web"] <= 0.2 + 1e-6
@@ -178,7 +179,11 @@ def test_the_trainer_can_be_replaced(toys):
         ({"old_mixture": {"web": 0.6, "cod": 0.4}}, ConfigError, "did you mean 'code'"),
         ({"tokenizer": None}, ConfigError, "tokenizer: missing"),
         ({"solve": {"prior": "current"}}, ConfigError, "no mass on the new domain 'math'"),
-        ({"proxies": {"count": 1}, "old_mixture": None}, ConfigError, "expected at least 5 points"),
+        (
+            {"proxies": {"count": 1}, "law": "log_linear", "old_mixture": None},
+            ConfigError,
+            "expected at least 5 points",
+        ),
         ({"model": "./no/such/checkpoint", "tokenizer": None}, ModelError, "no/such/checkpoint"),
     ],
 )

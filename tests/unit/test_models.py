@@ -9,7 +9,7 @@ from transformers import AutoConfig, BertConfig, BertForMaskedLM, LlamaModel
 
 from opmix.errors import ModelError
 from opmix.models import files as model_files
-from opmix.models import models
+from opmix.models import load as models
 from opmix.probes.settings import reach_notes
 from opmix.testing import ARCHITECTURES, tiny_adapter, tiny_model, tiny_tokenizer
 

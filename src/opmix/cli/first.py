@@ -167,7 +167,8 @@ def show_validation(result: Validation) -> None:
         if cost.flops is not None and cost.share is not None and cost.memory_bytes is not None:
             console.print(
                 f"      about {cost.flops:.2g} FLOPs, {cost.share:.1%} of the stage's training; "
-                f"about {cost.memory_bytes / 1e9:.1f} GB of memory, {(cost.adapter_bytes or 0) / 1e6:.0f} MB of adapters, "
+                f"about {cost.memory_bytes / 1e9:.1f} GB of memory, {(cost.adapter_bytes or 0) / 1e6:.0f} MB of "
+                "adapters, "
                 f"{cost.cache_bytes / 1e6:.0f} MB of tokens",
                 soft_wrap=True,
             )

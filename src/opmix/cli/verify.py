@@ -71,7 +71,8 @@ def show_verification(made: Verification, run: Path) -> None:
     if made.full is not None:
         full = made.full
         console.print(
-            f"Full training on {full['tokens']:,} tokens: gain over {full['against']} {full['gain']:+.4f} +- {full['standard_error']:.4f} "
+            f"Full training on {full['tokens']:,} tokens: gain over {full['against']} {full['gain']:+.4f} +- "
+            f"{full['standard_error']:.4f} "
             f"nats (law {full['law_gain']:+.4f}).",
         )
     if made.refinement is not None:

@@ -144,7 +144,8 @@ class CompareConfig:
                 continue
             if index == 0 and self.life.architecture is not None:
                 yield (
-                    "stages.0.mixture: 'search' on a model that has learned nothing; put a stage with a fixed mixture before it (the "
+                    "stages.0.mixture: 'search' on a model that has learned nothing; put a stage with a fixed mixture "
+                    "before it (the "
                     "prefix that all methods share), with `optimizer: continued` in the stage after it"
                 )
             for key in ("prefix", "remix_every"):

@@ -32,7 +32,8 @@ class PackedSequences:
             raise DataError(f"sequence_length: {self.sequence_length}; expected at least 2")
         if self.split.mask is not None:
             raise DataError(
-                f"domain {self.split.domain!r} {self.split.split} holds conversations; expected text: conversations are cut into "
+                f"domain {self.split.domain!r} {self.split.split} holds conversations; expected text: conversations "
+                "are cut into "
                 "ChatRows, and need `objective: sft` or `sdft`"
             )
         if len(self) == 0:

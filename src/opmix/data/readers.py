@@ -204,7 +204,8 @@ def _lines(stream: IO[bytes], where: str) -> Iterator[bytes]:
     for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE + 1), b""), 1):
         if len(line) > LONGEST_LINE:
             raise DataError(
-                f"{where}:{number}: a line of more than {LONGEST_LINE >> 20} MiB; expected one document a line; split the document, "
+                f"{where}:{number}: a line of more than {LONGEST_LINE >> 20} MiB; expected one document a line; split "
+                "the document, "
                 "or repair the file"
             )
         yield line
@@ -215,7 +216,8 @@ def _rest(stream: IO[bytes], where: str) -> bytes:
     content = stream.read(LONGEST_FILE + 1)
     if len(content) > LONGEST_FILE:
         raise DataError(
-            f"{where}: more than {LONGEST_FILE >> 30} GiB in one piece; expected several documents; write JSON Lines, one object a line "
+            f"{where}: more than {LONGEST_FILE >> 30} GiB in one piece; expected several documents; write JSON Lines, "
+            "one object a line "
             "(of an array: jq -c '.[]')"
         )
     return content
@@ -358,6 +360,7 @@ def _check_numpy_header(path: Path, where: str) -> None:
         start = file.read(6)
     if start and start != b"\x93NUMPY":
         raise DataError(
-            f"{where}: has no NumPy header; expected a file of numpy.save; a raw file as `dolma tokens` writes it takes "
+            f"{where}: has no NumPy header; expected a file of numpy.save; a raw file as `dolma tokens` writes it "
+            "takes "
             "`format: bin` and its integer type as `dtype`"
         )

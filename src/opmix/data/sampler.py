@@ -220,6 +220,7 @@ def check_repetition(
     unit, factor = ("tokens", length) if length else ("sequences", 1)
     numbers: list[Any] = [drawn * factor, available * factor]
     raise DataError(
-        f"domain {name!r}: weight {share:.4g} asks for {numbers[0]:.4g} {unit}, the source has {numbers[1]:.4g} at max_epochs={limit:g}; "
+        f"domain {name!r}: weight {share:.4g} asks for {numbers[0]:.4g} {unit}, the source has {numbers[1]:.4g} at "
+        f"max_epochs={limit:g}; "
         f"raise max_epochs to {drawn / available:.3g} or cap the weight"
     )

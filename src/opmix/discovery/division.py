@@ -216,7 +216,8 @@ def _one_thread() -> AbstractContextManager[Any]:
 def _notes(clusters: Clusters, found: Sequence[Discovered], settings: DiscoverySettings) -> Iterator[str]:
     if clusters.silhouette < WEAK:
         yield (
-            f"the clusters overlap (silhouette {clusters.silhouette:.2f}, clear ones have 0.3 and more): this corpus may be one domain, "
+            f"the clusters overlap (silhouette {clusters.silhouette:.2f}, clear ones have 0.3 and more): this corpus "
+            "may be one domain, "
             "or differ in ways that words do not show"
         )
     for domain in found:

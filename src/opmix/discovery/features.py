@@ -59,7 +59,8 @@ class Lexicon:
             return self._vectorizer.fit_transform(texts)
         except ValueError as error:
             raise DataError(
-                f"the {len(texts)} sampled documents have no word in common that is not in half of them ({error}); expected running "
+                f"the {len(texts)} sampled documents have no word in common that is not in half of them ({error}); "
+                "expected running "
                 "text with spaces between words; for other text give a model with --embed"
             ) from error
 

@@ -49,7 +49,8 @@ class LlamaFactoryExporter:
         check_unit(self, plan)
         if plan.chats and len(plan.chats) < len(plan.names):
             raise ConfigError(
-                f"{self.trainer} trains on texts (stage pt) or on conversations (stage sft), and {plan.chats[0]!r} alone holds "
+                f"{self.trainer} trains on texts (stage pt) or on conversations (stage sft), and {plan.chats[0]!r} "
+                "alone holds "
                 "conversations; expected one kind; convert the others"
             )
         commas = [name for name in plan.names if "," in name]

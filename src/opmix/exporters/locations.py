@@ -79,7 +79,8 @@ def row_location(
     if domain.rows not in reads:
         what = "texts" if domain.rows == "text" else f"conversations ({domain.rows})"
         raise DataError(
-            f"domain {domain.name!r}: its rows are {what}, and {trainer} reads {' or '.join(reads)}; convert them and give "
+            f"domain {domain.name!r}: its rows are {what}, and {trainer} reads {' or '.join(reads)}; convert them and "
+            "give "
             f"--path {domain.name}=FILES, or export to a trainer that reads them"
         )
     if source is None:
@@ -219,7 +220,8 @@ def one_kind(places: Mapping[str, TextLocation], trainer: str) -> list[str]:
     if len(columns) > 1:
         shown = ", ".join(f"{name!r}: {' and '.join(names)}" for names, name in columns.items())
         raise ConfigError(
-            f"{trainer} concatenates datasets by column, and the domains' rows differ ({shown}); expected one kind of rows; convert "
+            f"{trainer} concatenates datasets by column, and the domains' rows differ ({shown}); expected one kind of "
+            "rows; convert "
             "them, or rename columns"
         )
     return list(next(iter(columns)))

@@ -31,7 +31,8 @@ def available(stage: Stage, rows: Mapping[str, int], drawn: Mapping[str, int]) -
     left = tuple(d for d in stage.domains if d not in limits or math.floor(limits[d] * rows[d]) - drawn.get(d, 0) >= 2)
     if len(left) < 2:
         raise DataError(
-            f"stage {stage.config.name!r}: {list(left)} left to choose from, the other domains are used up; raise max_epochs, "
+            f"stage {stage.config.name!r}: {list(left)} left to choose from, the other domains are used up; raise "
+            "max_epochs, "
             "use replay: repeat, or give a fixed mixture"
         )
     return left
@@ -49,7 +50,8 @@ def old_available(stage: Stage, mixture: Mixture | None) -> Mixture | None:
     kept = {n: mixture[n] for n in learned if n in stage.domains}
     if not kept:
         raise DataError(
-            f"stage {stage.config.name!r}: none of the old mixture's domains {learned} is on offer; keep at least one to replay, "
+            f"stage {stage.config.name!r}: none of the old mixture's domains {learned} is on offer; keep at least one "
+            "to replay, "
             "or give a fixed mixture"
         )
     return Mixture.normalised(kept)

@@ -157,7 +157,8 @@ def live_stages(
         }
         if any(runtime.store.found(s.name, s.key) is None for s in mine.values()):
             runtime.progress.note(
-                f"{home}, stage {stage.index + 1} of {len(runtime.life.stages)}: {stage.config.name}, {stage.tokens:,} tokens "
+                f"{home}, stage {stage.index + 1} of {len(runtime.life.stages)}: {stage.config.name}, {stage.tokens:,} "
+                "tokens "
                 f"on {', '.join(stage.domains)}"
             )
         needed = stage.index in wanted
@@ -229,5 +230,6 @@ def refuse_stale(store: RunStore, steps: Sequence[Step]) -> None:
         )
         raise StoreError(
             f"{store.folder}: {len(stale)} finished steps were done with other inputs{shown}\n"
-            "put the inputs back, use another --out, or add --redo to do these steps again (their results are then replaced)"
+            "put the inputs back, use another --out, or add --redo to do these steps again (their results are then "
+            "replaced)"
         )

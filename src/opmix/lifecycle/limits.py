@@ -29,7 +29,8 @@ def check_budgets(life: LifecycleConfig, data: DataFacts) -> None:
             left = math.floor(sum(allowed.values()) - spent)
             if stage.tokens > left:
                 problems.append(
-                    f"stages.{stage.index}.tokens: {stage.tokens:,}; its domains allow {max(left, 0):,} at their max_epochs "
+                    f"stages.{stage.index}.tokens: {stage.tokens:,}; its domains allow {max(left, 0):,} at their "
+                    "max_epochs "
                     f"({', '.join(f'{d} {tokens:,.0f}' for d, tokens in allowed.items())}"
                     + (f", less at least {spent:,.0f} used before" if spent else "")
                     + "); lower the budget, raise max_epochs or add domains"

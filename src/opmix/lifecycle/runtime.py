@@ -92,7 +92,8 @@ class LifeRuntime:
         if expected is not None and model_fingerprint(model) != expected:
             kind, weights = type(model).__name__, sum(p.numel() for p in model.parameters())
             raise StoreError(
-                f"{name}: holds a {kind} of {weights:,} weights that is not the model this run trained; put the trained one back, or "
+                f"{name}: holds a {kind} of {weights:,} weights that is not the model this run trained; put the "
+                "trained one back, or "
                 "delete the folder to have it trained again"
             )
         return model
@@ -120,7 +121,8 @@ class LifeRuntime:
         free = shutil.disk_usage(self.folder).free
         if free < num_bytes:
             raise StoreError(
-                f"{self.folder}: {what} needs about {num_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; free space and run again, "
+                f"{self.folder}: {what} needs about {num_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; free space "
+                "and run again, "
                 "or set keep.models: last"
             )
 

@@ -144,7 +144,8 @@ class StageFolder:
         """
         if self.stage.config.optimizer == "continued" and self.state.optimizer is None and not self.is_finished():
             raise StoreError(
-                f"stage {self.stage.config.name!r}: the moments in which the stage before ended were not kept (no stage continued them "
+                f"stage {self.stage.config.name!r}: the moments in which the stage before ended were not kept (no "
+                "stage continued them "
                 f"then); use optimizer: fresh, or delete {self.state.model} to have that stage trained again"
             )
 

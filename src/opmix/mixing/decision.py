@@ -253,7 +253,8 @@ def _judge(
     probability = float(np.mean(gains > rule.min_gain))
     low, high = percentiles(gains, rule.interval_level)
     numbers = (
-        f"predicted gain {proposal.gain:+.4f} nats over {reference} ({rule.interval_level:.0%} interval {low:+.4f} to {high:+.4f}), "
+        f"predicted gain {proposal.gain:+.4f} nats over {reference} ({rule.interval_level:.0%} interval {low:+.4f} to "
+        f"{high:+.4f}), "
         f"probability of a gain {probability:.0%}"
     )
     action: Literal["move", "keep"] = "move"
@@ -265,7 +266,8 @@ def _judge(
     elif uncovered and not welcome:
         action = "keep"
         reason = (
-            f"keep the {reference} mixture: it lies outside what the points cover (the nearest differs by {uncovered:.2f} "
+            f"keep the {reference} mixture: it lies outside what the points cover (the nearest differs by "
+            f"{uncovered:.2f} "
             "of all shares), so nothing is known of a gain over it"
         )
     elif probability >= rule.confidence and proposal.gain > rule.min_gain:

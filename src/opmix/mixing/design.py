@@ -138,7 +138,8 @@ def design_stage(
     needed = len(coordinates.names) + 2
     if sum(fitted) < needed:
         raise ConfigError(
-            f"proxies.count: {num_points} leaves {sum(fitted)} points for laws over {len(coordinates.names)} coordinates; "
+            f"proxies.count: {num_points} leaves {sum(fitted)} points for laws over {len(coordinates.names)} "
+            "coordinates; "
             f"expected at least {needed} points in all"
         )
     return StageDesign(

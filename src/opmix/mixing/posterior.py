@@ -51,7 +51,8 @@ def solve_draws(
         kept.append(index)
     if not optima:
         raise SolverError(
-            f"the constraints cannot hold under any of {len(draws)} draws of the law's posterior, though they do under its "
+            f"the constraints cannot hold under any of {len(draws)} draws of the law's posterior, though they do under "
+            "its "
             "point estimate; loosen the loss limits, which sit inside the law's noise"
         )
     return MixtureDraws(draws.domains, np.array(optima), len(draws) - len(kept), np.array(kept, dtype=np.intp))

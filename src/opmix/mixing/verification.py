@@ -142,7 +142,8 @@ def sentences(
     off = objective_values(np.stack([proposal.direct, proposal.proxy, proposal.law]), settings)
     error = objective_error(proposal.error, settings)
     said = [
-        f"At the proposal the adapter trained on it is {off[0] - off[1]:+.4f} +- {error:.4f} nats from the interpolated proxy and "
+        f"At the proposal the adapter trained on it is {off[0] - off[1]:+.4f} +- {error:.4f} nats from the "
+        "interpolated proxy and "
         f"{off[0] - off[2]:+.4f} from the law; KL of their predictions {proposal.kl.mean():.4f} nats per token."
     ]
     if (gain := measured.gain(reference)) is not None:

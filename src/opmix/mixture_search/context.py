@@ -156,7 +156,7 @@ class SearchContext:
             return Mixture.normalised({n: chosen.get(n, 0.0) for n in self.names})
         if chosen == "current":
             new = new_domains(self.names, self.stage.current)
-            if new and self.config.kl > 0:
+            if new and self.config.pulls:
                 raise ConfigError(
                     f"solve.prior: 'current' has no mass on the new domain {new[0]!r}, so KL would forbid it; "
                     "use 'uniform', 'size' or shares by domain"
@@ -172,7 +172,8 @@ class SearchContext:
         if not limited:
             return []
         return [
-            f"with targets, the loss of training domains may rise by at most {LOSS_LIMIT:g} % above the current model's "
+            f"with targets, the loss of training domains may rise by at most {LOSS_LIMIT:g} % above the current "
+            "model's "
             f"({', '.join(limited)}); `solve.loss_limits: none` lifts that, a limit of a domain's own replaces it"
         ]
 
@@ -291,8 +292,10 @@ class SearchContext:
         share = found.share(flops, session.runtime.shape, length, self.prepared.objective)
         most = "at most " if self.config.adaptive else ""
         self.progress.note(
-            f"{most}{found.num_probes} probes x {chosen.steps} steps ({found.probe_tokens:,} tokens), {found.num_points} proxies "
-            f"({found.proxy_tokens:,} tokens): about {flops:.2g} FLOPs, {share:.1%} of the {self.config.budget.tokens:,}-token "
+            f"{most}{found.num_probes} probes x {chosen.steps} steps ({found.probe_tokens:,} tokens), "
+            f"{found.num_points} proxies "
+            f"({found.proxy_tokens:,} tokens): about {flops:.2g} FLOPs, {share:.1%} of the "
+            f"{self.config.budget.tokens:,}-token "
             f"stage; {found.num_probes * 4.0 * weights / 1e6:.1f} MB of adapters"
         )
 
@@ -354,12 +357,14 @@ def repetition(name: str, probe: float, stage: float) -> list[str]:
     """
     if probe > max(1.5, stage):
         return [
-            f"a probe repeats {name} {probe:.1f} times, the stage {stage:.1f} times at the law's optimum; its gain may be misjudged, "
+            f"a probe repeats {name} {probe:.1f} times, the stage {stage:.1f} times at the law's optimum; its gain may "
+            "be misjudged, "
             "so train probes for fewer steps or give it more text"
         ]
     if stage > max(4.0, 4 * probe):
         return [
-            f"the stage would repeat {name} {stage:.1f} times at the law's optimum, a probe only {probe:.1f} times; its gain is then "
+            f"the stage would repeat {name} {stage:.1f} times at the law's optimum, a probe only {probe:.1f} times; "
+            "its gain is then "
             "over-estimated, so limit max_epochs or give it more text"
         ]
     return []

@@ -81,7 +81,8 @@ def refined(
         )
         if promised <= tolerance:
             reason = (
-                f"settled after {number} round(s): the refined law promises {promised:+.4f} nats over the last mixture trained "
+                f"settled after {number} round(s): the refined law promises {promised:+.4f} nats over the last mixture "
+                "trained "
                 f"directly, within the tolerance of {tolerance:.4f}"
             )
             break

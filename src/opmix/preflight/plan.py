@@ -177,11 +177,10 @@ def _check_constraints(context: SearchContext, known: Mapping[str, Size], findin
     names = context.names
     available = {n: t for n, t in context.stage.available_tokens.items() if n in known}
     metrics = [*names, *context.config.targets]
-    settings = replace(
-        context.solve_settings(np.zeros(len(metrics)), metrics), objective="mean", omega=None, reference=None
-    )
 
     def attempt(slack: float) -> None:
+        asked = context.solve_settings(np.zeros(len(metrics)), metrics)
+        settings = replace(asked, objective="mean", omega=None, reference=None)
         solve(
             LogLinearLaw.flat(names),
             coordinates=coordinates_of(names, context.old, context.config.new_domains),

@@ -85,6 +85,7 @@ def reach_notes(share: float) -> list[str]:
     if share >= _LITTLE:
         return []
     return [
-        f"adapters reach {share:.0%} of the weights; embeddings, the output head and fused experts stay as they are in probes, so what "
+        f"adapters reach {share:.0%} of the weights; embeddings, the output head and fused experts stay as they are in "
+        "probes, so what "
         "they would learn is missing from the simulation: name modules to train in full (`probes.modules_to_save`)"
     ]

@@ -82,7 +82,8 @@ def _holdout(each: DomainDraft) -> float:
     share = workable_holdout(domain, documents)
     if share is None:
         raise DataError(
-            f"{each.label}: {documents} document(s), too few to split held-out sets off; expected some ten, or files named `valid` "
+            f"{each.label}: {documents} document(s), too few to split held-out sets off; expected some ten, or files "
+            "named `valid` "
             "and `test`; cut long documents into several"
         )
     return share
@@ -146,14 +147,16 @@ def _schema(files: Sequence[Path], kind: SourceFormat | None) -> Schema:
     for file, schema in schemas.items():
         if schema.kind == "chat" and schema.field == "conversations":
             raise DataError(
-                f"{file}: chats under 'conversations'; expected `messages` with role and content, or `prompt` and `completion`; "
+                f"{file}: chats under 'conversations'; expected `messages` with role and content, or `prompt` and "
+                "`completion`; "
                 "rename the keys"
             )
         if schema.kind == "none":
             rows = read_rows(file, kind or "jsonl").rows
             keys = sorted({key for row in rows for key in row})[:8]
             raise DataError(
-                f"{file}: no key holds text in every one of its first {len(rows)} rows (keys: {', '.join(map(repr, keys)) or 'none'}); "
+                f"{file}: no key holds text in every one of its first {len(rows)} rows (keys: "
+                f"{', '.join(map(repr, keys)) or 'none'}); "
                 "expected one, such as 'text'; split the file by schema or drop the odd rows"
             )
     fields = {(schema.kind, schema.field): file for file, schema in schemas.items()}

@@ -101,7 +101,8 @@ def find_domains(folder: Path) -> list[Found]:
         files, folders = _inside(folder)
     if not files and not folders:
         raise DataError(
-            f"{folder}: holds no data; expected .jsonl, .txt, .md, .parquet, .npy or .bin files (the first two also with "
+            f"{folder}: holds no data; expected .jsonl, .txt, .md, .parquet, .npy or .bin files (the first two also "
+            "with "
             f"{' or '.join(COMPRESSED)}), or source code, in one sub-folder or one file a domain"
         )
     by_split = folders and not files and all(_split_word(each.name) for each in folders)

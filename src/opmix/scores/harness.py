@@ -85,7 +85,8 @@ def harness_scores(
             except (OSError, ValueError) as error:
                 reason = str(error).strip().partition("\n")[0]
                 raise DataError(
-                    f"tasks {', '.join(tasks)} cannot be run: {reason}; expected their data here or on a hub within reach; "
+                    f"tasks {', '.join(tasks)} cannot be run: {reason}; expected their data here or on a hub within "
+                    "reach; "
                     "see the harness's notes on the task"
                 ) from error
     return [score for task, row in found["results"].items() for score in _scores(task, row, found)]

@@ -99,7 +99,8 @@ def score_split(
     fitting = [pairs[i] for i in asked]
     if not fitting:
         raise DataError(
-            f"domain {split.domain!r} {split.split}: none of {len(pairs)} questions leaves room for {max_new_tokens} tokens in the "
+            f"domain {split.domain!r} {split.split}: none of {len(pairs)} questions leaves room for {max_new_tokens} "
+            "tokens in the "
             f"model's {limit}; lower max_new_tokens"
         )
     references = [extract(tokenizer.decode(answer, skip_special_tokens=True)) for _, answer in fitting]

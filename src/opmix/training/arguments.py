@@ -11,6 +11,7 @@ from functools import cache
 from types import NoneType
 from typing import Annotated, Any, get_args, get_type_hints
 
+from opmix.compute.budget import world_size
 from opmix.errors import ConfigError
 from opmix.settings import Given, ReadAs, number
 
@@ -99,6 +100,8 @@ def try_arguments(arguments: Mapping[str, Any], where: str = "trainer") -> None:
     Raises:
         ConfigError: transformers refuses them.
     """
+    if world_size() > 1:  # making them would join the other ranks; the verbs say whether they take several
+        return
     import torch
     from transformers import TrainingArguments
 

@@ -73,8 +73,10 @@ class SelfDistillation:
         fits = np.asarray(sizes + self.options.max_new_tokens <= self.limit)
         if not fits.any():
             raise DataError(
-                f"domain {name!r}: the shortest context of the teacher has {sizes.min()} tokens, which with sdft.max_new_tokens "
-                f"{self.options.max_new_tokens} is more than the model's {self.limit} positions; lower max_new_tokens, or use sft"
+                f"domain {name!r}: the shortest context of the teacher has {sizes.min()} tokens, which with "
+                "sdft.max_new_tokens "
+                f"{self.options.max_new_tokens} is more than the model's {self.limit} positions; lower max_new_tokens, "
+                "or use sft"
             )
         return fits
 

@@ -144,7 +144,8 @@ def check_attention(spec: TrainSpec) -> None:
     kind = str(getattr(spec.model.config, "_attn_implementation", None))
     if "flash" in kind:
         raise ConfigError(
-            f"model.attn_implementation: {kind!r} lets the conversations (or documents, with document_mask) of a row see each other in "
+            f"model.attn_implementation: {kind!r} lets the conversations (or documents, with document_mask) of a row "
+            "see each other in "
             "batches of several rows; expected 'sdpa', 'eager' or 'flex_attention'; change it, or set `packing: false`"
         )
     check_isolation(spec.model)
@@ -168,7 +169,8 @@ def run_training(factory: TrainerFactory, spec: TrainSpec) -> Trainer:
         output = trainer.train(resume_from_checkpoint=str(spec.resume_from) if spec.resume_from else None)
     except (OSError, SafetensorError) as error:
         raise StoreError(
-            f"{spec.output_dir}: writing a checkpoint failed ({error}); free space there and run the same command again, "
+            f"{spec.output_dir}: writing a checkpoint failed ({error}); free space there and run the same command "
+            "again, "
             "it goes on from the last whole checkpoint"
         ) from error
     if trainer.state.global_step != wanted:

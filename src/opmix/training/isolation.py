@@ -57,12 +57,15 @@ def check_isolation(model: Any) -> None:
         share = leak(model)
     except (TypeError, ValueError, IndexError, RuntimeError) as error:
         raise ConfigError(
-            f"model: {kind!r} cannot be tried on a packed row ({error}); set the domains' `chat.packing: false` and leave "
+            f"model: {kind!r} cannot be tried on a packed row ({error}); set the domains' `chat.packing: false` and "
+            "leave "
             "`document_mask` off"
         ) from error
     if share > LEAK:
         raise ConfigError(
-            f"model: {kind!r} lets the conversations (or documents, with document_mask) of a packed row see each other: the first "
-            f"changes the second by {share:.0%} of what it would if they were one; set the domains' `chat.packing: false` and leave "
+            f"model: {kind!r} lets the conversations (or documents, with document_mask) of a packed row see each "
+            "other: the first "
+            f"changes the second by {share:.0%} of what it would if they were one; set the domains' `chat.packing: "
+            "false` and leave "
             "`document_mask` off"
         )

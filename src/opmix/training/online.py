@@ -210,7 +210,8 @@ class OnlineRunState:
                 raise ValueError(f"its domains are {kept['domains']}")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
-                f"{file}: not the mixer of this run ({error}); expected its stints over {list(self.domains)}; remove the "
+                f"{file}: not the mixer of this run ({error}); expected its stints over {list(self.domains)}; remove "
+                "the "
                 "checkpoint to train from the start"
             ) from error
         return kept

@@ -99,7 +99,8 @@ class SegmentRows:
         found = groups / self._accumulation if self._accumulation else len(before.plan) / self._each
         if before.plan.names != self.domains or found != self._begin_at:
             raise ConfigError(
-                f"previous: a plan of {found:g} steps over {list(before.plan.names)}; expected {self._begin_at} steps over "
+                f"previous: a plan of {found:g} steps over {list(before.plan.names)}; expected {self._begin_at} steps "
+                "over "
                 f"{list(self.domains)}, in that order: a run goes on with the plan of what was trained before it"
             )
 

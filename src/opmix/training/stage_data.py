@@ -203,7 +203,8 @@ def check_apart(domains: Mapping[str, Domain], targets: Mapping[str, Domain]) ->
             shared = [f.path for f in resolve(source, domain=name) if f.path in trained] if source is not None else []
             if shared:
                 problems.append(
-                    f"targets.{name}.{split}: {shared[0]} is what domain {trained[shared[0]]!r} trains on; expected text of its own, "
+                    f"targets.{name}.{split}: {shared[0]} is what domain {trained[shared[0]]!r} trains on; expected "
+                    "text of its own, "
                     "or the target would only say how well its text was learned by heart"
                 )
     if problems:
@@ -218,12 +219,14 @@ def check_objective(objective: str, chats: list[str]) -> None:
     """
     if objective == "causal_lm" and chats:
         raise ConfigError(
-            f"objective: 'causal_lm', but domain {chats[0]!r} holds conversations; expected 'sft' or 'sdft' (or set the domain's "
+            f"objective: 'causal_lm', but domain {chats[0]!r} holds conversations; expected 'sft' or 'sdft' (or set "
+            "the domain's "
             "`kind: text` and `field`)"
         )
     if objective != "causal_lm" and not chats:
         raise ConfigError(
-            f"objective: {objective!r}, but no domain holds conversations; expected at least one with `messages`, or `prompt` and "
+            f"objective: {objective!r}, but no domain holds conversations; expected at least one with `messages`, or "
+            "`prompt` and "
             "`completion` (a hub dataset needs `kind: chat`)"
         )
 

@@ -189,7 +189,7 @@ def test_the_command(corpus, tmp_path):
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ConfigError, match=r"opmix\[discover\]"):
+    with pytest.raises(ConfigError, match="pip install scikit-learn"):
         features.require_sklearn()
 
 

@@ -146,7 +146,7 @@ def test_the_command(copied, toys):
     two = stage("one", 8, domains=["alpha", "beta"], prefix=0.5), stage("two", 4, add=["gamma"], solve={"kl": 0.3})
     file.write_text(yaml.safe_dump(content(*two)))
     changed = runner.invoke(app, ["status", str(copied), "--config", str(file)], env={"COLUMNS": "200"})
-    assert "search.solve.kl: 0.05 -> 0.3" in changed.output
+    assert "search.solve.kl: None -> 0.3" in changed.output
     assert "left: 4 steps" in changed.output
     assert isinstance(runner.invoke(app, ["status", str(copied / "seed-0")]).exception, StoreError)
 

@@ -135,7 +135,7 @@ def test_differences_say_what_and_then_what_follows():
     now = {s.name: s.inputs for s in chain(config, data, 0)}
     found = differences(was["seed-0/02-two/search-0"], now["seed-0/02-two/search-0"])
     assert found == [
-        "data of gamma changed", "search.solve.kl: 0.05 -> 0.2", "search.trainer.weight_decay: None -> 0.5",
+        "data of gamma changed", "search.solve.kl: None -> 0.2", "search.trainer.weight_decay: None -> 0.5",
     ]  # fmt: skip
     found = differences(was["seed-0/02-two/train-6"], now["seed-0/02-two/train-6"])
     assert found == [

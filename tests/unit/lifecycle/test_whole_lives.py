@@ -217,7 +217,7 @@ def test_changed_settings_are_refused_unless_asked_for(copied, toys):
         toys.live(other, folder)
     text = str(error.value)
     assert "4 finished steps were done with other inputs" in text
-    assert "seed-0/02-two/search-0: search.solve.kl: 0.05 -> 0.2" in text
+    assert "seed-0/02-two/search-0: search.solve.kl: None -> 0.2" in text
     assert "seed-0/02-two/model: follows seed-0/02-two/train-4" in text
     assert "--redo" in text
     assert outcome_of(folder) == kept
@@ -492,7 +492,7 @@ def test_trackers_work_because_they_are_the_trainers(toys, tmp_path):
 
     only = fixed("one", 8, domains=["alpha", "beta"])
     result = toys.live(
-        toys.config(only, trainer={**toys.config().trainer, "report_to": "tensorboard"}), tmp_path / "life"
+        toys.config(only, trainer={**toys.config().search.trainer, "report_to": "tensorboard"}), tmp_path / "life"
     )
     (events,) = (result.folder / "seed-0" / "01-one").rglob("events.out.tfevents*")
     shown = EventAccumulator(str(events.parent)).Reload()

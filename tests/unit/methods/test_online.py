@@ -38,7 +38,7 @@ def mixer(request):
 
 
 def test_all_mixers_of_the_catalogue_are_in_the_table():
-    online = [entry for entry in ENTRIES if entry.family == "online" and entry.path.split(".")[2].split(":")[0] in (
+    online = [entry for entry in ENTRIES if entry.family == "online" and entry.path.partition(":")[0].rpartition(".")[2] in (
         "odm", "ado", "skill_it", "aioli", "grape", "tikmix",
     )]  # fmt: skip
     assert len(online) == 6

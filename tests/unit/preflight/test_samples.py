@@ -7,13 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from opmix.data.inspect import samples
 from opmix.data.inspect.samples import read_head, read_rows
 from opmix.data.inspect.schema import schema_of
 from opmix.data.inspect.survey import survey
 from opmix.data.sources import iter_documents
 from opmix.domain import Source
 from opmix.errors import DataError
-from opmix.preflight import samples
 
 from .conftest import texts, write_rows
 

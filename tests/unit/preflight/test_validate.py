@@ -43,7 +43,8 @@ def failures(checks) -> dict[str, str]:
 def test_a_good_one_is_good_and_costs(config, tmp_path):
     _, check = config
     checks = check()
-    assert {c.status for c in checks} == {"ok"}, [c for c in checks if c.status != "ok"]
+    # Adapters reach little of a model that is mostly embeddings, and that is said.
+    assert [c for c in checks if c.status != "ok" and c.name != "probes"] == []
     result = validate(tmp_path / "search.yaml")
     assert result.valid
     assert result.cost is not None
@@ -92,7 +93,7 @@ def test_all_problems_come_at_once(config, corpus, tmp_path):
         ({"trainer": {"optim": "nonsense"}}, "trainer", "refuses"),
         ({"trainer": {"lr_scheduler_type": "wsdd"}}, "trainer", "wsdd"),
         ({"probes": {"target_modules": ["nothing"]}}, "model", "match no layer"),
-        ({"proxies": {"count": 2}}, "probes", "2"),
+        ({"proxies": {"count": 2}, "law": "log_linear"}, "probes", "2"),
     ],
 )
 def test_what_does_not_fit(config, changes, name, words):
@@ -140,12 +141,12 @@ def test_a_checkpoint_with_missing_shards(config, tiny_folder, tmp_path):
     assert "no weights" in failures(check(model=str(broken)))["model"]
 
 
-def test_weights_are_not_read(config, tiny_folder, tmp_path):
+def test_weights_that_are_none_are_told_by_their_header(config, tiny_folder, tmp_path):
     _, check = config
     hollow = tmp_path / "hollow"
     shutil.copytree(tiny_folder, hollow)
     (hollow / "model.safetensors").write_bytes(b"not weights")
-    assert not failures(check(model=str(hollow)))
+    assert "cannot be read" in failures(check(model=str(hollow)))["model"]
 
 
 def test_a_tokenizer_of_another_model(config, tmp_path):

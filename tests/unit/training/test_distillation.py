@@ -1,6 +1,7 @@
 """Self-distillation: the right teacher, the right tokens, reproducible, and its cost counted."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -52,7 +53,7 @@ def train(data, model, folder, *, mixture=None, steps=3, **options):
     objective = data.objective
     if options:
         objective = SelfDistillation(
-            options=DistillationSettings(**{**vars(data.objective.options), **options}), contexts=objective.contexts,
+            options=replace(data.objective.options, **options), contexts=objective.contexts,
             stop_ids=objective.stop_ids, limit=objective.limit,
         )  # fmt: skip
     usage, mixture = Usage(), Mixture.of(mixture or {"terse": 0.5, "wordy": 0.3, "web": 0.2})

@@ -425,7 +425,7 @@ def test_what_cannot_be_told_or_mixed_is_refused_first(texts, tokenizer, tmp_pat
         "held_out=...)`",
         "evaluate=...)`",
     ]
-    sdft = SelfDistillation(options=DistillationSettings(demonstration="{answer}"), contexts={}, stop_ids=(0,))
+    sdft = SelfDistillation(options=DistillationSettings(), contexts={}, stop_ids=(0,))
     with pytest.raises(ConfigError, match="cannot be mixed as the run goes"):
         train_online(
             fresh(tokenizer), run_of(mixer, mixer.init(NAMES), texts, tokenizer, objective=sdft), folder=tmp_path

@@ -107,7 +107,8 @@ def _schema_of(names: Mapping[str, Any] | Sequence[str], where: str) -> RowSchem
     if schema is None or (schema == "messages" and "completion" in names):
         have = ", ".join(map(repr, list(names)[:8])) or "none"
         raise DataError(
-            f"{where}: has {have}; expected either `messages`, `prompt` and `completion`, `conversations`, or `instruction` and "
+            f"{where}: has {have}; expected either `messages`, `prompt` and `completion`, `conversations`, or "
+            "`instruction` and "
             "`output`; rename the fields"
         )
     return schema

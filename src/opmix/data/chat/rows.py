@@ -30,7 +30,8 @@ class RowReport:
             return None
         where = "" if truncate == "drop" else f" on the {truncate}"
         return (
-            f"{name}: of {self.conversations} conversations {self.truncated} were cut{where} to {length} tokens and {self.dropped} "
+            f"{name}: of {self.conversations} conversations {self.truncated} were cut{where} to {length} tokens and "
+            f"{self.dropped} "
             "left out; a longer sequence_length keeps them"
         )
 
@@ -69,7 +70,8 @@ class ChatRows:
         first, last, self.report = _windows(split, sequence_length, options.truncate, keep)
         if not len(first):
             raise DataError(
-                f"domain {split.domain!r} {split.split}: none of {self.report.conversations} conversations fits into sequence_length "
+                f"domain {split.domain!r} {split.split}: none of {self.report.conversations} conversations fits into "
+                "sequence_length "
                 f"{sequence_length}; raise it, or set `truncate` to left or right"
             )
         if options.packing:

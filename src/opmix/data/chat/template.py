@@ -109,7 +109,8 @@ class ChatFormat:
         turns = [i for i, message in enumerate(conversation.messages) if message.role == "assistant"]
         if len(spans) != len(turns):
             raise DataError(
-                f"{conversation.where}: the chat template marks {len(spans)} answers with {{% generation %}}, the conversation has "
+                f"{conversation.where}: the chat template marks {len(spans)} answers with {{% generation %}}, the "
+                "conversation has "
                 f"{len(turns)}; expected one mark for each; repair the template"
             )
         return Rendered(text, tuple(span for turn, span in zip(turns, spans, strict=True) if turn in wanted))
@@ -120,14 +121,17 @@ class ChatFormat:
         if not until.startswith(before):
             same = next((i for i, (a, b) in enumerate(zip(before, until, strict=False)) if a != b), len(until))
             raise DataError(
-                f"{conversation.where}: the chat template asks for answer {turn + 1} with {before[same:]!r}, and the stored answer goes "
-                f"on with {until[same : same + 40]!r} there, so what is supervised cannot be told exactly; mark answers in the template "
+                f"{conversation.where}: the chat template asks for answer {turn + 1} with {before[same:]!r}, and the "
+                "stored answer goes "
+                f"on with {until[same : same + 40]!r} there, so what is supervised cannot be told exactly; mark "
+                "answers in the template "
                 "with {% generation %}"
             )
         if not whole.startswith(until):
             last = "" if self.supervise == "last" else ", or set `supervise: last`"
             raise DataError(
-                f"{conversation.where}: the chat template renders the first {turn + 1} turns otherwise when more follow, so what is "
+                f"{conversation.where}: the chat template renders the first {turn + 1} turns otherwise when more "
+                "follow, so what is "
                 f"supervised cannot be told exactly; mark answers in it with {{% generation %}}{last}"
             )
         answer = until[len(before) :]
@@ -135,7 +139,8 @@ class ChatFormat:
         end = answer.rfind(content)
         if end < 0:
             raise DataError(
-                f"{conversation.where}: the chat template changes the text of assistant turn {turn + 1}, so what is supervised cannot "
+                f"{conversation.where}: the chat template changes the text of assistant turn {turn + 1}, so what is "
+                "supervised cannot "
                 "be told exactly; mark answers in it with {% generation %}"
             )
         # White space after the mark that ends the turn is the template's; a turn that white space ends keeps it.
@@ -148,7 +153,8 @@ class ChatFormat:
         *earlier, question = conversation.messages[:last]
         if question.role != "user":
             raise DataError(
-                f"{conversation.where}: the last answer follows a turn of {question.role!r}; expected one of 'user' that a "
+                f"{conversation.where}: the last answer follows a turn of {question.role!r}; expected one of 'user' "
+                "that a "
                 "demonstration can be added to; drop the row or use `objective: sft`"
             )
         values = {"prompt": question.content, "demonstration": conversation.messages[last].content}
@@ -181,7 +187,8 @@ def chat_format(
             ) from error
     if re.search(r"strftime_now\s*\(", _undated(template)):
         raise DataError(
-            f"domain {domain!r}: the chat template asks for today's date in a format that is no plain text, so tokens would depend on the "
+            f"domain {domain!r}: the chat template asks for today's date in a format that is no plain text, so tokens "
+            "would depend on the "
             "day; expected strftime_now('...'); write the date into the template (`model.chat_template`)"
         )
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}

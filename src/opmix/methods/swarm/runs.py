@@ -72,7 +72,8 @@ def swarm(
             rows: FloatArray = np.array(list(found))
             return rows / rows.sum(axis=1, keepdims=True)
     raise ConfigError(
-        f"runs: {count}; only {len(found)} different mixtures in {_ATTEMPTS * count} draws around {np.round(prior, 4).tolist()}; "
+        f"runs: {count}; only {len(found)} different mixtures in {_ATTEMPTS * count} draws around "
+        f"{np.round(prior, 4).tolist()}; "
         "expected fewer runs, higher strengths or looser caps"
     )
 
