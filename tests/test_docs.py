@@ -35,7 +35,7 @@ def test_the_example_configuration_is_valid():
 
 @pytest.mark.parametrize(
     "kind",
-    [life.LifecycleConfig, life.StageConfig, life.EvaluationConfig, life.KeepConfig, life.ScheduleConfig,
+    [life.LifeSettings, life.StageConfig, life.EvaluationConfig, life.KeepConfig, life.ScheduleConfig,
      life.TokenizerConfig, life.TaskConfig],
 )  # fmt: skip
 def test_every_setting_of_a_life_is_documented(kind):
@@ -73,7 +73,7 @@ def test_every_page_is_on_the_site():
 
 def test_every_setting_of_a_comparison_is_documented():
     text = (ROOT / "docs" / "compare.md").read_text()
-    own = set(keys_of(CompareConfig)) - set(keys_of(life.LifecycleConfig))
+    own = set(keys_of(CompareConfig)) - set(keys_of(life.LifeSettings))
     assert own == {"methods", "reference"}
     assert [key for key in (*own, *keys_of(EntrantConfig)) if f"`{key}`" not in text and f".{key}`" not in text] == []
     for file in [

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from opmix.comparison.config import CompareConfig, load_compare
 from opmix.comparison.run import CompareResult, run_compare
 from opmix.config import parse_config
-from opmix.lifecycle.config import LifecycleConfig, load_lifecycle
 from opmix.lifecycle.life import LifeResult, run_life
+from opmix.lifecycle.loading import LifecycleConfig, load_lifecycle
 from opmix.mixture_search.search import SearchResult, run_search
 from opmix.progress import Progress
 from opmix.settings.loading import validated

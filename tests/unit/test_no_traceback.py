@@ -15,7 +15,8 @@ from opmix.cli.main import app
 from opmix.config import SearchConfig, parse_config
 from opmix.domain import located
 from opmix.errors import ConfigError, OpMixError
-from opmix.lifecycle.config import LifecycleConfig, StageConfig
+from opmix.lifecycle.config import StageConfig
+from opmix.lifecycle.loading import LifecycleConfig
 from opmix.settings.loading import validated
 from opmix.testing import tiny_model, tiny_tokenizer, write_toy_domains
 

@@ -8,7 +8,8 @@ from opmix.comparison.config import CompareConfig
 from opmix.config import SearchConfig, parse_config
 from opmix.domain import Domain, Source
 from opmix.errors import ConfigError
-from opmix.lifecycle.config import LifecycleConfig, StageConfig, checked_trainers
+from opmix.lifecycle.config import StageConfig
+from opmix.lifecycle.loading import LifecycleConfig, checked_trainers
 from opmix.probes.settings import ProbeSettings
 from opmix.settings import Given, as_json, changed, keys_of, overlaid
 from opmix.settings.loading import apply_override, parsed_yaml, read_yaml, validated

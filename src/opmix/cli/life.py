@@ -30,7 +30,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
 ) -> None:
     """Live a whole lifecycle: pretraining, midtraining, instruction tuning; every mixture found on the way. Resumes by itself."""
-    from opmix.lifecycle.config import load_lifecycle
+    from opmix.lifecycle.loading import load_lifecycle
 
     settings, folder = load_lifecycle(config, set_ or []), out or Path("runs") / config.stem
 
@@ -91,7 +91,7 @@ def _looker(folder: Path, config: Path | None) -> Callable[[], RunStatus]:
         from opmix.comparison.status import compare_status
 
         return partial(compare_status, folder, None if config is None else load_compare(config))
-    from opmix.lifecycle.config import load_lifecycle
+    from opmix.lifecycle.loading import load_lifecycle
     from opmix.lifecycle.status import run_status
 
     return partial(run_status, folder, None if config is None else load_lifecycle(config))

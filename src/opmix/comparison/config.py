@@ -13,7 +13,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from opmix.errors import ConfigError
-from opmix.lifecycle.config import LifecycleConfig, Named, StageConfig, checked_trainers
+from opmix.lifecycle.config import Named, StageConfig
+from opmix.lifecycle.loading import LifecycleConfig, checked_trainers
 from opmix.methods.registry import METHODS, Entry, entry_of
 from opmix.settings import Given, PartOf, changed, inline, keys_of, overlaid, settings
 from opmix.settings.loading import nearest, read_yaml, under, validated

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from opmix.compute.budget import world_size
 from opmix.compute.memory import watch_memory
 from opmix.errors import ConfigError, StoreError
-from opmix.lifecycle.config import LifecycleConfig, checked_trainers
 from opmix.lifecycle.limits import check_budgets
+from opmix.lifecycle.loading import LifecycleConfig, checked_trainers
 from opmix.lifecycle.records import StageState
 from opmix.lifecycle.run_stage import Decider, StageTrainer, run_stage
 from opmix.lifecycle.runtime import LifeRuntime, make_runtime, shape_of

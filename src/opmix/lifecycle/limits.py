@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from opmix.errors import ConfigError
-from opmix.lifecycle.config import LifecycleConfig
+from opmix.lifecycle.loading import LifecycleConfig
 from opmix.lifecycle.stages import Stage, resolve
 from opmix.lifecycle.steps import DataFacts
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from opmix.errors import ConfigError
 from opmix.lifecycle.available_domains import decision_config
+from opmix.lifecycle.config import LifeSettings
 from opmix.lifecycle.stages import Stage, resolve
 from opmix.mixing.mixture import Mixture
 from opmix.settings.loading import nearest
 
-if TYPE_CHECKING:
-    from opmix.lifecycle.config import LifecycleConfig
 
-
-def stage_problems(life: LifecycleConfig) -> Iterator[str]:
+def stage_problems(life: LifeSettings) -> Iterator[str]:
     """What is wrong with the stages, one sentence each with its dotted path."""
     named = [stage.name for stage in life.stages]
     known = list(life.domains)

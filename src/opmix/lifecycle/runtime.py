@@ -20,7 +20,7 @@ from opmix.data.sources import resolve, source_fingerprint
 from opmix.data.tokenization import tokenizer_fingerprint
 from opmix.domain import Domain
 from opmix.errors import ConfigError, StoreError
-from opmix.lifecycle.config import LifecycleConfig
+from opmix.lifecycle.loading import LifecycleConfig
 from opmix.lifecycle.stages import resolve as resolve_stages
 from opmix.lifecycle.steps import DataFacts, StageRows
 from opmix.models.files import located

@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from opmix.compute.budget import sequences_per_step, world_size
 from opmix.compute.schedule import with_schedule
 from opmix.config import SearchSettings
+from opmix.lifecycle.config import LifeSettings, StageConfig
 from opmix.settings import as_json
 from opmix.training.settings import ObjectiveName
-
-if TYPE_CHECKING:
-    from opmix.lifecycle.config import LifecycleConfig, StageConfig
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Stage:
     """One stage of a life, resolved."""
 
     index: int
-    life: LifecycleConfig
+    life: LifeSettings
     config: StageConfig
     domains: tuple[str, ...]
     """On offer."""
@@ -156,7 +154,7 @@ class StageFacts(Protocol):
         """That fits what the domains hold."""
 
 
-def resolve(life: LifecycleConfig, facts: Sequence[StageFacts] = ()) -> tuple[Stage, ...]:
+def resolve(life: LifeSettings, facts: Sequence[StageFacts] = ()) -> tuple[Stage, ...]:
     """All stages of a checked lifecycle; with `facts`, one a stage, as the data make them."""
     stages: list[Stage] = []
     before: tuple[str, ...] = tuple(life.old_mixture or ())

@@ -13,7 +13,7 @@ from opmix.compute.cost import Cost
 from opmix.compute.flops import ModelShape
 from opmix.errors import StoreError
 from opmix.lifecycle.available_domains import decision_config
-from opmix.lifecycle.config import LifecycleConfig
+from opmix.lifecycle.loading import LifecycleConfig
 from opmix.lifecycle.stages import resolve
 from opmix.lifecycle.steps import DataFacts, StageRows, Step, chain, differences
 from opmix.methods.registry import entry_of

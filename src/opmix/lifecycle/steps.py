@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from opmix.config import SearchConfig
 from opmix.lifecycle.available_domains import decision_config
-from opmix.lifecycle.config import LifecycleConfig
+from opmix.lifecycle.config import LifeSettings
 from opmix.lifecycle.stages import Segment, Stage, resolve
 from opmix.runs.store import fingerprint
 from opmix.settings import as_json
@@ -101,7 +101,7 @@ class Step:
         return fingerprint(self.inputs)
 
 
-def chain(life: LifecycleConfig, data: DataFacts, seed: int) -> list[Step]:
+def chain(life: LifeSettings, data: DataFacts, seed: int) -> list[Step]:
     """The steps of one seed, in order."""
     home = f"seed-{seed}"
     settings: dict[str, Any] = {
@@ -201,7 +201,7 @@ def _tasks(tasks: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {"tasks": chosen} if chosen else {}
 
 
-def _harness(life: LifecycleConfig) -> dict[str, Any]:
+def _harness(life: LifeSettings) -> dict[str, Any]:
     """Tasks of lm-evaluation-harness, where there are any."""
     chosen = life.evaluation.harness
     return {} if chosen is None else {"harness": {k: v for k, v in as_json(chosen).items() if k != "include_path"}}

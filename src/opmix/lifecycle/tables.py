@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from opmix.compute.cost import SEARCH_PURPOSES, Cost
-from opmix.lifecycle.config import LifecycleConfig
+from opmix.lifecycle.loading import LifecycleConfig
 from opmix.lifecycle.records import SegmentOutcome, StageOutcome
 from opmix.lifecycle.stages import Stage
 from opmix.runs.files import plain, write_text

@@ -2,6 +2,7 @@
 
 from opmix.preflight.checks import Check, failed
 from opmix.preflight.doctor import examine
-from opmix.preflight.validation import Validation, validate
+from opmix.preflight.validate import validate
+from opmix.preflight.validation import Validation
 
 __all__ = ["Check", "Validation", "examine", "failed", "validate"]

@@ -42,7 +42,7 @@ def examine(config: Path | None = None, *, progress: Progress | None = None) -> 
     if config is None:
         check_disk(findings, runs)
         return findings.checks
-    from opmix.preflight.validation import validate
+    from opmix.preflight.validate import validate
 
     result = validate(config, progress=progress)
     cache = Path(result.config.cache_dir) if result.config is not None and result.config.cache_dir else None

@@ -9,8 +9,8 @@ from typing import Any
 from opmix.comparison.config import CompareConfig, checked_comparison
 from opmix.config import ModelConfig
 from opmix.domain import Domain, Kind
-from opmix.lifecycle.config import LifecycleConfig, checked_trainers
 from opmix.lifecycle.limits import check_budgets
+from opmix.lifecycle.loading import LifecycleConfig, checked_trainers
 from opmix.lifecycle.stages import Stage, resolve
 from opmix.lifecycle.steps import DataFacts, StageRows
 from opmix.preflight.checks import Findings

@@ -1,8 +1,8 @@
-"""`opmix validate`: everything about a configuration that can be known without weights and without training."""
+"""What can be known of a search's configuration without weights and without training; of a life's, the parts that both have."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from opmix.preflight.model_facts import ModelFacts, model_facts
 from opmix.preflight.plan import PlannedCost, check_plan
 from opmix.preflight.sources import check_overlap
 from opmix.probes.settings import ProbeSettings, reach_notes
-from opmix.progress import Progress, Silent
+from opmix.progress import Progress
 from opmix.settings import Given, changed
-from opmix.settings.loading import read_yaml, validated
+from opmix.settings.loading import validated
 from opmix.training.arguments import checked_arguments
 
 Sizes = dict[str, dict[Split, Size | None]]
@@ -54,34 +54,6 @@ class Validation:
             },
             "cost": None if self.cost is None else self.cost.json(),
         }
-
-
-Checker = Callable[[Mapping[str, Any], Path, Progress], Validation]
-"""Takes a file's content, the folder its paths are relative to, and somebody to tell of progress."""
-
-
-def validate(path: Path, overrides: Sequence[str] = (), *, progress: Progress | None = None) -> Validation:
-    """Check a configuration file; all problems at once, none of them raised.
-
-    Args:
-        path: The YAML file.
-        overrides: `a.b=c` settings, as for `opmix search --set`.
-        progress: Told which domain is looked at.
-    """
-    findings = Findings()
-    with findings.catching("file"):
-        content = read_yaml(path, overrides, expected="model, domains and budget")
-        return checker_for(content)(content, path.parent.resolve(), progress or Silent())
-    return Validation(findings.checks)
-
-
-def checker_for(content: Mapping[str, Any]) -> Checker:
-    """Which check the keys of a file ask for."""
-    if "stages" in content:
-        from opmix.preflight.life_validation import check_life
-
-        return check_life
-    return check_search
 
 
 def check_search(content: Mapping[str, Any], base: Path, progress: Progress) -> Validation:

@@ -13,9 +13,9 @@ import opmix
 from opmix.comparison.results import forgetting
 from opmix.comparison.status import compare_status
 from opmix.errors import ConfigError, StoreError
-from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.life import run_life
-from opmix.preflight.validation import validate
+from opmix.lifecycle.loading import LifecycleConfig
+from opmix.preflight.validate import validate
 from opmix.settings import as_json
 from opmix.settings.loading import validated
 

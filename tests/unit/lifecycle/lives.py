@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.life import LifeResult, run_life
+from opmix.lifecycle.loading import LifecycleConfig
 from opmix.lifecycle.steps import DataFacts
 from opmix.settings.loading import validated
 

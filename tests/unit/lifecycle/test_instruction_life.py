@@ -8,8 +8,8 @@ from lives import ARCHITECTURE, content
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opmix.errors import ConfigError, ModelError
-from opmix.lifecycle.config import LifecycleConfig
 from opmix.lifecycle.life import run_life
+from opmix.lifecycle.loading import LifecycleConfig
 from opmix.mixture_search.verify import verify_run
 from opmix.settings.loading import validated
 from opmix.testing import CHATML, write_toy_chats, write_toy_domains

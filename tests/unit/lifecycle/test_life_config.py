@@ -5,7 +5,8 @@ import yaml
 from lives import content, stage
 
 from opmix.errors import ConfigError
-from opmix.lifecycle.config import OWNED, TokenizerConfig, load_lifecycle
+from opmix.lifecycle.config import OWNED, TokenizerConfig
+from opmix.lifecycle.loading import load_lifecycle
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from lives import content, facts, life, stage
 
-from opmix.lifecycle.config import LifecycleConfig
+from opmix.lifecycle.loading import LifecycleConfig
 from opmix.lifecycle.steps import HARMLESS, DataFacts, chain, differences
 from opmix.settings.loading import apply_override, validated
 

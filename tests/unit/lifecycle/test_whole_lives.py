@@ -11,7 +11,7 @@ import torch
 from lives import ARCHITECTURE, STEP, done, fixed, outcome, same, stage, weights
 
 from opmix.errors import ConfigError, DataError, StoreError
-from opmix.lifecycle.config import load_lifecycle
+from opmix.lifecycle.loading import load_lifecycle
 from opmix.models.from_scratch import train_tokenizer
 from opmix.settings import as_json, changed
 from opmix.testing import tiny_model, toy_documents
