@@ -140,7 +140,7 @@ class EffectiveTokensFit:
         if noise is not None:
             fitted = fitted + noise
         batch = replace(batch, y=fitted.transpose(0, 2, 1).reshape(num_draws * E, -1))
-        theta, _ = minimise(batch, self.hierarchy.theta[which[:, 0], which[:, 1]], iterations=15)
+        theta, _ = minimise(batch, self.hierarchy.theta[which[:, 0], which[:, 1]], iterations=15, tolerance=1e-4)
         spread = self.discrepancy.spread if self.noisy else 0.0
         scale = np.exp(spread * rng.standard_normal(num_draws))
         return self._draws(theta.reshape(num_draws, E, -1), self.hierarchy.rho[s], scale)
@@ -263,6 +263,6 @@ def _left_out(points: Points, hierarchy: Hierarchy) -> FloatArray:
     batch = batch_of(points, hierarchy.hyper, hierarchy.rho, which)
     left = np.repeat(points.probe[None] == names[:, None], E, axis=0)
     batch = replace(batch, scale=np.where(left, 1e6, batch.scale))
-    theta, _ = minimise(batch, hierarchy.theta[best][which[:, 1]], iterations=30)
+    theta, _ = minimise(batch, hierarchy.theta[best][which[:, 1]], iterations=30, tolerance=1e-5)
     predicted = batch.evaluate(theta)[0].reshape(len(names), E, -1)
     return predicted[np.searchsorted(names, points.probe), :, np.arange(len(points.probe))]

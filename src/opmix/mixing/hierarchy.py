@@ -20,7 +20,8 @@ from opmix.mixing.mixture import FloatArray
 
 RHO = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _LEVELS = (-1.0, 1.0, 3.0, 5.0)
-_ROUNDS = 25
+_ROUNDS, _SETTLED = 25, 0.005
+"""Rounds of EM at most; and the change of a prior mean, or of a logarithm of a spread or noise, at which they end."""
 _PINNED = 1e-4
 """Spread of the prior of a parameter that is not free."""
 _FLAT = 1e3
@@ -55,6 +56,11 @@ class Hyper:
         """Some of the settings."""
         return Hyper(self.mean[index], self.spread[index], self.noise[index])
 
+    def away(self, other: Hyper) -> float:
+        """Largest difference of a mean, or of the logarithm of a spread or noise."""
+        ratios = [np.log(self.spread / other.spread), np.log(self.noise / other.noise)]
+        return float(max(np.abs(part).max() for part in (self.mean - other.mean, *ratios)))
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -66,20 +72,23 @@ class Batch:
     mean: FloatArray  # (B, K)
     spread: FloatArray  # (B, K)
 
-    def take(self, index: npt.NDArray[np.intp]) -> Batch:
+    def take(self, index: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Batch:
         """Some of the problems."""
         return Batch(self.power[index], self.y[index], self.scale[index], self.mean[index], self.spread[index])
 
     def evaluate(self, theta: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Predictions (B, M) and their Jacobian (B, M, K); theta (B, K): base, log b, level, log s."""
         b = np.exp(theta[:, 1])[:, None]
-        gained = np.exp(np.clip(theta[:, 2:3] + theta[:, 3:], -40.0, 20.0))[:, None, :] * self.power
-        have = 1 + gained.sum(axis=2)
-        rise = b * np.log(have)
-        inner = -b[:, :, None] * gained / have[:, :, None]
-        jacobian = np.concatenate(
-            [np.ones_like(rise)[:, :, None], -rise[:, :, None], inner.sum(axis=2)[:, :, None], inner], axis=2
-        )
+        worth = np.exp(np.clip(theta[:, 2:3] + theta[:, 3:], -40.0, 20.0))
+        gained = (self.power @ worth[:, :, None])[:, :, 0]
+        rise = b * np.log1p(gained)
+        jacobian = np.empty((*rise.shape, theta.shape[1]))
+        jacobian[:, :, 0] = 1.0
+        jacobian[:, :, 1] = -rise
+        slope = -b / (1 + gained)
+        jacobian[:, :, 2] = slope * gained
+        np.multiply(self.power, worth[:, None, :], out=jacobian[:, :, 3:])
+        jacobian[:, :, 3:] *= slope[:, :, None]
         return theta[:, :1] - rise, jacobian
 
     def cost(self, theta: FloatArray, predicted: FloatArray) -> FloatArray:
@@ -95,35 +104,39 @@ class Batch:
         return normal
 
 
-def minimise(batch: Batch, theta: FloatArray, *, iterations: int = 60) -> tuple[FloatArray, FloatArray]:
-    """Levenberg-Marquardt on every problem at once; returns parameters (B, K) and cost (B,)."""
-    theta, damping = theta.copy(), np.full(len(theta), 1e-2)
+def minimise(
+    batch: Batch, theta: FloatArray, *, iterations: int = 60, tolerance: float = 1e-9
+) -> tuple[FloatArray, FloatArray]:
+    """Levenberg-Marquardt on every problem at once; returns parameters (B, K) and cost (B,).
+
+    A problem is done where a step lowers its cost, in units of log likelihood, by less than `tolerance * (1 + cost)`. Worths
+    enter as exponentials, so their second derivative is their first: without it their steps converge only linearly.
+    """
+    theta, damping = theta.copy(), np.full(len(theta), 1e-3)
     predicted, jacobian = batch.evaluate(theta)
     cost, active = batch.cost(theta, predicted), np.arange(len(theta))
+    part, every = batch, np.arange(theta.shape[1])
     for _ in range(iterations):
-        part = batch.take(active)
-        normal = part.curvature(jacobian[active])
-        pull = np.einsum("bmk,bm->bk", jacobian[active], (part.y - predicted[active]) / part.scale**2)
-        pull += (part.mean - theta[active]) / part.spread**2
-        diagonal = np.einsum("bii->bi", normal)
-        diagonal *= 1 + damping[active][:, None]
-        step = np.clip(np.linalg.solve(normal, pull[..., None])[..., 0], -3.0, 3.0)
-        trial = theta[active] + step
+        here, told, slope = theta[active], predicted[active], jacobian[active]
+        normal = part.curvature(slope)
+        pull = (((part.y - told) / part.scale**2)[:, None, :] @ slope)[:, 0]
+        normal[:, every[3:], every[3:]] += np.maximum(-pull, -0.7 / part.spread**2)[:, 3:]  # kept positive definite
+        pull += (part.mean - here) / part.spread**2
+        normal[:, every, every] *= 1 + damping[active][:, None]
+        trial = here + np.clip(np.linalg.solve(normal, pull[..., None])[..., 0], -3.0, 3.0)
         there, slope = part.evaluate(trial)
         value = part.cost(trial, there)
-        better = value <= cost[active]
-        done = better & (cost[active] - value <= 1e-10 * (1 + cost[active]))
+        gain = cost[active] - value
+        better = gain >= 0
         took = active[better]
-        theta[took], predicted[took], jacobian[took], cost[took] = (
-            trial[better],
-            there[better],
-            slope[better],
-            value[better],
-        )
-        damping[active] = np.where(better, np.maximum(damping[active] / 5, 1e-9), damping[active] * 6)
-        active = active[~done & (damping[active] < 1e10)]
-        if not active.size:
+        theta[took], predicted[took], jacobian[took] = trial[better], there[better], slope[better]
+        cost[took] = value[better]
+        damping[active] = np.where(better, np.maximum(damping[active] / 10, 1e-9), damping[active] * 10)
+        going = ~(better & (gain <= tolerance * (1 + value))) & (damping[active] < 1e10)
+        if not going.any():
             break
+        if not going.all():
+            active, part = active[going], part.take(going)
     return theta, cost
 
 
@@ -177,8 +190,10 @@ def fit_hierarchy(points: Points, rho: Sequence[float] = RHO) -> Hierarchy:
     theta = _started(points, hyper, exponents, which)
     for _ in range(_ROUNDS):
         batch = batch_of(points, hyper, exponents, which)
-        theta, _ = minimise(batch, theta, iterations=8)
-        hyper = _improved(points, hyper, batch, theta, start)
+        theta, _ = minimise(batch, theta, iterations=4, tolerance=1e-6)
+        before, hyper = hyper, _improved(points, hyper, batch, theta, start)
+        if hyper.away(before) < _SETTLED:
+            break
     batch = batch_of(points, hyper, exponents, which)
     theta, cost = minimise(batch, theta)
     return Hierarchy(exponents, theta.reshape(S, E, -1), hyper, _evidence(points, hyper, batch, theta, cost, start))
@@ -190,9 +205,9 @@ def _started(points: Points, hyper: Hyper, rho: FloatArray, which: npt.NDArray[n
     theta = batch.mean.copy()
     theta[:, 0] = np.tile(points.y.max(axis=0)[which[:, 1]], len(_LEVELS))
     theta[:, 2] = np.repeat(_LEVELS, len(which))
-    theta, cost = minimise(batch, theta)
+    theta, cost = minimise(batch, theta, iterations=12, tolerance=1e-3)
     best = cost.reshape(len(_LEVELS), -1).argmin(axis=0) * len(which) + np.arange(len(which))
-    return theta[best]
+    return minimise(batch.take(best), theta[best], iterations=30, tolerance=1e-6)[0]
 
 
 def _improved(points: Points, hyper: Hyper, batch: Batch, theta: FloatArray, start: FloatArray) -> Hyper:
