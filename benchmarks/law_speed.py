@@ -3,7 +3,7 @@
     python benchmarks/law_speed.py [--swarms ../shared/data/swarms]
 
 Default tables (2 x 9: one new domain; 6 x 20: rebalancing) against scipy's `least_squares` from the same starts; the law in effective
-tokens on 7 probes of 6 domains looked at thrice, CPU time; and the published RegMix runs: 13 laws on 512 runs, judged on runs they never saw.
+tokens on 7 probes of 6 domains looked at thrice, CPU time; and the published RegMix runs: 13 laws, judged on unseen runs.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def main() -> None:
         fit = effective(*points)
         fitted = median_ms(effective, *points, repeats=5, clock=time.process_time)
         drawn = median_ms(lambda fit=fit: fit.draws(num_draws=200), repeats=5, clock=time.process_time)
-        print(f"effective tokens, {count} domains x 3 looks: fit and leave-one-out {fitted:.0f} ms, 200 draws {drawn:.0f} ms of CPU")
+        print(
+            f"effective tokens, {count} domains x 3 looks: fit and leave-one-out {fitted:.0f} ms, 200 draws {drawn:.0f} ms of CPU"
+        )
     regmix = args.swarms / "regmix"
     if not regmix.exists():
         return
