@@ -14,7 +14,8 @@ from opmix.comparison.steps import entrant_chain, facts_file, home_of
 from opmix.compute.budget import world_size
 from opmix.errors import ConfigError
 from opmix.lifecycle.life import live_stages, refuse_stale, start_of_life
-from opmix.lifecycle.limits import check_budgets
+from opmix.lifecycle.limits import check_life
+from opmix.lifecycle.measuring import check_measured
 from opmix.lifecycle.runtime import LifeRuntime, make_runtime
 from opmix.lifecycle.stages import resolve
 from opmix.lifecycle.steps import Step
@@ -95,7 +96,8 @@ def run_compare(
         shared = make_runtime(config.life, base or Path.cwd(), store, shown, make_trainer)
         entrants = [_entrant(config, name, shared) for name in config.methods]
         for entrant in entrants:
-            check_budgets(entrant.runtime.life, entrant.runtime.facts)
+            check_life(entrant.runtime.life, entrant.runtime.facts, entrant.runtime.likeness)
+        check_measured(shared)
         if not redo:
             steps = {s.name: s for e in entrants if e.name in wanted for chain in e.chains.values() for s in chain}
             refuse_stale(store, list(steps.values()))

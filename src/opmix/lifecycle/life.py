@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from opmix.compute.budget import world_size
 from opmix.compute.memory import watch_memory
 from opmix.errors import ConfigError, StoreError
-from opmix.lifecycle.limits import check_budgets
+from opmix.lifecycle.limits import check_life
 from opmix.lifecycle.loading import LifecycleConfig, checked_trainers
+from opmix.lifecycle.measuring import check_measured
 from opmix.lifecycle.records import StageState
 from opmix.lifecycle.run_stage import Decider, StageTrainer, run_stage
 from opmix.lifecycle.runtime import LifeRuntime, make_runtime, shape_of
@@ -94,7 +95,8 @@ def run_life(
     with RunStore(out, "run") as store:
         progress = ProgressFile(out / "progress.json", progress or Silent())
         runtime = make_runtime(config, base or Path.cwd(), store, progress, make_trainer)
-        check_budgets(config, runtime.facts)
+        check_life(config, runtime.facts, runtime.likeness)
+        check_measured(runtime)
         chains = {seed: chain(config, runtime.facts, seed) for seed in config.seeds}
         if not redo:
             refuse_stale(store, [step for steps in chains.values() for step in steps])

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from opmix.data import GroupedDataset, MixtureDataset, MixturePlan, held_out_batch, pad_rows
+from opmix.data import GroupedDataset, MixtureDataset, MixturePlan, TokenizedDomain, held_out_batch, pad_rows
 from opmix.domain import Split
-from opmix.errors import ConfigError
+from opmix.errors import ConfigError, DataError
 from opmix.lifecycle.runtime import LifeRuntime
 from opmix.lifecycle.stages import Stage
 from opmix.probes.evaluation import evaluate
@@ -27,6 +27,28 @@ Losses = dict[str, dict[str, dict[str, float]]]
 """Split, domain: `loss` and its standard `error`, nats per token."""
 
 _SPLITS: tuple[Split, ...] = ("valid", "test")
+
+
+def check_measured(runtime: LifeRuntime) -> None:
+    """Cut the held-out rows of the whole life once: what cannot be judged on is said before anything is trained.
+
+    Raises:
+        DataError: All sets at once that have too little text, or no conversation that fits.
+        ConfigError: A task asks a domain that holds no conversations.
+    """
+    problems = []
+    for name in runtime.data.sets:
+        for split in _SPLITS:
+            try:
+                for set_name, rows in runtime.data.only([name]).evaluated(split).items():
+                    held_out(set_name, rows, num=2, seed=0, document_mask=False)
+            except DataError as error:
+                problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems))
+    for name in runtime.life.evaluation.tasks:
+        if name in runtime.data.domains:
+            _asked(runtime, name)
 
 
 def measure(model: Any, runtime: LifeRuntime, names: Sequence[str], seed: int) -> tuple[Losses, int]:
@@ -55,11 +77,7 @@ def task_scores(model: Any, runtime: LifeRuntime, names: Sequence[str]) -> dict[
     for name, task in runtime.life.evaluation.tasks.items():
         if name not in names:
             continue
-        domain = runtime.data.domains[name]
-        if domain.test.mask is None:
-            raise ConfigError(
-                f"evaluation.tasks.{name}: the domain holds text; expected conversations with answers to compare"
-            )
+        domain = _asked(runtime, name)
         score = score_split(
             model,
             runtime.tokenizer,
@@ -71,6 +89,15 @@ def task_scores(model: Any, runtime: LifeRuntime, names: Sequence[str]) -> dict[
         )
         scores[name] = score.json()
     return scores
+
+
+def _asked(runtime: LifeRuntime, name: str) -> TokenizedDomain:
+    domain = runtime.data.domains[name]
+    if domain.test.mask is None:
+        raise ConfigError(
+            f"evaluation.tasks.{name}: the domain holds text; expected conversations with answers to compare"
+        )
+    return domain
 
 
 def harness_results(model: Any, runtime: LifeRuntime) -> list[dict[str, Any]]:

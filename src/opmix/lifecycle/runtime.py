@@ -10,8 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from opmix.compute.flops import ModelShape
 from opmix.config import ModelConfig
 from opmix.data import iter_documents, supervised_per_row
@@ -19,7 +17,8 @@ from opmix.data.chat.conversation import domain_kind, iter_conversations
 from opmix.data.sources import resolve, source_fingerprint
 from opmix.data.tokenization import tokenizer_fingerprint
 from opmix.domain import Domain
-from opmix.errors import ConfigError, StoreError
+from opmix.errors import ConfigError, OpMixError, StoreError
+from opmix.lifecycle.likeness import start_config, start_likeness
 from opmix.lifecycle.loading import LifecycleConfig
 from opmix.lifecycle.stages import resolve as resolve_stages
 from opmix.lifecycle.steps import DataFacts, StageRows
@@ -64,6 +63,10 @@ class LifeRuntime:
             self.folder / file,
             {**asdict(self.facts), "files": self.files, "tokens": self.data.available_tokens},
         )
+
+    def likeness(self) -> Any:
+        """The model of this life without its weights."""
+        return start_likeness(self.life, self.base)
 
     def start_model(self, seed: int) -> Any:
         """The model before the first stage."""
@@ -192,14 +195,8 @@ def make_runtime(
 def _positions(life: LifecycleConfig, base: Path) -> int | None:
     """Tokens the model can read at once, told from its configuration; None: not told."""
     try:
-        if life.architecture is not None:
-            config = AutoConfig.for_model(**life.architecture)
-        else:
-            assert life.model is not None
-            config = AutoConfig.from_pretrained(
-                located(life.model.name, base), trust_remote_code=life.model.trust_remote_code
-            )
-    except (OSError, ValueError, TypeError, KeyError):
+        config = start_config(life, base)
+    except OpMixError:
         return None  # what is wrong with it is said where the model is made or loaded
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return None if limit is None else int(limit)

@@ -15,13 +15,12 @@ from opmix.errors import ConfigError
 from opmix.methods.op_mix import OpMix
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
-from opmix.mixing.design import coordinates_of, new_domains
-from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.solver import SolveSettings
 from opmix.mixture_search.estimate import DomainSize, estimate_search, eval_sequences
+from opmix.mixture_search.feasible import check_decision, prior_of, problem_of
 from opmix.progress import Progress
-from opmix.protocols.mixing_method import FULL, DecisionProblem, Fidelity, LawProposal, Simulation
+from opmix.protocols.mixing_method import FULL, Fidelity, LawProposal, Simulation
 from opmix.runs.files import default_cache_dir
 from opmix.runs.store import RunStore, fingerprint
 from opmix.settings import changed
@@ -65,21 +64,18 @@ class SearchContext:
         Raises:
             OpMixError: Whatever is wrong with model, tokenizer, domains or constraints.
         """
+        from opmix.probes.kinds import check_probes
+
         model, tokenizer = self._load(model, tokenizer)
         self.prepared = self._prepare(model, tokenizer) if data is None else data
         if missing := set(self.config.targets) - set(self.prepared.targets):
             raise ConfigError(
                 [f"targets.{n}: its text was not prepared; give it where the data is made" for n in missing]
             )
-        self.stage = DecisionProblem(
-            domains=self.names,
-            old=self.old,
-            budget_tokens=self.config.budget.tokens,
-            available_tokens=self.prepared.available_tokens,
-            seed=self.config.seed,
-            new=self.config.new_domains,
-        )
-        self._check_constraints()
+        available = self.prepared.available_tokens
+        self.stage = problem_of(self.config, available)
+        check_decision(self.config, self.stage, available)
+        check_probes(model, self.config.probes)
         self.session = self._session(model)
 
     @property
@@ -139,7 +135,7 @@ class SearchContext:
             omega=omega,
             reference=baseline,
             kl=self.config.kl,
-            prior=self._prior(),
+            prior=prior_of(self.config, self.stage),
         )
 
     def constraints(self, baseline: Mapping[str, float]) -> Constraints:
@@ -149,23 +145,6 @@ class SearchContext:
     def decision(self) -> DecisionSettings:
         """See `MethodContext`."""
         return changed(self.config.decision, seed=self.config.seed)
-
-    def _prior(self) -> Mixture:
-        chosen = self.config.solve.prior
-        if isinstance(chosen, Mapping):
-            return Mixture.normalised({n: chosen.get(n, 0.0) for n in self.names})
-        if chosen == "current":
-            new = new_domains(self.names, self.stage.current)
-            if new and self.config.pulls:
-                raise ConfigError(
-                    f"solve.prior: 'current' has no mass on the new domain {new[0]!r}, so KL would forbid it; "
-                    "use 'uniform', 'size' or shares by domain"
-                )
-            return self.stage.current
-        if chosen == "size":
-            return self.stage.by_size
-        coordinates = coordinates_of(self.names, self.old, self.config.new_domains)
-        return coordinates.mixture(np.full(len(coordinates.names), 1 / len(coordinates.names)))
 
     def _target_notes(self) -> list[str]:
         limited = self.config.default_limits
@@ -214,18 +193,6 @@ class SearchContext:
             raise ConfigError(f"sequence_length: {config.sequence_length}; the model takes at most {limit} tokens")
         cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
         return prepare_stage(config, tokenizer, base=self.base, cache_dir=cache, progress=self.progress, limit=limit)
-
-    def _check_constraints(self) -> None:
-        """Solve a flat problem: contradictory constraints are named before anything is trained."""
-        from opmix.mixing.solver import solve
-
-        linear = self.config.constraints(available=self.stage.available_tokens)
-        solve(
-            LogLinearLaw.flat(self.names),
-            coordinates=coordinates_of(self.names, self.old, self.config.new_domains),
-            settings=SolveSettings(kl=self.config.kl, prior=self._prior()),
-            constraints=linear,
-        )
 
     def _session(self, model: Any) -> ProbeSession:
         from opmix.models.load import model_shape

@@ -9,7 +9,8 @@ from typing import Any
 from opmix.comparison.config import CompareConfig, checked_comparison
 from opmix.config import ModelConfig
 from opmix.domain import Domain, Kind
-from opmix.lifecycle.limits import check_budgets
+from opmix.lifecycle.likeness import start_likeness
+from opmix.lifecycle.limits import check_budgets, check_decisions, check_stage_probes
 from opmix.lifecycle.loading import LifecycleConfig, checked_trainers
 from opmix.lifecycle.stages import Stage, resolve
 from opmix.lifecycle.steps import DataFacts, StageRows
@@ -106,6 +107,11 @@ def _check_stages(life: LifecycleConfig, base: Path, sizes: Sizes, findings: Fin
     facts = DataFacts(
         tokenizer="", fingerprints=dict.fromkeys((*tokens, *life.search.targets), ""), rows={}, stages=tuple(offers)
     )
+    with findings.catching("stages"):
+        check_decisions(life, facts)
+    if not any(check.status == "fail" and check.name in ("model", "architecture") for check in findings.checks):
+        with findings.catching("stages"):
+            check_stage_probes(life, facts, lambda: start_likeness(life, base))
     with findings.catching("budget"):
         check_budgets(life, facts)
         total = sum(s.tokens for s in resolve(life, offers)) * len(life.seeds)

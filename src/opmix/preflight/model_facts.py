@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -65,21 +64,24 @@ def model_facts(config: ModelConfig, name: str, probes: ProbeSettings) -> ModelF
 
     Raises:
         ModelError: Nothing there, no causal LM, files missing, or no layer for the adapters.
+        AdapterError: Probes as the settings say cannot be put on it.
     """
     from opmix.models.files import load_model_config
-    from opmix.models.load import empty_model, model_shape, parameter_counts, reached_share
+    from opmix.models.load import adapter_parameters, empty_model, model_shape, parameter_counts, reached_share
+    from opmix.probes.kinds import check_probes
 
     _check_files(Path(name))
     loaded = load_model_config(name, revision=config.revision, trust_remote_code=config.trust_remote_code)
     model = empty_model(loaded, trust_remote_code=config.trust_remote_code)
     if getattr(loaded, "quantization_config", None) is None:  # quantised weights are packed: of other shapes
         _check_weights(Path(name), {n: tuple(p.shape) for n, p in model.state_dict().items()})
+    check_probes(model, probes)
     counts, text, full = parameter_counts(model), loaded.get_text_config(), probes.kind == "full"
     return ModelFacts(
         parameters=counts.total,
         linear=counts.linear + counts.experts,
         shape=model_shape(model),
-        adapter_parameters=_adapter_parameters(model, probes),
+        adapter_parameters=adapter_parameters(model, probes.rank, probes.target_modules),
         reached=1.0 if full else reached_share(model, probes.target_modules, probes.modules_to_save),
         longest=getattr(text, "max_position_embeddings", None),
         vocabulary=int(model.get_input_embeddings().weight.shape[0]),
@@ -138,19 +140,6 @@ def _check_weights(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         with path.open("rb") as file:
             if file.read(2) not in (b"PK", b"\x80\x02"):  # torch's archives; its files before 1.6
                 raise ModelError(f"{path}: holds no weights as torch saves them; copy it again")
-
-
-def _adapter_parameters(model: Any, probes: ProbeSettings) -> int:
-    from opmix.models.load import adapter_parameters, lora_targets
-
-    wanted = probes.target_modules or tuple(lora_targets(model))
-    total = adapter_parameters(model, probes.rank, wanted)
-    if not total:
-        raise ModelError(
-            f"probes.target_modules: {', '.join(wanted)} match no layer; expected names such as "
-            f"{', '.join(lora_targets(model)[:4])}"
-        )
-    return total
 
 
 def _weight_bytes(config: ModelConfig) -> int:

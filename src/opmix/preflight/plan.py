@@ -21,10 +21,10 @@ from opmix.mixing.mixture import Mixture
 from opmix.mixing.solver import solve
 from opmix.mixture_search.context import SearchContext
 from opmix.mixture_search.estimate import DomainSize, estimate_search
+from opmix.mixture_search.feasible import problem_of
 from opmix.preflight.checks import Findings
 from opmix.preflight.model_facts import ModelFacts
 from opmix.progress import Silent
-from opmix.protocols.mixing_method import DecisionProblem
 from opmix.runs.store import RunStore
 from opmix.settings import Given, changed
 
@@ -95,14 +95,7 @@ def check_plan(
         return None
     # The trainer's arguments are checked elsewhere; the context would raise for them here.
     context = SearchContext(changed(config, trainer=Given()), base, RunStore(base), Silent(), None)
-    context.stage = DecisionProblem(
-        domains=tuple(config.domains),
-        old=None if config.old_mixture is None else Mixture.of(config.old_mixture),
-        budget_tokens=config.budget.tokens,
-        available_tokens={n: train.get(n, config.budget.tokens) for n in config.domains},
-        seed=config.seed,
-        new=config.new_domains,
-    )
+    context.stage = problem_of(config, train)
     design: StageDesign | None = None
     with findings.catching("probes"):
         design = context.method.design(context.stage)

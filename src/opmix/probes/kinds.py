@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 from opmix.errors import AdapterError
 from opmix.mixing.mixture import FloatArray
 from opmix.models.load import base_modules, base_parameters, lora_targets
+from opmix.probes.adapter_rules import check_config, check_layer
 from opmix.probes.adapters import DeltaSet
 from opmix.probes.evaluation import device_of
 from opmix.probes.interpolation import Backend, Proxies, make_proxies
@@ -27,6 +29,7 @@ from opmix.probes.merging import why_not_mergeable
 from opmix.probes.parts import saving_only
 from opmix.probes.preserve_state import preserve_model_state
 from opmix.probes.settings import ProbeSettings
+from opmix.settings.loading import nearest
 
 _WEIGHTS, _DELTAS = "adapter_model.safetensors", "delta.safetensors"
 
@@ -185,6 +188,32 @@ ADAPTERS, FULL = AdapterProbes(), FullProbes()
 def kind_of(settings: ProbeSettings) -> ProbeKind:
     """The kind that the settings name."""
     return FULL if settings.kind == "full" else ADAPTERS
+
+
+def check_probes(model: PreTrainedModel, settings: ProbeSettings) -> None:
+    """Put a probe of these settings on the model, or on its likeness without weights, and take it off again.
+
+    Raises:
+        ModelError: The model has no layer for adapters.
+        AdapterError: A name matches no layer, PEFT refuses one, or adapters of this kind cannot be interpolated.
+    """
+    if settings.kind == "full":
+        return
+    modules = {path: module for path, module in base_modules(model) if path}
+    for key in ("target_modules", "modules_to_save"):
+        for name in getattr(settings, key) or ():
+            if not any(path == name or path.endswith(f".{name}") for path in modules):
+                known = {p.rpartition(".")[2] for p, m in modules.items() if hasattr(m, "weight")}
+                raise AdapterError(f"probes.{key}: {name!r} matches no layer{nearest(name, sorted(known))}")
+    try:
+        (probe,) = names_of(1)
+        with ADAPTERS.attached(model, settings, probe) as attached:
+            check_config(attached.model.peft_config[probe], probe)
+            for path, module in attached.model.named_modules():
+                if isinstance(module, LoraLayer):
+                    check_layer(module, probe, path)
+    except (ValueError, TypeError, NotImplementedError) as error:  # PEFT's own words for layers that it cannot adapt
+        raise AdapterError(f"probes.target_modules: PEFT refuses {settings.target_modules}: {error}") from error
 
 
 def _wrapped(model: PreTrainedModel, settings: ProbeSettings, names: Sequence[str]) -> PeftModel:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, dataclass_transform, get_args, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    TypeVar,
+    cast,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from opmix.errors import ConfigError
 
@@ -211,6 +221,8 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 def _partial(hint: Any) -> Any:
     """The annotation, of a block of settings as a part of them."""
+    if isinstance(get_origin(hint), type) and issubclass(get_origin(hint), Mapping):
+        return hint  # named blocks: each is given as a whole
     kinds = [k for k in (hint, *get_args(hint)) if isinstance(k, type) and is_dataclass(k)]
     return Annotated[Given, PartOf(kinds[0])] if len(kinds) == 1 and not hasattr(hint, "__metadata__") else hint
 

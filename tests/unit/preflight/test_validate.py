@@ -92,7 +92,7 @@ def test_all_problems_come_at_once(config, corpus, tmp_path):
         ({"trainer": {"learning_rate": "fast", "optim": "nonsense"}}, "trainer", "expected a number"),
         ({"trainer": {"optim": "nonsense"}}, "trainer", "refuses"),
         ({"trainer": {"lr_scheduler_type": "wsdd"}}, "trainer", "wsdd"),
-        ({"probes": {"target_modules": ["nothing"]}}, "model", "match no layer"),
+        ({"probes": {"target_modules": ["nothing"]}}, "model", "matches no layer"),
         ({"proxies": {"count": 2}, "law": "log_linear"}, "probes", "2"),
     ],
 )
