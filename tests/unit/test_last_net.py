@@ -7,7 +7,7 @@ import time
 import pytest
 
 from opmix.cli import main
-from opmix.cli.last_net import STOPPED, guarded
+from opmix.cli.last_net import STOPPED, last_net
 from opmix.errors import DataError
 from opmix.runs.files import default_cache_dir
 
@@ -17,16 +17,9 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def failing(error):
-    def verb():
-        raise error
-
-    return verb
-
-
 def test_an_unforeseen_error_is_one_line_with_the_place_of_its_traceback(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        guarded(failing(ZeroDivisionError("division by\nzero")), debug=False)
+    with pytest.raises(SystemExit) as stopped, last_net(debug=False):
+        raise ZeroDivisionError("division by\nzero")
     said = capsys.readouterr().err
     log = default_cache_dir() / "last-error.log"
     assert stopped.value.code == 1
@@ -38,8 +31,8 @@ def test_an_unforeseen_error_is_one_line_with_the_place_of_its_traceback(capsys)
 
 
 def test_debug_lets_the_traceback_pass():
-    with pytest.raises(ZeroDivisionError):
-        guarded(failing(ZeroDivisionError()), debug=True)
+    with pytest.raises(ZeroDivisionError), last_net(debug=True):
+        raise ZeroDivisionError()
 
 
 @pytest.mark.parametrize(
@@ -54,8 +47,8 @@ def test_debug_lets_the_traceback_pass():
     ],
 )
 def test_known_kinds_of_errors_are_told_apart_and_printed_as_they_are(capsys, error, said):
-    with pytest.raises(SystemExit) as stopped:
-        guarded(failing(error), debug=False)
+    with pytest.raises(SystemExit) as stopped, last_net(debug=False):
+        raise error
     assert stopped.value.code == 1
     assert said in capsys.readouterr().err
 
@@ -71,15 +64,12 @@ def test_the_flag_may_stand_anywhere_and_reaches_no_verb(monkeypatch):
 HOLDING = """
 import time
 from pathlib import Path
-from opmix.cli.last_net import guarded
+from opmix.cli.last_net import last_net
 from opmix.runs.store import RunStore
 
-def verb():
-    with RunStore(Path("run")):
-        Path("ready").write_text("")
-        time.sleep(60)
-
-guarded(verb, debug=False)
+with last_net(debug=False), RunStore(Path("run")):
+    Path("ready").write_text("")
+    time.sleep(60)
 """
 
 

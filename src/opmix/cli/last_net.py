@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -18,11 +19,11 @@ STOPPED = "stopped: what was finished is kept, and the same command goes on from
 _INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
-def guarded(verb: Callable[[], None], *, debug: bool) -> None:
-    """Run a verb; an error becomes one message and exit code 1, a stop one sentence and 130 or 143.
+@contextmanager
+def last_net(*, debug: bool) -> Iterator[None]:
+    """Around a verb: an error becomes one message and exit code 1, a stop one sentence and 130 or 143.
 
     Args:
-        verb: The command line, parsed and run.
         debug: Let the traceback of an error that opmix did not foresee pass.
 
     Raises:
@@ -39,7 +40,7 @@ def guarded(verb: Callable[[], None], *, debug: bool) -> None:
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
-        verb()
+        yield
     except SystemExit as stop:
         if stop.code in (_INTERRUPTED, _TERMINATED):
             _say(STOPPED)

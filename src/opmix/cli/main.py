@@ -7,7 +7,7 @@ import sys
 import typer
 
 from opmix.cli import commands, compare, discover, evaluate, export, first, life
-from opmix.cli.last_net import DEBUG, guarded
+from opmix.cli.last_net import DEBUG, last_net
 from opmix.cli.verify import verify
 
 app = typer.Typer(
@@ -39,7 +39,8 @@ app.command("doctor")(first.doctor)
 def main() -> None:
     """Entry point: whatever a verb raises becomes one message and an exit code; `--debug` may stand anywhere."""
     arguments = [a for a in sys.argv[1:] if a != DEBUG]
-    guarded(lambda: app(arguments, prog_name="opmix"), debug=len(arguments) < len(sys.argv) - 1)
+    with last_net(debug=len(arguments) < len(sys.argv) - 1):
+        app(arguments, prog_name="opmix")
 
 
 if __name__ == "__main__":

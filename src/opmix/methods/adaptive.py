@@ -24,10 +24,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from opmix.errors import InfeasibleError, LawError, SolverError
+from opmix.methods.outcome import SearchOutcome
 from opmix.mixing.design import StageDesign, default_points
-from opmix.mixing.mixture import FloatArray
 from opmix.mixing.regret import PredictedRegret, change, predicted_regret
-from opmix.protocols.mixing_method import FULL, Fidelity, LawProposal, Simulation
+from opmix.protocols.mixing_method import FULL, Fidelity
 
 FIRST_SEQUENCES = 8
 """Held-out sequences a domain of the first rung, about."""
@@ -37,16 +37,6 @@ FEWEST_STEPS = 4
 """Of the first rung, unless it is said: fewer tell of the optimiser's start rather than of the data."""
 HALVINGS = 4
 """Rungs before the last: the first comes after a sixteenth of the steps."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchOutcome:
-    """Design, simulation and what the law says of it: a proposal that nothing has confirmed yet."""
-
-    design: StageDesign
-    simulated: Simulation
-    proposal: LawProposal
-    noise: FloatArray  # (B, M, E) nats, what other held-out sequences would change
 
 
 Fit = Callable[[Fidelity, int | None], SearchOutcome]

@@ -8,19 +8,20 @@ which a law of what tokens are worth cannot say. Not in arXiv 2605.15220.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from opmix.methods.adaptive import Fit, SearchOutcome
+from opmix.methods.outcome import SearchOutcome, decided
 from opmix.mixing.decision import confirm
-from opmix.mixing.design import StageDesign
+from opmix.mixing.design import StageDesign, design_stage
 from opmix.mixing.effective_tokens_fit import Discrepancy, EffectiveTokensFit, fit_effective_tokens
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.paired import loss_difference_error, objective_error, objective_values
 from opmix.mixing.posterior import resampling_noise
 from opmix.mixing.solver import SolveSettings
 from opmix.mixing.table import ProxyTable
+from opmix.mixing.twins import InterferenceCheck
 from opmix.protocols.mixing_method import FULL, DecisionProblem, Fidelity, LawProposal, MethodContext, Simulation
 
 LOOKS = (4, 2)
@@ -41,27 +42,6 @@ SAME = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looks:
-    """Train every probe to its end and evaluate it on the way; see `Schedule`."""
-
-    steps: int
-
-    @property
-    def early(self) -> tuple[Fidelity, ...]:
-        """The looks before the last."""
-        steps = sorted({self.steps // part for part in LOOKS if self.steps // part >= FEWEST_STEPS})
-        return tuple(Fidelity(steps=s) for s in steps)
-
-    def run(self, fit: Fit, design: StageDesign) -> SearchOutcome:
-        """See `Schedule`."""
-        return fit(FULL, None)
-
-    def dearest_course(self, design: StageDesign) -> tuple[tuple[Fidelity, int], ...]:
-        """See `Schedule`."""
-        return tuple((fidelity, len(design.points)) for fidelity in self.early)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """All looks at all probes. M points, E evaluation sets."""
 
@@ -76,10 +56,71 @@ class Evidence:
         return resampling_noise(list(self.rows), self.last.tokens, num_draws=num_draws, seed=seed)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainedProbes:
+    """The method; its fields are a search's settings."""
+
+    steps: int
+    """Optimizer steps of a probe."""
+    share: float = 0.9
+    joint: bool = True
+    discrepancy: Discrepancy = field(default_factory=Discrepancy)
+    """Between what probes foretell and what the stage gives."""
+    given_kl: bool = True
+    """Whether the settings name a weight of the KL term; else it is `RELATIVE_KL` of the foretold spread."""
+    verify: bool = True
+    """Whether candidates are trained and the best measured one decides."""
+
+    def propose(self, context: MethodContext) -> LawProposal:
+        """One decision."""
+        design = self.design(context.stage)
+        outcome = self.outcome(context, design, evidence(context, design, self.early))
+        return best_measured(context, outcome) if self.verify else outcome.proposal
+
+    def search(self, context: MethodContext) -> SearchOutcome:
+        """What the probes say; no candidate is trained yet."""
+        design = self.design(context.stage)
+        return self.outcome(context, design, evidence(context, design, self.early))
+
+    def outcome(self, context: MethodContext, design: StageDesign, found: Evidence) -> SearchOutcome:
+        """Fit the law to all looks and decide."""
+        fit, rule = fit_law(found, context.stage, self.discrepancy), context.decision()
+        nothing = InterferenceCheck(twins=(), corrected=False, variation=0.0).json(design, found.table.metrics, 0.0)
+        check = {**nothing, "verdict": "Nothing is interpolated: the law is fitted to trained probes alone."}
+        noise = found.noise(rule.draws, rule.seed + 1)
+        settings = context.solve_settings(found.last.baseline, found.table.metrics)
+        kl = None if self.given_kl else relative_kl(fit, design, settings)
+        return decided(context, design, found.last, found.table, fit, noise, structural=0.0, check=check, kl=kl)
+
+    def design(self, problem: DecisionProblem) -> StageDesign:
+        """One probe a coordinate and one on the mixture in use; nothing is interpolated."""
+        return design_stage(
+            problem.domains,
+            problem.old,
+            share=self.share,
+            joint=self.joint,
+            seed=problem.seed,
+            new=problem.new,
+            interpolate=False,
+        )
+
+    @property
+    def early(self) -> tuple[Fidelity, ...]:
+        """The looks at a probe before its end."""
+        steps = sorted({self.steps // part for part in LOOKS if self.steps // part >= FEWEST_STEPS})
+        return tuple(Fidelity(steps=s) for s in steps)
+
+    def dearest_course(self, problem: DecisionProblem) -> tuple[tuple[Fidelity, int], ...]:
+        """Fidelity and number of models of what is evaluated before the last look."""
+        return tuple((fidelity, len(self.design(problem).points)) for fidelity in self.early)
+
+
 def evidence(context: MethodContext, design: StageDesign, early: tuple[Fidelity, ...]) -> Evidence:
     """Train the probes and look at them, shortest first."""
-    looks = [context.simulate(design.probes, design.points, label=f"probes-at-{f.steps}", fidelity=f) for f in early]
-    looks.append(context.simulate(design.probes, design.points, label="proxies"))
+    looks: list[Simulation] = []
+    for fidelity in (*early, FULL):
+        label = "proxies" if fidelity == FULL else f"probes-at-{fidelity.steps}"
+        looks.append(context.simulate(design.probes, design.points, label=label, fidelity=fidelity))
     last, names = looks[-1], design.probes.probes
     table = ProxyTable(
         points=(

@@ -12,7 +12,7 @@ from opmix.compute.ledger import Ledger
 from opmix.config import SearchConfig
 from opmix.domain import SPLITS
 from opmix.errors import ConfigError
-from opmix.methods.op_mix import OpMix
+from opmix.methods.op_mix import method_of
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
@@ -51,7 +51,7 @@ class SearchContext:
         self.ledger = Ledger()
         self.names = tuple(config.domains)
         self.old = None if config.old_mixture is None else Mixture.of(config.old_mixture)
-        self.method = OpMix.of(config)
+        self.method = method_of(config)
 
     def prepare(self, model: Any, tokenizer: Any, data: StageData | None = None) -> None:
         """Load, tokenise and check: everything that can fail cheaply, before anything is trained.

@@ -12,7 +12,7 @@ from opmix.compute.budget import sequences_per_step, world_size
 from opmix.compute.cost import Cost
 from opmix.compute.flops import ModelShape
 from opmix.config import SearchConfig
-from opmix.methods.op_mix import OpMix
+from opmix.methods.op_mix import method_of
 from opmix.mixing.design import coordinates_of
 from opmix.mixing.mixture import Mixture
 from opmix.protocols.mixing_method import DecisionProblem
@@ -124,7 +124,7 @@ def estimate_search(
         seed=config.seed,
         new=config.new_domains,
     )
-    method = OpMix.of(config)
+    method = method_of(config)
     design = method.design(decision)
     # A step is worth what so many rows of an average domain are; each domain's share of it is read at the domain's own rate.
     step = sequences_per_step(config.trainer, world_size()) * fmean(s.supervised for s in known.values())
@@ -139,7 +139,8 @@ def estimate_search(
         )
     ]
     stage_tokens = round(config.budget.tokens * fmean(read))
-    candidates = 2 if method.law == "effective_tokens" else 1  # that are trained before a decision
+    candidates = 2 if config.chosen_law == "effective_tokens" else 1  # that are trained before a decision
+    looks = [(models + 1, fidelity.thinning) for fidelity, models in method.dearest_course(decision)]
     confirming = SearchEstimate(
         num_probes=candidates,
         num_points=candidates,
@@ -151,7 +152,7 @@ def estimate_search(
         num_probes=len(probes),
         num_points=len(design.points),
         probe_tokens=round(sum(probes)),
-        evaluated=_evaluated([(len(design.points) + 1, 1), *_early_sweeps(method, decision)], held),
+        evaluated=_evaluated([(len(design.points) + 1, 1), *looks], held),
         stage_tokens=stage_tokens,
         confirming=confirming if config.decision.verify else None,
     )
@@ -170,9 +171,3 @@ def _evaluated(sweeps: Sequence[tuple[int, int]], held_out: Sequence[tuple[int, 
             seen = math.ceil(rows / max(1, min(thinning, rows // 4)))
             total[length] = total.get(length, 0) + models * seen * length
     return total
-
-
-def _early_sweeps(method: OpMix, problem: DecisionProblem) -> list[tuple[int, int]]:
-    """Sweeps of an adaptive search before its last, whole one, at most: models and thinning of each."""
-    course = method.schedule.dearest_course(method.design(problem))
-    return [(len(method.design(problem, points).points) + 1, fidelity.thinning) for fidelity, points in course]

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from opmix.methods.op_mix import left_out_error
+from opmix.methods.op_mix import OpMix
+from opmix.methods.proxies import left_out_error
 from opmix.mixing.design import StageDesign
 from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture
@@ -118,7 +119,7 @@ def _with_vertex(found: LoadedSearch, state: _State, name: str, mixture: Mixture
         nll=tuple(np.concatenate(both) for both in zip(state.simulated.nll, made.nll, strict=True)),
         gram=made.gram,
     )
-    outcome = found.context.method.outcome(found.context, design, simulated)
+    outcome = OpMix(huber_delta=found.context.config.huber_delta).outcome(found.context, design, simulated)
     return _State(design, simulated, outcome.proposal)
 
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from opmix.methods.op_mix import OpMix
-from opmix.methods.trained_probes import Looks
+from opmix.methods.trained_probes import TrainedProbes
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.effective_tokens import EffectiveTokensLaw, Tokens
 from opmix.mixing.mixture import Mixture
@@ -41,7 +40,7 @@ def context(old, course=course, **given):
     return FakeContext(stage=problem, surface=flat, course=course, rule=DecisionSettings(draws=40), **given)
 
 
-METHOD = OpMix(law="effective_tokens", schedule=Looks(steps=64))
+METHOD = TrainedProbes(steps=64)
 
 
 def test_the_proposal_is_near_the_optimum_at_the_stages_own_length():
@@ -88,11 +87,11 @@ def test_of_two_trained_candidates_the_better_one_is_taken():
 
 def test_without_confirmation_no_candidate_is_trained():
     fake = context({"web": 0.8, "code": 0.1, "math": 0.1})
-    OpMix(law="effective_tokens", schedule=Looks(steps=64), verify=False).propose(fake)
+    TrainedProbes(steps=64, verify=False).propose(fake)
     assert "verification" not in [call.label for call in fake.calls]
 
 
 def test_short_probes_have_fewer_looks():
-    assert [f.steps for f in Looks(steps=200).early] == [50, 100]
-    assert [f.steps for f in Looks(steps=9).early] == [4]
-    assert Looks(steps=4).early == ()
+    assert [f.steps for f in TrainedProbes(steps=200).early] == [50, 100]
+    assert [f.steps for f in TrainedProbes(steps=9).early] == [4]
+    assert TrainedProbes(steps=4).early == ()

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
-from opmix.methods.op_mix import OpMix
-from opmix.methods.trained_probes import Looks
+from opmix.methods.trained_probes import TrainedProbes
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.solver import SolveSettings
@@ -322,7 +321,7 @@ def write_trained(folder: Path, domains: tuple[str, ...] = ("web", "code", "math
         rule=DecisionSettings(draws=20),
         noise=0.02,
     )
-    found = OpMix(law="effective_tokens", schedule=Looks(steps=64)).propose(fake)
+    found = TrainedProbes(steps=64).propose(fake)
     file = MixtureFile.of(
         "search",
         found.fit,
