@@ -8,7 +8,7 @@ import numpy as np
 
 from opmix.config import SearchConfig
 from opmix.errors import ConfigError
-from opmix.methods.op_mix import OpMix
+from opmix.methods.op_mix import method_of
 from opmix.mixing.design import StageDesign, coordinates_of, new_domains
 from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import Mixture
@@ -73,7 +73,7 @@ def check_decision(
         InfeasibleError: No mixture satisfies the constraints.
     """
     prior = prior_of(config, problem)
-    design = OpMix.of(config).design(problem)
+    design = method_of(config).design(problem)
     coordinates = design.coordinates if certain else Coordinates.identity(problem.domains)
     solve(
         LogLinearLaw.flat(problem.domains),
