@@ -37,19 +37,23 @@ lint:
 types:
 	$(BIN)/mypy
 
-unit: install ## Fast tests and doctests
+unit: install ## Fast tests (tests/unit, tests/contract) and doctests
 	$(PYTEST) -m "not slow" tests src --doctest-modules
 
-slow: install ## Tests that train for more than a few seconds
+slow: install ## Whole searches, lives and trainings (tests/integration), and what else takes more than a few seconds
 	$(PYTEST) -m slow tests
 
 matrix: install ## Fast tests under other kernels, threads and package versions (LEGS="default-1 oldest" TESTS="tests/unit/mixing")
 	$(BIN)/python .ci/matrix.py $(LEGS) $(if $(TESTS),--tests $(TESTS))
 
+SMOKES := lifecycle instruction compare
+.PHONY: $(SMOKES:%=smoke-%)
+
 smoke: install ## Two small lives and a comparison (examples/smoke), each killed and resumed: same bytes as unbroken
-	$(SMOKE) examples/smoke/lifecycle.yaml --out runs/smoke/lifecycle
-	$(SMOKE) examples/smoke/instruction.yaml --out runs/smoke/instruction
-	$(SMOKE) examples/smoke/compare.yaml --out runs/smoke/compare
+	$(MAKE) --output-sync -j 2 $(SMOKES:%=smoke-%)
+
+$(SMOKES:%=smoke-%): smoke-%:
+	$(SMOKE) examples/smoke/$*.yaml --out runs/smoke/$*
 
 same-bytes: install ## The smoke runs of BASE (a commit; default HEAD~1) and of HEAD: same bytes (SAME="--only lifecycle --keep DIR")
 	$(BIN)/python benchmarks/same_bytes.py $(or $(BASE),HEAD~1) $(SAME)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-import webdriver
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "report"))
-
 import samples
+import webdriver
 
 from opmix.report import write_report
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 from comparison_sample import write_comparison
-from test_life import loss, stage
+from life_sample import loss, stage
 
 from opmix.report import write_report
 

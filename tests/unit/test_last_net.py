@@ -62,11 +62,13 @@ def test_the_flag_may_stand_anywhere_and_reaches_no_verb(monkeypatch):
 
 
 HOLDING = """
+import signal
 import time
 from pathlib import Path
 from opmix.cli.last_net import last_net
 from opmix.runs.store import RunStore
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 with last_net(debug=False), RunStore(Path("run")):
     Path("ready").write_text("")
     time.sleep(60)

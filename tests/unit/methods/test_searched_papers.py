@@ -268,6 +268,7 @@ def test_the_second_order_surface_is_exact_for_quadratic_losses():
 # -- CLIMB ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_climb_trains_on_better_mixtures_every_time():
     means = []
     for seed in range(4):
@@ -281,6 +282,7 @@ def test_climb_trains_on_better_mixtures_every_time():
     assert first > second > third
 
 
+@pytest.mark.slow
 def test_climb_beats_one_round_of_as_many_runs():
     """The paper's claim against RegMix: the same number of proxies does more where it is spent in rounds."""
     gains = []

@@ -43,6 +43,7 @@ def test_structural_error_can_stop_a_move():
     assert judge(fit, structural=5.0).decision.action == "keep"
 
 
+@pytest.mark.slow
 def test_false_moves_are_rare_where_nothing_can_be_gained():
     moves = [
         judge(swarm(seed, noise=0.01, slope=0.0)[0], decision=DecisionSettings(draws=60)).decision.action
@@ -113,6 +114,7 @@ def test_a_direct_measurement_has_the_last_word():
     assert unknown.decision.action == "keep"
 
 
+@pytest.mark.slow
 def test_a_newcomer_is_left_out_only_where_it_surely_harms():
     """Three laws on the same two domains: the new one surely helps, may help, surely harms."""
     said = {}

@@ -76,6 +76,7 @@ def searched(folder, files, **settings):
     return context.estimate, cost, context.ledger.cost
 
 
+@pytest.mark.slow
 def test_a_search_on_text_costs_what_was_estimated(tmp_path):
     files = write_toy_domains(tmp_path, ["web", "code", "math"], 120)
     estimate, told, booked = searched(tmp_path, files, old_mixture={"web": 0.6, "code": 0.4})
@@ -84,6 +85,7 @@ def test_a_search_on_text_costs_what_was_estimated(tmp_path):
     assert estimate.confirming is None
 
 
+@pytest.mark.slow
 def test_a_search_on_conversations_costs_what_was_estimated(tmp_path):
     files = write_toy_chats(tmp_path, {"terse": 1, "wordy": 2}, 240) | write_toy_domains(tmp_path, ["web"], 120)
     _, told, booked = searched(tmp_path, files, objective="sft", old_mixture={"web": 0.5, "terse": 0.5})

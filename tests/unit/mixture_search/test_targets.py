@@ -138,6 +138,7 @@ def searched(toy, **more):
     return opmix.search(tiny_model(vocab_size=len(tokenizer)), tokenizer, domains, **{**settings, **more})
 
 
+@pytest.mark.slow
 def test_a_search_for_a_target_takes_more_of_the_domain_that_is_like_it(toy, tmp_path):
     found = searched(toy, targets={"manual": str(toy[2])}, law="log_linear", out=tmp_path)
     assert found.table.metrics == ("alpha", "beta", "manual")

@@ -20,6 +20,7 @@ from .conftest import texts, write_rows
 runner = CliRunner()
 
 
+@pytest.mark.slow
 def test_search_runs_what_init_wrote(corpus, tiny_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -73,6 +73,7 @@ def test_interpolation_is_exact_at_the_trained_models_and_linear_in_weights_betw
     assert not torch.equal(trained[0], logits_of(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_probe_of_any_kind_looked_at_or_killed_goes_on_to_the_same_bytes(rows, tmp_path, monkeypatch, kind):
     settings, runtime = settings_of(kind), runtime_of(rows)

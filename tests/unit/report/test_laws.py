@@ -9,7 +9,7 @@ from importlib import resources
 import numpy as np
 import pytest
 import samples
-from test_page import Page
+from html_page import Page
 
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.effective_tokens import EffectiveTokensLaw, Tokens

@@ -3,28 +3,10 @@
 import json
 
 import pytest
+from life_sample import loss, stage
 
 from opmix.errors import StoreError
 from opmix.report import write_report
-
-
-def loss(before, after):
-    return {"before": before, "after": after, "error": 0.01}
-
-
-def stage(name, seed, mixture, losses, forgetting, decided):
-    part = {"steps": [0, 100], "tokens": 1_000_000, "decided": decided, "mixture": mixture, "training_loss": 3.0}
-    if decided:
-        part |= {
-            "interval": {d: [max(0, s - 0.1), s + 0.1] for d, s in mixture.items()}, "action": "move", "reason": "move: <b>gain</b>",
-            "optimum": mixture, "predicted": dict.fromkeys(mixture, 4.0), "baseline": dict.fromkeys(mixture, 4.5), "probes": 3, "notes": [],
-        }  # fmt: skip
-    return {
-        "name": name, "phase": None, "folder": f"seed-{seed}/01-{name}", "domains": list(mixture), "new": [], "tokens": 1_000_000,
-        "steps": 100, "old_mixture": {"web": 1.0}, "mixture": mixture, "parts": [part], "losses": {"valid": losses, "test": losses},
-        "forgetting": forgetting, "cost": {"tokens": {"training": 1e6}, "flops": {"training": 1e12, "probes": 2e11}, "search_share": 0.2},
-        "notes": ["a <note>"],
-    }  # fmt: skip
 
 
 @pytest.fixture

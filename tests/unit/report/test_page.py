@@ -6,53 +6,16 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
 import samples
+from html_page import Page
 
 from opmix.errors import StoreError
 from opmix.report import build_report, load_report_data, write_report
 from opmix.report.page import fill
 
-VOID = {"meta", "input", "br", "col"}
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&$x^2$ @css@ \u2028"
-
-
-class Page(HTMLParser):
-    """Checks nesting while it reads; collects what tests ask for."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.ids, self.addresses, self.text, self.scripts = [], [], [], [], "", []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        for key, value in attrs:
-            if key == "id":
-                self.ids.append(value)
-            if key in ("href", "src", "xlink:href", "action"):
-                self.addresses.append(value)
-            assert not key.startswith("on"), (tag, key)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] == "script":
-            self.scripts.append(data)
-        elif not self.open or self.open[-1] != "style":
-            self.text += data + " "
 
 
 @pytest.fixture(scope="module")

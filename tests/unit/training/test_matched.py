@@ -191,7 +191,9 @@ def _batch(rows, indices):
 class TestInvariance:
     """A conversation's loss is its own: not its neighbours', not its padding's, not its side's."""
 
-    @pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen3", "gemma2"])
+    @pytest.mark.parametrize(
+        "arch", ["llama", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("gpt2", "qwen3", "gemma2"))]
+    )
     def test_loss_does_not_depend_on_packing_padding_side_or_batch(self, splits, tokenizer, arch):
         split = splits["terse"].train
         alone = ChatRows(split, 250, ChatOptions(packing=False))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from opmix.config import parse_config
@@ -100,3 +101,8 @@ def weights_of(model):
 
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="session")
+def school(tmp_path_factory):
+    return School(tmp_path_factory.mktemp("school"))

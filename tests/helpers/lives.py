@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from opmix.cli.console import quiet_libraries
 from opmix.lifecycle.life import LifeResult, run_life
 from opmix.lifecycle.loading import LifecycleConfig
 from opmix.lifecycle.steps import DataFacts
 from opmix.settings.loading import validated
+from opmix.testing import write_toy_domains
 
 NAMES = ("alpha", "beta", "gamma", "delta")
 ARCHITECTURE = {
@@ -92,3 +95,22 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def outcome(result: LifeResult) -> dict[str, Any]:
     """`life.json` as it is on disk."""
     return json.loads((result.folder / "life.json").read_text())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet():
+    quiet_libraries()
+
+
+@pytest.fixture(scope="session")
+def toys(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toys")
+    write_toy_domains(folder / "data", NAMES, 60)
+    return Toys(folder)
+
+
+@pytest.fixture(scope="session")
+def finished(toys, tmp_path_factory):
+    """A two-stage life, lived: its configuration and result. Not to be changed."""
+    config = toys.config()
+    return config, toys.live(config, tmp_path_factory.mktemp("finished") / "life")

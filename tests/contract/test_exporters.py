@@ -84,7 +84,7 @@ def token_shares(name, weights, unit, counts):
 def test_every_exporter_is_in_this_table_and_in_the_documentation():
     assert set(READ) == set(EXPORTERS)
     assert len(READ) == 11
-    text = (Path(__file__).parents[3] / "docs" / "export.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
     for name, exporter in EXPORTERS.items():
         assert f"\n| `{name}` | " in text
         assert exporter.__doc__

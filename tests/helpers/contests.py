@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from opmix.cli.console import quiet_libraries
 from opmix.comparison.config import CompareConfig
 from opmix.comparison.run import CompareResult, run_compare
 from opmix.settings.loading import validated
+from opmix.testing import write_toy_domains
 
 NAMES = ("alpha", "beta", "gamma")
 ARCHITECTURE = {
@@ -59,3 +63,22 @@ def done(out: Path) -> list[str]:
     """Steps done so far, in order, over all runs."""
     lines = (out / "events.jsonl").read_text().splitlines()
     return [event["step"] for event in map(json.loads, lines) if event["event"] == "end"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet():
+    quiet_libraries()
+
+
+@pytest.fixture(scope="session")
+def arena(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("arena")
+    write_toy_domains(folder / "data", NAMES, 60)
+    return Arena(folder)
+
+
+@pytest.fixture(scope="session")
+def finished(arena, tmp_path_factory):
+    """Four methods and two seeds: configuration and result. Not to be changed."""
+    config = arena.config(["op_mix", "uniform", "full_retraining", "lora_merge"], seeds=[0, 1])
+    return config, arena.run(config, tmp_path_factory.mktemp("finished") / "compare")

@@ -1,0 +1,1 @@
+from contests import _quiet, arena, finished  # noqa: F401 - fixtures

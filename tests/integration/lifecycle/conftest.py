@@ -1,0 +1,1 @@
+from lives import _quiet, finished, toys  # noqa: F401 - fixtures
