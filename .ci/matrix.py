@@ -78,7 +78,9 @@ def main() -> int:
     """Run the legs that are asked for."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("legs", nargs="*", metavar="leg", help=f"of {', '.join(LEGS)} (default: all)")
-    arguments.add_argument("--tests", nargs="+", default=["tests/unit", "tests/contract"], help="files or folders (default: %(default)s)")
+    arguments.add_argument(
+        "--tests", nargs="+", default=["tests/unit", "tests/contract"], help="files or folders (default: %(default)s)"
+    )
     args = arguments.parse_args()
     if unknown := set(args.legs) - set(LEGS):
         arguments.error(f"no leg is named {', '.join(sorted(unknown))}; expected some of {', '.join(LEGS)}")
