@@ -24,7 +24,8 @@ CHAT_COLUMNS: dict[RowSchema, tuple[str, ...]] = {
 """What the rows of a schema must have; the first that fits counts. ShareGPT's are those of `conversations`."""
 SourceFormat = Literal["jsonl", "text", "parquet", "arrow", "hub", "npy", "bin"]
 Split = Literal["train", "valid", "test"]
-Kind = Literal["text", "chat"]
+Kind = Literal["text", "chat", "choice"]
+"""`choice`: questions with options, which only targets hold."""
 Supervise = Literal["all", "last"]
 Truncate = Literal["left", "right", "drop"]
 
@@ -193,6 +194,11 @@ def _named(domains: dict[str, Domain]) -> dict[str, Domain]:
     for name, domain in domains.items():
         try:
             named[name] = changed(domain, name=name)
+            if domain.kind == "choice":
+                problems.append(
+                    f"{name}.kind: 'choice' is of targets, which are compared and never trained on; expected text or "
+                    "chat: move it to targets, or convert its rows to prompt and completion"
+                )
             if not name:
                 problems.append("domain name '': expected 1-80 letters or digits")
         except ConfigError as error:

@@ -18,6 +18,9 @@ from opmix.data.cache import FORMAT_VERSION, SplitWriter, TokenizedDomain, Token
 from opmix.data.chat.conversation import Conversation, domain_kind, iter_conversations
 from opmix.data.chat.encode import encode_chats
 from opmix.data.chat.template import ChatFormat, chat_format
+from opmix.data.choice.question import Question, iter_questions
+from opmix.data.choice.rows import FORMAT as CHOICE_FORMAT
+from opmix.data.choice.rows import encode_questions
 from opmix.data.sources import holds_tokens, iter_documents, iter_token_documents, source_fingerprint
 from opmix.data.split import SplitRule
 from opmix.data.tokenization import (
@@ -94,7 +97,7 @@ class _Preparation:
         progress: Progress | None,
         chat: ChatFormat | None,
     ) -> None:
-        self.chat = chat
+        self.chat, self.choice = chat, domain.kind == "choice"
         self.domain, self.tokenizer, self.cache_dir = domain, tokenizer, cache_dir
         self.num_proc, self.progress = num_proc, progress
         self.eos = eos_id(tokenizer)
@@ -124,6 +127,8 @@ class _Preparation:
         field = "" if holds_tokens(source) else source.field
         if self.chat is not None:
             field = f"chat {self.chat.fingerprint}"
+        if self.choice:
+            field = CHOICE_FORMAT
         begins = () if self.bos is None or holds_tokens(source) else (f"bos {self.bos}",)
         parts = (FORMAT_VERSION, origin, field, part, self.tokenizer_fingerprint, self.eos, *begins)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
@@ -146,20 +151,23 @@ class _Preparation:
         def wanted(document: Document) -> bool:
             # The only split of a source that is not carved up is its own, whatever the rule calls it.
             content = document.prompt_key if isinstance(document, Conversation) else document
+            content = content.key if isinstance(content, Question) else content
             split = rule.split_of(content) if rule.carved else splits[0]
             counts[split] += 1
             if split in missing:
                 codes.append(SPLITS.index(split))
             return split in missing
 
+        masked = self.chat is not None or self.choice
         with ExitStack() as stack:
             writers = {
-                s: stack.enter_context(SplitWriter(self.cache_dir, key, dtype, masked=self.chat is not None))
+                s: stack.enter_context(SplitWriter(self.cache_dir, key, dtype, masked=masked))
                 for s, key in missing.items()
             }
             batches = batched(self._documents(source), keep=wanted)
             done = 0
-            encode = partial(encode_batch, bos=self.bos) if self.chat is None else partial(encode_chats, self.chat)
+            encode = partial(encode_questions if self.choice else encode_batch, bos=self.bos)
+            encode = encode if self.chat is None else partial(encode_chats, self.chat)
             for encoded in encode_batches(self.tokenizer, batches, num_proc=self.num_proc, encode=encode):
                 owner = np.array([codes.popleft() for _ in encoded.lengths])
                 self._check_ids(int(encoded.ids.max()))
@@ -176,7 +184,9 @@ class _Preparation:
             self._report(done, done)
 
     def _documents(self, source: Source) -> Iterator[Document]:
-        if self.chat is not None:
+        if self.choice:
+            yield from iter_questions(source, domain=self.domain.name)
+        elif self.chat is not None:
             yield from iter_conversations(source, domain=self.domain.name)
         elif holds_tokens(source, domain=self.domain.name):
             yield from map(self._check_document, iter_token_documents(source, self.eos, domain=self.domain.name))

@@ -26,9 +26,10 @@ from opmix.errors import DataError
 
 if TYPE_CHECKING:
     from opmix.data.chat.conversation import Conversation
+    from opmix.data.choice.question import Question
 
-Document: TypeAlias = "str | npt.NDArray[np.integer[Any]] | Conversation"
-"""Text, the ids (n,) of a document that is already tokenised, or a conversation."""
+Document: TypeAlias = "str | npt.NDArray[np.integer[Any]] | Conversation | Question"
+"""Text, the ids (n,) of a document that is already tokenised, a conversation, or a question with options."""
 
 PIECE = 1 << 20
 """A text of more characters is tokenised in pieces cut at a line end or space: a fast tokenizer keeps a

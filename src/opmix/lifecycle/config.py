@@ -14,6 +14,7 @@ from opmix.errors import ConfigError
 from opmix.mixing.decision import DecisionSettings
 from opmix.probes.settings import ProbeSettings, ProxySettings
 from opmix.settings import Count, Given, PartOf, Share, changed, inline, overlaid, settings
+from opmix.target import Target, Targets
 from opmix.training.arguments import TrainerArguments
 from opmix.training.settings import DistillationSettings, ObjectiveName
 
@@ -135,6 +136,8 @@ class StageConfig:
     """Domains weighed against the old mixture as a whole; usually new ones, but those already in it may be named."""
     drop: tuple[str, ...] = ()
     tokens: Count
+    targets: dict[str, Target | None] = field(default_factory=dict)
+    """Beside those of the life; one of theirs with null is none of this stage."""
     mixture: Literal["search", "uniform", "size", "current"] | dict[str, float] = "search"
     """`search`: OP-Mix decides; else a fixed mixture without a search."""
     prefix: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -189,7 +192,18 @@ class LifeSettings:
     """Tokens between checkpoints; None: ten a stage."""
     keep: KeepConfig = KeepConfig()
 
+    @property
+    def targets(self) -> Targets:
+        """Of the life and its stages: all are measured before and after every stage."""
+        return {**self.search.targets, **{n: t for s in self.stages for n, t in s.targets.items() if t is not None}}
+
+    def targets_of(self, stage: StageConfig) -> Targets:
+        """What the mixture of a stage is for."""
+        return {n: t for n, t in {**self.search.targets, **stage.targets}.items() if t is not None}
+
     def settings_of(self, stage: StageConfig, domains: Sequence[str]) -> SearchSettings:
         """What a stage's decisions are told: the life's settings on its domains, with the stage's own laid over them."""
         own = {name: given for name in _OVERLAID if (given := getattr(stage, name))}
-        return overlaid(changed(self.search, solve=self.search.solve.restricted(domains, self.search.targets)), own)
+        targets = self.targets_of(stage)
+        kept = changed(self.search, targets=targets, solve=self.search.solve.restricted(domains, targets))
+        return overlaid(kept, own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from opmix.errors import ConfigError
@@ -64,6 +65,24 @@ def checked_trainers(life: LifecycleConfig) -> LifecycleConfig:
     return changed(life, search=changed(life.search, trainer=shared), stages=stages)
 
 
+def _stage_targets(config: LifeSettings) -> Iterator[str]:
+    """What is wrong with the stages' own targets; their weights are checked with the decision they are for."""
+    texts = dict(config.search.targets)
+    for index, stage in enumerate(config.stages):
+        where = f"stages.{index}"
+        for name, target in stage.targets.items():
+            if target is None:
+                if name not in config.search.targets:
+                    yield f"{where}.targets.{name}: null, and the life has none of that name; remove it"
+                continue
+            yield from (f"{where}.{p}" for p in target_problems({name: target}, list(config.domains), {name: 1.0}))
+            if not texts.setdefault(name, target).same_text(target):
+                yield (
+                    f"{where}.targets.{name}: other text than the target of that name elsewhere in this life; a target "
+                    "is measured in every stage, so give it a name of its own"
+                )
+
+
 def start_problems(config: LifeSettings) -> list[str]:
     """Where the life begins, and what is owned by it."""
     problems = []
@@ -82,8 +101,9 @@ def start_problems(config: LifeSettings) -> list[str]:
             problems.append(f"old_mixture: {error}")
     told, known = config.search, list(config.domains)
     problems += [
-        *told.solve.unknown_names(known, told.targets),
+        *told.solve.unknown_names(known, config.targets),
         *target_problems(told.targets, known, told.solve.weights),
+        *_stage_targets(config),
     ]
     if not config.seeds or len(set(config.seeds)) != len(config.seeds) or min(config.seeds) < 0:
         problems.append(f"seeds: {list(config.seeds)}; expected different whole numbers >= 0")

@@ -28,6 +28,7 @@ from opmix.models.load import load_model, load_tokenizer, model_fingerprint, mod
 from opmix.progress import Progress
 from opmix.runs.files import default_cache_dir, files_signature, write_json, writing_prefix
 from opmix.runs.store import RunStore, fingerprint
+from opmix.scores.task_questions import without_tasks
 from opmix.settings import as_json
 from opmix.training.factory import TrainerFactory
 from opmix.training.settings import DistillationSettings
@@ -142,7 +143,9 @@ def make_runtime(
     used = dict.fromkeys([*(life.old_mixture or ()), *(name for stage in stages for name in stage.domains)])
     template = ModelConfig(name="", chat_template=life.chat_template).template(base)
     domains = {n: life.domains[n].located(base, template) for n in used}
-    targets = {n: t.domain(n, base, template) for n, t in life.search.targets.items()}
+    cache_dir = Path(life.search.cache_dir) if life.search.cache_dir else default_cache_dir()
+    aims = without_tasks(life.targets, base, cache_dir)
+    targets = {n: t.domain(n, base, template) for n, t in aims.items()}
     tokenizer = _tokenizer(life, base, store, domains, progress)
     known: dict[Any, Any] = {}
     told = life.search
@@ -155,7 +158,7 @@ def make_runtime(
             objective=objective,
             sdft=sdft.located(base),
             sequence_length=told.sequence_length,
-            cache_dir=Path(told.cache_dir) if told.cache_dir else default_cache_dir(),
+            cache_dir=cache_dir,
             num_proc=told.num_proc,
             progress=progress,
             limit=_positions(life, base),

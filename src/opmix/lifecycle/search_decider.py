@@ -65,7 +65,7 @@ def _decision(result: SearchResult) -> StageDecision:
         baseline=dict(result.proposal.baseline),
         notes=list(result.notes),
         amounts=result.ledger.cost,
-        probes=len(result.table.probes),
+        probes=result.table.kinds.count("probe"),
         share=result.json()["cost"]["search_share"],
     )
 

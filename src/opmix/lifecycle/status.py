@@ -140,9 +140,9 @@ def recorded_facts(folder: Path, config: LifecycleConfig, file: str = "data.json
     _check_facts(content, folder / file)
     known = set(content["fingerprints"])
     missing = [n for n in config.domains if n not in known]
-    unread = {n: f"{n} is not read yet" for n in (*missing, *config.search.targets)}
+    unread = {n: f"{n} is not read yet" for n in (*missing, *config.targets)}
     changed = tuple(
-        n for n, files in content["files"].items() if n in (*config.domains, *config.search.targets) and _changed(files)
+        n for n, files in content["files"].items() if n in (*config.domains, *config.targets) and _changed(files)
     )
     known_files = {n: "changed on disk" if n in changed else f for n, f in content["fingerprints"].items()}
     facts = DataFacts(

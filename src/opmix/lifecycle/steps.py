@@ -130,7 +130,7 @@ def _stage_steps(stage: Stage, data: DataFacts, seed: int, home: str, base: Step
     tasks = {name: as_json(task) for name, task in life.evaluation.tasks.items()}
     limits = stage.epochs_allowed
     # Nothing has been measured before the first stage; later ones begin where the stage before was measured.
-    targets = tuple(life.search.targets)
+    targets = tuple(life.targets)
     unmeasured = (*stage.seen, *targets) if stage.index == 0 else stage.new
     yield Step(
         name=f"{home}/before",
@@ -155,7 +155,7 @@ def _stage_steps(stage: Stage, data: DataFacts, seed: int, home: str, base: Step
                     "search": _search_settings(search),
                     "replay": stage.config.replay,
                     "max_epochs": limits,
-                    "data": data.of((*stage.domains, *targets)),
+                    "data": data.of((*stage.domains, *stage.settings.targets)),
                 },
                 after={reached.name: reached.key},
             )

@@ -12,7 +12,7 @@ from typing import Any
 
 from opmix.compute.cost import SEARCH_PURPOSES, Cost
 from opmix.lifecycle.loading import LifecycleConfig
-from opmix.lifecycle.records import SegmentOutcome, StageOutcome
+from opmix.lifecycle.records import Losses, SegmentOutcome, StageOutcome
 from opmix.lifecycle.stages import Stage
 from opmix.runs.files import plain, write_text
 
@@ -41,6 +41,7 @@ def stage_json(stage: Stage, home: str, outcome: StageOutcome) -> dict[str, Any]
             "mixture": segments[-1]["mixture"],
             "parts": segments,
             "losses": {split: _losses(stage.seen, before[split], after[split]) for split in ("valid", "test")},
+            **({"targets": _target_losses(stage, before, after)} if stage.life.targets else {}),
             "forgetting": {
                 d: after["test"][d]["loss"] - before["test"][d]["loss"]
                 for d in known
@@ -58,6 +59,13 @@ def stage_json(stage: Stage, home: str, outcome: StageOutcome) -> dict[str, Any]
             "notes": outcome.notes,
         }
     )
+
+
+def _target_losses(stage: Stage, before: Losses, after: Losses) -> dict[str, Any]:
+    """Of the life's targets; `aimed_at`: those that this stage's mixture is for."""
+    names = list(stage.life.targets)
+    losses = {split: _losses(names, before[split], after[split]) for split in ("valid", "test")}
+    return {"aimed_at": list(stage.settings.targets), **losses}
 
 
 def _losses(
@@ -112,11 +120,20 @@ def _over_seeds(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "mixture": _spread([s["mixture"] for s in stages]),
         "test_loss": _spread(after),
         "mean_test_loss": spread([statistics.fmean(x.values()) for x in after]),
+        **_over_targets(stages),
         "forgetting": _spread([s["forgetting"] for s in stages]),
         "search_share": spread(
             [s["cost"]["search_share"] for s in stages if s["cost"]["search_share"] is not None] or [math.nan]
         ),
     }
+
+
+def _over_targets(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Test losses of targets, where there are any."""
+    if "targets" not in stages[0]:
+        return {}
+    after = [{t: x["after"] for t, x in s["targets"]["test"].items()} for s in stages]
+    return {"target_test_loss": _spread(after)}
 
 
 def _spread(values: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -130,7 +147,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def write_tables(folder: Path, content: Mapping[str, Any]) -> None:
-    """`tables/stages.csv` (a row per seed, stage and domain) and `tables/costs.csv` (per seed, stage and purpose)."""
+    """`tables/stages.csv` (a row per seed, stage and domain) and `tables/costs.csv` (per seed, stage and purpose); targets' own."""
     rows, costs = [], []
     for seed, life in content["seeds"].items():
         for number, stage in enumerate(life["stages"], 1):
@@ -175,9 +192,27 @@ def write_tables(folder: Path, content: Mapping[str, Any]) -> None:
         "forgetting",
     ]
     write_text(folder / "tables" / "stages.csv", csv_text(header, rows))
+    if aims := _target_rows(content):
+        head = ["seed", "stage", "name", "target", *header[7:-1]]
+        write_text(folder / "tables" / "targets.csv", csv_text(head, aims))
     write_text(
         folder / "tables" / "costs.csv", csv_text(["seed", "stage", "name", "purpose", "tokens", "flops"], costs)
     )
+
+
+def _target_rows(content: Mapping[str, Any]) -> list[list[Any]]:
+    """`tables/targets.csv`: a row per seed, stage and target."""
+    rows: list[list[Any]] = []
+    for seed, life in content["seeds"].items():
+        for number, stage in enumerate(life["stages"], 1):
+            losses = stage.get("targets", {})
+            decided: Mapping[str, Any] = next((p for p in reversed(stage["parts"]) if p["decided"]), {})
+            for target, test in losses.get("test", {}).items():
+                valid = losses["valid"][target]
+                told = decided.get("predicted", {}).get(target, "")
+                measured = [valid["before"], valid["after"], test["before"], test["after"], test["error"]]
+                rows.append([seed, number, stage["name"], target, told, *measured])
+    return rows
 
 
 def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -297,13 +297,17 @@ def prepare_stage(
     config: SearchConfig, tokenizer: Any, *, base: Path, cache_dir: Path, progress: Progress, limit: int | None = None
 ) -> StageData:
     """Tokenise the domains of a search and choose the objective; see `prepare_data`."""
+    from opmix.scores.task_questions import without_tasks
     from opmix.training.stage_data import prepare_data
 
     template = config.model.template(base)
     return prepare_data(
         {name: domain.located(base, template) for name, domain in config.domains.items()},
         tokenizer,
-        targets={name: target.domain(name, base, template) for name, target in config.targets.items()},
+        targets={
+            name: target.domain(name, base, template)
+            for name, target in without_tasks(config.targets, base, cache_dir).items()
+        },
         objective=config.objective,
         sdft=config.sdft.located(base),
         sequence_length=config.sequence_length,

@@ -104,7 +104,11 @@ class SearchResult:
             domains=self.counts,
             targets=self.targets,
             notes=self.notes,
-            baseline_bits_per_byte={m: bits_per_byte(v, self.bytes_per_token[m]) for m, v in proposal.baseline.items()},
+            baseline_bits_per_byte={
+                m: bits_per_byte(loss, self.bytes_per_token[m])
+                for m, loss in proposal.baseline.items()
+                if m in self.bytes_per_token
+            },
             cost=SearchCost(
                 tokens=cost.tokens,
                 flops=cost.flops,
@@ -178,7 +182,7 @@ def run_search(
             ledger=context.ledger,
             config=context.config,
             stage=context.stage,
-            bytes_per_token={n: d.valid.bytes_per_token for n, d in context.prepared.sets.items()},
+            bytes_per_token=context.prepared.bytes_per_token,
             counts=context.counts(),
             targets=context.target_counts(),
             training_flops=context.training_flops,

@@ -16,6 +16,7 @@ from opmix.lifecycle.stages import Stage, resolve
 from opmix.lifecycle.steps import DataFacts, StageRows
 from opmix.preflight.checks import Findings
 from opmix.preflight.plan import MAX_EPOCHS
+from opmix.preflight.targets import check_targets
 from opmix.preflight.validation import Sizes, Validation, check_model, check_sources, kind_of, readable
 from opmix.progress import Progress
 from opmix.settings.loading import validated
@@ -54,6 +55,17 @@ def check_life(content: Mapping[str, Any], base: Path, progress: Progress) -> Va
     with findings.catching("chat_template"):
         ModelConfig(name="", chat_template=life.chat_template).template(base)
     check_sources(life.domains, base, tokenizer, findings, result.sizes, progress, template=template)
+    result.targets = check_targets(
+        life.targets,
+        {n: d.located(base) for n, d in life.domains.items()},
+        base,
+        tokenizer,
+        findings,
+        length=life.search.sequence_length,
+        wanted=life.search.proxies.eval_sequences,
+        cache_dir=None if life.search.cache_dir is None else Path(life.search.cache_dir),
+        template=template,
+    )
     if set(result.sizes) == set(life.domains):
         _check_stages(life, base, result.sizes, findings)
     return result
@@ -105,7 +117,7 @@ def _check_stages(life: LifecycleConfig, base: Path, sizes: Sizes, findings: Fin
                 "lower the budget, or add text",
             )
     facts = DataFacts(
-        tokenizer="", fingerprints=dict.fromkeys((*tokens, *life.search.targets), ""), rows={}, stages=tuple(offers)
+        tokenizer="", fingerprints=dict.fromkeys((*tokens, *life.targets), ""), rows={}, stages=tuple(offers)
     )
     with findings.catching("stages"):
         check_decisions(life, facts)

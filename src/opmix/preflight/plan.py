@@ -65,7 +65,12 @@ Sizes = Mapping[str, Mapping[Split, Size | None]]
 
 
 def check_plan(
-    config: SearchConfig, base: Path, sizes: Sizes, model: ModelFacts | None, findings: Findings
+    config: SearchConfig,
+    base: Path,
+    sizes: Sizes,
+    model: ModelFacts | None,
+    findings: Findings,
+    targets: Mapping[str, DomainSize] | None = None,
 ) -> PlannedCost | None:
     """Check a configuration whose settings are valid against its data and model.
 
@@ -75,6 +80,7 @@ def check_plan(
         sizes: Domain, split: estimated text; domains that could not be read are missing.
         model: What is known of the model.
         findings: Where problems go.
+        targets: Rows of the targets; without one, it has as many as are asked for.
 
     Returns:
         The cost; None if a domain could not be read or the probes cannot be laid out.
@@ -103,7 +109,7 @@ def check_plan(
     if design is None:
         return None
     _check_repetition(config, design, train, findings)
-    cost = _cost(config, sizes, model)
+    cost = _cost(config, sizes, model, targets or {})
     if cost.share is not None and cost.share > _DEAR:
         findings.warn(
             "budget",
@@ -218,11 +224,12 @@ def _check_repetition(config: SearchConfig, design: StageDesign, train: Mapping[
             )
 
 
-def _cost(config: SearchConfig, sizes: Sizes, model: ModelFacts | None) -> PlannedCost:
+def _cost(
+    config: SearchConfig, sizes: Sizes, model: ModelFacts | None, targets: Mapping[str, DomainSize]
+) -> PlannedCost:
     length, old = config.sequence_length, None if config.old_mixture is None else Mixture.of(config.old_mixture)
-    found = estimate_search(
-        config, old, {n: s for n in config.domains if (s := _size(config, n, sizes[n])) is not None}
-    )
+    known = {n: s for n in config.domains if (s := _size(config, n, sizes[n])) is not None}
+    found = estimate_search(config, old, {**known, **targets})
     stored = sum(size.row_tokens for splits in sizes.values() for size in splits.values() if size is not None)
     wide = 4 if model is not None and model.vocabulary > 1 << 16 else 2
     flops = share = memory = adapters = None

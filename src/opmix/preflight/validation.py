@@ -16,6 +16,7 @@ from opmix.preflight.checks import Check, Findings, failed
 from opmix.preflight.model_facts import ModelFacts, model_facts
 from opmix.preflight.plan import PlannedCost, check_plan
 from opmix.preflight.sources import check_overlap
+from opmix.preflight.targets import check_targets, target_rows
 from opmix.probes.settings import ProbeSettings, reach_notes
 from opmix.progress import Progress
 from opmix.settings import Given, changed
@@ -32,6 +33,8 @@ class Validation:
 
     checks: list[Check]
     sizes: Sizes = field(default_factory=dict)
+    targets: Sizes = field(default_factory=dict)
+    """The same by target, which `valid` and `test` alone are of."""
     config: SearchConfig | None = None
     """None: the settings have problems of their own."""
     model: ModelFacts | None = None
@@ -48,10 +51,8 @@ class Validation:
         return {
             "valid": self.valid,
             "checks": [check.json() for check in self.checks],
-            "domains": {
-                name: {split: None if size is None else _size_json(size) for split, size in splits.items()}
-                for name, splits in self.sizes.items()
-            },
+            "domains": _sizes_json(self.sizes),
+            **({"targets": _sizes_json(self.targets)} if self.targets else {}),
             "cost": None if self.cost is None else self.cost.json(),
         }
 
@@ -71,7 +72,19 @@ def check_search(content: Mapping[str, Any], base: Path, progress: Progress) -> 
     check_overlap({n: d.located(base) for n, d in parts.domains.items() if n in result.sizes}, findings)
     if result.config is not None:
         _check_objective(result.config, base, result.sizes, findings)
-        result.cost = check_plan(result.config, base, result.sizes, result.model, findings)
+        result.targets = check_targets(
+            result.config.targets,
+            {n: d.located(base) for n, d in parts.domains.items()},
+            base,
+            tokenizer,
+            findings,
+            length=result.config.sequence_length,
+            wanted=result.config.proxies.eval_sequences,
+            cache_dir=None if result.config.cache_dir is None else Path(result.config.cache_dir),
+            template=template,
+        )
+        rows = target_rows(result.targets, result.config.sequence_length)
+        result.cost = check_plan(result.config, base, result.sizes, result.model, findings, rows)
     return result
 
 
@@ -216,6 +229,13 @@ def kind_of(domain: Domain) -> Kind:
         return domain_kind(domain)
     except DataError:
         return "text"  # the survey says what is wrong, and of which split
+
+
+def _sizes_json(sizes: Sizes) -> dict[str, Any]:
+    return {
+        name: {split: None if size is None else _size_json(size) for split, size in splits.items()}
+        for name, splits in sizes.items()
+    }
 
 
 def _size_json(size: Size) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,9 +37,11 @@ class HeldOut:
     Attributes:
         name: Evaluation set.
         input_ids: (S, T) int64.
-        num_bytes: UTF-8 bytes of each sequence, (S,); for bits per byte.
+        num_bytes: UTF-8 bytes of each sequence, (S,), or question, (Q,); for bits per byte. NaN: not known.
         labels: (S, T) with -100 where not scored; None: every token but the first.
         position_ids: (S, T) restarting at each document, or None.
+        questions: (S,) rising, which of Q questions a sequence is an option of, its first one the right one: a question is one loss,
+            minus the log-softmax of the right option's summed log-likelihood among all its options'. None: each sequence is a loss.
 
     Raises:
         DataError: Wrong shapes, or nothing to score.
@@ -49,6 +52,7 @@ class HeldOut:
     num_bytes: FloatArray
     labels: npt.NDArray[np.int64] | None = None
     position_ids: npt.NDArray[np.int64] | None = None
+    questions: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         shape = self.input_ids.shape
@@ -61,31 +65,57 @@ class HeldOut:
             array = getattr(self, field)
             if array is not None and array.shape != shape:
                 raise DataError(f"held-out set {self.name!r}: {field} is {array.shape}; expected {shape}")
-        if np.shape(self.num_bytes) != shape[:1]:
+        if np.shape(self.num_bytes) != (len(self),):
             raise DataError(
-                f"held-out set {self.name!r}: num_bytes is {np.shape(self.num_bytes)}; expected {shape[:1]}"
+                f"held-out set {self.name!r}: num_bytes is {np.shape(self.num_bytes)}; expected {(len(self),)}"
             )
-        if not self.tokens.sum():
+        if not self.scored_tokens:
             raise DataError(f"held-out set {self.name!r}: every token is masked; expected some labels besides -100")
 
+    def __len__(self) -> int:
+        """Losses: sequences, or questions."""
+        return len(self.input_ids) if self.questions is None else int(self.questions[-1]) + 1
+
     def first(self, num: int) -> HeldOut:
-        """The first `num` sequences."""
+        """The first `num` sequences, or questions."""
         return self._chosen(slice(num))
 
     def thinned(self, every: int) -> HeldOut:
-        """Every so manieth sequence, spread as all are; four stay where there are four."""
-        return self._chosen(slice(None, None, max(1, min(every, len(self.input_ids) // 4))))
+        """Every so manieth sequence, or question, spread as all are; four stay where there are four."""
+        return self._chosen(slice(None, None, max(1, min(every, len(self) // 4))))
 
-    def _chosen(self, rows: slice) -> HeldOut:
+    def _chosen(self, which: slice) -> HeldOut:
+        rows: Any = which
+        own: dict[str, Any] = {}
+        if self.questions is not None:
+            rows = np.isin(self.questions, np.arange(len(self))[which])
+            own["questions"] = np.unique(self.questions[rows], return_inverse=True)[1]
         parts = {n: None if (a := getattr(self, n)) is None else a[rows] for n in ("labels", "position_ids")}
-        return HeldOut(self.name, self.input_ids[rows], self.num_bytes[rows], **parts)
+        return HeldOut(self.name, self.input_ids[rows], self.num_bytes[which], **parts, **own)
 
     @property
     def tokens(self) -> FloatArray:
-        """Scored tokens of each sequence, (S,)."""
+        """What each loss counts: scored tokens of a sequence, (S,); one of a question, (Q,)."""
+        return self._scored if self.questions is None else np.ones(len(self))
+
+    @property
+    def scored_tokens(self) -> int:
+        """Of all sequences."""
+        return int(self._scored.sum())
+
+    @property
+    def _scored(self) -> FloatArray:
         if self.labels is None:
             return np.full(len(self.input_ids), self.input_ids.shape[1] - 1, dtype=np.float64)
         return np.asarray((self.labels[:, 1:] != -100).sum(axis=1), dtype=np.float64)
+
+    def losses_of(self, nll: FloatArray) -> FloatArray:
+        """Summed nats by sequence, (S,), to those of each loss, (S,) or (Q,)."""
+        if self.questions is None:
+            return nll
+        first = np.searchsorted(self.questions, np.arange(len(self)))
+        best = np.minimum.reduceat(nll, first)
+        return np.asarray(nll[first] - best + np.log(np.add.reduceat(np.exp(best[self.questions] - nll), first)))
 
 
 @dataclass(frozen=True)
@@ -199,7 +229,7 @@ def predictive_kl(
                 for a, (_, b) in zip(ours, logits_in_chunks(head, states), strict=True):
                     total += float(_kl(a, b))
             first += rows
-        means.append(total / float(held.tokens.sum()))
+        means.append(total / held.scored_tokens)
     return np.array(means)
 
 
@@ -224,7 +254,7 @@ def _evaluate_all(
             sums.extend(sequence_nll(model, head, batch) for batch in batches(held, limit, device))
         flat = torch.cat(sums).cpu().numpy().astype(np.float64)
     ends = np.cumsum([len(held.input_ids) for held in held_out])
-    return list(np.split(flat, ends[:-1]))
+    return [h.losses_of(nll) for h, nll in zip(held_out, np.split(flat, ends[:-1]), strict=True)]
 
 
 def _rows(held: HeldOut, batch_tokens: int) -> int:

@@ -126,6 +126,8 @@ def _stages(content: Mapping[str, Any]) -> Html:
         blocks.append(
             table(head, rows, caption="Share and loss; what short probes predicted beside what the whole stage did")
         )
+        if stage.get("targets"):
+            blocks.append(_targets(stage["targets"], last))
         if stage.get("scores"):
             blocks.append(_scores(stage["scores"]))
         if stage.get("tasks"):
@@ -137,6 +139,30 @@ def _stages(content: Mapping[str, Any]) -> Html:
             )
         blocks += [el("p", f"Note: {note}", class_="caption") for note in stage["notes"]]
     return el("section", *blocks, id="stages")
+
+
+def _targets(losses: Mapping[str, Any], decided: Mapping[str, Any]) -> Html:
+    rows = []
+    for target, test in losses["test"].items():
+        valid, told = losses["valid"][target], decided.get("predicted", {}).get(target)
+        start = decided.get("baseline", {}).get(target)
+        rows.append(
+            row(
+                target,
+                "yes" if target in losses["aimed_at"] else "no",
+                number(test["before"]),
+                number(test["after"]),
+                _change(test),
+                _change(valid),
+                number(told - start, sign=True) if told is not None and start is not None else "",
+            )
+        )
+    head = ["Target", "Aimed at", "Test before", "Test after", "Change", "On valid", "Probes' change"]
+    return table(head, rows, caption="Targets, never trained on: valid chooses, test judges")
+
+
+def _change(loss: Mapping[str, Any]) -> Html | str:
+    return number(loss["after"] - loss["before"], sign=True) if loss["before"] is not None else ""
 
 
 def _scores(scores: Mapping[str, Any]) -> Html:

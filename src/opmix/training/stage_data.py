@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from opmix.data import ChatRows, PackedSequences, Rows, TokenizedDomain, TokenSplit, domain_kind, prepare_domain
+from opmix.data.choice import ChoiceRows, target_kind
 from opmix.data.sources import resolve
 from opmix.data.tokenization import eos_id
 from opmix.domain import ChatOptions, Domain, Split
 from opmix.errors import ConfigError
 from opmix.progress import Advance, Progress
+from opmix.target import naming_target
 from opmix.training.distillation import SelfDistillation
 from opmix.training.objectives import CAUSAL_LM, SFT, Objective
 from opmix.training.settings import DistillationSettings, ObjectiveName
@@ -39,12 +41,22 @@ class StageData:
         Raises:
             DataError: One has not enough tokens for a row, or no conversation fits.
         """
-        return {**self.rows(split), **{name: self._rows(name, split) for name in self.targets}}
+        rows = self.rows(split)
+        for name in self.targets:
+            with naming_target(name):
+                rows[name] = self._rows(name, split)
+        return rows
 
     @property
     def sets(self) -> Mapping[str, TokenizedDomain]:
         """Domains, then targets."""
         return {**self.domains, **self.targets}
+
+    @property
+    def bytes_per_token(self) -> dict[str, float]:
+        """Of `valid` by evaluation set; questions have none: their losses are not of tokens."""
+        compared = {n for n in self.targets if isinstance(rows := self._rows(n, "valid"), ChoiceRows) and rows.compared}
+        return {n: d.valid.bytes_per_token for n, d in self.sets.items() if n not in compared}
 
     def rows(self, split: Split) -> dict[str, Rows]:
         """Rows of a split by domain.
@@ -58,6 +70,8 @@ class StageData:
         tokens = self.sets[name][split]
         if tokens.mask is None:
             return PackedSequences(tokens, self.sequence_length)
+        if name in self.targets and name not in self.options:
+            return ChoiceRows(tokens, self.sequence_length)
         options, keep = self.options[name], None
         if split == "train" and isinstance(self.objective, SelfDistillation):
             options, keep = replace(options, packing=False), self.objective.fitting(name)
@@ -166,9 +180,11 @@ def prepare_data(
         return known[domain, demonstration]
 
     tokenised = {name: prepare(domain, "tokenise") for name, domain in wanted.items()}
-    aims = {name: replace(d, kind=domain_kind(d)) for name, d in (targets or {}).items()}
+    judged, aims = {}, _read_as(targets or {})
     check_apart(domains, aims)
-    judged = {name: prepare(domain, "tokenise target") for name, domain in aims.items()}
+    for name, domain in aims.items():
+        with naming_target(name):
+            judged[name] = prepare(domain, "tokenise target")
     chosen: Objective = SFT if objective == "sft" else CAUSAL_LM
     if objective == "sdft":
         contexts = {name: prepare(domain, "contexts of", sdft.demonstration).train for name, domain in chats.items()}
@@ -187,6 +203,15 @@ def prepare_data(
     )
 
 
+def _read_as(targets: Mapping[str, Domain]) -> dict[str, Domain]:
+    """Targets with what they hold."""
+    found = {}
+    for name, domain in targets.items():
+        with naming_target(name):
+            found[name] = replace(domain, kind=target_kind(domain))
+    return found
+
+
 def check_apart(domains: Mapping[str, Domain], targets: Mapping[str, Domain]) -> None:
     """Refuse targets whose own files are trained on.
 
@@ -200,7 +225,9 @@ def check_apart(domains: Mapping[str, Domain], targets: Mapping[str, Domain]) ->
     problems = []
     for name, target in targets.items():
         for split, source in (("valid", target.train), ("test", target.test)):
-            shared = [f.path for f in resolve(source, domain=name) if f.path in trained] if source is not None else []
+            with naming_target(name):
+                files = resolve(source, domain=name) if source is not None else ()
+            shared = [f.path for f in files if f.path in trained]
             if shared:
                 problems.append(
                     f"targets.{name}.{split}: {shared[0]} is what domain {trained[shared[0]]!r} trains on; expected "

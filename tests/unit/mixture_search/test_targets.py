@@ -30,7 +30,15 @@ def config_of(**more):
         ({"targets": {"web": "dev.jsonl"}}, "targets.web: is a domain's name too"),
         ({"targets": {"a dev set": "dev.jsonl"}}, "expected 1-80 letters"),
         ({"targets": {"dev": {"valid": "dev.jsonl", "weight": 0}}}, "all weights are 0"),
-        ({"targets": {"dev": {"valid": "dev.jsonl", "kind": "choice"}}}, "targets.dev.kind"),
+        ({"targets": {"dev": {"valid": "dev.jsonl", "kind": "exam"}}}, "targets.dev.kind"),
+        ({"targets": {"dev": {"kind": "choice"}}}, "expected either valid"),
+        ({"targets": {"dev": {"task": "arc_easy", "valid": "a.jsonl"}}}, "expected either valid"),
+        ({"targets": {"dev": {"task": "arc_easy", "kind": "choice"}}}, "a task has its own"),
+        ({"targets": {"dev": {"valid": "a.jsonl", "limit": 3}}}, "of a task alone"),
+        (
+            {"domains": {"web": {"train": "w.jsonl", "kind": "choice"}, "b": "b.jsonl"}},
+            "web.kind: 'choice' is of targets",
+        ),
         ({"targets": {"dev": {"valid": "a.jsonl", "test": "a.jsonl"}}}, "targets.dev.test: the same text as valid"),
         (
             {"targets": {"dev": "d.jsonl"}, "solve": {"weights": {"devv": 1}}},

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 from opmix.data.chat.conversation import domain_kind, iter_conversations
+from opmix.data.choice import iter_questions
 from opmix.data.sources import TOKEN_FORMATS, iter_documents, resolve
 from opmix.data.split import SplitRule
 from opmix.domain import Domain, Split
@@ -32,7 +33,9 @@ def empty_splits(domain: Domain, documents: int) -> tuple[Split, ...]:
     kinds = {file.format for file in resolve(domain.train, domain=domain.name)}
     if not rule.carved or documents > FEW or kinds & {*TOKEN_FORMATS, "hub"}:
         return ()
-    if domain_kind(domain) == "chat":
+    if domain.kind == "choice":
+        counts = Counter(rule.split_of(question.key) for question in iter_questions(domain.train, domain=domain.name))
+    elif domain_kind(domain) == "chat":
         chats = iter_conversations(domain.train, domain=domain.name)
         counts = Counter(rule.split_of(chat.prompt_key) for chat in chats)
     else:

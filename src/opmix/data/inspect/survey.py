@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opmix.data.chat.conversation import iter_conversations
+from opmix.data.choice import iter_questions
 from opmix.data.inspect.samples import MAX_ROWS, read_head, read_rows
 from opmix.data.readers import read_tokens
 from opmix.data.sources import TOKEN_FORMATS, SourceFile, iter_documents, resolve
@@ -116,6 +117,8 @@ def _measure(file: SourceFile, source: Source, domain: str, kind: Kind, tokenize
     alone = Source(
         paths=(file.path,), format=file.format, field=source.field, split=source.split, config_name=source.config_name
     )
+    if kind == "choice":
+        return _measure_questions(file, alone, domain, tokenizer)
     if kind == "chat":
         return _measure_chats(file, alone, domain, tokenizer)
     first = next(iter_documents(alone, domain=domain), None)  # says what is wrong in the reader's own words
@@ -152,6 +155,29 @@ def _measure_chats(file: SourceFile, alone: Source, domain: str, tokenizer: Any)
         tokens_of(answers, sizes[1], total, tokenizer),
         tokens_of(whole, sizes[0], total, tokenizer),
         exact,
+    )
+
+
+def _measure_questions(file: SourceFile, alone: Source, domain: str, tokenizer: Any) -> Size | None:
+    """Every question of a benchmark is read: there are few, and one without an answer must be told."""
+    questions = list(iter_questions(alone, domain=domain)) if file.format != "hub" else []
+    if file.format == "hub":
+        next(iter_questions(alone, domain=domain), None)
+        return None
+    path = Path(file.path)
+    if not questions:
+        raise DataError(f"domain {domain!r}: {path}: holds no question; expected at least one; remove the file")
+    whole = [context + option for q in questions for context, option in q.options]
+    right = [q.options[q.answer][1] for q in questions]
+    sizes = [sum(len(text.encode("utf-8", "replace")) for text in texts) for texts in (whole, right)]
+    return Size(
+        1,
+        stored_bytes(path),
+        len(questions),
+        sizes[0],
+        tokens_of(right, sizes[1], 0, tokenizer),
+        tokens_of(whole, sizes[0], 0, tokenizer),
+        True,
     )
 
 
