@@ -8,7 +8,7 @@ import yaml
 
 from opmix.domain import Domain, Source
 from opmix.errors import DataError
-from opmix.preflight.validation import validate
+from opmix.preflight import validate
 from opmix.progress import Silent
 from opmix.target import Target
 from opmix.testing import tiny_model, tiny_tokenizer, write_toy_domains
