@@ -19,9 +19,8 @@ def held_out(name: str, rows: Rows, *, num: int, seed: int, document_mask: bool 
     """
     if len(rows) < 2:
         raise DataError(
-            f"evaluation set {name!r}: {len(rows)} held-out sequence(s) of {rows.sequence_length} tokens; expected at least 2: "
-            "give it a "
-            "larger valid set, a larger holdout or a shorter sequence_length"
+            f"evaluation set {name!r}: {len(rows)} held-out sequence(s) of {rows.sequence_length} tokens; expected at "
+            "least 2: give it a larger valid set, a larger holdout or a shorter sequence_length"
         )
     indices = held_out_batch(rows, num, seed)
     chosen = [int(i) for i in indices]

@@ -93,8 +93,8 @@ def load_task(task: str, include: Path | None, *, where: str) -> Any:
         )
     if getattr(found, "OUTPUT_TYPE", None) not in _KNOWN:
         raise ConfigError(
-            f"{where}: {task!r} is a task of kind {getattr(found, 'OUTPUT_TYPE', None)!r}, which has no gold answers to "
-            f"score; expected one of {', '.join(_KNOWN)}; give its text as `valid` instead"
+            f"{where}: {task!r} is a task of kind {getattr(found, 'OUTPUT_TYPE', None)!r}, which has no gold answers "
+            f"to score; expected one of {', '.join(_KNOWN)}; give its text as `valid` instead"
         )
     return found
 
