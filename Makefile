@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 SMOKE := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/kill_and_resume.py --kills 2 --fresh
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit slow matrix smoke same-bytes docs check format lint types fix clean
+.PHONY: help install demo test unit slow test-cluster matrix smoke same-bytes docs check format lint types fix clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,7 +41,10 @@ unit: install ## Fast tests (tests/unit, tests/contract) and doctests
 	$(PYTEST) -m "not slow" tests src --doctest-modules
 
 slow: install ## Whole searches, lives and trainings (tests/integration), and what else takes more than a few seconds
-	$(PYTEST) -m slow tests
+	$(PYTEST) -m "slow and not cluster" tests
+
+test-cluster: install ## Many processes: slots and ranks, killed and begun again (minutes; one test at a time)
+	$(PYTEST) -n 0 -m cluster tests
 
 matrix: install ## Fast tests under other kernels, threads and package versions (LEGS="default-1 oldest" TESTS="tests/unit/mixing")
 	$(BIN)/python .ci/matrix.py $(LEGS) $(if $(TESTS),--tests $(TESTS))

@@ -12,6 +12,7 @@ ROOT = Path(opmix.__file__).parent
 FLOORS = [
     {"errors", "settings", "domain", "progress"},
     {"runs", "compute", "mixing", "protocols"},
+    {"execution"},
     {"target", "results"},
     {"report", "exporters", "trackers"},
     {"data", "models"},

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from opmix.domain import Domains, user_path
 from opmix.errors import ConfigError
+from opmix.execution.settings import ExecutorSettings
 from opmix.mixing.constraints import Constraints, Group
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.design import coordinates_of
@@ -153,6 +154,7 @@ class SearchSettings:
     """What foretells the losses: the paper's law on interpolated proxies, or a law in effective tokens on the trained probes alone; `auto`:
     the first where one new domain is weighed against an old mixture without targets, else the second."""
     huber_delta: Positive = 0.02
+    executor: ExecutorSettings = ExecutorSettings()
     num_proc: Count = 1
     """Processes that tokenise."""
     cache_dir: str | None = None

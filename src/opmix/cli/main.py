@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from opmix.cli import commands, compare, discover, evaluate, export, first, life
+from opmix.cli import commands, compare, discover, evaluate, export, first, life, task
 from opmix.cli.last_net import DEBUG, last_net
 from opmix.cli.verify import verify
 
@@ -34,6 +34,7 @@ app.command("report")(commands.report)
 app.command("export")(export.export)
 app.command("verify")(verify)
 app.command("doctor")(first.doctor)
+app.command("task", hidden=True)(task.task)
 
 
 def main() -> None:

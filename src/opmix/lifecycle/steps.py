@@ -221,8 +221,8 @@ _ADAPTIVE = ("adaptive", "tolerance", "first_look")
 
 
 def _search_settings(search: SearchConfig) -> dict[str, Any]:
-    """What a decision depends on: not where files lie, nor how many processes read them."""
-    aside = ("model", "old_mixture", "num_proc", "cache_dir", "domains", "targets")
+    """What a decision depends on: not where files lie, nor how many processes read them or do the work."""
+    aside = ("model", "old_mixture", "executor", "num_proc", "cache_dir", "domains", "targets")
     content = {key: value for key, value in as_json(search).items() if key not in aside}
     if search.targets:
         content["targets"] = {n: {"weight": t.weight, "family": t.family} for n, t in search.targets.items()}

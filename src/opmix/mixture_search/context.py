@@ -19,6 +19,7 @@ from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, Prob
 from opmix.mixing.solver import SolveSettings
 from opmix.mixture_search.estimate import DomainSize, estimate_search, eval_sequences
 from opmix.mixture_search.feasible import check_decision, prior_of, problem_of
+from opmix.mixture_search.hand_over import elsewhere
 from opmix.progress import Progress
 from opmix.protocols.mixing_method import FULL, Fidelity, LawProposal, Simulation
 from opmix.runs.files import default_cache_dir
@@ -66,6 +67,7 @@ class SearchContext:
         """
         from opmix.probes.kinds import check_probes
 
+        given = model, tokenizer
         model, tokenizer = self._load(model, tokenizer)
         self.prepared = self._prepare(model, tokenizer) if data is None else data
         if missing := set(self.config.targets) - set(self.prepared.targets):
@@ -76,7 +78,7 @@ class SearchContext:
         self.stage = problem_of(self.config, available)
         check_decision(self.config, self.stage, available)
         check_probes(model, self.config.probes)
-        self.session = self._session(model)
+        self.session = self._session(model, given)
 
     @property
     def data(self) -> Mapping[str, TokenizedDomain]:
@@ -229,6 +231,9 @@ class SearchContext:
             ledger=self.ledger,
             seed=config.seed,
             document_mask=config.document_mask,
+            elsewhere=elsewhere(
+                config, self.base, self.store, model=model, given=given, make_trainer=self.make_trainer
+            ),
         )
 
     def note_estimate(self) -> None:

@@ -86,6 +86,7 @@ def check_plan(
         The cost; None if a domain could not be read or the probes cannot be laid out.
     """
     _check_length(config, model, findings)
+    _check_executor(config, findings)
     known = {name: size for name, splits in sizes.items() if (size := splits.get("train")) is not None}
     train = {name: round(size.tokens * _kept(config, name)) for name, size in known.items()}
     _check_held_out(config, sizes, findings)
@@ -123,6 +124,19 @@ def _kept(config: SearchConfig, name: str) -> float:
     """Share of a domain's training source that is left when held-out sets are split off."""
     domain = config.domains[name]
     return 1 - domain.holdout * ((domain.valid is None) + (domain.test is None))
+
+
+def _check_executor(config: SearchConfig, findings: Findings) -> None:
+    """There is a GPU for each slot, where the model goes on GPUs."""
+    if not config.executor.elsewhere:
+        return
+    from opmix.mixture_search.hand_over import devices_of
+    from opmix.models.load import default_device
+
+    with findings.catching("executor"):
+        devices = devices_of(config.executor, (config.model.device or str(default_device())).partition(":")[0])
+        what = f"GPUs {', '.join(devices)}" if devices else "one thread each unless OMP_NUM_THREADS says otherwise"
+        findings.ok("executor", f"{config.executor.slots} processes: {what}")
 
 
 def _check_length(config: SearchConfig, model: ModelFacts | None, findings: Findings) -> None:

@@ -18,7 +18,7 @@ from opmix.training.factory import TrainSpec
 from opmix.training.objectives import Usage
 
 
-def until(spec: TrainSpec, step: int, *, key: str, usage: Usage) -> TrainSpec:
+def until(spec: TrainSpec, step: int, *, key: str, usage: Usage, save_every: int | None = None) -> TrainSpec:
     """The part of a run that ends at `step`: from the newest checkpoint before it, and with one at its end unless the run is over.
 
     Args:
@@ -26,19 +26,22 @@ def until(spec: TrainSpec, step: int, *, key: str, usage: Usage) -> TrainSpec:
         step: Where to stop.
         key: Of the run; checkpoints of another are not used.
         usage: Taken up from the checkpoint where there is one.
+        save_every: Steps between further checkpoints; None: there are none.
     """
     before = [folder for reached, folder in whole_checkpoints(spec.output_dir, key) if reached < step]
     if before:
         restore_usage(before[-1], key, usage)
         spec = replace(spec, resume_from=before[-1])
-    if step == spec.steps:
+    if step == spec.steps and save_every is None:
         return spec
     # Two are kept: one that was written just before the process died is not yet recorded, and is made again from the one before.
     keeper = CompleteCheckpoints(key, usage, keep=2)
+    saving = {} if save_every is None else {"save_strategy": "steps", "save_steps": save_every}
     return replace(
         spec,
         stop_at=step,
-        callbacks=[*spec.callbacks, StopAt(step)],
+        arguments={**spec.arguments, **saving},
+        callbacks=[*spec.callbacks, *([StopAt(step)] if step < spec.steps else [])],
         last_callbacks=[*spec.last_callbacks, keeper],
     )
 

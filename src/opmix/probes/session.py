@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from opmix.compute.ledger import Entry, Ledger
+from opmix.execution.tasks import Task
 from opmix.mixing.mixture import InterpolationWeights, ProbeDesign
 from opmix.models.load import model_fingerprint
 from opmix.probes.evaluation import HeldOut
+from opmix.probes.handed_out import Elsewhere, PlannedProbe, Sweep, check_same
 from opmix.probes.interpolation import Backend, Proxies
 from opmix.probes.kinds import kind_of
 from opmix.probes.settings import ProbeSettings
-from opmix.probes.tasks import ProbeRuntime, ProbeTask, ProxyEvaluator, ProxyLosses, probe_arguments, train_probe
+from opmix.probes.tasks import (
+    ProbeRuntime,
+    ProbeTask,
+    ProxyEvaluator,
+    ProxyLosses,
+    joined,
+    probe_arguments,
+    train_probe,
+)
+from opmix.progress import Progress
 from opmix.protocols.mixing_method import FULL, Fidelity, Simulation
 from opmix.runs.store import RunStore, fingerprint
 from opmix.training.checkpoints import drop_checkpoints
@@ -36,6 +48,8 @@ class ProbeSession:
     ledger: Ledger
     seed: int = 0
     document_mask: bool = False
+    elsewhere: Elsewhere | None = None
+    """Other processes that train and evaluate; None: this one does."""
     _booked: set[str] = field(default_factory=set, init=False, repr=False)
 
     @property
@@ -69,7 +83,7 @@ class ProbeSession:
         before = [self.ledger.total("flops", [what]) for what in ("probes", "proxies")]
         base = self._base
         probes = self._trained(design, base, fidelity.steps)
-        swept = self._evaluated(probes, points, base, label, fidelity.thinning)
+        swept = self._evaluated(Sweep(name=label, probes=probes, points=points, thinning=fidelity.thinning), base)
         return Simulation(
             metrics=swept.points.names,
             losses=swept.points.losses,
@@ -108,89 +122,142 @@ class ProbeSession:
         """What every step depends on."""
         return {"model": model_fingerprint(self.runtime.model), "data": self.data_fingerprint, "seed": self.seed}
 
+    def perform(self, task: Task, progress: Progress) -> None:
+        """Do what another process's session of the same search handed out, and leave its record.
+
+        Raises:
+            StoreError: The inputs that this process sees are not those that the task was made of.
+            TrainingError: A probe diverged, or a loss is not finite.
+        """
+        runtime, base, said = replace(self.runtime, progress=progress), self._base, task.payload
+        here = replace(self, runtime=runtime, evaluator=replace(self.evaluator, runtime=runtime))
+        if task.kind == "probe":
+            probe = here._planned(said["number"], said["probe"], said["mixture"], base, said["stop"])
+            check_same(task, probe.step, probe.inputs)
+            here._done(replace(probe, task=replace(probe.task, save_every=said["save_every"])))
+        else:
+            sweep = Sweep.of(task, self.store.folder / "probes")
+            check_same(task, sweep.name, here._inputs_of(sweep, base))
+            here._swept(sweep, base)
+
+    def _planned(
+        self, number: int, probe: str, mixture: Mapping[str, float], base: Mapping[str, Any], stop: int
+    ) -> PlannedProbe:
+        """A probe that is to be trained to `stop`, and where it is kept."""
+        arguments, objective = probe_arguments(self.settings, self.trainer), self.runtime.objective
+        whole = {
+            **base,
+            "mixture": mixture,
+            "settings": self.settings.of_a_run(),
+            "trainer": arguments,
+            "document_mask": self.document_mask,
+            "objective": [objective.name, objective.settings()],
+        }
+        inputs = whole if stop == self.settings.steps else {**whole, "at": stop}
+        place, name = self._place(number, probe, fingerprint(inputs), stop), f"probe_{number}"
+        task = ProbeTask(
+            probe=probe,
+            mixture=mixture,
+            settings=self.settings,
+            trainer=arguments,
+            seed=self.seed,
+            stop=stop,
+            out=self.store.folder / "probes" / place,
+            parts=self.store.folder / "probes" / f"{place.removesuffix(f'-at-{stop}')}-parts",
+            key=fingerprint([whole, name]),
+            name=name,
+            document_mask=self.document_mask,
+        )
+        return PlannedProbe(number=number, step=f"probe-{place}", whole=whole, inputs=inputs, task=task)
+
     def _trained(self, design: ProbeDesign, base: Mapping[str, Any], stop: int | None) -> dict[str, Path]:
         """The folder of every probe by its fingerprint, in the design's order."""
-        stop, whole_steps = stop or self.settings.steps, self.settings.steps
-        arguments, objective = probe_arguments(self.settings, self.trainer), self.runtime.objective
+        stop = stop or self.settings.steps
+        probes = [self._planned(n, p, dict(design.row(p)), base, stop) for n, p in enumerate(design.probes)]
+        if self.elsewhere is not None:
+            whole = {probe.step: self._is_whole(probe) for probe in probes}
+            tasks = [probe.handed_out(self.elsewhere.save_every) for probe in probes]
+            self.elsewhere.do(self.store, tasks, self.runtime.progress, lambda task: whole[task.name]())
         folders = {}
-        for number, probe in enumerate(design.probes):
-            name, mixture = f"probe_{number}", dict(design.row(probe))
-            whole = {
-                **base,
-                "mixture": mixture,
-                "settings": self.settings.of_a_run(),
-                "trainer": arguments,
-                "document_mask": self.document_mask,
-                "objective": [objective.name, objective.settings()],
-            }
-            inputs = whole if stop == whole_steps else {**whole, "at": stop}
-            key = fingerprint(inputs)
-            place = self._place(number, probe, key, stop)
-            task = ProbeTask(
-                probe=probe,
-                mixture=mixture,
-                settings=self.settings,
-                trainer=arguments,
-                seed=self.seed,
-                stop=stop,
-                out=self.store.folder / "probes" / place,
-                parts=self.store.folder / "probes" / f"{place.removesuffix(f'-at-{stop}')}-parts",
-                key=fingerprint([whole, name]),
-                name=name,
-                document_mask=self.document_mask,
-            )
-            result = self._done(f"probe-{place}", inputs, task)
-            if stop == whole_steps:
+        for probe in probes:
+            result, task, key = self._done(probe), probe.task, fingerprint(probe.inputs)
+            if stop == self.settings.steps:
                 drop_checkpoints(task.parts)
             if key not in self._booked:  # the same probes may be asked for again, with other points
                 self._booked.add(key)
-                self._book(probe, result, self._earlier(probe, whole, stop))
+                self._book(task.probe, result, self._earlier(task.probe, probe.whole, stop))
             folders[key] = task.out
         return folders
 
-    def _done(self, step: str, inputs: Mapping[str, Any], task: ProbeTask) -> dict[str, Any]:
+    def _is_whole(self, probe: PlannedProbe) -> Callable[[], bool]:
+        return partial(kind_of(self.settings).is_whole, probe.task.out)
+
+    def _done(self, probe: PlannedProbe) -> dict[str, Any]:
         """The record of a probe, trained or found."""
 
         def work() -> dict[str, Any]:
             started = time.perf_counter()
-            trained = train_probe(task, self.runtime)
+            trained = train_probe(probe.task, self.runtime)
             return {**trained.json(), "seconds": time.perf_counter() - started}
 
-        result, _ = self.store.step(step, inputs, work, intact=lambda: kind_of(self.settings).is_whole(task.out))
+        result, _ = self.store.step(probe.step, probe.inputs, work, intact=self._is_whole(probe))
         return result
 
-    def _evaluated(
-        self,
-        probes: Mapping[str, Path],
-        points: Sequence[InterpolationWeights],
-        base: Mapping[str, Any],
-        label: str,
-        thinning: int,
-    ) -> ProxyLosses:
-        """Losses of every point, evaluated or found."""
-        inputs = {
-            "probes": list(probes),
-            "points": [w.weights for w in points],
+    def _evaluated(self, sweep: Sweep, base: Mapping[str, Any]) -> ProxyLosses:
+        """Losses of every point, evaluated or found; what it costs is booked."""
+        seconds, found = self._swept(sweep, base)
+        held_out = [h.thinned(sweep.thinning) for h in self.held_out]
+        tokens = sum(h.input_ids.size for h in held_out) * (len(sweep.points) + 1)
+        flops = self.evaluating(held_out, len(sweep.points))
+        self.ledger.add(Entry(step=sweep.name, purpose="proxies", tokens=tokens, flops=flops, seconds=seconds))
+        return found
+
+    def _inputs_of(self, sweep: Sweep, base: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "probes": list(sweep.probes),
+            "points": [w.weights for w in sweep.points],
             "backend": self.evaluator.backend,
             **base,
-            **({"thinning": thinning} if thinning > 1 else {}),
+            **({"thinning": sweep.thinning} if sweep.thinning > 1 else {}),
         }
-        held_out = [h.thinned(thinning) for h in self.held_out]
-        file, names = self.store.folder / "tables" / f"sequences-{label}.npz", tuple(h.name for h in held_out)
+
+    def _table(self, name: str) -> Path:
+        return self.store.folder / "tables" / f"sequences-{name}.npz"
+
+    def _losses(self, name: str) -> ProxyLosses | None:
+        return ProxyLosses.load(self._table(name), tuple(h.name for h in self.held_out))
+
+    def _swept(self, sweep: Sweep, base: Mapping[str, Any]) -> tuple[float, ProxyLosses]:
+        """Seconds and losses of a sweep, or of a part of one, evaluated or found."""
 
         def work() -> dict[str, Any]:
+            if self.elsewhere is not None:
+                return self._in_parts(sweep, base, self.elsewhere)
             started = time.perf_counter()
-            evaluator = replace(self.evaluator, held_out=held_out)
-            evaluator.evaluate(list(probes.values()), points, label=label).save(file)
+            evaluator = replace(self.evaluator, held_out=[h.thinned(sweep.thinning) for h in self.held_out])
+            evaluator.evaluate(list(sweep.probes.values()), sweep.points, label=sweep.name).save(
+                self._table(sweep.name)
+            )
             return {"seconds": time.perf_counter() - started}
 
-        result, _ = self.store.step(label, inputs, work, intact=lambda: ProxyLosses.load(file, names) is not None)
-        tokens = sum(h.input_ids.size for h in held_out) * (len(points) + 1)
-        flops = self.evaluating(held_out, len(points))
-        self.ledger.add(Entry(step=label, purpose="proxies", tokens=tokens, flops=flops, seconds=result["seconds"]))
-        found = ProxyLosses.load(file, names)
+        inputs, name = self._inputs_of(sweep, base), sweep.name
+        result, _ = self.store.step(name, inputs, work, intact=lambda: self._losses(name) is not None)
+        found = self._losses(name)
         assert found is not None
-        return found
+        return float(result["seconds"]), found
+
+    def _in_parts(self, sweep: Sweep, base: Mapping[str, Any], elsewhere: Elsewhere) -> dict[str, Any]:
+        """Have a sweep evaluated in as many parts as there are slots, and join them: the bytes do not depend on the cut."""
+        parts = sweep.parts(elsewhere.executor.slots)
+        tasks = [part.handed_out(self._inputs_of(part, base)) for part in parts]
+        elsewhere.do(self.store, tasks, self.runtime.progress, lambda task: self._losses(task.name) is not None)
+        read = [self._losses(part.name) for part in parts]
+        joined([part for part in read if part is not None]).save(self._table(sweep.name))
+        records = [self.store.found(task.name, task.key) or {} for task in tasks]
+        for part in parts:
+            self.store.forget(part.name)
+            self._table(part.name).unlink(missing_ok=True)
+        return {"seconds": sum(float(record["seconds"]) for record in records)}
 
     def _book(self, probe: str, reached: Mapping[str, Any], before: Mapping[str, Any]) -> None:
         """Charge a probe's run, less what was charged when it had been looked at before."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from opmix.compute.flops import ModelShape
 from opmix.data import Rows
+from opmix.errors import TrainingError
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture
 from opmix.probes.evaluation import Evaluation, HeldOut, evaluate, evaluate_proxies
 from opmix.probes.interpolation import Backend
@@ -30,6 +31,8 @@ from opmix.training.objectives import CAUSAL_LM, Objective, Usage
 from opmix.training.plan import TrainingTotals, first_steps, plan_training, training_cost
 
 _SCHEDULE = {"warmup_ratio", "lr_scheduler_kwargs"}
+_AGREE = 1e-3
+"""Nats that the current model's losses may differ by between parts of a sweep: decisions hang on as much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,8 @@ class ProbeTask:
     name: str = "probe_0"
     """Under which the model carries it while it trains."""
     document_mask: bool = False
+    save_every: int | None = None
+    """Steps between further checkpoints, so that another process can go on; None: there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +115,7 @@ def train_probe(task: ProbeTask, runtime: ProbeRuntime) -> TrainingTotals:
                 arguments=plan.arguments,
                 callbacks=[StepProgress(lambda done, _: advance(done, task.stop))],
             )
-            run_training(factory, until(spec, task.stop, key=task.key, usage=usage))
+            run_training(factory, until(spec, task.stop, key=task.key, usage=usage, save_every=task.save_every))
             attached.save(task.out)
     done = plan if task.stop == steps else first_steps(plan, runtime.rows, task.stop)
     length = next(iter(runtime.rows.values())).sequence_length
@@ -150,6 +155,24 @@ class ProxyLosses:
                 )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
+
+
+def joined(parts: Sequence[ProxyLosses]) -> ProxyLosses:
+    """Parts of one sweep, in order of their points.
+
+    Raises:
+        TrainingError: The current model's losses differ between them.
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        if not np.allclose(part.baseline, first.baseline, rtol=0, atol=_AGREE):
+            raise TrainingError(
+                f"the current model's losses are {first.baseline} in one part of a sweep and {part.baseline} in "
+                f"another; expected the same within {_AGREE:g} nats: do all parts on machines of one kind, or without "
+                "`executor`"
+            )
+    nll = tuple(np.concatenate(of_set) for of_set in zip(*(part.points.nll for part in parts), strict=True))
+    return replace(first, points=replace(first.points, nll=nll))
 
 
 @dataclass(frozen=True, kw_only=True)

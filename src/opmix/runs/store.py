@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -53,6 +53,7 @@ class RunStore:
         self._command = command
         self._holder: tuple[int, str] | None = None
         self._released = threading.Event()
+        self._ends = ExitStack()
 
     def __enter__(self) -> Self:
         try:
@@ -69,6 +70,7 @@ class RunStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ends.close()
         self._released.set()
         if self._holder is not None and lock_holder(self.folder) == self._holder:
             self._lock.unlink(missing_ok=True)
@@ -76,6 +78,10 @@ class RunStore:
         unforeseen = isinstance(error, Exception) and not isinstance(error, OpMixError)
         if error is not None and unforeseen and (full := full_disk(error, self.folder)) is not None:
             raise full from error
+
+    def before_release(self, end: Callable[[], None]) -> None:
+        """Have something called before the lock is released, such as the end of processes that write here."""
+        self._ends.callback(end)
 
     def check_command(self) -> None:
         """Refuse a folder that holds a run of another command.
@@ -173,6 +179,10 @@ class RunStore:
         """The result of a finished step with just these inputs (`key` is their fingerprint), or None."""
         record = self.record(name)
         return dict(record["result"]) if record is not None and record["fingerprint"] == key else None
+
+    def forget(self, name: str) -> None:
+        """Remove a step's record, where there is one."""
+        (self.folder / "steps" / f"{name}.json").unlink(missing_ok=True)
 
     def event(self, kind: str, **facts: Any) -> None:
         """Append a line to `events.jsonl`: what happened when, for people and programs that follow a run.

@@ -1,0 +1,24 @@
+"""`opmix task`: the process that does tasks of a run; executors start it, people need not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def task(
+    folder: Annotated[Path, typer.Argument(help="Run folder that tasks were handed out in.")],
+    name: Annotated[str | None, typer.Argument(help="Of the task; none: names are read from standard input.")] = None,
+) -> None:
+    """Do tasks of a run folder; their results are records there."""
+    from opmix.cli.console import quiet_libraries
+    from opmix.execution.worker import do_one, serve
+    from opmix.mixture_search.worker import search_worker
+
+    quiet_libraries()
+    if name is None:
+        serve(folder, lambda: search_worker(folder))
+    else:
+        do_one(folder, name, search_worker(folder))

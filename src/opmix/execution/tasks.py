@@ -1,0 +1,117 @@
+"""A task as a file of the run folder, and the seam to whatever starts it.
+
+    tasks/<name>.json             what is to be done
+    tasks/<name>.progress.json    how far it is, as its process says
+    tasks/<name>.failed.json      an error that would come again
+    steps/<name>.json             its record: the only way a result comes back
+
+No function is pickled and no object travels: a process is told a folder and a name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from opmix import errors
+from opmix.errors import OpMixError, StoreError
+from opmix.runs.files import write_json
+
+_RAISED = ("ConfigError", "DataError", "ModelError", "AdapterError", "TrainingError", "StoreError")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Something to be done by whoever reads it."""
+
+    name: str
+    """Of the record that it leaves."""
+    key: str
+    """Fingerprint of its inputs; the record carries it."""
+    kind: str
+    """What is to be done, such as `probe` or `sweep`."""
+    payload: Mapping[str, Any]
+    """JSON; everything else is in the run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A task whose process has ended, or says that it is done; whether it is, the record says."""
+
+    task: Task
+    error: str | None = None
+    """None: it says that it has finished."""
+    place: str = ""
+    """Slot, node or job, for people."""
+
+
+class Executor(Protocol):
+    """Starts tasks and tells how they ended."""
+
+    @property
+    def slots(self) -> int:
+        """Tasks at once."""
+
+    def run(self, folder: Path, waiting: deque[Task]) -> Generator[Ended | None]:
+        """Start tasks as there is room and yield each as it ends; closing the iterator stops what still runs.
+
+        Args:
+            folder: The run folder.
+            waiting: Taken from the left; whoever iterates may append.
+
+        Yields:
+            What ended; None about twice a second, for whoever wants to look around.
+        """
+
+
+def file_of(folder: Path, name: str, kind: str = "") -> Path:
+    """Where a task lies, or with `kind` (`progress`, `failed`) what its process says of it."""
+    return folder / "tasks" / f"{name}.{kind}.json" if kind else folder / "tasks" / f"{name}.json"
+
+
+def hand_out(folder: Path, task: Task) -> None:
+    """Write a task to be read by the process that does it; what was said of an earlier attempt is forgotten.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    for kind in ("progress", "failed"):
+        file_of(folder, task.name, kind).unlink(missing_ok=True)
+    write_json(file_of(folder, task.name), asdict(task))
+
+
+def read_task(folder: Path, name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        StoreError: There is none, or its file is damaged.
+    """
+    file = file_of(folder, name)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return Task(**{field: content[field] for field in ("name", "key", "kind", "payload")})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StoreError(
+            f"{file}: no task that can be read ({error}); expected what a search with `executor` wrote there: start "
+            "the search, it starts its tasks itself"
+        ) from error
+
+
+def say_failed(folder: Path, task: Task, error: OpMixError) -> None:
+    """Leave an error that would come again however often the task is begun."""
+    write_json(file_of(folder, task.name, "failed"), {"error": type(error).__name__, "message": str(error)})
+
+
+def failure_of(folder: Path, task: Task) -> OpMixError | None:
+    """What `say_failed` left, to be raised; None: nothing."""
+    try:
+        said = json.loads(file_of(folder, task.name, "failed").read_text(encoding="utf-8"))
+        kind, message = str(said["error"]), str(said["message"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    made: OpMixError = getattr(errors, kind)(message) if kind in _RAISED else OpMixError(message)
+    return made

@@ -1,0 +1,79 @@
+"""The process that does tasks: one that it is told by name, or those that it reads from standard input, one after another.
+
+Loading torch and a model takes longer than many tasks; so a process of this machine stays for the next one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import SimpleQueue
+
+from opmix.errors import OpMixError
+from opmix.execution.tasks import Task, file_of, read_task, say_failed
+from opmix.progress import Progress, Silent
+from opmix.runs.progress_file import ProgressFile
+
+Do = Callable[[Task, Progress], None]
+"""Does a task and leaves its record."""
+
+
+def do_one(folder: Path, name: str, do: Do) -> None:
+    """Do the task of that name; an error of ours is also left for whoever waits for the record.
+
+    Raises:
+        OpMixError: It cannot be done.
+    """
+    task = read_task(folder, name)
+    said = file_of(folder, name, "progress")
+    try:
+        do(task, ProgressFile(said, Silent()))
+    except OpMixError as error:
+        say_failed(folder, task, error)
+        raise
+    finally:
+        said.unlink(missing_ok=True)
+
+
+def serve(folder: Path, make: Callable[[], Do]) -> None:
+    """Do the tasks named on standard input until it ends; answer each name on standard output when it is over.
+
+    Everything else that is printed goes to standard error. Where standard input ends in the middle of a task, nobody waits for it any
+    more (`LocalExecutor` was stopped, or has died), and the process ends at once: its checkpoints are whole or not there.
+    """
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    do: Do | None = None
+    idle = threading.Event()
+    for name in _names(idle):
+        try:
+            do = do or make()
+            do_one(folder, name, do)
+        except OpMixError as error:
+            sys.stderr.write(f"{name}: {error}\n")
+            if do is None:  # nothing can be done here: each task says why
+                say_failed(folder, read_task(folder, name), error)
+        idle.set()
+        answers.write(f"{name}\n")
+        answers.flush()
+
+
+def _names(idle: threading.Event) -> Iterator[str]:
+    """Names as they come; `idle` is cleared with each."""
+    names: SimpleQueue[str | None] = SimpleQueue()
+    idle.set()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            idle.clear()
+            names.put(line.strip())
+        if not idle.is_set():
+            os._exit(1)
+        names.put(None)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while (name := names.get()) is not None:
+        yield name

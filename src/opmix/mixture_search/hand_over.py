@@ -1,0 +1,121 @@
+"""Other processes for a search: which GPU each sees, and what they must be told to see the same model and data."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opmix.compute.budget import world_size
+from opmix.config import ModelConfig, SearchConfig
+from opmix.errors import ConfigError
+from opmix.execution.settings import ExecutorSettings
+from opmix.runs.files import write_json
+from opmix.runs.store import RunStore
+from opmix.settings import as_json, changed
+
+if TYPE_CHECKING:  # torch and transformers are imported where they are used
+    from opmix.probes.handed_out import Elsewhere
+    from opmix.training.factory import TrainerFactory
+
+CONTEXT = "tasks/context.json"
+"""Configuration of the search as its processes read it."""
+_COPY = "tasks/copy"
+"""Model and tokenizer that the search was given as objects."""
+
+
+def elsewhere(
+    config: SearchConfig,
+    base: Path,
+    store: RunStore,
+    *,
+    model: Any,
+    given: tuple[Any, Any],
+    make_trainer: TrainerFactory | None,
+) -> Elsewhere | None:
+    """The processes that do a search's works, started when there is something to do; None: this one does.
+
+    Args:
+        config: Of the search.
+        base: Folder that its relative paths start from.
+        store: The run folder; the processes end before its lock is released.
+        model: As it is loaded here.
+        given: Model and tokenizer that the search was given as objects; None where it loaded them itself.
+        make_trainer: The user's own, which no other process can have.
+
+    Raises:
+        ConfigError: The executor cannot do this search; says why.
+    """
+    wanted = config.executor
+    if not wanted.elsewhere:
+        return None
+    if make_trainer is not None:
+        raise ConfigError(
+            f"executor.slots: {wanted.slots}; make_trainer is an object of this process, which others cannot have; "
+            "expected one slot with it"
+        )
+    from opmix.execution.local import LocalExecutor
+    from opmix.probes.evaluation import device_of
+    from opmix.probes.handed_out import Elsewhere
+
+    device = device_of(model).type
+    devices = devices_of(wanted, device)
+    told = changed(config, executor=ExecutorSettings(), model=_told_model(config.model, store, model, given, device))
+
+    copy = store.folder / _COPY
+
+    def prepare() -> None:
+        shutil.rmtree(copy, ignore_errors=True)
+        if given[0] is not None:
+            model.save_pretrained(copy)
+        if given[1] is not None:
+            given[1].save_pretrained(copy)
+        frozen = [] if given[0] is None else [n for n, p in model.named_parameters() if not p.requires_grad]
+        write_json(store.folder / CONTEXT, {"config": as_json(told), "base": str(base.resolve()), "frozen": frozen})
+
+    def release() -> None:
+        executor.close()
+        shutil.rmtree(copy, ignore_errors=True)
+
+    executor = LocalExecutor(wanted.slots, devices=devices, prepare=prepare)
+    store.before_release(release)
+    return Elsewhere(executor=executor, tries=wanted.tries, save_every=wanted.save_every)
+
+
+def devices_of(wanted: ExecutorSettings, device: str) -> list[str]:
+    """GPU of each slot, as `CUDA_VISIBLE_DEVICES` names it; empty: the model is on the CPU.
+
+    Raises:
+        ConfigError: More slots than GPUs, or a launcher's ranks.
+    """
+    if world_size() > 1:
+        raise ConfigError(
+            f"executor.slots: {wanted.slots}; WORLD_SIZE is {world_size()}: expected one of both, ranks that train "
+            "together or slots that train apart"
+        )
+    if device != "cuda":
+        return []
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = [str(n) for n in range(torch.cuda.device_count())] if named is None else named.split(",")
+    if wanted.slots > len(visible):
+        raise ConfigError(f"executor.slots: {wanted.slots}; expected at most {len(visible)}, the GPUs that there are")
+    return [name.strip() for name in visible[: wanted.slots]]
+
+
+def _told_model(wanted: ModelConfig, store: RunStore, model: Any, given: tuple[Any, Any], device: str) -> ModelConfig:
+    """Where the processes find the model as it is here."""
+    copy = str((store.folder / _COPY).resolve())
+    if device == "cuda":
+        wanted = changed(wanted, device="cuda")  # each sees one GPU
+    if given[1] is not None:
+        wanted = changed(wanted, tokenizer=copy)
+    if given[0] is None:
+        return wanted
+    dtype = str(model.dtype).removeprefix("torch.")
+    if dtype not in ("float32", "bfloat16"):
+        raise ConfigError(f"executor.slots: other processes load models in float32 or bfloat16, not in {dtype}")
+    attention = getattr(model.config, "_attn_implementation", None)
+    return changed(wanted, name=copy, revision=None, dtype=dtype, device=device, attn_implementation=attention)
