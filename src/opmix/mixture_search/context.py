@@ -196,7 +196,7 @@ class SearchContext:
         cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
         return prepare_stage(config, tokenizer, base=self.base, cache_dir=cache, progress=self.progress, limit=limit)
 
-    def _session(self, model: Any) -> ProbeSession:
+    def _session(self, model: Any, given: tuple[Any, Any]) -> ProbeSession:
         from opmix.models.load import model_shape
         from opmix.probes.held_out import held_out
         from opmix.probes.session import ProbeSession
