@@ -17,8 +17,10 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from opmix.fit import fit_runs
+from opmix.mixing.decision import decide
 from opmix.mixing.effective_tokens_fit import EffectiveTokensFit, fit_effective_tokens
 from opmix.mixing.law import _START_OFFSETS, fit_law, rank_correlation
+from opmix.mixing.mixture import Mixture
 from opmix.mixing.solver import solve
 from opmix.mixing.swarm import read_swarm
 
@@ -67,6 +69,14 @@ def effective(mixtures: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> E
     return fit_effective_tokens(mixtures, tokens, losses, **told)
 
 
+def large(num_domains: int, num_points: int, num_metrics: int) -> None:
+    """A whole `opmix fit` without its page: laws, draws, their optima and the decision."""
+    mixtures, losses = table(num_domains, num_points, 1)
+    names, metrics = [f"d{i}" for i in range(num_domains)], [f"m{i}" for i in range(num_metrics)]
+    fit = fit_law(mixtures, losses[:, :num_metrics], domains=names, metrics=metrics)
+    decide(fit, candidates={"prior": Mixture.uniform(names)}, reference="prior")
+
+
 def run(mixtures: np.ndarray, y: np.ndarray, start: np.ndarray):
     def jacobian(x: np.ndarray) -> np.ndarray:
         return np.column_stack([np.ones(len(y)), np.exp(mixtures @ x[1:])[:, None] * mixtures])
@@ -102,6 +112,9 @@ def main() -> None:
         print(
             f"effective tokens, {count} domains x 3 looks: fit and leave-one-out {fitted:.0f} ms, 200 draws {drawn:.0f} ms of CPU"
         )
+    for size in ((64, 200, 5), (200, 500, 2), (300, 700, 1)):
+        spent = median_ms(large, *size, repeats=1, clock=time.process_time) / 1e3
+        print(f"{' x '.join(map(str, size))} (domains, runs, metrics): laws, 200 draws, decision {spent:.1f} s of CPU")
     regmix = args.swarms / "regmix"
     if not regmix.exists():
         return

@@ -17,7 +17,7 @@ from opmix.errors import ConfigError
 from opmix.mixing.conic import Objective
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings, Verdict, decide
-from opmix.mixing.law import fit_law
+from opmix.mixing.law import fit_flops, fit_law
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.solver import SolveSettings
 from opmix.mixing.swarm import Directions, Swarm, read_mixtures, read_prior, read_swarm
@@ -32,6 +32,10 @@ from opmix.runs.files import write_text
 from opmix.runs.store import RunStore
 from opmix.settings.loading import nearest
 from opmix.trackers import METRIC_PREFIX, RATIO_PREFIX, read_tracked
+
+_FLOPS = 5e9
+"""Operations a second that a core of about 2020 makes of such fits."""
+_LONG = 10.0
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,13 @@ def fit_runs(
     wanted = read_mixtures(predict, table.domains) if predict is not None else None
     clock.append(time.perf_counter())
     progress = progress or Silent()
+    size = (len(table.points), min(len(table.points), len(table.domains)), len(table.metrics))
+    seconds = fit_flops(*size, (decision or DecisionSettings()).draws) / _FLOPS
+    if seconds > _LONG:
+        progress.note(
+            f"{size[2]} laws of {size[1]} exponents from {size[0]} runs: about {seconds:.0f} seconds; fewer metrics "
+            "(`--metrics`) or domains take less"
+        )
     with progress.task(f"{len(table.metrics)} laws from {len(table.points)} runs", 0):
         fit = fit_law(table.mixtures, table.losses, domains=table.domains, metrics=table.metrics, delta=huber_delta)
     at_prior = fit.law.predict(chosen.weights)[0]

@@ -140,7 +140,7 @@ def decide(
     except InfeasibleError as stopped:
         raise InfeasibleError([*stopped.conflicts, *attainable_limits(fit.law, coordinates, constraints)]) from stopped
     draws = fit.draws(num_draws=rule.draws, seed=rule.seed, noise=noise)
-    optima = solve_draws(draws, coordinates, settings, constraints)
+    optima = solve_draws(draws, coordinates, settings, constraints, optimum.mixture)
 
     scored = {"proposal": optimum.mixture, **{name: m.on(fit.law.domains) for name, m in candidates.items()}}
     P = np.array([m.weights for m in scored.values()])

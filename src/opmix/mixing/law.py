@@ -17,10 +17,21 @@ from opmix.errors import LawError
 from opmix.mixing.least_squares import Parameters, evaluate, fit_batch, huber
 from opmix.mixing.log_linear import LogLinearDraws, LogLinearLaw
 from opmix.mixing.mixture import FloatArray
+from opmix.mixing.refits import refit
 from opmix.protocols.law import LawQuality
 
 RANK_TOLERANCE = 1e-5
 """Singular values of the mixtures below this share of the largest count as zero."""
+
+_MANY = 100
+"""Points above which refits of few exponents stop after a few steps."""
+_WIDE = 32
+"""Exponents above which refits share the fit's matrix (`opmix.mixing.refits`)."""
+
+_TOGETHER = 4096
+"""Refits solved in one batch."""
+_HALVING = (4, 2)
+"""Starts that stay after ten steps each, where a step is dear."""
 
 _START_OFFSETS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
@@ -79,6 +90,18 @@ class LogLinearFit:
         """See `LawFit`."""
         return replace(self, loo=self.problem.losses)
 
+    def _refitted(self, losses: FloatArray) -> Parameters:
+        """The law of every draw's losses (B, M, E), as a batch of B x E."""
+        draws, points, metrics = losses.shape
+        if self.problem.large:
+            parts = [self.problem.refit(losses[:, :, e], self.params.take(np.array([e]))) for e in range(metrics)]
+            fields = ([getattr(part, name) for part in parts] for name in ("c", "z", "gamma"))
+            return Parameters(*(np.stack(f, axis=1).reshape(draws * metrics, *f[0].shape[1:]) for f in fields))
+        Y = losses.transpose(0, 2, 1).reshape(draws * metrics, points)
+        mine = (self.params.c, self.params.z, self.params.gamma)
+        start = Parameters(*(np.tile(a, (draws,) + (1,) * (a.ndim - 1)) for a in mine))
+        return self.problem.solve(Y, start, max_iterations=10 if points > _MANY else 40)[0]
+
     def draws(self, *, num_draws: int = 200, seed: int = 0, noise: FloatArray | None = None) -> LogLinearDraws:
         """Draw laws by a wild bootstrap.
 
@@ -99,10 +122,7 @@ class LogLinearFit:
         losses = self.fitted + multipliers[:, :, None] * self.residuals
         if noise is not None:
             losses = losses + noise
-        Y = losses.transpose(0, 2, 1).reshape(num_draws * num_metrics, points)
-        mine = (self.params.c, self.params.z, self.params.gamma)
-        start = Parameters(*(np.tile(a, (num_draws,) + (1,) * (a.ndim - 1)) for a in mine))
-        params, _ = self.problem.solve(Y, start, max_iterations=10 if points > 100 else 40)
+        params = self._refitted(losses)
         return LogLinearDraws(
             self.law.metrics,
             self.law.domains,
@@ -142,6 +162,16 @@ class LawProblem:
             c_bounds=bounds,
             max_iterations=max_iterations,
         )
+
+    @property
+    def large(self) -> bool:
+        """Whether a matrix for every refit costs more than the refits themselves."""
+        return len(self.Z) > _MANY and self.Z.shape[1] > _WIDE
+
+    def refit(self, Y: FloatArray, at: Parameters, left_out: np.ndarray | None = None) -> Parameters:
+        """Fit B laws to losses (B, M) near one that is fitted, each without the point that it leaves out."""
+        highest = np.maximum(Y.mean(axis=1), 0.0)
+        return refit(self.Z, Y, at, v=self.v, left_out=left_out, delta=self.delta, highest=highest)
 
     def predict(self, params: Parameters) -> FloatArray:
         """Losses at the points under B parameters, (B, M)."""
@@ -210,14 +240,28 @@ def fit_law(
     return LogLinearFit(problem.law(params), quality, fitted.T, loo, problem, params)
 
 
+def fit_flops(points: int, exponents: int, metrics: int, draws: int) -> float:
+    """About how many operations `fit_law` and its draws take, for estimates before long work."""
+    own = points * (exponents**2 + 100.0) * 2  # one step with a matrix of its own; 100: what a point costs besides
+    if points > _MANY and exponents > _WIDE:
+        return metrics * (500 * own + 240.0 * (points + draws) * points * exponents)
+    few, some = (2, 10) if points > _MANY else (40, 40)
+    return metrics * own * (len(_START_OFFSETS) * 200 + points * few + draws * some)
+
+
 def rank_correlation(a: FloatArray, b: FloatArray) -> float:
     """Spearman's rho; NaN-free: 0 where one side is constant."""
-    from scipy.stats import rankdata
-
-    x, y = rankdata(a), rankdata(b)
+    x, y = _ranks(a), _ranks(b)
     x, y = x - x.mean(), y - y.mean()
     scale = float(np.sqrt((x @ x) * (y @ y)))
     return float(x @ y) / scale if scale > 0 else 0.0
+
+
+def _ranks(values: FloatArray) -> FloatArray:
+    """1 for the smallest; equal ones share the mean of their ranks."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: FloatArray = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return ranks
 
 
 def _problem(
@@ -273,37 +317,44 @@ def _multi_start(problem: LawProblem) -> Parameters:
             exponents.append(np.linalg.lstsq(Z * above[:, None], np.log(above) * above, rcond=None)[0])
         constants.append(c)
     num_starts, num_metrics = len(_START_OFFSETS), losses.shape[1]
-    start = Parameters(np.concatenate(constants), np.array(exponents), np.zeros(num_starts * num_metrics))
-    params, objective = problem.solve(np.tile(losses.T, (num_starts, 1)), start, max_iterations=200)
-    objective = np.where(np.isfinite(objective), objective, np.inf).reshape(num_starts, num_metrics)
-    if not np.all(np.isfinite(objective.min(axis=0))):
-        failed = problem.metrics[int(np.argmax(objective.min(axis=0)))]
+    params = Parameters(np.concatenate(constants), np.array(exponents), np.zeros(num_starts * num_metrics))
+    for kept in _HALVING if problem.large else ():
+        params, objective = problem.solve(np.tile(losses.T, (num_starts, 1)), params, max_iterations=10)
+        params, num_starts = _best(problem, params, objective, kept), kept
+    params, objective = problem.solve(np.tile(losses.T, (num_starts, 1)), params, max_iterations=200)
+    return _best(problem, params, objective, 1)
+
+
+def _best(problem: LawProblem, params: Parameters, objective: FloatArray, num: int) -> Parameters:
+    """The `num` best of several starts of every evaluation set."""
+    num_metrics = len(problem.metrics)
+    found = np.where(np.isfinite(objective), objective, np.inf).reshape(-1, num_metrics)
+    if not np.all(np.isfinite(found.min(axis=0))):
+        failed = problem.metrics[int(np.argmax(found.min(axis=0)))]
         raise LawError(f"metric {failed!r}: no start converged; look at its losses for outliers or wrong units")
-    best = objective.argmin(axis=0) * num_metrics + np.arange(num_metrics)
-    return params.take(best)
+    best = np.argsort(found, axis=0, kind="stable")[:num]
+    return params.take((best * num_metrics + np.arange(num_metrics)).ravel())
 
 
 def _leave_one_out(problem: LawProblem, params: Parameters) -> FloatArray:
     """Every point predicted by the law refitted without it, (M, E); warm-started refits.
 
-    Up to 100 points the refits run to convergence. Beyond, one point moves little and two steps do: on RegMix's 512 runs, whose
-    residuals sit far out in Huber's linear part, that is 2-5 % below the converged error.
+    Up to 100 points the refits run to convergence, and where there are many exponents. Else one point moves little and two steps do: on
+    RegMix's 512 runs, whose residuals sit far out in Huber's linear part, that is 2-5 % below the converged error.
     """
     points, num_metrics = problem.losses.shape
-    loo = np.empty_like(problem.losses)
-    weights = 1.0 - np.eye(points)
-    for e in range(num_metrics):
-        start = Parameters(
-            np.repeat(params.c[e], points),
-            np.repeat(params.z[e : e + 1], points, axis=0),
-            np.repeat(params.gamma[e], points),
-        )
-        refits, _ = problem.solve(
-            np.tile(problem.losses[:, e], (points, 1)),
-            start,
-            weights=weights,
-            max_iterations=2 if points > 100 else 40,
-        )
-        loo[:, e] = np.diag(problem.predict(refits))
+    loo, nobody = np.empty_like(problem.losses), np.arange(points)
+    together = 1 if problem.large else max(1, _TOGETHER // points)
+    for first in range(0, num_metrics, together):
+        some = np.arange(first, min(first + together, num_metrics))
+        losses = np.repeat(problem.losses[:, some].T, points, axis=0)
+        if problem.large:
+            refits = problem.refit(losses, params.take(some), nobody)
+        else:
+            start = params.take(np.repeat(some, points))
+            weights, steps = np.tile(1.0 - np.eye(points), (len(some), 1)), 2 if points > _MANY else 40
+            refits, _ = problem.solve(losses, start, weights=weights, max_iterations=steps)
+        told = problem.predict(refits).reshape(len(some), points, points)
+        loo[:, some] = np.diagonal(told, axis1=1, axis2=2).T
     # Far from the points that are left a law may run away; past ten times the largest loss it only says "far worse".
     return np.minimum(loo, 10 * problem.losses.max(axis=0))

@@ -188,7 +188,8 @@ def _step(
     if kron is not None:
         normal[:, 2:, 2:] = (squares @ kron).reshape(batch, rank, rank)
     else:
-        normal[:, 2:, 2:] = np.einsum("bm,mk,ml->bkl", squares, Z, Z, optimize=True)
+        for b in range(batch):  # one product each: all at once would hold B M K numbers
+            normal[b, 2:, 2:] = (Z.T * squares[b]) @ Z
     right[:, 0] = (robust * residual).sum(axis=1)
     right[:, 2:] = (weighted_growth * residual) @ Z
     if v is not None:

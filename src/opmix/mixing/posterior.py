@@ -10,7 +10,9 @@ import numpy.typing as npt
 
 from opmix.errors import InfeasibleError, SolverError
 from opmix.mixing.constraints import Constraints
-from opmix.mixing.mixture import FloatArray
+from opmix.mixing.free_optima import free_optima
+from opmix.mixing.log_linear import LogLinearDraws
+from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.solver import Coordinates, SolveSettings, solve
 from opmix.protocols.law import LawDraws
 
@@ -32,11 +34,28 @@ class MixtureDraws:
 
 
 def solve_draws(
-    draws: LawDraws, coordinates: Coordinates, settings: SolveSettings, constraints: Constraints
+    draws: LawDraws,
+    coordinates: Coordinates,
+    settings: SolveSettings,
+    constraints: Constraints,
+    near: Mixture | None = None,
 ) -> MixtureDraws:
-    """Solve the mixture problem under every drawn law."""
+    """Solve the mixture problem under every drawn law.
+
+    Args:
+        draws: The laws.
+        coordinates: What can be varied.
+        settings: Objective, KL, prior.
+        constraints: What the mixture must obey.
+        near: The optimum of the law itself, to begin from.
+    """
     optima, kept = [], []
+    known = _free(draws, coordinates, settings, constraints, near)
     for index in range(len(draws)):
+        if known is not None and np.isfinite(known[index]).all():
+            optima.append(known[index])
+            kept.append(index)
+            continue
         try:
             answer = solve(
                 draws.law(index),
@@ -56,6 +75,31 @@ def solve_draws(
             "point estimate; loosen the loss limits, which sit inside the law's noise"
         )
     return MixtureDraws(draws.domains, np.array(optima), len(draws) - len(kept), np.array(kept, dtype=np.intp))
+
+
+def _free(
+    draws: LawDraws,
+    coordinates: Coordinates,
+    settings: SolveSettings,
+    constraints: Constraints,
+    near: Mixture | None,
+) -> FloatArray | None:
+    """Optima (B, D) where no constraint binds, NaN elsewhere; None where every draw needs the conic solver."""
+    prior = (settings.prior or Mixture.uniform(draws.domains)).on(draws.domains).weights
+    free = coordinates.names == coordinates.domains and settings.objective in ("mean", "weighted")
+    if not (isinstance(draws, LogLinearDraws) and free and settings.kl > 0 and prior.min() > 0):
+        return None
+    omega = settings.weights(len(draws.metrics))
+    found = free_optima(draws.t, omega, settings.kl, prior, prior if near is None else near.weights)
+    broken = ~np.isfinite(found).all(axis=1)
+    for row in constraints.rows(draws.domains):
+        broken |= ~(found @ row.row <= row.bound)
+    if constraints.max_loss:
+        told = draws.predict_each(np.where(broken[:, None], prior, found)[:, None])[:, 0]
+        for metric, limit in constraints.max_loss.items():
+            broken |= ~(told[:, draws.metrics.index(metric)] <= limit)
+    found[broken] = np.nan
+    return found
 
 
 def percentiles(values: FloatArray, level: float) -> tuple[float, float]:
