@@ -55,7 +55,9 @@ class _Factors:
         without[:, 0] = 0.0
         return cls(J, factors[0], factors[1], cho_solve(factors[0], J.T).T, cho_solve(factors[1], without.T).T)
 
-    def solved(self, gradient: FloatArray, *, held: np.ndarray, left_out: np.ndarray | None, weight: FloatArray) -> FloatArray:
+    def solved(
+        self, gradient: FloatArray, *, held: np.ndarray, left_out: np.ndarray | None, weight: FloatArray
+    ) -> FloatArray:
         """The inverse matrix on gradients (B, 2 + K), the constant held where `held`."""
         gradient = np.where(held[:, None] & _constant(gradient), 0.0, gradient)
         step = np.where(held[:, None], cho_solve(self.held, gradient.T).T, cho_solve(self.free, gradient.T).T)
@@ -123,7 +125,11 @@ def refit(
     for _ in range(_ITERATIONS):
         held = (theta[on, 0] <= 0) & (slope[on, 0] > 0) | (theta[on, 0] >= highest[on]) & (slope[on, 0] < 0)
         without = None if left_out is None else left_out[on]
-        step = -memory.applied(on, np.where(held[:, None] & _constant(theta), 0.0, slope[on]), partial(factors.solved, held=held, left_out=without, weight=robust))
+        step = -memory.applied(
+            on,
+            np.where(held[:, None] & _constant(theta), 0.0, slope[on]),
+            partial(factors.solved, held=held, left_out=without, weight=robust),
+        )
         trial = _inside(theta[on] + length[on, None] * step, highest[on])
         found, there = told(trial, on)
         better = found <= value[on]
@@ -157,7 +163,9 @@ class _Memory:
             kept[-1, on] = new
         product = np.einsum("bk,bk->b", step, change)
         self.weights[:-1, on] = self.weights[1:, on]
-        self.weights[-1, on] = np.where(product > 1e-12 * np.einsum("bk,bk->b", change, change), 1 / np.maximum(product, 1e-300), 0.0)
+        self.weights[-1, on] = np.where(
+            product > 1e-12 * np.einsum("bk,bk->b", change, change), 1 / np.maximum(product, 1e-300), 0.0
+        )
 
     def forget(self, on: np.ndarray) -> None:
         self.weights[:, on] = 0.0

@@ -164,7 +164,10 @@ def test_long_work_is_foretold(monkeypatch, tmp_path):
 
     shares, losses = table(domains=3, points=12, metrics=1)
     header = ["run", *(f"ratio_d{i}" for i in range(3)), "loss_m"]
-    rows = [f"r{i}," + ",".join(map(repr, map(float, [*p, *y]))) for i, (p, y) in enumerate(zip(shares, losses))]
+    rows = [
+        f"r{i}," + ",".join(map(repr, map(float, [*p, *y])))
+        for i, (p, y) in enumerate(zip(shares, losses, strict=True))
+    ]
     (tmp_path / "t.csv").write_text("\n".join([",".join(header), *rows]))
     told = []
 
