@@ -149,10 +149,10 @@ def fit_runs(
     clock.append(time.perf_counter())
     progress = progress or Silent()
     size = (len(table.points), min(len(table.points), len(table.domains)), len(table.metrics))
-    seconds = fit_flops(*size, (decision or DecisionSettings()).draws) / _FLOPS
-    if seconds > _LONG:
+    foreseen = fit_flops(*size, (decision or DecisionSettings()).draws) / _FLOPS
+    if foreseen > _LONG:
         progress.note(
-            f"{size[2]} laws of {size[1]} exponents from {size[0]} runs: about {seconds:.0f} seconds; fewer metrics "
+            f"{size[2]} laws of {size[1]} exponents from {size[0]} runs: about {foreseen:.0f} seconds; fewer metrics "
             "(`--metrics`) or domains take less"
         )
     with progress.task(f"{len(table.metrics)} laws from {len(table.points)} runs", 0):

@@ -55,7 +55,8 @@ def free_optima(t: FloatArray, omega: FloatArray, kl: float, prior: FloatArray, 
 
 
 def _exponents(laws: FloatArray, p: FloatArray) -> FloatArray:
-    return np.minimum(np.einsum("bed,bd->be", laws, p), _LARGEST)
+    exponents: FloatArray = np.minimum(np.einsum("bed,bd->be", laws, p), _LARGEST)
+    return exponents
 
 
 def _inverse(S: FloatArray, right: FloatArray) -> FloatArray:
