@@ -63,9 +63,12 @@ def _inverse(S: FloatArray, right: FloatArray) -> FloatArray:
     """`(I + S^T S)^-1 right` for batches of (E, D) and (D, 2), by the smaller of the two dimensions."""
     metrics, domains = S.shape[1:]
     turned = np.swapaxes(S, 1, 2)
+    found: FloatArray
     if metrics < domains:
-        return right - turned @ np.linalg.solve(np.eye(metrics) + S @ turned, S @ right)
-    return np.linalg.solve(np.eye(domains) + turned @ S, right)
+        found = right - turned @ np.linalg.solve(np.eye(metrics) + S @ turned, S @ right)
+    else:
+        found = np.linalg.solve(np.eye(domains) + turned @ S, right)
+    return found
 
 
 def _moved(

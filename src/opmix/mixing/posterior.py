@@ -91,13 +91,13 @@ def _free(
         return None
     omega = settings.weights(len(draws.metrics))
     found = free_optima(draws.t, omega, settings.kl, prior, prior if near is None else near.weights)
-    broken = np.isnan(found).any(axis=1)
+    broken = np.asarray(np.isnan(found).any(axis=1))
     for row in constraints.rows(draws.domains):
-        broken = broken | ~np.less_equal(found @ row.row, row.bound)
+        broken |= ~np.less_equal(found @ row.row, row.bound)
     if constraints.max_loss:
         told = draws.predict_each(np.where(broken[:, None], prior, found)[:, None])[:, 0]
         for metric, limit in constraints.max_loss.items():
-            broken = broken | ~np.less_equal(told[:, draws.metrics.index(metric)], limit)
+            broken |= ~np.less_equal(told[:, draws.metrics.index(metric)], limit)
     found[broken] = np.nan
     return found
 
