@@ -67,7 +67,7 @@ def _inverse(S: FloatArray, right: FloatArray) -> FloatArray:
     if metrics < domains:
         found = right - turned @ np.linalg.solve(np.eye(metrics) + S @ turned, S @ right)
     else:
-        found = np.linalg.solve(np.eye(domains) + turned @ S, right)
+        found = np.asarray(np.linalg.solve(np.eye(domains) + turned @ S, right), dtype=np.float64)
     return found
 
 
