@@ -81,7 +81,10 @@ class BudgetConfig:
 class SolveConfig:
     """Objective and constraints of the convex problem."""
 
-    objective: Literal["mean", "weighted", "worst_case"] = "mean"
+    objective: Literal["mean", "weighted", "worst_case", "perplexity"] = "mean"
+    """Of the targets where there are any, else of the domains; `perplexity`: the mean of exp(loss), in which hard sets count more."""
+    unit: Literal["nats", "bpb"] = "nats"
+    """What a mean is taken of: nats per token, or bits per byte, whatever the tokenizer; of a question always what it is."""
     weights: dict[str, NotNegative] = field(default_factory=dict)
     kl: NotNegative | None = None
     """None: 0.05 nats (paper's code) with the log-linear law; a tenth of the foretold spread with effective tokens."""
@@ -96,6 +99,13 @@ class SolveConfig:
     loss_limits: dict[str, Annotated[float, Field(gt=-100)]] | Literal["none"] = field(default_factory=dict)
     """Domain or target: highest allowed loss, in percent above the current model's (0: no forgetting at all). With targets, domains that
     are not named may rise by 5 %; `none` lifts that."""
+
+    def __post_init__(self) -> None:
+        if self.unit == "bpb" and self.objective in ("worst_case", "perplexity"):
+            raise ConfigError(
+                f"unit: 'bpb' with objective {self.objective!r}, which compares nats per token; expected objective mean "
+                "or weighted, or unit nats"
+            )
 
     def unknown_names(self, known: Sequence[str], targets: Collection[str] = ()) -> Iterator[str]:
         """A sentence for every domain or target named here that is not known."""

@@ -228,6 +228,8 @@ def _search_settings(search: SearchConfig) -> dict[str, Any]:
         content["targets"] = {n: {"weight": t.weight, "family": t.family} for n, t in search.targets.items()}
     if content["objective"] != "sdft":
         content.pop("sdft")
+    if search.solve.unit == "nats":  # runs from before there was another
+        content["solve"] = {k: v for k, v in content["solve"].items() if k != "unit"}
     if not search.adaptive:
         content["probes"] = {k: v for k, v in content["probes"].items() if k not in _ADAPTIVE}
     return {**content, "trainer": _telling(content["trainer"])}

@@ -128,8 +128,11 @@ class SearchContext:
         """See `MethodContext`."""
         solve = self.config.solve
         objective, omega = solve.objective, None
-        if self.config.targets or objective == "weighted":
+        if self.config.targets or objective == "weighted" or (objective == "perplexity" and solve.weights):
             omega = objective_weights(self.config.targets, solve.weights, metrics)
+        if solve.unit == "bpb":  # a mean of bits per byte is one of nats per token with other weights
+            size = self.prepared.bytes_per_token
+            omega = (np.ones(len(metrics)) if omega is None else omega) / [size.get(m, 1.0) for m in metrics]
         if omega is not None and objective == "worst_case":  # sets without a weight are never the worst
             baseline = np.where(omega > 0, baseline, np.inf)
         return SolveSettings(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from opmix.compute.budget import sequences_per_step, world_size
 from opmix.config import SearchConfig
@@ -18,10 +16,10 @@ from opmix.errors import InfeasibleError
 from opmix.mixing.design import StageDesign, coordinates_of
 from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import Mixture
-from opmix.mixing.solver import solve
+from opmix.mixing.solver import SolveSettings, solve
 from opmix.mixture_search.context import SearchContext
 from opmix.mixture_search.estimate import DomainSize, estimate_search
-from opmix.mixture_search.feasible import problem_of
+from opmix.mixture_search.feasible import prior_of, problem_of
 from opmix.preflight.checks import Findings
 from opmix.preflight.model_facts import ModelFacts
 from opmix.progress import Silent
@@ -189,11 +187,9 @@ def _check_constraints(context: SearchContext, known: Mapping[str, Size], findin
     """Solve a flat problem, as the search itself does before it trains; here with estimated tokens."""
     names = context.names
     available = {n: t for n, t in context.stage.available_tokens.items() if n in known}
-    metrics = [*names, *context.config.targets]
 
     def attempt(slack: float) -> None:
-        asked = context.solve_settings(np.zeros(len(metrics)), metrics)
-        settings = replace(asked, objective="mean", omega=None, reference=None)
+        settings = SolveSettings(kl=context.config.kl, prior=prior_of(context.config, context.stage))
         solve(
             LogLinearLaw.flat(names),
             coordinates=coordinates_of(names, context.old, context.config.new_domains),

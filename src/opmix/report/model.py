@@ -139,7 +139,7 @@ def build_model(data: ReportData) -> Model | None:
     if not np.isfinite([*document.mixture.values(), document.settings.kl]).all():
         raise StoreError("mixture.json: a share, a law or the KL weight is not finite; run the command again")
     coordinates, A = _coordinates(document, domains)
-    chosen = document.settings.weights if document.settings.objective == "weighted" else None
+    chosen = document.settings.weights if document.settings.objective in ("weighted", "perplexity") else None
     weights = np.array([(chosen or {}).get(m, 0.0 if chosen else 1.0) for m in metrics])
     made = Model(
         domains=domains,

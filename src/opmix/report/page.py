@@ -226,6 +226,8 @@ def _whatif(data: ReportData, model: Model) -> tuple[Html, Html]:
     limits = (
         " The live solve knows ceilings only, not the run's other constraints." if document.settings.constraints else ""
     )
+    if document.settings.objective == "perplexity":
+        limits += " It minimises the mean loss; the search minimised the mean perplexity."
     even = np.ptp(model.weights) < 1e-12
     parts = {
         "units": join([document.units]),

@@ -1,11 +1,12 @@
 """A life with targets: measured beside the domains, never trained on, known to status, report and verify."""
 
 import pytest
-from lives import NAMES, Toys, content, stage
+from lives import NAMES, Toys, content, facts, life, stage
 
 from opmix.errors import ConfigError
 from opmix.lifecycle.loading import LifecycleConfig
 from opmix.lifecycle.status import run_status
+from opmix.lifecycle.steps import chain
 from opmix.mixture_search.verify import verify_run
 from opmix.settings.loading import validated
 from opmix.testing import write_toy_domains
@@ -88,3 +89,13 @@ def test_what_is_wrong_with_a_stages_targets_is_said_at_once(targets, said):
     one, two = stage("one", 8, domains=["alpha", "beta"], prefix=0.5), stage("two", 4, add=["gamma"], targets=targets)
     with pytest.raises(ConfigError, match=said):
         validated(LifecycleConfig, content(one, two, targets={"manual": "dev.jsonl"}))
+
+
+def test_settings_that_are_left_alone_change_no_key_of_older_runs():
+    found = [step for step in chain(life(), facts(), 0) if step.kind == "search"]
+    assert found
+    for step in found:
+        assert "unit" not in step.settings["search"]["solve"]
+        assert "targets" not in step.settings["search"]
+    bits = [step for step in chain(life(solve={"unit": "bpb"}), facts(), 0) if step.kind == "search"]
+    assert [step.settings["search"]["solve"]["unit"] for step in bits] == ["bpb"] * len(found)

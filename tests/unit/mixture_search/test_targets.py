@@ -1,6 +1,8 @@
 """Targets: metrics without a domain, in the settings, the objective, the data and a whole small search."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +13,12 @@ from opmix.errors import ConfigError, InfeasibleError
 from opmix.mixing.attainable import attainable_limits
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.log_linear import LogLinearLaw
+from opmix.mixing.paired import objective_values
 from opmix.mixing.solver import Coordinates, SolveSettings, solve
+from opmix.mixture_search.context import SearchContext
+from opmix.mixture_search.feasible import problem_of
 from opmix.progress import Silent
+from opmix.runs.store import RunStore
 from opmix.target import objective_weights
 from opmix.testing import tiny_chat_tokenizer, tiny_model, tiny_tokenizer, write_toy_chats, write_toy_domains
 from opmix.training.settings import DistillationSettings
@@ -164,3 +170,54 @@ def test_a_search_for_a_target_takes_more_of_the_domain_that_is_like_it(toy, tmp
 def test_a_target_that_is_trained_on_is_refused_before_any_training(toy):
     with pytest.raises(ConfigError, match="is what domain 'beta' trains on"):
         searched(toy, targets={"manual": toy[1]["beta"]})
+
+
+def asked(config, bytes_per_token, tmp_path):
+    """What a search with these bytes per token would minimise."""
+    context = SearchContext(config, tmp_path, RunStore(tmp_path), Silent(), None)
+    context.prepared = SimpleNamespace(bytes_per_token=bytes_per_token)
+    context.stage = problem_of(config, dict.fromkeys(config.domains, 10_000))
+    metrics = [*config.domains, *config.targets]
+    return context.solve_settings(np.full(len(metrics), 3.0), metrics)
+
+
+def test_a_mean_in_bits_per_byte_is_one_in_nats_with_other_weights(tmp_path):
+    sizes = {"web": 4.0, "code": 2.0, "dev": 3.0}  # the exam's losses are of questions
+    config = config_of(
+        targets={"dev": "dev.jsonl", "exam": {"valid": "exam.jsonl", "kind": "choice", "weight": 2}},
+        solve={"unit": "bpb", "weights": {"web": 0.2}},
+    )
+    settings = asked(config, sizes, tmp_path)
+    assert settings.objective == "weighted"
+    losses = np.array([[3.0, 2.0, 2.5, 1.1], [2.9, 2.2, 2.4, 1.0]])
+    bits = losses / np.log(2) / np.array([4.0, 2.0, 3.0, 1.0])
+    wanted = bits @ np.array([0.2, 0.0, 1.0, 2.0])
+    told = objective_values(losses, settings)
+    assert told[1] / told[0] == pytest.approx(wanted[1] / wanted[0])
+    plain = asked(config_of(solve={"unit": "bpb"}), sizes, tmp_path)
+    np.testing.assert_allclose(plain.weights(2), [1 / 3, 2 / 3])
+
+
+def test_the_mean_perplexity_of_targets_is_minimised_where_that_is_asked(tmp_path):
+    config = config_of(
+        targets={"dev": "dev.jsonl", "manual": "m.jsonl"}, solve={"objective": "perplexity", "loss_limits": "none"}
+    )
+    settings = asked(config, {}, tmp_path)
+    assert settings.objective == "perplexity"
+    law = LogLinearLaw(
+        ("web", "code", "dev", "manual"), ("web", "code"), np.full(4, 1.0),
+        np.array([[0.0, 0.0], [0.0, 0.0], [-0.2, 0.6], [1.4, -0.1]]), np.zeros(4), 9,
+    )  # fmt: skip
+    shares = np.linspace(0, 1, 2001)
+    grid = np.stack([shares, 1 - shares], axis=1)
+    perplexity = np.exp(law.predict(grid))[:, 2:].mean(axis=1)
+    found = solve(law, settings=replace(settings, kl=0.0)).mixture
+    assert found["web"] == pytest.approx(shares[perplexity.argmin()], abs=1e-3)
+    mean = solve(law, settings=replace(settings, kl=0.0, objective="weighted")).mixture
+    assert abs(mean["web"] - found["web"]) > 0.02  # the hard set counts more
+
+
+@pytest.mark.parametrize("objective", ["worst_case", "perplexity"])
+def test_bits_per_byte_are_refused_where_nats_are_compared(objective):
+    with pytest.raises(ConfigError, match=f"solve.unit: 'bpb' with objective '{objective}'"):
+        config_of(solve={"unit": "bpb", "objective": objective})
