@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from opmix.mixing.mixture import Mixture
+from opmix.mixing.solver import SolveSettings
 from opmix.protocols.mixing_method import DecisionProblem
 from opmix.protocols.trials import Trials
 
@@ -41,6 +42,12 @@ class FakeBench:
     interference: float = 0.0
     asked: list = field(default_factory=list)
     tokens_per_step: float = 1000.0
+    targets: tuple = ()
+    """Further columns of the law; the first is all that counts."""
+
+    def solve_settings(self, baseline, metrics):
+        omega = np.array([float(m == self.targets[0]) for m in metrics])
+        return SolveSettings(objective="weighted", omega=omega, reference=baseline)
 
     def losses(self, shares, tokens, label=""):
         shares = np.atleast_2d(shares)
@@ -72,6 +79,7 @@ class FakeBench:
     def _trials(self, mixtures, losses, proxy):
         uniform = np.full((1, len(self.stage.domains)), 1 / len(self.stage.domains))
         return Trials(
-            metrics=self.stage.domains, mixtures=tuple(mixtures), losses=losses, standard_errors=np.full_like(losses, self.noise),
+            metrics=(*self.stage.domains, *self.targets), mixtures=tuple(mixtures), losses=losses,
+            standard_errors=np.full_like(losses, self.noise),
             baseline=self.law(uniform, proxy.tokens)[0] + 0.5,
         )  # fmt: skip

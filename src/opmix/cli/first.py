@@ -62,6 +62,12 @@ def init(
     tokens: Annotated[
         float | None, typer.Option("--tokens", help="Training tokens of the next stretch (2e9); else all there are.")
     ] = None,
+    target: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--target", help="File or folder that the mixture is for; may be repeated. Else a folder targets/."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("search.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
@@ -76,7 +82,13 @@ def init(
 
     with Display() as display:
         result = first_config(
-            folder, out, model=model, tokens=None if tokens is None else round(tokens), force=force, progress=display
+            folder,
+            out,
+            model=model,
+            tokens=None if tokens is None else round(tokens),
+            targets=target or [],
+            force=force,
+            progress=display,
         )
     show_first_config(result)
 
@@ -192,6 +204,8 @@ def show_first_config(result: FirstConfig) -> None:
         files = f"{train.files} file{'s' if train.files > 1 else ''}{field}"
         table.add_row(each.name, count(train.documents), count(train.tokens), held, files)
     console.print(table)
+    if result.config.targets:
+        console.print(f"targets, never trained on: {', '.join(result.config.targets)}", soft_wrap=True)
     for each in result.left_out:
         console.print(f"left out: {each.problem}", style="yellow", soft_wrap=True)
     for note in result.notes:

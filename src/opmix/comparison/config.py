@@ -20,6 +20,8 @@ from opmix.settings import Given, PartOf, changed, inline, keys_of, overlaid, se
 from opmix.settings.loading import nearest, read_yaml, under, validated
 from opmix.training.arguments import typed_arguments
 
+_SERVED = frozenset({"held_out", "gradients"})
+"""Signals of what an online mixer serves."""
 _NOT_THEIRS = ("name", "domains", "add", "drop", "tokens", "mixture")
 """What makes a stage the same for all methods."""
 
@@ -62,11 +64,6 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         problems = [*self._method_problems(), *self._stage_problems()]
-        if self.life.search.targets:
-            problems.append(
-                "targets: methods are compared on the domains alone so far; remove it, or use `opmix search` or `opmix "
-                "run`"
-            )
         if self.reference is not None and self.reference not in self.methods:
             problems.append(f"reference: unknown entrant{nearest(self.reference, list(self.methods))}")
         if problems:
@@ -129,9 +126,15 @@ class CompareConfig:
                 yield f"{where}: no such setting; what a search does is set by `stage: {{probes: ..., proxies: ...}}`"
                 continue
             try:
-                self.method(name)
+                made = self.method(name)
             except ConfigError as error:
                 yield from (f"methods.{problem}" for problem in error.problems)
+                continue
+            if self.life.targets and _SERVED & getattr(made, "signals", frozenset()):
+                yield (
+                    f"methods.{name}: {METHODS[method].title} serves the domains' own held-out sets as it trains and "
+                    "cannot be told of targets; remove it, or the targets"
+                )
             for key in entrant.stage:
                 if key in _NOT_THEIRS:
                     yield f"methods.{name}.stage.{key}: is the same for all methods; remove it"

@@ -15,6 +15,7 @@ from opmix.lifecycle.tables import csv_text, spread
 from opmix.results.lives import write_comparison
 from opmix.runs.files import plain, write_text
 from opmix.runs.store import RunStore
+from opmix.target import objective_weights
 
 Lives = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]
 """Entrant, seed: its stages as `opmix.lifecycle.tables.stage_json` keeps them, the shared ones first."""
@@ -42,6 +43,7 @@ def compare_json(config: CompareConfig, lives: Lives) -> dict[str, Any]:
             "kind": "compare",
             "units": "nats per token",
             "split": "test",
+            **({"judged_by": list(config.life.targets_of(config.life.stages[-1]))} if config.life.targets else {}),
             "reference": config.first,
             "contested": names[config.contested :],
             "shared": names[: config.contested],
@@ -55,6 +57,7 @@ def _life(config: CompareConfig, stages: Sequence[Mapping[str, Any]]) -> dict[st
     """One entrant's life from one seed."""
     last, first = stages[-1], config.contested
     losses = {d: x["after"] for d, x in last["losses"]["test"].items()}
+    judged = [_judged(config, index, stage) for index, stage in enumerate(stages)]
     return {
         "stages": [
             {k: s[k] for k in ("name", "folder", "tokens", "mixture", "losses", "forgetting", "scores", "cost")}
@@ -62,8 +65,9 @@ def _life(config: CompareConfig, stages: Sequence[Mapping[str, Any]]) -> dict[st
         ],
         "losses": losses,
         "errors": {d: x["error"] for d, x in last["losses"]["test"].items()},
-        "mean_loss": fmean(losses.values()),
-        "mean_loss_by_stage": [fmean(x["after"] for x in s["losses"]["test"].values()) for s in stages[first:]],
+        **({} if "targets" not in last else {"targets": {t: x["after"] for t, x in last["targets"]["test"].items()}}),
+        "mean_loss": judged[-1],
+        "mean_loss_by_stage": judged[first:],
         "forgetting": forgetting(stages),
         "scores": {d: s["after"]["share"] for d, s in last["scores"].items() if s["after"]},
         "cost": {
@@ -75,6 +79,19 @@ def _life(config: CompareConfig, stages: Sequence[Mapping[str, Any]]) -> dict[st
             for what in ("tokens", "flops")
         },
     }
+
+
+def _judged(config: CompareConfig, index: int, stage: Mapping[str, Any]) -> float:
+    """The mean test loss that a stage is judged by: of its targets as they are weighed where it has any, else of the domains."""
+    losses = {d: x["after"] for d, x in stage["losses"]["test"].items()}
+    told = config.life.stages[index]
+    targets = config.life.targets_of(told)
+    if not targets:
+        return fmean(losses.values())
+    losses |= {t: x["after"] for t, x in stage["targets"]["test"].items()}
+    solve = config.life.settings_of(told, stage["domains"]).solve
+    weights = objective_weights(targets, solve.weights, list(losses))
+    return float(weights @ list(losses.values()) / weights.sum())
 
 
 def forgetting(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -47,4 +47,6 @@ def entrant_chain(config: CompareConfig, name: str, data: DataFacts, seed: int) 
 def _common(search: Mapping[str, Any]) -> dict[str, Any]:
     """What any method may read of a decision's settings."""
     kept = {k: v for k, v in search.items() if k not in _SEARCH_ONLY}
+    if "targets" in search:  # what any method then minimises
+        kept["solve"] = {k: search["solve"][k] for k in ("objective", "weights", "unit") if k in search["solve"]}
     return {**kept, "proxies": {k: search["proxies"][k] for k in ("eval_sequences", "batch_tokens")}}

@@ -134,7 +134,8 @@ def comparison_table(content: Mapping[str, Any]) -> Html:
     seeds = max(r["seeds"] for r in rows)
     head = ["Method", "Test loss", "", f"Against {content['reference']}", "Forgotten", "FLOPs"]
     said = f"mean ± standard deviation over {seeds} seeds, differences paired by seed" if seeds > 1 else "one seed"
-    return table(head, made, caption=f"Mean over domains, nats per token; {said}")
+    over = "targets, as they are weighed" if content.get("judged_by") else "domains"
+    return table(head, made, caption=f"Mean over {over}, nats per token; {said}")
 
 
 def _interval(r: Row) -> tuple[float, float] | None:
@@ -148,7 +149,17 @@ def _domains(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
     names = list(next(iter(content["entrants"][rows[0]["entrant"]]["seeds"].values()))["losses"])
     made = [row(r["entrant"], *(number(_mean(content, r, "losses", d)) for d in names)) for r in rows]
     shown = table(["Method", *names], made, caption="Test loss at the end, mean over seeds, nats per token")
-    return el("section", el("h2", "Domain by domain"), shown, id="domains")
+    return el("section", el("h2", "Domain by domain"), _targets(content, rows), shown, id="domains")
+
+
+def _targets(content: Mapping[str, Any], rows: Sequence[Row]) -> Html | None:
+    """Test losses of the targets, where there are any."""
+    names = list(next(iter(_lives(content, rows[0]))).get("targets", ()))
+    if not names:
+        return None
+    made = [row(r["entrant"], *(number(_mean(content, r, "targets", t)) for t in names)) for r in rows]
+    judging = ", ".join(content.get("judged_by", ())) or "none"
+    return table(["Method", *names], made, caption=f"Targets, never trained on; judged by: {judging}")
 
 
 def _forgetting(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from opmix.runs.files import write_text
 from opmix.scaffold.domains import DomainDraft, draft
 from opmix.scaffold.layout import domain_names, find_domains
 from opmix.scaffold.render import HELD_OUT_SEQUENCES, Settings, render
+from opmix.scaffold.targets import FOLDER, find_targets
 
 _LONGEST, _SHORTEST = 1024, 16
 _BATCH = 8
@@ -45,6 +47,7 @@ def first_config(
     *,
     model: str | None = None,
     tokens: int | None = None,
+    targets: Sequence[Path] = (),
     force: bool = False,
     progress: Progress | None = None,
 ) -> FirstConfig:
@@ -55,6 +58,7 @@ def first_config(
         out: The YAML file.
         model: Checkpoint folder, `.gguf` file or hub name; None: a placeholder, and sizes are guessed from bytes.
         tokens: Training tokens of the stretch; None: as many as the folder holds.
+        targets: Files or folders that the mixture is for, beside those in a sub-folder `targets` of `folder`.
         force: Replace an existing file.
         progress: Told which domain is looked at.
 
@@ -65,7 +69,8 @@ def first_config(
     """
     if out.exists() and not force:
         raise ConfigError(f"{out}: exists already; expected a new file; give --force to replace it, or another --out")
-    found = find_domains(Path(os.path.abspath(folder)))  # noqa: PTH100 (`resolve` would leave a folder of links)
+    place = Path(os.path.abspath(folder))  # noqa: PTH100 (`resolve` would leave a folder of links)
+    found = [each for each in find_domains(place) if each.label != FOLDER]
     tokenizer, limit, notes = _model_facts(model)
     names = domain_names(each.label for each in found)
     drafts = []
@@ -77,7 +82,8 @@ def first_config(
     if len(usable) < 2:
         raise ConfigError(_too_few(folder, usable, drafts))
     settings = _settings(usable, out.name, _beside(model, out.parent), limit, tokens, counted=tokenizer is not None)
-    text = render(drafts, settings, folder=folder, base=out.parent.resolve())
+    aims = find_targets(place, targets, [each.name for each in usable])
+    text = render(drafts, settings, folder=folder, base=out.parent.resolve(), targets=aims)
     config = parse_config(yaml.safe_load(text), where=str(out))
     write_text(out, text)
     return FirstConfig(

@@ -12,6 +12,7 @@ import yaml
 from opmix.data.inspect.survey import BYTES_PER_TOKEN
 from opmix.domain import SPLITS, Source
 from opmix.scaffold.domains import DomainDraft
+from opmix.scaffold.targets import TargetDraft
 
 HELD_OUT_SEQUENCES = 16
 """Held-out sequences that the smallest domain should yield at the chosen length."""
@@ -37,7 +38,14 @@ class Settings:
     """Whether the model's own tokenizer counted."""
 
 
-def render(drafts: Sequence[DomainDraft], settings: Settings, *, folder: Path, base: Path) -> str:
+def render(
+    drafts: Sequence[DomainDraft],
+    settings: Settings,
+    *,
+    folder: Path,
+    base: Path,
+    targets: Sequence[TargetDraft] = (),
+) -> str:
     """The text of `search.yaml`; paths relative to `base` if `folder` was given as a relative path."""
     relative = not folder.is_absolute()
     how = (
@@ -66,6 +74,7 @@ def render(drafts: Sequence[DomainDraft], settings: Settings, *, folder: Path, b
     )
     lines += [
         "",
+        *_targets(targets, base, relative=relative),
         "# Token shares the model was last trained on; domains not in it are new to it. Left out: all alike.",
         f"# old_mixture: {{{', '.join(f'{scalar(d.name)}: ...' for d in drafts[:2] if not d.problem)}}}",
         "",
@@ -90,6 +99,27 @@ def render(drafts: Sequence[DomainDraft], settings: Settings, *, folder: Path, b
         "#   loss_limits: {DOMAIN: 2}    # its loss may rise by 2 % at most",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _targets(targets: Sequence[TargetDraft], base: Path, *, relative: bool) -> list[str]:
+    if not targets:
+        return [
+            "# What the mixture is for, if not the domains themselves: text, chats or questions, never trained on.",
+            "# targets: {manual: dev/manual.jsonl}",
+            "",
+        ]
+    lines = [
+        "# What the mixture is for, never trained on: valid chooses it, test (split off where missing) judges.",
+        "targets:",
+    ]
+    for each in targets:
+        lines.append(f"  {scalar(each.name)}:" + (f"  # {_KINDS[each.kind]}" if each.kind in _KINDS else ""))
+        for split, source in each.sources.items():
+            lines += _source(split, source, base, relative=relative)
+    return [*lines, ""]
+
+
+_KINDS = {"chat": "the answers, given their prompts", "choice": "the right option of each question"}
 
 
 def scalar(text: str) -> str:

@@ -232,3 +232,24 @@ def test_conversations_are_domains_too(tmp_path, tiny_folder):
     assert config.sequence_length >= 2 * sizes.row_tokens / sizes.documents
     told = validate(out, ["objective=causal_lm"]).checks
     assert any(c.name == "objective" and c.status == "fail" for c in told)
+
+
+def test_a_folder_of_targets_and_named_ones_are_what_the_mixture_is_for(corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows(corpus / "targets" / "manual-dev.jsonl", texts("alpha", 30, seed=2))
+    write_rows(corpus / "targets" / "manual-test.jsonl", texts("alpha", 30, seed=3))
+    rows = [{"question": f"{i}?", "choices": ["yes", "no"], "answer": i % 2} for i in range(9)]
+    (corpus / "targets" / "exam.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    bodies = [{"id": str(i), "body": f"words of document {i} " * 9} for i in range(30)]
+    (tmp_path / "alpha.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bodies))
+    wrote = runner.invoke(app, ["init", "data", "--target", "alpha.jsonl"])
+    assert wrote.exit_code == 0, wrote.output
+    assert "targets, never trained on: exam, manual, target_alpha" in wrote.output
+    config = load_config(tmp_path / "search.yaml")
+    assert set(config.domains) == {"alpha", "beta", "gamma"}
+    assert config.targets["manual"].test.paths == ("data/targets/manual-test.jsonl",)
+    assert config.targets["target_alpha"].valid.field == "body"
+    assert "the right option of each question" in (tmp_path / "search.yaml").read_text()
+    missing = runner.invoke(app, ["init", "data", "--target", "nowhere.jsonl", "--force"])
+    assert isinstance(missing.exception, DataError)
+    assert "nowhere.jsonl: no such file" in str(missing.exception)

@@ -56,7 +56,7 @@ def proposal(
     """The average mixture of one watched run, with its course as evidence."""
     run = context.watch(mixer, proxy, label=label, reference=reference)
     course = [{"steps": s.steps, "mixture": dict(s.mixture)} for s in run.stints]
-    evidence = {"course": course, "losses": dict(zip(context.stage.domains, map(float, run.losses), strict=True))}
+    evidence = {"course": course, "losses": dict(zip(context.stage.domains, map(float, run.losses), strict=False))}
     if reference is not None:
         evidence["reference"] = dict(reference)
     return Proposal(mixture=average(run), evidence=evidence)

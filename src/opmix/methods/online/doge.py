@@ -85,7 +85,16 @@ class Doge(ProxySettings):
     smoothing: float = 0.0
     every: int | None = None
 
+    @property
+    def mixer(self) -> GradientAlignment:
+        """Of the proxy run."""
+        return GradientAlignment(mu=self.mu, rate=self.rate, smoothing=self.smoothing, every=self.every)
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """What the proxy run serves."""
+        return self.mixer.signals
+
     def propose(self, context: MixerTrialRunner) -> Proposal:
         """The proxy run; see `MixingMethod`."""
-        mixer = GradientAlignment(mu=self.mu, rate=self.rate, smoothing=self.smoothing, every=self.every)
-        return proposal(context, mixer, self.proxy(context.stage), "doge", None)
+        return proposal(context, self.mixer, self.proxy(context.stage), "doge", None)

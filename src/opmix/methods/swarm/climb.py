@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opmix.errors import ConfigError
-from opmix.methods.swarm.runs import check_settings, generator, proxy_model, settings_of, trial_rows
+from opmix.methods.swarm.runs import aim, aimed, check_settings, generator, proxy_model, settings_of, trial_rows
 from opmix.methods.swarm.trees import BoostedTrees, FittedTrees, left_out_ranks
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.protocols.mixing_method import Proposal
@@ -81,7 +81,7 @@ class Climb:
             mixtures = [Mixture(stage.domains, pool[i]) for i in chosen]
             trials = context.train(mixtures, proxy, label=f"climb-{number}")
             trained += chosen.tolist()
-            losses = np.vstack([losses, trials.losses.mean(axis=1, keepdims=True)])
+            losses = np.vstack([losses, aimed(trials.losses, aim(context, trials))[:, None]])
             record += trial_rows(trials, iteration=number)
             fitted = self._trees.fit(pool[trained], losses, seed=stage.seed)
         predicted = fitted.predict(pool)[:, 0] if fitted is not None else np.zeros(len(pool))

@@ -11,6 +11,7 @@ from scipy.optimize import minimize_scalar
 
 from opmix.errors import ConfigError
 from opmix.methods.swarm.runs import (
+    aim,
     check_settings,
     generator,
     law_record,
@@ -21,7 +22,7 @@ from opmix.methods.swarm.runs import (
 )
 from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import FloatArray, Mixture
-from opmix.mixing.solver import SolveSettings, solve
+from opmix.mixing.solver import solve
 from opmix.protocols.mixing_method import Proposal
 from opmix.protocols.trials import Start, TrialModel, TrialRunner, Trials
 
@@ -79,7 +80,7 @@ class DataMixingLaws:
         whole = context.train(mixtures, proxy, label="mixing-laws")
         losses, steps = self._extrapolated(context, mixtures, proxy, whole)
         fit = fit_law(whole.shares, losses, domains=stage.domains, metrics=whole.metrics, delta=self.huber_delta)
-        answer = solve(fit.law, settings=SolveSettings(kl=0.0), constraints=caps)
+        answer = solve(fit.law, settings=aim(context, whole), constraints=caps)
         return Proposal(
             mixture=answer.mixture,
             evidence={

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opmix.methods.swarm.runs import check_settings, generator, law_record, proxy_model, settings_of, trial_rows
+from opmix.methods.swarm.runs import aim, check_settings, generator, law_record, proxy_model, settings_of, trial_rows
 from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import Mixture
-from opmix.mixing.solver import SolveSettings, solve
+from opmix.mixing.solver import solve
 from opmix.protocols.mixing_method import Proposal
 from opmix.protocols.trials import TrialRunner
 
@@ -48,7 +48,7 @@ class MergeMix:
         fit = fit_law(
             trials.shares, trials.losses, domains=stage.domains, metrics=trials.metrics, delta=self.huber_delta
         )
-        answer = solve(fit.law, settings=SolveSettings(kl=0.0))
+        answer = solve(fit.law, settings=aim(context, trials))
         return Proposal(
             mixture=answer.mixture,
             evidence={

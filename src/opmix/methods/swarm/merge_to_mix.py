@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from opmix.methods.swarm.runs import check_settings, proxy_model, settings_of, trial_rows
+from opmix.methods.swarm.runs import aim, aimed, check_settings, proxy_model, settings_of, trial_rows
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.protocols.mixing_method import Proposal
 from opmix.protocols.trials import TrialRunner
@@ -46,7 +46,7 @@ class MergeToMix:
         share = self.proxy_share if self.proxy_share is not None else 1 / num
         proxy = proxy_model(context, share, "current", {})
         trials = context.average(models, np.array([_uniform(s, num) for s in subsets]), proxy, label="merge-to-mix")
-        values = trials.losses.mean(axis=1)
+        values = aimed(trials.losses, aim(context, trials))
         best = subsets[int(values.argmin())]
         greedy: dict[str, Any] | None = None
         if not every:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from opmix.errors import InfeasibleError
 from opmix.methods.swarm.runs import (
+    aim,
     check_settings,
     generator,
     law_record,
@@ -22,7 +23,7 @@ from opmix.methods.swarm.runs import (
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.design import coordinates_of
 from opmix.mixing.law import fit_law
-from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.mixing.mixture import FloatArray
 from opmix.mixing.solver import Coordinates, Solution, SolveSettings, solve
 from opmix.protocols.law import MixingLaw
 from opmix.protocols.mixing_method import DecisionProblem, Proposal
@@ -84,7 +85,9 @@ class Olmix:
         fit = fit_law(
             trials.shares, trials.losses, domains=stage.domains, metrics=trials.metrics, delta=self.huber_delta
         )
-        answer, capped = self._solved(fit.law, coordinates, coordinates.mixture(prior), stage)
+        answer, capped = self._solved(
+            fit.law, coordinates, replace(aim(context, trials), kl=self.kl, prior=coordinates.mixture(prior)), stage
+        )
         return Proposal(
             mixture=answer.mixture,
             evidence={
@@ -103,10 +106,10 @@ class Olmix:
         )
 
     def _solved(
-        self, law: MixingLaw, coordinates: Coordinates, prior: Mixture, stage: DecisionProblem
+        self, law: MixingLaw, coordinates: Coordinates, settings: SolveSettings, stage: DecisionProblem
     ) -> tuple[Solution, bool]:
         """The optimum, and whether repetition was capped."""
-        settings, caps = SolveSettings(kl=self.kl, prior=prior), repetition_caps(stage, self.max_epochs)
+        caps = repetition_caps(stage, self.max_epochs)
         try:
             answer = solve(law, coordinates=coordinates, settings=settings, constraints=caps)
         except InfeasibleError:  # frozen ratios can break a cap that free ones would not

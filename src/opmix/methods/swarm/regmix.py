@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from opmix.methods.swarm.runs import check_settings, generator, proxy_model, settings_of, swarm, trial_rows
+from opmix.methods.swarm.runs import aim, aimed, check_settings, generator, proxy_model, settings_of, swarm, trial_rows
 from opmix.methods.swarm.trees import BoostedTrees, left_out_ranks
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.protocols.mixing_method import DecisionProblem, Proposal
@@ -19,8 +19,9 @@ from opmix.protocols.trials import Start, TrialRunner
 class RegMix:
     """The method; "paper" in the fields' notes is the paper or its code (sail-sg/regmix).
 
-    Assumed: the target is the mean loss over all domains, each with trees of its own (the paper's is the loss on one, Pile-CC, as it
-    stands for what users want). Trees grow their full number; the paper's notebook stops them early on the runs it then scores.
+    Assumed: without targets, what counts is the mean loss over all domains, each with trees of its own (the paper's is the loss on one,
+    Pile-CC, as it stands for what users want). Trees grow their full number; the paper's notebook stops them early on the runs that it
+    then scores.
     """
 
     runs: int = 64
@@ -69,7 +70,7 @@ class RegMix:
         trees = BoostedTrees(trees=self.trees, learning_rate=self.learning_rate, min_leaf=self.min_leaf)
         fitted = trees.fit(trials.shares, trials.losses, seed=stage.seed)
         candidates = rng.dirichlet(np.maximum(stage.by_size.weights, 1e-3), self.simulated)
-        predicted = fitted.predict(candidates).mean(axis=1)
+        predicted = aimed(fitted.predict(candidates), aim(context, trials))
         best = np.argsort(predicted, kind="stable")[: self.top_k]
         mixture = Mixture(stage.domains, candidates[best].mean(axis=0))
         left_out = trees.left_out(trials.shares, trials.losses, seed=stage.seed)

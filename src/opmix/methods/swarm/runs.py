@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ import numpy as np
 from opmix.errors import ConfigError
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.mixture import FloatArray
+from opmix.mixing.paired import objective_values
+from opmix.mixing.solver import SolveSettings
 from opmix.protocols.law import LawFit
 from opmix.protocols.mixing_method import DecisionProblem
 from opmix.protocols.trials import Start, TrialModel, TrialRunner, Trials
@@ -87,6 +89,23 @@ def repetition_caps(stage: DecisionProblem, max_epochs: float | None) -> Constra
         max_epochs=dict.fromkeys(stage.domains, max_epochs),
         budget=stage.budget_tokens,
     )
+
+
+# -- what is minimised ---------------------------------------------------------------------------------------------
+
+
+def aim(context: TrialRunner, trials: Trials) -> SolveSettings:
+    """What a method minimises, without a KL: all sets alike; where there are targets, what the configuration says of them."""
+    if set(trials.metrics) <= set(context.stage.domains):
+        return SolveSettings(kl=0.0)
+    return replace(context.solve_settings(trials.baseline, trials.metrics), kl=0.0, prior=None)
+
+
+def aimed(losses: FloatArray, settings: SolveSettings) -> FloatArray:
+    """The objective (M,) of losses (M, E)."""
+    if settings.objective == "mean":
+        return np.asarray(losses.mean(axis=1))
+    return objective_values(losses, settings)
 
 
 # -- on record -----------------------------------------------------------------------------------------------------
