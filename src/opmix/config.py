@@ -103,8 +103,8 @@ class SolveConfig:
     def __post_init__(self) -> None:
         if self.unit == "bpb" and self.objective in ("worst_case", "perplexity"):
             raise ConfigError(
-                f"unit: 'bpb' with objective {self.objective!r}, which compares nats per token; expected objective mean "
-                "or weighted, or unit nats"
+                f"unit: 'bpb' with objective {self.objective!r}, which compares nats per token; expected objective "
+                "mean or weighted, or unit nats"
             )
 
     def unknown_names(self, known: Sequence[str], targets: Collection[str] = ()) -> Iterator[str]:
