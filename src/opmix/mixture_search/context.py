@@ -20,8 +20,10 @@ from opmix.mixing.solver import SolveSettings
 from opmix.mixture_search.estimate import DomainSize, estimate_search, eval_sequences
 from opmix.mixture_search.feasible import check_decision, prior_of, problem_of
 from opmix.mixture_search.hand_over import elsewhere
+from opmix.mixture_search.payoff import silent_targets
 from opmix.progress import Progress
 from opmix.protocols.mixing_method import FULL, Fidelity, LawProposal, Simulation
+from opmix.results.payoff import Silent
 from opmix.runs.files import default_cache_dir
 from opmix.runs.store import RunStore, fingerprint
 from opmix.settings import changed
@@ -50,6 +52,8 @@ class SearchContext:
         self.base, self.store = base, store
         self.progress, self.make_trainer = progress, make_trainer
         self.ledger = Ledger()
+        self.silent: dict[str, Silent] = {}
+        """Targets that the probes tell nothing of."""
         self.names = tuple(config.domains)
         self.old = None if config.old_mixture is None else Mixture.of(config.old_mixture)
         self.method = method_of(config)
@@ -122,7 +126,11 @@ class SearchContext:
         fidelity: Fidelity = FULL,
     ) -> Simulation:
         """See `MethodContext`."""
-        return self.session.simulate(design, points, label=label, fidelity=fidelity)
+        made = self.session.simulate(design, points, label=label, fidelity=fidelity)
+        if self.config.targets and label == "proxies" and fidelity == FULL:
+            alone = [i for i, point in enumerate(points) if np.max(point.weights) == 1]
+            self.silent = silent_targets(self.config, made, alone)
+        return made
 
     def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
         """See `MethodContext`."""
@@ -130,6 +138,7 @@ class SearchContext:
         objective, omega = solve.objective, None
         if self.config.targets or objective == "weighted" or (objective == "perplexity" and solve.weights):
             omega = objective_weights(self.config.targets, solve.weights, metrics)
+            omega = omega * [m not in self.silent for m in metrics]
         if solve.unit == "bpb":  # a mean of bits per byte is one of nats per token with other weights
             size = self.prepared.bytes_per_token
             omega = (np.ones(len(metrics)) if omega is None else omega) / [size.get(m, 1.0) for m in metrics]
@@ -152,13 +161,20 @@ class SearchContext:
         return changed(self.config.decision, seed=self.config.seed)
 
     def _target_notes(self) -> list[str]:
+        notes = [
+            f"{name} has no say: its loss differs by {told.spread:.4f} nats between the probes, and other held-out "
+            f"text would change it by {told.noise:.4f}; give it more text, train probes longer, or name it in "
+            "solve.weights"
+            for name, told in self.silent.items()
+        ]
         limited = self.config.default_limits
         if not limited:
-            return []
+            return notes
         return [
+            *notes,
             f"with targets, the loss of training domains may rise by at most {LOSS_LIMIT:g} % above the current "
             "model's "
-            f"({', '.join(limited)}); `solve.loss_limits: none` lifts that, a limit of a domain's own replaces it"
+            f"({', '.join(limited)}); `solve.loss_limits: none` lifts that, a limit of a domain's own replaces it",
         ]
 
     # -- preparation -------------------------------------------------------------------------------------------

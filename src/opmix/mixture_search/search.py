@@ -17,12 +17,14 @@ from opmix.mixing.decision import Verdict
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.table import ProxyTable
 from opmix.mixture_search.context import SearchContext
+from opmix.mixture_search.payoff import payoff_of
 from opmix.progress import Progress, Silent
 from opmix.protocols.law import MixingLaw
 from opmix.protocols.mixing_method import DecisionProblem, LawProposal
 from opmix.results.draws import LawDrawsFile
 from opmix.results.manifest import Manifest
 from opmix.results.mixture import CheckEntry, MixtureFile, SearchCost, bits_per_byte
+from opmix.results.payoff import KEY as PAYOFF
 from opmix.results.timing import TimingFile
 from opmix.runs.store import RunStore
 from opmix.settings import as_json
@@ -177,6 +179,7 @@ def run_search(
         proposal = context.method.propose(context)
         clock.append(time.perf_counter())
         proposal, remarks = _with_savings(context, proposal)
+        proposal = _with_payoff(context, proposal)
         result = SearchResult(
             proposal=proposal,
             ledger=context.ledger,
@@ -192,6 +195,14 @@ def run_search(
         )
         result.write(out)
         return result
+
+
+def _with_payoff(context: SearchContext, proposal: LawProposal) -> LawProposal:
+    """With what a mixture for targets buys and costs."""
+    if not context.config.targets:
+        return proposal
+    told = payoff_of(proposal, tuple(context.config.targets), context.silent)
+    return replace(proposal, evidence={**proposal.evidence, PAYOFF: told.json()})
 
 
 def _with_savings(context: SearchContext, proposal: LawProposal) -> tuple[LawProposal, list[str]]:

@@ -27,6 +27,7 @@ from opmix.report.laws import draws_for_view, law_for_view
 from opmix.report.life import life_sections
 from opmix.report.model import Model, build_model
 from opmix.report.opening import opening, proposal_of, reference_name
+from opmix.report.targets import targets_section, weights_of_view
 from opmix.report.verified import verified
 from opmix.report.worth import worth_section
 from opmix.results.lives import read_comparison, read_life
@@ -37,6 +38,7 @@ from opmix.runs.files import writing_prefix
 _LABELS = {"size": "by size", "current": "current", "uniform": "uniform", "proposal": "proposal"}
 _NAV = {
     "summary": "Mixture",
+    "targets": "Targets",
     "whatif": "What if?",
     "measured": "Measured",
     "curves": "Laws",
@@ -188,7 +190,7 @@ def fill(template: str, parts: Mapping[str, Html]) -> Html:
 
 def _sections(data: ReportData, model: Model | None) -> list[Html]:
     document = data.document
-    made: list[Html | None] = []
+    made: list[Html | None] = [targets_section(document)]
     if data.comparison is not None:
         made.append(sections.comparison(data.comparison, document.units))
     if data.verification is not None:
@@ -259,6 +261,7 @@ def whatif_data(data: ReportData, model: Model) -> dict[str, Any]:
         "A": model.A.tolist(),
         "inside": [_inside(model, k) for k in range(len(model.coordinates))],
         "weights": model.weights.tolist(),
+        "aims": weights_of_view(document, model.metrics, model.weights.tolist()),
         "prior": (prior / prior.sum()).tolist(),
         "kl": settings.kl,
         "objective": "worst_case" if settings.objective == "worst_case" else "mean",

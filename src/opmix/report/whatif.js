@@ -274,6 +274,36 @@
   const klOf = (position) => (position <= 0 ? 0 : 10 ** (-3 + (3 * (position - 1)) / 99));
   const positionOf = (kl) => (kl <= 0 ? 0 : Math.min(100, Math.max(1, 1 + (99 * (Math.log10(kl) + 3)) / 3)));
 
+  /* Weights of the targets: the objective is theirs, and the sliders of shares go to its optimum. */
+  function buildAims() {
+    const aims = data.aims || [];
+    if (!aims.length) return;
+    $("aims").hidden = false;
+    const sliders = aims.map((aim) => {
+      const slider = make("input", { type: "range", min: 0, max: 100, step: 1, "aria-label": `weight of ${aim.name}, percent` });
+      const value = make("output", {});
+      slider.value = Math.round(100 * aim.weight);
+      $("aims").append(make("div", { class: "slide", role: "group", "aria-label": `weight of ${aim.name}` },
+        make("span", { class: "name" }, aim.name), make("span", { class: "track" }, slider), value));
+      return { aim, slider, value };
+    });
+    const others = data.weights.map((w, e) => (aims.some((aim) => aim.metric === e) ? 0 : w));
+    const spent = others.reduce((a, b) => a + b, 0);
+    const tell = () => sliders.forEach(({ aim, value }) => { value.textContent = percent(data.weights[aim.metric]); });
+    const weigh = () => {
+      const asked = sliders.map(({ slider }) => slider.valueAsNumber);
+      const total = asked.reduce((a, b) => a + b, 0);
+      if (total <= 0) return; // something must be minimised
+      data.weights = others.slice();
+      sliders.forEach(({ aim }, i) => { data.weights[aim.metric] = (1 - spent) * asked[i] / total; });
+      tell();
+      remember();
+      solve(true);
+    };
+    sliders.forEach(({ slider }) => slider.addEventListener("change", weigh));
+    tell();
+  }
+
   function buildControls() {
     data.presets.forEach((p) => {
       const button = make("button", { type: "button", "data-preset": p.name, "aria-pressed": "false" }, p.label);
@@ -358,6 +388,7 @@
   buildRows();
   buildPredictions();
   buildControls();
+  buildAims();
   buildCurve();
   remember();
   solve(false);

@@ -18,6 +18,7 @@ from opmix.mixing.decision import Decision, Verdict
 from opmix.mixing.mixture import Mixture
 from opmix.protocols.law import LawFit
 from opmix.results.files import SCHEMA, read_document, typed
+from opmix.results.payoff import Payoff
 from opmix.results.timing import TimingFile
 from opmix.runs.files import plain, write_json
 
@@ -259,6 +260,8 @@ class MixtureFile:
                 f"gain over {found.reference}: {found.gain:+.4f} ({low:+.4f} to {high:+.4f}) {self.units}{measured}; "
                 f"probability that it is better {found.probability:.0%}"
             )
+        if (told := Payoff.read(self.evidence)) is not None:
+            lines += told.sentences()
         if self.cost is not None and self.cost.search_share is not None:
             flops = self.cost.total("flops")
             lines.append(f"cost: {flops:.2g} FLOPs, {self.cost.search_share:.1%} of the stage's training")
