@@ -49,10 +49,10 @@ test-cluster: install ## Many processes: slots and ranks, killed and begun again
 matrix: install ## Fast tests under other kernels, threads and package versions (LEGS="default-1 oldest" TESTS="tests/unit/mixing")
 	$(BIN)/python .ci/matrix.py $(LEGS) $(if $(TESTS),--tests $(TESTS))
 
-SMOKES := lifecycle instruction compare
+SMOKES := lifecycle instruction compare targets
 .PHONY: $(SMOKES:%=smoke-%)
 
-smoke: install ## Two small lives and a comparison (examples/smoke), each killed and resumed: same bytes as unbroken
+smoke: install ## Three small lives and a comparison (examples/smoke), each killed and resumed: same bytes as unbroken
 	$(MAKE) --output-sync -j 2 $(SMOKES:%=smoke-%)
 
 $(SMOKES:%=smoke-%): smoke-%:

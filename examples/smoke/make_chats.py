@@ -1,4 +1,4 @@
-"""Writes examples/smoke/chats/*.jsonl: two small skills as conversations, the same bytes every time.
+"""Writes examples/smoke/chats/*.jsonl: two small skills as conversations, and an exam of questions, the same bytes every time.
 
 python examples/smoke/make_chats.py
 """
@@ -24,8 +24,26 @@ def spelling(rng: random.Random) -> tuple[str, str]:
     return f"Spell the word {word}.", " ".join(word.upper())
 
 
+def exam() -> None:
+    """What a line of Python goes on with: the right end of it, and those of three others."""
+    names = [
+        ("import", "os"), ("return", "self"), ("for i in range(10)", ":"), ("def f(x)", ":"), ("if x is not", "None"),
+        ("raise", "ValueError"), ("class A(object)", ":"), ("with open(path) as", "file"), ("except", "KeyError"), ("while", "True"),
+    ]  # fmt: skip
+    rng, lines = random.Random("exam"), []
+    for number in range(60):
+        opening, right = rng.choice(names)
+        others = rng.sample(sorted({end for _, end in names} - {right}), 3)
+        options = [right, *others]
+        rng.shuffle(options)
+        row = {"ctx": f"# {number}\n{opening}", "endings": options, "label": options.index(right)}
+        lines.append(json.dumps(row) + "\n")
+    (FOLDER / "exam.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
+    exam()
     for skill in (sums, spelling):
         rng = random.Random(skill.__name__)
         lines = []

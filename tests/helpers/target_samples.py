@@ -41,9 +41,7 @@ def aimed(num_domains, num_targets, *, seed=0, limited=False):
         constraints=Constraints(max_loss={d: 1.02 * x for d, x in now.items()}) if limited else None,
         decision=DecisionSettings(draws=32),
     )
-    proposal = LawProposal(
-        mixture=verdict.mixture, table=None, fit=fit, verdict=verdict, check={}, baseline=now
-    )
+    proposal = LawProposal(mixture=verdict.mixture, table=None, fit=fit, verdict=verdict, check={}, baseline=now)
     return proposal, targets
 
 

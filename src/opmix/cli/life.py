@@ -144,6 +144,13 @@ def stage_table(number: int, stage: dict[str, Any], suffix: str = "") -> Table:
             _change(test),
             "" if forgotten is None else f"{forgotten:+.3f}",
         )
+    targets = stage.get("targets", {})
+    for number, (target, test) in enumerate(targets.get("test", {}).items()):
+        if not number:
+            table.add_section()
+        aimed = "target" if target in targets["aimed_at"] else "measured"
+        told = _number(decided.get("predicted", {}).get(target))
+        table.add_row(target, aimed, "", told, _change(targets["valid"][target]), _change(test), "")
     return table
 
 

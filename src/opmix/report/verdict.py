@@ -43,7 +43,10 @@ def verdict(document: MixtureFile) -> Html:
         reason = _sentence(decision.reason)
         if decision.direct_gain is not None:
             reason = re.sub(r"(?<![\w.])-(?=\d)", MINUS, reason.replace("+-", "\u00b1"))
-    figures = [*_confidence_figures(decision, document.interval_level), *_cost_figures(document)]
+    figures = [
+        *_confidence_figures(decision, document.interval_level, " of the targets" if document.targets else ""),
+        *_cost_figures(document),
+    ]
     if not any(document.cost.flops.values() if document.cost else ()) and document.laws:
         figures += _fit_figures(document)
     return join(
@@ -79,16 +82,18 @@ def _key(name: str, value: str | Html, *notes: str | Html | None) -> Html:
     return el("div", el("dt", name), el("dd", value, class_="value"), *made)
 
 
-def _confidence_figures(decision: Decision | None, level: float) -> list[Html]:
+def _confidence_figures(decision: Decision | None, level: float, whose: str) -> list[Html]:
     if decision is None:
         return []
     if decision.direct_gain is not None:
-        return _measured_figures(decision, decision.direct_gain, level)
+        return _measured_figures(decision, decision.direct_gain, level, whose)
     made = []
     if decision.gain is not None:
         against = f"against {decision.reference}" if decision.reference else "predicted"
         made.append(
-            _gain_figure(f"Predicted gain {against}", decision.gain, decision.gain_interval, decision.noise or 0.0)
+            _gain_figure(
+                f"Predicted gain{whose} {against}", decision.gain, decision.gain_interval, decision.noise or 0.0
+            )
         )
     if decision.probability is not None:
         asked = f"{percent(decision.confidence, 0)} was asked for" if decision.confidence is not None else None
@@ -120,7 +125,7 @@ def _gain_figure(name: str, gain: float, interval: Sequence[float] | None, noise
     )
 
 
-def _measured_figures(decision: Decision, gain: float, level: float) -> list[Html]:
+def _measured_figures(decision: Decision, gain: float, level: float, whose: str) -> list[Html]:
     """Gain and probability of probes really trained on both mixtures; what the law said is a note."""
     error = math.nan if decision.direct_error is None else decision.direct_error
     reach = NormalDist().inv_cdf((1 + level) / 2) * error
@@ -129,7 +134,7 @@ def _measured_figures(decision: Decision, gain: float, level: float) -> list[Htm
     probability = gain_probability(gain, error)
     return [
         _gain_figure(
-            f"Measured gain against {decision.reference}",
+            f"Measured gain{whose} against {decision.reference}",
             gain,
             ends,
             0.0,

@@ -17,6 +17,7 @@ from opmix.mixing.paired import objective_values
 from opmix.mixing.solver import Coordinates, SolveSettings, solve
 from opmix.mixture_search.context import SearchContext
 from opmix.mixture_search.feasible import problem_of
+from opmix.mixture_search.payoff import silent_targets
 from opmix.progress import Silent
 from opmix.runs.store import RunStore
 from opmix.target import objective_weights
@@ -164,12 +165,41 @@ def test_a_search_for_a_target_takes_more_of_the_domain_that_is_like_it(toy, tmp
     assert set(kept["targets"]["manual"]) == {"valid", "test"}
     assert kept["baseline_bits_per_byte"]["manual"] > 0
     assert "manual" not in kept["mixture"]
+    assert kept["payoff"]["weights"] == {"alpha": 0.0, "beta": 0.0, "manual": 1.0}
+    assert kept["payoff"]["changes"]["manual"]["nats"] < 0 < kept["payoff"]["changes"]["beta"]["nats"]
+    assert "targets, nats against current: manual -" in repr(found)
     assert "manual" in (tmp_path / "report.html").read_text()
 
 
 def test_a_target_that_is_trained_on_is_refused_before_any_training(toy):
     with pytest.raises(ConfigError, match="is what domain 'beta' trains on"):
         searched(toy, targets={"manual": toy[1]["beta"]})
+
+
+def simulated(spreads, noise=0.01, sequences=24, seed=0):
+    """Three probes and a mean of them; sets differ between the probes by so much, and sequences by noise."""
+    rng = np.random.default_rng(seed)
+    tokens = np.full(sequences, 50.0)
+    nll = []
+    for spread in spreads:
+        means = 3.0 + spread * np.array([[-1.0], [0.0], [1.0], [0.0]])
+        nll.append(tokens * (means + noise * rng.standard_normal((4, sequences))))
+    losses = np.stack([n.sum(axis=1) / tokens.sum() for n in nll], axis=1)
+    return SimpleNamespace(
+        metrics=("web", "code", "dev", "far"), nll=nll, tokens=[tokens] * len(spreads), losses=losses
+    )
+
+
+def test_a_target_that_the_probes_tell_nothing_of_has_no_say_unless_it_is_named():
+    targets = {"dev": "dev.jsonl", "far": "far.jsonl"}
+    world = simulated([0.0, 0.1, 0.1, 0.0])
+    found = silent_targets(config_of(targets=targets), world, [0, 1, 2])
+    assert list(found) == ["far"]
+    assert found["far"].spread < 2 * found["far"].noise
+    assert silent_targets(config_of(targets=targets, solve={"weights": {"far": 1}}), world, [0, 1, 2]) == {}
+    nothing = simulated([0.0, 0.1, 0.0, 0.0])
+    assert silent_targets(config_of(targets=targets), nothing, [0, 1, 2]) == {}  # something must be minimised
+    assert silent_targets(config_of(targets=targets), world, [0]) == {}
 
 
 def asked(config, bytes_per_token, tmp_path):
