@@ -258,7 +258,7 @@ class SearchContext:
     def note_estimate(self) -> None:
         """Note what the search will cost, before it does."""
         from opmix.data import supervised_per_row
-        from opmix.models.load import adapter_parameters
+        from opmix.probes.kinds import probe_weights
 
         session, length = self.session, self.config.sequence_length
         sizes = {
@@ -276,9 +276,9 @@ class SearchContext:
                 row=length, supervised=length, held_out=len(held.input_ids), held_out_row=held.input_ids.shape[1]
             )
         chosen = session.settings
-        weights = adapter_parameters(session.runtime.model, chosen.rank, chosen.target_modules)
+        weights = probe_weights(chosen, session.runtime.model)
         self.estimate = found = estimate_search(self.config, self.old, sizes)
-        cost = found.cost(session.runtime.shape, length, adapter_parameters=weights, objective=self.prepared.objective)
+        cost = found.cost(session.runtime.shape, length, adapter_parameters=weights.priced, objective=self.prepared.objective)
         flops = cost.total("flops")
         share = found.share(flops, session.runtime.shape, length, self.prepared.objective)
         most = "at most " if self.config.adaptive else ""
@@ -287,7 +287,7 @@ class SearchContext:
             f"{found.num_points} proxies "
             f"({found.proxy_tokens:,} tokens): about {flops:.2g} FLOPs, {share:.1%} of the "
             f"{self.config.budget.tokens:,}-token "
-            f"stage; {found.num_probes * 4.0 * weights / 1e6:.1f} MB of adapters"
+            f"stage; {found.num_probes * 4.0 * weights.kept / 1e6:.1f} MB of probes"
         )
 
     def notes(self, proposal: LawProposal) -> list[str]:

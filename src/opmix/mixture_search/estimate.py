@@ -62,7 +62,7 @@ class SearchEstimate:
         shape: ModelShape,
         sequence_length: int,
         *,
-        adapter_parameters: int = 0,
+        adapter_parameters: int | None = 0,
         objective: Objective | None = None,
     ) -> Cost:
         """Return the cost without the confirming probe.
@@ -70,10 +70,16 @@ class SearchEstimate:
         Args:
             shape: The model.
             sequence_length: Tokens a training row attends over.
-            adapter_parameters: Weights of one probe; 0: not known, which leaves a few percent out.
+            adapter_parameters: Weights of one probe's adapter; 0: not known, which leaves a few percent out; None: the whole model is
+                trained.
             objective: None: cross-entropy.
         """
-        probes = self.probe_tokens * shape.train_lora(sequence_length, adapter_parameters)
+        each = (
+            shape.train(sequence_length)
+            if adapter_parameters is None
+            else shape.train_lora(sequence_length, adapter_parameters)
+        )
+        probes = self.probe_tokens * each
         if objective is not None:
             probes = objective.flops(
                 shape, row_tokens=self.probe_tokens, length=sequence_length, adapter_parameters=adapter_parameters

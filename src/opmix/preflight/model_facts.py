@@ -24,9 +24,12 @@ class ModelFacts:
 
     parameters: int
     linear: int
-    """Weights that adapters can touch; merging keeps a copy of them."""
+    """Weights of the model that probes can touch; merging keeps a copy of them."""
     shape: ModelShape
-    adapter_parameters: int
+    probe_parameters: int
+    """Weights that one probe trains and keeps."""
+    priced_parameters: int | None
+    """The same as FLOPs are counted; None: a probe trains the whole model."""
     reached: float
     """Share of the weights that probes can move."""
     longest: int | None
@@ -45,10 +48,10 @@ class ModelFacts:
         their gradient, optimizer state of one probe) and one evaluation batch.
         """
         rows = int(config.trainer.get("per_device_train_batch_size", 8)) * config.sequence_length
-        resident = self.weight_bytes * (self.parameters + self.linear) + 4.0 * num_probes * self.adapter_parameters
+        resident = self.weight_bytes * (self.parameters + self.linear) + 4.0 * num_probes * self.probe_parameters
         per_layer = 10 * self.hidden + 5 * self.intermediate
         training = (
-            rows * (self.shape.num_layers * per_layer * 4.0 + 12.0 * self.vocabulary) + 12.0 * self.adapter_parameters
+            rows * (self.shape.num_layers * per_layer * 4.0 + 12.0 * self.vocabulary) + 12.0 * self.probe_parameters
         )
         evaluation = config.proxies.batch_tokens * 12.0 * self.vocabulary
         return PROCESS_BYTES + resident + max(training, evaluation)
@@ -67,8 +70,8 @@ def model_facts(config: ModelConfig, name: str, probes: ProbeSettings) -> ModelF
         AdapterError: Probes as the settings say cannot be put on it.
     """
     from opmix.models.files import load_model_config
-    from opmix.models.load import adapter_parameters, empty_model, model_shape, parameter_counts, reached_share
-    from opmix.probes.kinds import check_probes
+    from opmix.models.load import empty_model, model_shape, parameter_counts, reached_share
+    from opmix.probes.kinds import check_probes, modules_in_full, probe_weights
 
     _check_files(Path(name))
     loaded = load_model_config(name, revision=config.revision, trust_remote_code=config.trust_remote_code)
@@ -77,12 +80,14 @@ def model_facts(config: ModelConfig, name: str, probes: ProbeSettings) -> ModelF
         _check_weights(Path(name), {n: tuple(p.shape) for n, p in model.state_dict().items()})
     check_probes(model, probes)
     counts, text, full = parameter_counts(model), loaded.get_text_config(), probes.kind == "full"
+    weights, in_full = probe_weights(probes, model), [*probes.modules_to_save, *modules_in_full(probes, model)]
     return ModelFacts(
         parameters=counts.total,
-        linear=counts.linear + counts.experts,
+        linear=counts.total if full else counts.linear + counts.experts + weights.in_full,
         shape=model_shape(model),
-        adapter_parameters=adapter_parameters(model, probes.rank, probes.target_modules),
-        reached=1.0 if full else reached_share(model, probes.target_modules, probes.modules_to_save),
+        probe_parameters=weights.kept,
+        priced_parameters=weights.priced,
+        reached=1.0 if full else reached_share(model, probes.target_modules, in_full),
         longest=getattr(text, "max_position_embeddings", None),
         vocabulary=int(model.get_input_embeddings().weight.shape[0]),
         hidden=text.hidden_size,

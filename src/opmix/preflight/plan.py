@@ -244,10 +244,10 @@ def _cost(
     wide = 4 if model is not None and model.vocabulary > 1 << 16 else 2
     flops = share = memory = adapters = None
     if model is not None:
-        flops = found.cost(model.shape, length, adapter_parameters=model.adapter_parameters).total("flops")
+        flops = found.cost(model.shape, length, adapter_parameters=model.priced_parameters).total("flops")
         share = found.share(flops, model.shape, length)
         memory = model.memory(config, found.num_probes)
-        adapters = 4.0 * found.num_probes * model.adapter_parameters
+        adapters = 4.0 * found.num_probes * model.probe_parameters
     return PlannedCost(
         probes=found.num_probes,
         steps=config.probes.steps,

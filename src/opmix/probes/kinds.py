@@ -6,7 +6,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from opmix.errors import AdapterError
 from opmix.mixing.mixture import FloatArray
-from opmix.models.load import base_modules, base_parameters, lora_targets
+from opmix.models.load import adapter_parameters, base_modules, base_parameters, lora_targets
 from opmix.probes.adapter_rules import check_config, check_layer
 from opmix.probes.adapters import DeltaSet
 from opmix.probes.evaluation import device_of
@@ -40,7 +40,7 @@ class Attached:
 
     model: Any
     adapter_parameters: int | None
-    """Weights of the adapter; None: the model's own are trained."""
+    """Weights of the adapter as FLOPs are counted, see `ProbeWeights.priced`; None: the model's own are trained."""
     save: Callable[[Path], None]
     """Keep what was trained in a folder, whole or not at all."""
 
@@ -73,10 +73,12 @@ class AdapterProbes:
         """See `ProbeKind`."""
         with preserve_model_state(model):
             # Every adapter starts from the same factors: averaging then interpolates paths with a common start.
+            in_full = probe_weights(settings, model, adapter=0)
             wrapped = _wrapped(model, settings, [name])
             trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+            priced = replace(in_full, adapter=trained - in_full.in_full).priced
             with saving_only(wrapped, name):
-                yield Attached(model=wrapped, adapter_parameters=trained, save=partial(self.save, wrapped, name))
+                yield Attached(model=wrapped, adapter_parameters=priced, save=partial(self.save, wrapped, name))
 
     def save(self, attached: PeftModel, name: str, folder: Path) -> None:
         """Keep an ordinary PEFT adapter, whole or not at all."""
@@ -226,6 +228,52 @@ def _wrapped(model: PreTrainedModel, settings: ProbeSettings, names: Sequence[st
             wrapped.add_adapter(name, config)
     wrapped.set_adapter(names[-1])
     return wrapped
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeWeights:
+    """What one probe trains and keeps."""
+
+    adapter: int
+    """Weights of its adapter."""
+    in_full: int
+    """Weights of the model itself."""
+    multiplied: int | None
+    """Those of `in_full` that are used in matrix products beside adapters; None: the whole model is trained."""
+
+    @property
+    def kept(self) -> int:
+        """All of them."""
+        return self.adapter + self.in_full
+
+    @property
+    def priced(self) -> int | None:
+        """As `Objective.flops` counts an adapter's; None: full training.
+
+        An adapter's weight costs 6 FLOPs a token; one trained in full beside it only its own gradient, 2; an embedding's look-up none.
+        """
+        return None if self.multiplied is None else self.adapter + self.multiplied // 3
+
+
+def probe_weights(settings: ProbeSettings, model: PreTrainedModel, *, adapter: int | None = None) -> ProbeWeights:
+    """Weights of one probe of a model, which may be on the meta device; `adapter`: of its adapter, where they are known.
+
+    Raises:
+        ModelError: The model has no layer for adapters.
+    """
+    if settings.kind == "full":
+        trained = sum(p.numel() for _, p in base_parameters(model) if p.requires_grad)
+        return ProbeWeights(adapter=0, in_full=trained, multiplied=None)
+    names = [*settings.modules_to_save, *modules_in_full(settings, model)]
+    modules = [m for path, m in base_modules(model) if any(path == n or path.endswith(f".{n}") for n in names)]
+    looked_up = {id(m.weight) for m in modules if isinstance(m, torch.nn.Embedding)}
+    looked_up -= {id(getattr(model.get_output_embeddings(), "weight", None))}
+    found = {id(p): p for m in modules for p in m.parameters()}
+    return ProbeWeights(
+        adapter=adapter_parameters(model, settings.rank, settings.target_modules) if adapter is None else adapter,
+        in_full=sum(p.numel() for p in found.values()),
+        multiplied=sum(p.numel() for key, p in found.items() if key not in looked_up and p.dim() > 1),
+    )
 
 
 def lora_config(settings: ProbeSettings, model: PreTrainedModel) -> LoraConfig:

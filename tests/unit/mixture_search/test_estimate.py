@@ -1,12 +1,16 @@
 """What a search costs, known beforehand."""
 
+from typing import get_args
+
 import pytest
 
+from opmix.compute.cost import Cost
 from opmix.config import parse_config
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.context import SearchContext
 from opmix.mixture_search.estimate import estimate_search, eval_sequences
-from opmix.models.load import adapter_parameters
+from opmix.probes.kinds import probe_weights
+from opmix.probes.settings import ProbeKindName
 from opmix.progress import Silent
 from opmix.runs.store import RunStore
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
@@ -52,8 +56,8 @@ def test_old_domains_share_held_out_sequences():
     assert eval_sequences(config, old) == [64] * 4
 
 
-def searched(folder, files, **settings):
-    """A real search of a two-layer model, without the confirming probe; its estimate, cost by estimate, and ledger."""
+def searched(folder, files, tied=True, **settings):
+    """A real search of a two-layer model; its estimate, cost by estimate (of trained candidates too), and ledger."""
     tokenizer = tiny_chat_tokenizer()
     content = {
         "model": "m", "domains": {n: str(path) for n, path in files.items()}, "budget": {"tokens": 20_000},
@@ -61,18 +65,16 @@ def searched(folder, files, **settings):
         "probes": {"steps": 4, "rank": 2, "adaptive": False}, "proxies": {"eval_sequences": 4},
         "decision": {"draws": 20, "verify": False}, "cache_dir": str(folder / "cache"), **settings,
     }  # fmt: skip
-    model = tiny_model(vocab_size=len(tokenizer))
+    model = tiny_model(vocab_size=len(tokenizer), tie_word_embeddings=tied)
     with RunStore(folder / "run") as store:
         context = SearchContext(parse_config(content), folder, store, Silent(), None)
         context.prepare(model, tokenizer)
         context.note_estimate()
         context.method.propose(context)
-    cost = context.estimate.cost(
-        context.session.runtime.shape,
-        192,
-        adapter_parameters=adapter_parameters(model, 2),
-        objective=context.prepared.objective,
-    )
+    priced = probe_weights(context.config.probes, model).priced
+    told = {"adapter_parameters": priced, "objective": context.prepared.objective}
+    parts = [part for part in (context.estimate, context.estimate.confirming) if part is not None]
+    cost = Cost.sum(part.cost(context.session.runtime.shape, content["sequence_length"], **told) for part in parts)
     return context.estimate, cost, context.ledger.cost
 
 
@@ -83,6 +85,18 @@ def test_a_search_on_text_costs_what_was_estimated(tmp_path):
     assert told.tokens == booked.tokens
     assert told.flops == pytest.approx(booked.flops, rel=1e-12)
     assert estimate.confirming is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "tied"), [*((k, True) for k in get_args(ProbeKindName)), ("lora+embeddings", False)])
+def test_every_kind_of_probe_costs_what_was_estimated(kind, tied, tmp_path):
+    files = write_toy_domains(tmp_path, ["web", "code", "math"], 120)
+    probes = {"steps": 8, "rank": 2, "kind": kind}
+    small = {"sequence_length": 48, "trainer": {"learning_rate": 1e-2, "per_device_train_batch_size": 2}}
+    rule = {"draws": 20, "verify": True}  # without a KL the optimum moves, so candidates are trained
+    _, told, booked = searched(tmp_path, files, tied, probes=probes, decision=rule, solve={"kl": 0.0}, **small)
+    assert told.tokens == booked.tokens
+    assert told.flops == pytest.approx(booked.flops, rel=1e-12)
 
 
 @pytest.mark.slow
