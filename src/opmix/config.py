@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from opmix.compute.budget import sequences_per_step, world_size
 from opmix.domain import Domains, user_path
 from opmix.errors import ConfigError
 from opmix.execution.settings import ExecutorSettings
@@ -223,6 +224,16 @@ class SearchConfig(SearchSettings):
         coordinates = coordinates_of(tuple(self.domains), old, self.new_domains)
         line = coordinates.names != coordinates.domains and len(coordinates.names) == 2
         return "log_linear" if line else "effective_tokens"
+
+    @property
+    def probe_settings(self) -> ProbeSettings:
+        """`probes` with the number of steps known; probes of a law in effective tokens are as long as the stage pays for."""
+        stage = self.budget.tokens / (sequences_per_step(self.trainer, world_size()) * self.sequence_length)
+        old = None if self.old_mixture is None else Mixture.of(self.old_mixture)
+        coordinates = coordinates_of(tuple(self.domains), old, self.new_domains)
+        candidates = 2 if self.decision.verify else 0
+        runs = len(coordinates.names) + 1 + candidates
+        return self.probes.settled(stage, runs if self.chosen_law == "effective_tokens" else None)
 
     @property
     def kl(self) -> float:

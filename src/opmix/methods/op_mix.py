@@ -78,25 +78,26 @@ class OpMix:
         )
 
     def dearest_course(self, problem: DecisionProblem) -> tuple[tuple[Fidelity, int], ...]:
-        """Fidelity and number of models of what is evaluated before the last, whole simulation, at most."""
-        course = self.schedule.dearest_course(self.design(problem))
+        """Fidelity and number of models of what is evaluated, at most."""
+        course = (*self.schedule.dearest_course(self.design(problem)), (FULL, None))
         return tuple((fidelity, len(self.design(problem, points).points)) for fidelity, points in course)
 
 
 def method_of(config: SearchConfig) -> OpMix | TrainedProbes:
     """The method with the settings of a search: as published, or on trained probes alone; see `SearchConfig.chosen_law`."""
-    probes, proxies, verify = config.probes, config.proxies, config.decision.verify
+    probes, proxies, verify = config.probe_settings, config.proxies, config.decision.verify
     if config.chosen_law == "effective_tokens":
         return TrainedProbes(
             share=probes.share,
             joint=probes.joint,
-            steps=probes.steps,
+            steps=probes.num_steps,
+            sequences=proxies.eval_sequences,
             discrepancy=DISCREPANCY[probes.kind],
             given_kl=config.solve.kl is not None,
             verify=verify,
         )
     adaptive = AdaptiveSchedule(
-        steps=probes.steps,
+        steps=probes.num_steps,
         first=probes.first_look,
         sequences=proxies.eval_sequences,
         points=proxies.count,

@@ -11,8 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from opmix.methods.outcome import SearchOutcome, decided
+from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import confirm
 from opmix.mixing.design import StageDesign, design_stage
 from opmix.mixing.effective_tokens_fit import Discrepancy, EffectiveTokensFit, fit_effective_tokens
@@ -22,21 +24,24 @@ from opmix.mixing.posterior import resampling_noise
 from opmix.mixing.solver import SolveSettings
 from opmix.mixing.table import ProxyTable
 from opmix.mixing.twins import InterferenceCheck
-from opmix.protocols.mixing_method import FULL, DecisionProblem, Fidelity, LawProposal, MethodContext, Simulation
+from opmix.protocols.mixing_method import DecisionProblem, Fidelity, LawProposal, MethodContext, Simulation
 
-LOOKS = (4, 2)
-"""Probes are also evaluated after a fourth and a half of their steps."""
+LOOKS = (2,)
+"""Probes are also evaluated after half of their steps: a quarter as well paid nothing (benchmarks/evidence/probe_lengths.py)."""
+FITTED_SEQUENCES, MOST_THINNING = 16, 4
+"""Held-out sequences a set that the law is fitted to, at least, and every how manieth at most; the others judge the candidates."""
 FEWEST_STEPS = 4
 """Of a look: fewer tell of the optimizer's start rather than of the data."""
 RELATIVE_KL = 0.1
 """Weight of KL(p || prior), as a share of the spread of the objective that the law foretells between the probes: without one, optima for
 targets ran into corners (measured; docs/evidence.md, the race of predictors)."""
 DISCREPANCY = {
-    "lora": Discrepancy(3.7, 0.55),
-    "lora+embeddings": Discrepancy(3.7, 0.55),
-    "full": Discrepancy(0.85, 0.88),
+    "lora": Discrepancy(4.9, 0.5),
+    "lora+embeddings": Discrepancy(4.9, 0.5),
+    "full": Discrepancy(1.3, 0.9),
 }
-"""What a nat that probes foretell comes to in the stage (measured on the choosing cells of the race; of `lora+embeddings` assumed)."""
+"""What a nat that probes foretell comes to in the stage, measured on the choosing cells of the race with probes of a quarter of the stage
+and two looks (a fifteenth: 6.9 and 1.9, with twice the spread for adapters); of `lora+embeddings` assumed."""
 SAME = 1e-3
 """Shares that differ by less are one mixture."""
 
@@ -62,6 +67,8 @@ class TrainedProbes:
 
     steps: int
     """Optimizer steps of a probe."""
+    sequences: int = 64
+    """Held-out sequences of each evaluation set."""
     share: float = 0.9
     joint: bool = True
     discrepancy: Discrepancy = field(default_factory=Discrepancy)
@@ -74,13 +81,13 @@ class TrainedProbes:
     def propose(self, context: MethodContext) -> LawProposal:
         """One decision."""
         design = self.design(context.stage)
-        outcome = self.outcome(context, design, evidence(context, design, self.early))
+        outcome = self.outcome(context, design, evidence(context, design, self.looks))
         return best_measured(context, outcome) if self.verify else outcome.proposal
 
     def search(self, context: MethodContext) -> SearchOutcome:
         """What the probes say; no candidate is trained yet."""
         design = self.design(context.stage)
-        return self.outcome(context, design, evidence(context, design, self.early))
+        return self.outcome(context, design, evidence(context, design, self.looks))
 
     def outcome(self, context: MethodContext, design: StageDesign, found: Evidence) -> SearchOutcome:
         """Fit the law to all looks and decide."""
@@ -105,21 +112,22 @@ class TrainedProbes:
         )
 
     @property
-    def early(self) -> tuple[Fidelity, ...]:
-        """The looks at a probe before its end."""
+    def looks(self) -> tuple[Fidelity, ...]:
+        """The looks at a probe, that at its end last."""
         steps = sorted({self.steps // part for part in LOOKS if self.steps // part >= FEWEST_STEPS})
-        return tuple(Fidelity(steps=s) for s in steps)
+        thinning = max(2, min(MOST_THINNING, self.sequences // FITTED_SEQUENCES))
+        return tuple(Fidelity(steps=s, thinning=thinning) for s in (*steps, None))
 
     def dearest_course(self, problem: DecisionProblem) -> tuple[tuple[Fidelity, int], ...]:
-        """Fidelity and number of models of what is evaluated before the last look."""
-        return tuple((fidelity, len(self.design(problem).points)) for fidelity in self.early)
+        """Fidelity and number of models of what is evaluated."""
+        return tuple((fidelity, len(self.design(problem).points)) for fidelity in self.looks)
 
 
-def evidence(context: MethodContext, design: StageDesign, early: tuple[Fidelity, ...]) -> Evidence:
+def evidence(context: MethodContext, design: StageDesign, wanted: tuple[Fidelity, ...]) -> Evidence:
     """Train the probes and look at them, shortest first."""
     looks: list[Simulation] = []
-    for fidelity in (*early, FULL):
-        label = "proxies" if fidelity == FULL else f"probes-at-{fidelity.steps}"
+    for fidelity in wanted:
+        label = "proxies" if fidelity.steps is None else f"probes-at-{fidelity.steps}"
         looks.append(context.simulate(design.probes, design.points, label=label, fidelity=fidelity))
     last, names = looks[-1], design.probes.probes
     table = ProxyTable(
@@ -127,7 +135,7 @@ def evidence(context: MethodContext, design: StageDesign, early: tuple[Fidelity,
             *design.names,
             *(f"{name} after {look.fidelity.steps} steps" for look in looks[:-1] for name in design.names),
         ),
-        kinds=(*design.kinds, *("look",) * (len(names) * len(early))),
+        kinds=(*design.kinds, *("look",) * (len(names) * (len(looks) - 1))),
         domains=design.probes.domains,
         metrics=last.metrics,
         mixtures=np.concatenate([design.mixtures] * len(looks)),
@@ -168,32 +176,69 @@ def relative_kl(fit: EffectiveTokensFit, design: StageDesign, settings: SolveSet
 def best_measured(context: MethodContext, outcome: SearchOutcome) -> LawProposal:
     """Train probes on the optimum and on its half-way to the mixture in use; the best that was measured wins.
 
-    "Keep" only where the mixture in use is best, or level: nothing beats its own probe as surely as the settings ask. The error of a
-    measured gain counts held-out sequences and what another seed or order of the data would change.
+    "Keep" only where the mixture in use is best, or level: nothing beats its own probe as surely as the settings ask. Judged on the
+    held-out sequences that the law was not fitted to: those that chose the optimum like it by chance too. The error of a measured
+    gain counts sequences and what another order of the data would change; its probability counts that two were tried. A candidate
+    whose probe breaks a loss limit is out.
     """
-    proposal, simulated, probes = outcome.proposal, outcome.simulated, outcome.design.probes
+    proposal, probes = outcome.proposal, outcome.design.probes
     verdict, current = proposal.verdict, context.stage.current
     in_use = [i for i, row in enumerate(probes.R) if np.allclose(row, current.weights, atol=1e-9)]
     allowed = next(a.feasible for a in verdict.alternatives if a.name == verdict.decision.reference)
     optimum = verdict.optimum.mixture
     if not in_use or not allowed or np.allclose(optimum.weights, current.weights, atol=SAME):
         return proposal
-    half = Mixture(optimum.names, (optimum.weights + current.weights) / 2)
-    trained = _trained(context, {"proposal": optimum, "halfway": half}, probes.domains)
-    losses = np.concatenate([simulated.losses[in_use], trained.losses])
-    rows = [np.concatenate([a[in_use], b]) for a, b in zip(simulated.nll, trained.nll, strict=True)]
+    tried = {"proposal": optimum, "halfway": Mixture(optimum.names, (optimum.weights + current.weights) / 2)}
+    own = Mixture(probes.domains, probes.R[in_use[0]])
+    trained = _trained(context, {probes.probes[in_use[0]]: own, **tried}, probes.domains)
+    unseen = _unseen(outcome.simulated, trained)
+    rows = [nll[:, kept] for nll, kept in zip(trained.nll, unseen, strict=True)]
+    tokens = [count[kept] for count, kept in zip(trained.tokens, unseen, strict=True)]
+    losses = np.stack([nll.sum(axis=1) / count.sum() for nll, count in zip(rows, tokens, strict=True)], axis=1)
     values = objective_values(losses, verdict.settings)
-    gains, best = values[0] - values[1:], int(np.argmin(values[1:]))
-    sequences = objective_error(loss_difference_error(rows, simulated.tokens, 0, 1 + best), verdict.settings)
-    order = objective_error(np.sqrt(2) * _between_probes(proposal), verdict.settings)
-    mixture = (optimum, half)[best]
-    verdict = confirm(verdict, float(gains[best]), float(np.hypot(sequences, order)), mixture)
+    broken = [_limits_broken(verdict.constraints, trained, 1 + i) for i in range(len(tried))]
+    gains = values[0] - values[1:]
+    best = int(np.argmax(np.where([bool(b) for b in broken], -np.inf, gains)))
+    sequences = objective_error(loss_difference_error(rows, tokens, 0, 1 + best), verdict.settings)
+    order = np.sqrt(2) * max(objective_error(_between_probes(proposal), verdict.settings), _scatter(losses, values, verdict.settings))
+    error, count = float(np.hypot(sequences, order)), len(tried) - sum(map(bool, broken))
+    gain = float(gains[best]) if count else -np.inf
+    verdict = confirm(verdict, gain, error, list(tried.values())[best], tries=count)
     candidates = [
-        {"name": name, "mixture": dict(m), "measured_gain": float(gain)}
-        for name, m, gain in zip(("proposal", "halfway"), (optimum, half), gains, strict=True)
+        {"name": name, "mixture": dict(mixture), "measured_gain": float(gain), "breaks": list(limits)}
+        for (name, mixture), gain, limits in zip(tried.items(), gains, broken, strict=True)
     ]
     made = {**proposal.evidence, "candidates": candidates}
     return replace(proposal, verdict=verdict, mixture=verdict.mixture, evidence=made)
+
+
+def _scatter(losses: FloatArray, values: FloatArray, settings: SolveSettings) -> float:
+    """Standard deviation of one probe's objective by what the mixture in use, the optimum and their half-way (rows) leave of a line.
+
+    Losses of mixtures between two are below the line between theirs (convexity), and little below; the rest is the probes' own noise.
+    Sets are taken as independent or as one, whichever is worse.
+    """
+    bends = [np.array([-0.5, -0.5, 1.0]) @ part / np.sqrt(1.5) for part in (losses, values)]
+    return max(objective_error(np.abs(bends[0]), settings), float(np.sqrt(2) * max(bends[1], 0.0)))
+
+
+def _unseen(fitted: Simulation, trained: Simulation) -> list[npt.NDArray[np.bool_]]:
+    """By set, which of all sequences the law was not fitted to; all where there are no others."""
+    chosen = []
+    for few, every in zip(fitted.tokens, trained.tokens, strict=True):
+        kept = np.ones(len(every), dtype=bool)
+        if len(few) < len(every):
+            kept[:: fitted.fidelity.stride(len(every))] = False
+        chosen.append(kept)
+    return chosen
+
+
+def _limits_broken(constraints: Constraints, trained: Simulation, row: int) -> tuple[str, ...]:
+    """Evaluation sets on which a measured candidate loses more, against the current model on the same sequences, than is allowed."""
+    now = dict(zip(trained.metrics, trained.baseline, strict=True))
+    got = dict(zip(trained.metrics, trained.losses[row], strict=True))
+    limits = {m: limit * now[m] / constraints.current_loss.get(m, now[m]) for m, limit in constraints.max_loss.items()}
+    return tuple(m for m, limit in limits.items() if got[m] > limit)
 
 
 def _trained(context: MethodContext, mixtures: dict[str, Mixture], domains: tuple[str, ...]) -> Simulation:

@@ -202,7 +202,9 @@ def decide(
     )
 
 
-def confirm(verdict: Verdict, direct_gain: float, direct_error: float, mixture: Mixture | None = None) -> Verdict:
+def confirm(
+    verdict: Verdict, direct_gain: float, direct_error: float, mixture: Mixture | None = None, *, tries: int = 1
+) -> Verdict:
     """Let a direct measurement decide: move where it shows a gain as surely as asked for, else keep.
 
     Args:
@@ -210,24 +212,41 @@ def confirm(verdict: Verdict, direct_gain: float, direct_error: float, mixture: 
         direct_gain: Objective of a probe trained on the reference minus that of one trained on the mixture, nats.
         direct_error: Its standard error, paired over held-out sequences; NaN: unknown, which confirms no move.
         mixture: What the probe was trained on; None: the optimum.
+        tries: Probes of which this one was the best: the chance that it is so by luck is that many times as large (Bonferroni); 0: all
+            broke a limit.
     """
     rule, decision = verdict.decision_settings, verdict.decision
+    if not tries:
+        return _kept(verdict, "but every trained candidate breaks a limit on losses")
     sure = gain_probability(direct_gain, direct_error, rule.min_gain)
+    sure = float(np.clip(1 - tries * (1 - sure), 0.0, 1.0))
     known = f"+- {direct_error:.4f} nats (probability {sure:.0%})"
     if not np.isfinite(sure):
         known = "nats, of unknown error: a domain has fewer than two held-out sequences"
     measured = f"one probe trained on each measured {direct_gain:+.4f} {known}"
+    measured += f", the best of {tries} tried" if tries > 1 else ""
     direct = replace(decision, direct_gain=direct_gain, direct_error=direct_error)
-    kept = next(a.mixture for a in verdict.alternatives if a.name == decision.reference)
-    numbers = decision.reason.partition(": ")[2].partition(", below the ")[0]
+    numbers = _numbers(decision)
     if sure >= rule.confidence:
         chosen = verdict.optimum.mixture if mixture is None else mixture
         return replace(
             verdict, mixture=chosen, decision=replace(direct, action="move", reason=f"move: {numbers}; {measured}")
         )
     joined = "but" if decision.action == "move" else "and"
-    reason = f"keep the {decision.reference} mixture: {numbers}, {joined} {measured}"
-    return replace(verdict, mixture=kept, decision=replace(direct, action="keep", reason=reason))
+    return _kept(replace(verdict, decision=direct), f"{joined} {measured}")
+
+
+def _numbers(decision: Decision) -> str:
+    """What the law says, out of its reason."""
+    return decision.reason.partition(": ")[2].partition(", below the ")[0]
+
+
+def _kept(verdict: Verdict, why: str) -> Verdict:
+    """The reference instead of the optimum."""
+    decision = verdict.decision
+    kept = next(a.mixture for a in verdict.alternatives if a.name == decision.reference)
+    reason = f"keep the {decision.reference} mixture: {_numbers(decision)}, {why}"
+    return replace(verdict, mixture=kept, decision=replace(decision, action="keep", reason=reason))
 
 
 def objective_residuals(residuals: FloatArray, settings: SolveSettings) -> FloatArray:

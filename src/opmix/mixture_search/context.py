@@ -103,7 +103,7 @@ class SearchContext:
         own = {f"probe {p}" for p in design.probes.probes}
         trained = sum(e.flops for e in self.ledger.entries if e.step in own)
         swept = sum(e.flops for e in self.ledger.entries if e.step.startswith("proxies"))
-        whole = trained * session.settings.steps / steps
+        whole = trained * session.settings.num_steps / steps
         whole += session.evaluating(session.held_out, len(design.points))
         return {"flops": trained + swept, "fixed_flops": whole, "saved": 1 - (trained + swept) / whole}
 
@@ -233,7 +233,7 @@ class SearchContext:
         sequences = eval_sequences(config, self.old)
         evaluator = ProxyEvaluator(
             runtime=runtime,
-            settings=config.probes,
+            settings=config.probe_settings,
             held_out=[
                 held_out(n, rows, num=num, seed=config.seed, document_mask=config.document_mask)
                 for (n, rows), num in zip(data.evaluated("valid").items(), sequences, strict=True)
@@ -297,8 +297,8 @@ class SearchContext:
         from opmix.probes.settings import reach_notes
 
         notes = [*self.prepared.notes(), *self._target_notes()]
-        reached = proposal.evidence.get("adaptive", {}).get("steps", self.session.settings.steps)
-        seen = self.session.probe_tokens * reached / self.session.settings.steps
+        reached = proposal.evidence.get("adaptive", {}).get("steps", self.session.settings.num_steps)
+        seen = self.session.probe_tokens * reached / self.session.settings.num_steps
         design, shares = self.method.design(self.stage).probes, proposal.verdict.optimum.mixture
         for index, (name, most) in enumerate(zip(design.domains, design.R.max(axis=0), strict=True)):
             available = self.stage.available_tokens[name]

@@ -15,7 +15,7 @@ from opmix.config import SearchConfig
 from opmix.methods.op_mix import method_of
 from opmix.mixing.design import coordinates_of
 from opmix.mixing.mixture import Mixture
-from opmix.protocols.mixing_method import DecisionProblem
+from opmix.protocols.mixing_method import FULL, DecisionProblem, Fidelity
 
 if TYPE_CHECKING:  # torch is imported where it is used
     from opmix.training.objectives import Objective
@@ -130,12 +130,12 @@ def estimate_search(
         seed=config.seed,
         new=config.new_domains,
     )
-    method = method_of(config)
+    method, settings = method_of(config), config.probe_settings
     design = method.design(decision)
     # A step is worth what so many rows of an average domain are; each domain's share of it is read at the domain's own rate.
     step = sequences_per_step(config.trainer, world_size()) * fmean(s.supervised for s in known.values())
     read = [known[n].row / known[n].supervised for n in design.probes.domains]
-    probes = [config.probes.steps * step * float(row @ read) for row in design.probes.R]
+    probes = [settings.num_steps * step * float(row @ read) for row in design.probes.R]
     held = [
         (wanted if s.held_out is None else min(wanted, s.held_out), s.held_out_row)
         for wanted, s in zip(
@@ -145,35 +145,35 @@ def estimate_search(
         )
     ]
     stage_tokens = round(config.budget.tokens * fmean(read))
-    candidates = 2 if config.chosen_law == "effective_tokens" else 1  # that are trained before a decision
-    looks = [(models + 1, fidelity.thinning) for fidelity, models in method.dearest_course(decision)]
+    beside = config.chosen_law == "effective_tokens"  # held against the probe on the mixture in use, on all sequences
+    candidates = 2 if beside else 1  # that are trained before a decision
     confirming = SearchEstimate(
         num_probes=candidates,
         num_points=candidates,
         probe_tokens=round(candidates * max(probes)),
-        evaluated=_evaluated([(candidates + 1, 1)], held),
+        evaluated=_evaluated([(FULL, candidates + beside)], held),
         stage_tokens=stage_tokens,
     )
     return SearchEstimate(
         num_probes=len(probes),
         num_points=len(design.points),
         probe_tokens=round(sum(probes)),
-        evaluated=_evaluated([(len(design.points) + 1, 1), *looks], held),
+        evaluated=_evaluated(method.dearest_course(decision), held),
         stage_tokens=stage_tokens,
         confirming=confirming if config.decision.verify else None,
     )
 
 
-def _evaluated(sweeps: Sequence[tuple[int, int]], held_out: Sequence[tuple[int, int]]) -> dict[int, int]:
-    """Tokens by row length.
+def _evaluated(sweeps: Sequence[tuple[Fidelity, int]], held_out: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """Tokens by row length, those of the current model, which every sweep has, included.
 
     Args:
-        sweeps: Models, and which of the rows they see: every so many.
+        sweeps: Which of the rows are seen, and by how many models.
         held_out: Rows and their length, by domain.
     """
     total: dict[int, int] = {}
-    for models, thinning in sweeps:
+    for fidelity, models in sweeps:
         for rows, length in held_out:
-            seen = math.ceil(rows / max(1, min(thinning, rows // 4)))
-            total[length] = total.get(length, 0) + models * seen * length
+            seen = math.ceil(rows / fidelity.stride(rows))
+            total[length] = total.get(length, 0) + (models + 1) * seen * length
     return total

@@ -28,8 +28,8 @@ def full_check(found: LoadedSearch) -> dict[str, Any]:
     against = stage.current if rebalancing or prior is None else prior.on(stage.domains)
     other = "current" if rebalancing or prior is None else "prior"
     arms = {"proposal": verdict.optimum.mixture, other: against}
-    reached = found.simulated.fidelity.steps or session.settings.steps
-    tokens = round(session.probe_tokens * reached / session.settings.steps)
+    reached = found.simulated.fidelity.steps or session.settings.num_steps
+    tokens = round(session.probe_tokens * reached / session.settings.num_steps)
     evaluations: list[Evaluation] = []
     for name, mixture in arms.items():
         model = copy.deepcopy(session.runtime.model)

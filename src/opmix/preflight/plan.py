@@ -212,7 +212,7 @@ def _check_constraints(context: SearchContext, known: Mapping[str, Size], findin
 
 
 def _check_repetition(config: SearchConfig, design: StageDesign, train: Mapping[str, int], findings: Findings) -> None:
-    drawn = config.probes.steps * sequences_per_step(config.trainer, world_size()) * config.sequence_length
+    drawn = config.probe_settings.num_steps * sequences_per_step(config.trainer, world_size()) * config.sequence_length
     for index, name in enumerate(design.probes.domains):
         if name not in train:
             continue
@@ -250,7 +250,7 @@ def _cost(
         adapters = 4.0 * found.num_probes * model.probe_parameters
     return PlannedCost(
         probes=found.num_probes,
-        steps=config.probes.steps,
+        steps=config.probe_settings.num_steps,
         probe_tokens=found.probe_tokens,
         proxies=found.num_points,
         eval_tokens=found.proxy_tokens,

@@ -25,6 +25,7 @@ from opmix.probes.token_losses import (
     separate_head,
     sequence_nll,
 )
+from opmix.protocols.mixing_method import Fidelity
 
 WHOLE_LOGITS = 1 << 27
 """Logits of a batch that may exist at once where they cannot be avoided."""
@@ -82,7 +83,7 @@ class HeldOut:
 
     def thinned(self, every: int) -> HeldOut:
         """Every so manieth sequence, or question, spread as all are; four stay where there are four."""
-        return self._chosen(slice(None, None, max(1, min(every, len(self) // 4))))
+        return self._chosen(slice(None, None, Fidelity(thinning=every).stride(len(self))))
 
     def _chosen(self, which: slice) -> HeldOut:
         rows: Any = which

@@ -65,7 +65,7 @@ class ProbeSession:
     @property
     def probe_tokens(self) -> float:
         """Supervised tokens that each probe is trained on: the same for all."""
-        return self.settings.steps * supervised_per_step(self.runtime.rows, self.trainer)
+        return self.settings.num_steps * supervised_per_step(self.runtime.rows, self.trainer)
 
     def simulate(
         self,
@@ -93,7 +93,7 @@ class ProbeSession:
             baseline=swept.baseline,
             gram=swept.gram,
             fidelity=fidelity,
-            probe_tokens=self.probe_tokens * (fidelity.steps or self.settings.steps) / self.settings.steps,
+            probe_tokens=self.probe_tokens * (fidelity.steps or self.settings.num_steps) / self.settings.num_steps,
             training_flops=self.ledger.total("flops", ["probes"]) - before[0],
             evaluation_flops=self.ledger.total("flops", ["proxies"]) - before[1],
         )
@@ -153,7 +153,7 @@ class ProbeSession:
             "document_mask": self.document_mask,
             "objective": [objective.name, objective.settings()],
         }
-        inputs = whole if stop == self.settings.steps else {**whole, "at": stop}
+        inputs = whole if stop == self.settings.num_steps else {**whole, "at": stop}
         place, name = self._place(number, probe, fingerprint(inputs), stop), f"probe_{number}"
         task = ProbeTask(
             probe=probe,
@@ -172,7 +172,7 @@ class ProbeSession:
 
     def _trained(self, design: ProbeDesign, base: Mapping[str, Any], stop: int | None) -> dict[str, Path]:
         """The folder of every probe by its fingerprint, in the design's order."""
-        stop = stop or self.settings.steps
+        stop = stop or self.settings.num_steps
         probes = [self._planned(n, p, dict(design.row(p)), base, stop) for n, p in enumerate(design.probes)]
         if self.elsewhere is not None:
             whole = {probe.step: self._is_whole(probe) for probe in probes}
@@ -181,7 +181,7 @@ class ProbeSession:
         folders = {}
         for probe in probes:
             result, task, key = self._done(probe), probe.task, fingerprint(probe.inputs)
-            if stop == self.settings.steps:
+            if stop == self.settings.num_steps:
                 drop_checkpoints(task.parts)
             if key not in self._booked:  # the same probes may be asked for again, with other points
                 self._booked.add(key)
@@ -279,7 +279,7 @@ class ProbeSession:
 
     def _place(self, number: int, probe: str, key: str, steps: int) -> str:
         """`NN-NAME`, of an unfinished run `NN-NAME-at-STEPS`, or where the same probe was kept before under another number."""
-        name = probe if steps == self.settings.steps else f"{probe}-at-{steps}"
+        name = probe if steps == self.settings.num_steps else f"{probe}-at-{steps}"
         for record in sorted((self.store.folder / "steps").glob(f"probe-*-{name}.json")):
             found = self.store.record(record.stem)
             if found is not None and found.get("fingerprint") == key:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from opmix.settings import Bounds, Count, NotNegative, Positive, settings
+from opmix.settings import Bounds, Count, NotNegative, Positive, changed, settings
 
 ProbeKindName = Literal["lora", "lora+embeddings", "full"]
 """What a probe trains: adapters; adapters and the embeddings (the output head too); everything that the model lets be trained."""
@@ -27,12 +27,29 @@ _OF_A_RUN = (
 )
 
 
+SEARCH_SHARE = 0.08
+"""Of the FLOPs of a stage that training its probes may cost where no number of steps is given; evaluating them comes on top."""
+FEWEST_STEPS, MOST_STEPS = 8, 200
+"""Of probes where no number is given. Shorter ones lose regret (benchmarks/evidence/probe_lengths.py); longer ones gained none."""
+
+
+def affordable_steps(stage_steps: float, runs: int, kind: ProbeKindName) -> int:
+    """Steps of each of `runs` probes that together cost `SEARCH_SHARE` of a stage.
+
+    Examples:
+        >>> affordable_steps(10_000, 9, "full"), affordable_steps(500, 9, "full"), affordable_steps(10**6, 9, "lora")
+        (88, 8, 200)
+    """
+    price = 1.0 if kind == "full" else 5 / 6  # frozen weights need no gradient of their own
+    return int(min(MOST_STEPS, max(FEWEST_STEPS, SEARCH_SHARE * stage_steps / (runs * price))))
+
+
 @settings
 class ProbeSettings:
     """How probes are trained; all of them for the same number of steps and tokens."""
 
-    steps: Count = 200
-    """At most, with `adaptive`."""
+    steps: Count | None = None
+    """At most, with `adaptive`. None: 200 with the paper's law; with effective tokens as many as `affordable_steps` says."""
     adaptive: bool | None = None
     """Look at the probes while they train and stop where the predicted regret is below `tolerance`; None: where a domain is new."""
     tolerance: NotNegative = 0.05
@@ -57,13 +74,25 @@ class ProbeSettings:
     """What a probe trains: adapters; adapters, the embeddings and the output head; or every weight, for as few steps."""
 
     @property
+    def num_steps(self) -> int:
+        """Steps of a whole probe."""
+        return MOST_STEPS if self.steps is None else self.steps
+
+    @property
     def rate(self) -> float:
         """Times the trainer's learning rate."""
         return _RATES[self.kind] if self.learning_rate_multiplier is None else self.learning_rate_multiplier
 
+    def settled(self, stage_steps: float, runs: int | None) -> ProbeSettings:
+        """With `steps` known. `runs`: probes and candidates of a search that has to be cheap; None: it need not be."""
+        if self.steps is not None:
+            return self
+        return changed(self, steps=MOST_STEPS if runs is None else affordable_steps(stage_steps, runs, self.kind))
+
     def of_a_run(self) -> dict[str, Any]:
         """What a trained probe depends on; the others choose which probes there are and when they are looked at."""
-        depends = {**{name: getattr(self, name) for name in _OF_A_RUN}, "learning_rate_multiplier": self.rate}
+        depends = {name: getattr(self, name) for name in _OF_A_RUN}
+        depends |= {"steps": self.num_steps, "learning_rate_multiplier": self.rate}
         return depends if self.kind == "lora" else {**depends, "kind": self.kind}
 
 

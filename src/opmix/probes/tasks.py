@@ -47,7 +47,7 @@ class ProbeTask:
     """Arguments of `probe_arguments`."""
     seed: int
     stop: int
-    """Optimizer steps after which it is kept; fewer than `settings.steps`: it is looked at, and can go on from there."""
+    """Optimizer steps after which it is kept; fewer than `settings.num_steps`: it is looked at, and can go on from there."""
     out: Path
     """Where it is kept."""
     parts: Path
@@ -92,7 +92,7 @@ def train_probe(task: ProbeTask, runtime: ProbeRuntime) -> TrainingTotals:
         TrainingError: It diverged.
         StoreError: A checkpoint cannot be written.
     """
-    usage, objective, steps = Usage(), runtime.objective, task.settings.steps
+    usage, objective, steps = Usage(), runtime.objective, task.settings.num_steps
     plan = plan_training(
         runtime.rows,
         Mixture.of(task.mixture),

@@ -56,6 +56,10 @@ class Fidelity:
     thinning: int = 1
     """Every how manieth held-out sequence is used."""
 
+    def stride(self, sequences: int) -> int:
+        """The same for an evaluation set of so many sequences: four stay where there are four."""
+        return max(1, min(self.thinning, sequences // 4))
+
 
 FULL = Fidelity()
 """Everything."""

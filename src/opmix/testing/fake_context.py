@@ -58,6 +58,8 @@ class FakeContext:
     """Added to the losses of interpolated points; None: interpolation is exact."""
     noise: float = 0.0
     """Standard deviation, in nats, of how much more one held-out sequence likes a domain than the next does."""
+    order: float = 0.0
+    """Standard deviation, in nats, of what another order of the data would change of a probe's losses, set by set; common to its looks."""
     sequences: int = 64
     """Held-out sequences of each evaluation set."""
     tokens: Sequence[float] = (100.0,)
@@ -97,8 +99,10 @@ class FakeContext:
         if self.flattery is not None:
             losses = losses + averaged[:, None] * self.flattery(mixtures)
         tokens = np.resize(np.asarray(self.tokens, dtype=np.float64), self.sequences)
-        own = self._sequences(losses.shape[1])[:, :: fidelity.thinning]
-        tokens = tokens[:: fidelity.thinning]
+        losses = losses + np.array([self._ordered(mixture, losses.shape[1]) for mixture in mixtures])
+        stride = fidelity.stride(self.sequences)
+        own = self._sequences(losses.shape[1])[:, ::stride]
+        tokens = tokens[::stride]
         nll = tuple(tokens * (losses[:, [e]] + mixtures @ own[e].T) for e in range(losses.shape[1]))
         counts = (tokens,) * len(nll)
         return Simulation(
@@ -131,6 +135,11 @@ class FakeContext:
         """What each sequence adds to a loss by domain share, (E, S, D)."""
         shape = (num_metrics, self.sequences, len(self.stage.domains))
         return self.noise * np.random.default_rng(self.seed).standard_normal(shape)
+
+    def _ordered(self, mixture: FloatArray, num_metrics: int) -> FloatArray:
+        """What the order of a probe's data adds to its losses, (E,); the same for the same probe."""
+        drawn = np.random.default_rng([self.seed, 1, *np.round(1e6 * mixture).astype(int)])
+        return self.order * drawn.standard_normal(num_metrics)
 
     def _new_steps(self, design: ProbeDesign, steps: int) -> int:
         """Steps of all probes that were not trained for an earlier simulation."""

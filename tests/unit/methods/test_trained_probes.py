@@ -1,9 +1,12 @@
 """A law in effective tokens on trained probes alone: where it proposes, and what trained candidates decide."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from opmix.methods.trained_probes import TrainedProbes
+from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.effective_tokens import EffectiveTokensLaw, Tokens
 from opmix.mixing.mixture import Mixture
@@ -55,11 +58,11 @@ def test_the_proposal_is_near_the_optimum_at_the_stages_own_length():
 def test_probes_are_looked_at_on_their_way_and_nothing_is_interpolated():
     fake = context({"web": 0.8, "code": 0.1, "math": 0.1})
     proposal = METHOD.propose(fake)
-    assert [call.label for call in fake.calls] == ["probes-at-16", "probes-at-32", "proxies", "verification"]
+    assert [call.label for call in fake.calls] == ["probes-at-32", "proxies", "verification"]
     assert all(np.count_nonzero(point.weights) == 1 for call in fake.calls for point in call.points)
     table = proposal.table
-    assert len(table.points) == 3 * 4
-    assert table.kinds.count("look") == 8
+    assert len(table.points) == 2 * 4
+    assert table.kinds.count("look") == 4
 
 
 def test_the_mixture_in_use_is_kept_where_it_is_the_best():
@@ -92,6 +95,51 @@ def test_without_confirmation_no_candidate_is_trained():
 
 
 def test_short_probes_have_fewer_looks():
-    assert [f.steps for f in TrainedProbes(steps=200).early] == [50, 100]
-    assert [f.steps for f in TrainedProbes(steps=9).early] == [4]
-    assert TrainedProbes(steps=4).early == ()
+    assert [f.steps for f in TrainedProbes(steps=200).looks] == [100, None]
+    assert [f.steps for f in TrainedProbes(steps=9).looks] == [4, None]
+    assert [f.steps for f in TrainedProbes(steps=4).looks] == [None]
+
+
+def test_candidates_are_judged_on_sequences_that_the_law_was_not_fitted_to():
+    """The fitted sequences alone like what the law proposes, by a nat: nothing of that is in the measured gain."""
+
+    class Flattering(FakeContext):
+        def simulate(self, design, points, **asked):
+            found = super().simulate(design, points, **asked)
+            if asked["label"] != "verification":
+                return found
+            kept = self.calls[-2].fidelity.stride(self.sequences)
+            first = np.arange(len(points))[:, None] == 0
+            liked = [np.where(first, 0.0, np.arange(self.sequences) % kept == 0) for _ in found.nll]
+            return replace(found, nll=tuple(n - 100.0 * a for n, a in zip(found.nll, liked, strict=True)))
+
+    plain = context({"web": 0.8, "code": 0.1, "math": 0.1})
+    fake = Flattering(stage=plain.stage, surface=plain.surface, course=course, rule=plain.rule)
+    gains = [METHOD.propose(c).verdict.decision.direct_gain for c in (plain, fake)]
+    assert gains[1] == pytest.approx(gains[0])
+
+
+def test_a_candidate_that_breaks_a_loss_limit_is_out():
+    old = {"web": 0.8, "code": 0.1, "math": 0.1}
+    free = METHOD.propose(context(old))
+    now = float(course(np.zeros((1, 3)))[0, 0])
+    measured = {c["name"]: c["mixture"] for c in free.evidence["candidates"]}
+    lost = {name: float(course(6400 * np.array([list(p.values())]))[0, 0]) for name, p in measured.items()}
+    assert lost["halfway"] < lost["proposal"]
+    between = (lost["halfway"] + lost["proposal"]) / 2
+    limits = Constraints(max_loss={"web": between}, current_loss={"web": now})
+    bound = METHOD.propose(context(old, limits=limits))
+    proposed, halfway = bound.evidence["candidates"]
+    assert (proposed["breaks"], halfway["breaks"]) == (["web"], [])
+    assert dict(bound.mixture) == pytest.approx(halfway["mixture"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", [{"noise": 0.1}, {"order": 0.01}])
+def test_searches_seldom_move_where_nothing_can_be_gained(noise):
+    def flat(tokens):
+        return np.repeat(3.0 - 0.2 * np.log1p(tokens.sum(axis=1, keepdims=True) / 2000), 3, axis=1)
+
+    uniform = dict.fromkeys(DOMAINS, 1 / 3)
+    actions = [METHOD.propose(context(uniform, flat, seed=s, **noise)).verdict.decision.action for s in range(60)]
+    assert actions.count("move") <= 60 * 0.1 + 2 * np.sqrt(60 * 0.1 * 0.9)

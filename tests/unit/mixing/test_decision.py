@@ -110,7 +110,11 @@ def test_a_direct_measurement_has_the_last_word():
     assert stopped.decision.direct_gain == 0.002
     assert stopped.optimum is verdict.optimum
     assert stands.decision.direct_gain == 0.05
-    unknown = confirm(verdict, 0.05, float("nan"))
+    level = 1.5 * 0.01  # 93 % for one, 87 % for the better of two
+    assert confirm(verdict, level, 0.01).decision.action == "move"
+    assert confirm(verdict, level, 0.01, tries=2).decision.action == "keep"
+    assert confirm(verdict, level, 0.01, tries=0).decision.direct_gain is None
+    unknown = confirm(verdict, 0.05, float("nan"), tries=2)
     assert unknown.decision.action == "keep"
 
 

@@ -10,7 +10,7 @@ from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.context import SearchContext
 from opmix.mixture_search.estimate import estimate_search, eval_sequences
 from opmix.probes.kinds import probe_weights
-from opmix.probes.settings import ProbeKindName
+from opmix.probes.settings import MOST_STEPS, SEARCH_SHARE, ProbeKindName
 from opmix.progress import Silent
 from opmix.runs.store import RunStore
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
@@ -54,6 +54,19 @@ def test_old_domains_share_held_out_sequences():
     assert eval_sequences(config, old) == [64] * 3
     config, old = search(4, 0, proxies={"eval_sequences": 64})
     assert eval_sequences(config, old) == [64] * 4
+
+
+def test_probes_are_as_long_as_the_stage_pays_for():
+    def steps(old, new, **settings):
+        return search(old, new, **settings)[0].probe_settings.num_steps
+
+    step = 4 * 32  # tokens
+    lengths = [steps(6, 0, probes={}, budget={"tokens": n * step}) for n in (500, 5_000, 10**6)]
+    assert lengths == sorted(set(lengths))
+    runs, share = 9, lengths[1] / 5_000  # seven probes and two candidates, at 5/6 of a full step's price
+    assert share * runs * 5 / 6 == pytest.approx(SEARCH_SHARE, rel=0.05)
+    assert steps(6, 0, probes={"steps": 37}) == 37
+    assert steps(3, 1, probes={}, budget={"tokens": 500 * step}) == lengths[-1] == MOST_STEPS  # the paper's law, adaptive
 
 
 def searched(folder, files, tied=True, **settings):
