@@ -33,7 +33,9 @@ def shares(count: int, args: argparse.Namespace, kind: str, steps: int | None) -
     )
     found, weights = estimate_search(config, None), None if kind == "full" else ADAPTER
     stage = found.stage_tokens * SHAPE.train(args.length)
-    first, then = (part.cost(SHAPE, args.length, adapter_parameters=weights).flops for part in (found, found.confirming))
+    first, then = (
+        part.cost(SHAPE, args.length, adapter_parameters=weights).flops for part in (found, found.confirming)
+    )
     made = {"steps": config.probe_settings.num_steps, "probes": first["probes"] / stage}
     sweep = first["proxies"] / stage
     if args.before:  # three looks of all sequences
@@ -50,7 +52,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--before", action="store_true")
     args = parser.parse_args()
-    print("| domains | probes | steps | probes | looks | candidates | their sweep | all |\n|---|---|---|---|---|---|---|---|")
+    print(
+        "| domains | probes | steps | probes | looks | candidates | their sweep | all |\n|---|---|---|---|---|---|---|---|"
+    )
     for kind in ("lora", "full"):
         for count in (2, 6, 17):
             made = shares(count, args, kind, 200 if args.before else None)

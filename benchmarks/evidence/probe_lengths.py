@@ -46,7 +46,12 @@ def scores(told: FloatArray, trained: FloatArray) -> tuple[float, ...]:
     """r, rank correlation, regret, against uniform; of objectives (M,), uniform first."""
     gains, measured, pick = told[0] - told[1:], trained[0] - trained[1:], int(told.argmin())
     r = float(np.corrcoef(gains, measured)[0, 1])
-    return r, float(spearmanr(gains, measured).statistic), trained[pick] / trained.min() - 1, trained[pick] / trained[0] - 1
+    return (
+        r,
+        float(spearmanr(gains, measured).statistic),
+        trained[pick] / trained.min() - 1,
+        trained[pick] / trained[0] - 1,
+    )
 
 
 def main() -> None:
@@ -59,7 +64,10 @@ def main() -> None:
         others = [t for t in cell["trainings"] if t["name"] != "uniform"]
         mixtures = np.array([np.full(count, 1 / count), *(t["mixture"] for t in others)])
         trained = np.array([np.mean(uniform, axis=0), *(t["losses"] for t in others)])
-        objectives = {"domains": np.r_[np.ones(count), np.zeros(targets)], "targets": np.r_[np.zeros(count), np.ones(targets)]}
+        objectives = {
+            "domains": np.r_[np.ones(count), np.zeros(targets)],
+            "targets": np.r_[np.zeros(count), np.ones(targets)],
+        }
         for kind in ("lora", "full"):
             for last in range(4):
                 for looks in range(1, min(last + 1, 3) + 1):

@@ -200,7 +200,9 @@ def best_measured(context: MethodContext, outcome: SearchOutcome) -> LawProposal
     gains = values[0] - values[1:]
     best = int(np.argmax(np.where([bool(b) for b in broken], -np.inf, gains)))
     sequences = objective_error(loss_difference_error(rows, tokens, 0, 1 + best), verdict.settings)
-    order = np.sqrt(2) * max(objective_error(_between_probes(proposal), verdict.settings), _scatter(losses, values, verdict.settings))
+    order = np.sqrt(2) * max(
+        objective_error(_between_probes(proposal), verdict.settings), _scatter(losses, values, verdict.settings)
+    )
     error, count = float(np.hypot(sequences, order)), len(tried) - sum(map(bool, broken))
     gain = float(gains[best]) if count else -np.inf
     verdict = confirm(verdict, gain, error, list(tried.values())[best], tries=count)

@@ -278,7 +278,9 @@ class SearchContext:
         chosen = session.settings
         weights = probe_weights(chosen, session.runtime.model)
         self.estimate = found = estimate_search(self.config, self.old, sizes)
-        cost = found.cost(session.runtime.shape, length, adapter_parameters=weights.priced, objective=self.prepared.objective)
+        cost = found.cost(
+            session.runtime.shape, length, adapter_parameters=weights.priced, objective=self.prepared.objective
+        )
         flops = cost.total("flops")
         share = found.share(flops, session.runtime.shape, length, self.prepared.objective)
         most = "at most " if self.config.adaptive else ""

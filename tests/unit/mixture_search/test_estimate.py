@@ -66,7 +66,9 @@ def test_probes_are_as_long_as_the_stage_pays_for():
     runs, share = 9, lengths[1] / 5_000  # seven probes and two candidates, at 5/6 of a full step's price
     assert share * runs * 5 / 6 == pytest.approx(SEARCH_SHARE, rel=0.05)
     assert steps(6, 0, probes={"steps": 37}) == 37
-    assert steps(3, 1, probes={}, budget={"tokens": 500 * step}) == lengths[-1] == MOST_STEPS  # the paper's law, adaptive
+    assert (
+        steps(3, 1, probes={}, budget={"tokens": 500 * step}) == lengths[-1] == MOST_STEPS
+    )  # the paper's law, adaptive
 
 
 def searched(folder, files, tied=True, **settings):
