@@ -13,16 +13,18 @@ from transformers import TrainerCallback, TrainingArguments
 
 from opmix.compute.budget import world_size
 from opmix.config import SearchConfig, parse_config
-from opmix.data import MixtureStream
+from opmix.data import MixtureStream, TokenizedDomain
+from opmix.domain import ChatOptions
 from opmix.errors import ConfigError, StoreError
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.search import SearchResult, run_search
 from opmix.probes.preserve_state import preserve_model_state
-from opmix.progress import Progress
-from opmix.runs.files import write_json
+from opmix.progress import Progress, Silent
+from opmix.runs.files import default_cache_dir, write_json
+from opmix.scores.task_questions import without_tasks
 from opmix.training.factory import TrainerFactory
 from opmix.training.objectives import CAUSAL_LM
-from opmix.training.stage_data import StageData
+from opmix.training.stage_data import StageData, prepare_targets
 
 _FOR_PROBES = (
     "per_device_train_batch_size",
@@ -76,10 +78,12 @@ class RemixCallback(TrainerCallback):
         out: Folder of the decisions, each with a report of its own.
         make_trainer: Replaces `opmix.training.factory.default_trainer` for the probes.
         progress: Shows what is going on; None: silence.
-        **settings: Keys of `search.yaml`: probes, proxies, solve, decision, huber_delta, new_domains.
+        **settings: Keys of `search.yaml`: targets, probes, proxies, solve, decision, huber_delta, new_domains. Relative paths of
+            targets start from the working folder.
 
     Raises:
         ConfigError: Settings that cannot hold, or a Trainer that does not read in order.
+        DataError: A target cannot be read.
     """
 
     def __init__(
@@ -101,7 +105,7 @@ class RemixCallback(TrainerCallback):
         self.make_trainer, self.progress, self.settings = make_trainer, progress, settings
         self.switches: list[Switch] = []
         self.results: list[SearchResult] = []
-        self._config(1, {})  # complain now, not in the middle of a run
+        self._targets = self._prepared(self._config(1, {}))  # complain now, not in the middle of a run
 
     # -- what the Trainer calls ---------------------------------------------------------------------------------
 
@@ -186,9 +190,26 @@ class RemixCallback(TrainerCallback):
             where="RemixCallback",
         )
 
+    def _prepared(self, config: SearchConfig) -> tuple[dict[str, TokenizedDomain], dict[str, ChatOptions]]:
+        """The targets, tokenised, and the options of those that are conversations."""
+        base, cache = Path.cwd(), Path(config.cache_dir) if config.cache_dir else default_cache_dir()
+        targets = {n: t.domain(n, base) for n, t in without_tasks(config.targets, base, cache).items()}
+        return prepare_targets(
+            targets,
+            self.stream.tokenizer,
+            cache_dir=cache,
+            num_proc=config.num_proc,
+            progress=self.progress or Silent(),
+        )
+
     def _data(self) -> StageData:
+        targets, options = self._targets
         return StageData(
-            domains=self.stream.data, options={}, sequence_length=self.stream.sequence_length, objective=CAUSAL_LM
+            domains=self.stream.data,
+            options=options,
+            sequence_length=self.stream.sequence_length,
+            objective=CAUSAL_LM,
+            targets=targets,
         )
 
     def _rows_per_step(self, args: TrainingArguments) -> int:

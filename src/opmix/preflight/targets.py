@@ -9,6 +9,7 @@ from typing import Any
 from opmix.data.choice import target_kind
 from opmix.data.inspect.splits import empty_splits
 from opmix.data.inspect.survey import Size, survey
+from opmix.data.overlap import overlaps
 from opmix.domain import Domain, Split
 from opmix.errors import OpMixError
 from opmix.mixture_search.estimate import DomainSize
@@ -66,7 +67,11 @@ def check_targets(
             sizes[name] = found
     with findings.catching("targets"):
         readable = {n: d for n, d in domains.items() if _resolves(n, d)}
-        check_apart(readable, {n: read[n].domain(n, base) for n in sizes})
+        aims = {n: read[n].domain(n, base) for n in sizes}
+        check_apart(readable, aims)
+        for overlap in overlaps(readable, aims):
+            said, _, remedy = str(overlap).partition(": take ")
+            findings.warn(f"targets.{overlap.target}", said.partition(": ")[2], f"take {remedy}")
     if targets and len(sizes) == len(targets):
         told = ", ".join(_told(name, size, length) for name, size in sizes.items())
         findings.ok("targets", f"{len(sizes)}, never trained on: {told}")

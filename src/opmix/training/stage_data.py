@@ -12,6 +12,7 @@ import numpy as np
 
 from opmix.data import ChatRows, PackedSequences, Rows, TokenizedDomain, TokenSplit, domain_kind, prepare_domain
 from opmix.data.choice import ChoiceRows, target_kind
+from opmix.data.overlap import overlaps
 from opmix.data.sources import resolve
 from opmix.data.tokenization import eos_id
 from opmix.domain import ChatOptions, Domain, Split
@@ -34,6 +35,8 @@ class StageData:
     objective: Objective
     targets: Mapping[str, TokenizedDomain] = field(default_factory=dict)
     """What mixtures are chosen for and is never trained on."""
+    shared: tuple[str, ...] = ()
+    """A sentence for every target whose text is trained on, as far as samples show."""
 
     def evaluated(self, split: Split) -> dict[str, Rows]:
         """Rows of a held-out split by evaluation set: domains, then targets.
@@ -117,8 +120,8 @@ class StageData:
         return counts if tokens.mask is None else {**counts, "supervised_tokens": tokens.supervised_tokens}
 
     def notes(self) -> list[str]:
-        """What was cut or left out."""
-        notes = []
+        """What was cut or left out, and what is measured and trained on alike."""
+        notes: list[str | None] = list(self.shared)
         for name, rows in self.train.items():
             if isinstance(rows, ChatRows):
                 notes.append(rows.report.note(name, self.sequence_length, self.options[name].truncate))
@@ -159,6 +162,7 @@ def prepare_data(
         DataError: A domain cannot be read or tokenised.
     """
     known = {} if known is None else known
+    first = not known
     wanted = {name: replace(d, kind=domain_kind(d)) for name, d in domains.items()}
     if objective == "sdft":
         wanted = {name: replace(d, chat=replace(d.chat, supervise="last")) for name, d in wanted.items()}
@@ -182,6 +186,12 @@ def prepare_data(
     tokenised = {name: prepare(domain, "tokenise") for name, domain in wanted.items()}
     judged, aims = {}, _read_as(targets or {})
     check_apart(domains, aims)
+    shared: tuple[str, ...] = ()
+    if aims and first:  # the stages of a life are parts of what was looked at before them
+        with progress.task("text of targets in what is trained on", 0):
+            shared = tuple(map(str, overlaps(domains, aims)))
+    for sentence in shared:
+        progress.note(sentence)
     for name, domain in aims.items():
         with naming_target(name):
             judged[name] = prepare(domain, "tokenise target")
@@ -200,7 +210,26 @@ def prepare_data(
         sequence_length=sequence_length,
         objective=chosen,
         targets={name: replace(t, valid=t.train) for name, t in judged.items()},
+        shared=shared,
     )
+
+
+def prepare_targets(
+    targets: Mapping[str, Domain], tokenizer: Any, *, cache_dir: Path, num_proc: int, progress: Progress
+) -> tuple[dict[str, TokenizedDomain], dict[str, ChatOptions]]:
+    """Tokenised targets, as `StageData` wants them, and the options of those that are conversations; see `prepare_data`.
+
+    Raises:
+        DataError: One cannot be read or tokenised.
+    """
+    found, aims = {}, _read_as(targets)
+    for name, domain in aims.items():
+        with naming_target(name), progress.task(f"tokenise target {name}", 0) as advance:
+            made = prepare_domain(
+                domain, tokenizer, cache_dir=cache_dir, num_proc=num_proc, progress=_documents(advance)
+            )
+            found[name] = replace(made, valid=made.train)
+    return found, {name: d.chat for name, d in aims.items() if d.kind == "chat"}
 
 
 def _read_as(targets: Mapping[str, Domain]) -> dict[str, Domain]:

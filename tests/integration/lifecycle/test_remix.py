@@ -202,6 +202,22 @@ def test_settings_that_cannot_hold(make_stream, tmp_path, settings, message):
         opmix.RemixCallback(make_stream(), out=tmp_path, **settings)
 
 
+@pytest.mark.slow
+def test_targets_decide_what_the_stream_goes_on_with(make_stream, toys, tmp_path):
+    dev = tmp_path / "dev.jsonl"
+    rows = [{"text": text} for text in toy_documents("beta", 40, seed=7)]
+    dev.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {**SMALL, "targets": {"manual": str(dev)}, "cache_dir": str(tmp_path / "cache")}
+    callback_ = opmix.RemixCallback(make_stream(), at=[4 * STEP], out=tmp_path / "out", **settings)
+    train(callback_.stream, tmp_path / "run", [callback_])
+    (result,) = callback_.results
+    assert result.table.metrics == ("alpha", "beta", "manual")
+    assert result.verdict.settings.omega.tolist() == [0, 0, 1]
+    assert "manual" not in callback_.switches[0].mixture
+    with pytest.raises(DataError, match=r"target 'manual': .*nowhere\.jsonl"):
+        opmix.RemixCallback(make_stream(), at=[STEP], out=tmp_path, targets={"manual": "nowhere.jsonl"})
+
+
 def test_trainers_that_cannot_be_used(make_stream, tmp_path, monkeypatch):
     def callback(stream):
         return opmix.RemixCallback(stream, at=[4 * STEP], out=tmp_path / "out", **SMALL)

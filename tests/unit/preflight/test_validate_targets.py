@@ -90,3 +90,15 @@ def test_a_search_says_target_too(place, tmp_path):
             sdft=DistillationSettings(), sequence_length=32, cache_dir=tmp_path, num_proc=1, progress=Silent(),
         )  # fmt: skip
     assert "domain 't'" not in str(error.value)
+
+
+def test_text_that_is_trained_on_is_named_with_its_share(place):
+    long = [{"text": f"{i} " + "every word of this document stands in both files and is read in the same order " * 3}
+            for i in range(40)]  # fmt: skip
+    (place / "gamma.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    (place / "copied.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long[:30]))
+    domains = {n: {"train": f"{n}.jsonl", "holdout": 0.2} for n in ("alpha", "gamma")}
+    found = checked(place, {"t": "copied.jsonl"}, domains=domains)
+    (told_,) = [c for c in told(found, "targets.t") if "13 words in a row" in c.detail]
+    assert told_.status == "warn"
+    assert "at least 100% of its text is in what domain 'gamma' trains on" in told_.detail
