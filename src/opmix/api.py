@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from opmix.comparison.config import CompareConfig, load_compare
 from opmix.comparison.run import CompareResult, run_compare
@@ -26,6 +26,29 @@ if TYPE_CHECKING:  # torch and transformers are imported where they are used
 IN_MEMORY = "<model object>"
 
 
+class SearchKeywords(TypedDict, total=False):
+    """Further keys of `search.yaml` that `opmix.search` takes, each as a mapping, a value, or the settings class itself."""
+
+    targets: Mapping[str, Any]
+    new_domains: Iterable[str] | None
+    objective: Literal["causal_lm", "sft", "sdft"]
+    sequence_length: int
+    document_mask: bool
+    sdft: Mapping[str, Any]
+    trainer: Any
+    """A mapping, `transformers.TrainingArguments`, or what inherits from it (`trl.SFTConfig`)."""
+    probes: Any
+    proxies: Any
+    solve: Any
+    decision: Any
+    law: Literal["auto", "log_linear", "effective_tokens"]
+    huber_delta: float
+    executor: Any
+    num_proc: int
+    cache_dir: str | Path | None
+    seed: int
+
+
 def search(
     model: PreTrainedModel | str,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -35,15 +58,18 @@ def search(
     old_mixture: Mapping[str, float] | None = None,
     out: str | Path | None = None,
     make_trainer: TrainerFactory | None = None,
-    progress: Progress | Literal["auto"] | None = None,
-    **settings: Any,
+    progress: Progress | Literal["auto"] | None = "auto",
+    **settings: Unpack[SearchKeywords],
 ) -> SearchResult:
     """Find the mixture for the next stretch of training.
 
     Args:
         model: A causal LM, or a checkpoint folder, `.gguf` file or hub name. An object is given back unchanged.
         tokenizer: Needed with a model object; else that of the checkpoint.
-        domains: Name to source: a path, glob, list of them, or a mapping with `train`, `valid`, `test`, `max_epochs`, ...
+        domains: Name to source: a path, glob, list of them, hub address (`hf://org/name[@revision][/config][:split]`), or data in
+            memory: a `datasets.Dataset`, `DatasetDict` or `IterableDataset`, a list or generator of texts, rows or conversations.
+            Or a mapping with `train`, `valid`, `test` of these, `max_tokens` (how far to read; needed of streams), `field`,
+            `max_epochs`, ...
         budget: Training tokens of the stretch; a text such as "500M" or "2B" will do.
         old_mixture: Token shares the model was last trained on; domains not in it are new. None: uniform.
         out: Run folder; running again with the same inputs resumes. None: nothing is kept.
@@ -62,10 +88,10 @@ def search(
     named = model if isinstance(model, str | Path) else IN_MEMORY
     content = {
         "model": str(named),
-        "domains": dict(domains or {}),
+        "domains": _on_disk(domains or {}, settings.get("cache_dir"), tokenizer, str(named)),
         "budget": budget,
         "old_mixture": old_mixture,
-        **settings,
+        **{key: str(value) if isinstance(value, Path) else value for key, value in settings.items()},
     }
     from opmix.progress.display import shown
 
@@ -86,7 +112,7 @@ def run(
     out: str | Path,
     redo: bool = False,
     make_trainer: TrainerFactory | None = None,
-    progress: Progress | Literal["auto"] | None = None,
+    progress: Progress | Literal["auto"] | None = "auto",
 ) -> LifeResult:
     """Take a model through a lifecycle: every stage's mixture found, trained on, and found again. Running it again resumes.
 
@@ -103,7 +129,7 @@ def run(
         OpMixError: Whatever else stops it; see `opmix.errors`.
     """
     if isinstance(lifecycle, Mapping):
-        config, base = validated(LifecycleConfig, lifecycle), Path.cwd()
+        config, base = validated(LifecycleConfig, _life_on_disk(lifecycle)), Path.cwd()
     else:
         config, base = load_lifecycle(Path(lifecycle)), Path(lifecycle).parent.resolve()
     from opmix.progress.display import shown
@@ -119,7 +145,7 @@ def compare(
     only: Iterable[str] = (),
     redo: bool = False,
     make_trainer: TrainerFactory | None = None,
-    progress: Progress | Literal["auto"] | None = None,
+    progress: Progress | Literal["auto"] | None = "auto",
 ) -> CompareResult:
     """Let several methods live the same life: same model, data, tokens and seeds. Running it again resumes.
 
@@ -137,7 +163,7 @@ def compare(
         OpMixError: Whatever else stops it; see `opmix.errors`.
     """
     if isinstance(comparison, Mapping):
-        config, base = validated(CompareConfig, comparison), Path.cwd()
+        config, base = validated(CompareConfig, _life_on_disk(comparison)), Path.cwd()
     else:
         config, base = load_compare(Path(comparison)), Path(comparison).parent.resolve()
     from opmix.progress.display import shown
@@ -146,6 +172,30 @@ def compare(
         return run_compare(
             config, out=Path(out), base=base, only=only, redo=redo, make_trainer=make_trainer, progress=display
         )
+
+
+def _on_disk(domains: Mapping[str, Any], cache_dir: Any, tokenizer: Any, name: str) -> dict[str, Any]:
+    """The domains, those in memory written to the cache."""
+    if all(isinstance(value, str | Path) for value in domains.values()):
+        return dict(domains)
+    from opmix.data.memory import Tokens, on_disk
+
+    def counter() -> Tokens:
+        from opmix.models.load import load_tokenizer
+
+        made = load_tokenizer(name) if tokenizer is None else tokenizer
+        return lambda texts: sum(map(len, made(texts, add_special_tokens=False, verbose=False)["input_ids"]))
+
+    return on_disk(domains, cache_dir=cache_dir, tokens=counter)
+
+
+def _life_on_disk(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a lifecycle or comparison, domains in memory written to the cache."""
+    named, domains = content.get("tokenizer") or content.get("model"), content.get("domains")
+    if not isinstance(domains, Mapping):
+        return dict(content)
+    name = named.get("name") if isinstance(named, Mapping) else named
+    return {**content, "domains": _on_disk(domains, content.get("cache_dir"), None, str(name))}
 
 
 __all__ = ["CompareResult", "LifeResult", "SearchResult", "compare", "run", "run_search", "search"]

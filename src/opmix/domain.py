@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from opmix.errors import ConfigError
-from opmix.settings import Bounds, Positive, Then, changed, internal, problems_error, settings
+from opmix.settings import Bounds, Count, Positive, Then, changed, internal, problems_error, settings
 
 RowSchema = Literal["text", "messages", "prompt and completion", "conversations", "sharegpt", "instruction and output"]
 """What the rows of a source hold: a text, or a conversation in OpenAI's and TRL's two ways, as turns with `role` and `content` or with
@@ -34,6 +34,8 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,79}$")
 
 
 PACKAGE = "package://"
+HUB = "hf://"
+"""Start of the address of a dataset on the Hugging Face hub."""
 PLACEHOLDER = "NAME-OR-FOLDER-OF-YOUR-MODEL"
 """What `opmix init` writes where no model is given."""
 
@@ -55,6 +57,25 @@ def located(path: str, base: Path) -> str:
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(f"{path}: package {name!r} is not installed here; install it, or give a path")
     return str(Path(next(iter(spec.submodule_search_locations))) / inside)
+
+
+def hub_dataset(address: str) -> dict[str, Any]:
+    """What `hf://org/name[@revision][/config][:split]` says, as settings of a source.
+
+    Raises:
+        ConfigError: It names no dataset.
+
+    Examples:
+        >>> hub_dataset("hf://org/name/en:train[:1%]")
+        {'paths': ('org/name',), 'format': 'hub', 'config_name': 'en', 'split': 'train[:1%]'}
+    """
+    name, colon, split = address.removeprefix(HUB).partition(":")
+    parts = name.split("/")
+    if not 2 <= len(parts) <= 3 or not all(parts) or (colon and not split):
+        raise ConfigError(f"{address}: no address of a dataset; expected {HUB}org/name[@revision][/config][:split]")
+    found: dict[str, Any] = {"paths": ("/".join(parts[:2]),), "format": "hub"}
+    found |= {"config_name": parts[2]} if len(parts) > 2 else {}
+    return found | ({"split": split} if split else {})
 
 
 def user_path(text: str | Path, base: Path | None = None) -> Path:
@@ -97,6 +118,8 @@ class Source:
     """Hub datasets with several configurations: which one."""
     dtype: str = "uint16"
     """Raw `.bin` files of token ids: their integer type."""
+    max_tokens: Count | None = None
+    """Read no further than the document that completes so many tokens; None: to the end. For streams that have none, or too far away."""
 
     def __post_init__(self) -> None:
         if not self.paths or any(not path for path in self.paths):
@@ -110,7 +133,14 @@ class Source:
             return content
         given = content["paths"]
         several = given if isinstance(given, list | tuple) else (given,)
-        return {**content, "paths": tuple(str(p) if isinstance(p, Path) else p for p in several)}
+        paths = tuple(str(p) if isinstance(p, Path) else p for p in several)
+        if any(isinstance(path, str) and path.startswith(HUB) for path in paths):
+            if len(paths) > 1:
+                raise ConfigError(
+                    f"paths: {', '.join(map(str, paths))}; expected one hub dataset, or files; make them domains"
+                )
+            return {**hub_dataset(paths[0]), **{k: v for k, v in content.items() if k != "paths"}}
+        return {**content, "paths": paths}
 
     def located(self, base: Path) -> Source:
         """With relative paths resolved against the configuration's folder."""

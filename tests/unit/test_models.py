@@ -291,3 +291,11 @@ def test_the_share_of_weights_that_probes_reach():
     assert models.reached_share(model, in_full=["embed_tokens"]) == pytest.approx((attention + embedding) / total)
     assert reach_notes(attention / total)[0].startswith("adapters reach 10% of the weights")
     assert reach_notes(0.7) == []
+
+
+@pytest.mark.parametrize("name", ["gpu", "~nosuchuser/x", "a\x00b", "", "cuda:x"])
+def test_a_device_that_is_none_is_told(name):
+    from opmix.models.device import device_named
+
+    with pytest.raises(ModelError, match=r"model.device: .* is no device"):
+        device_named(name)

@@ -215,3 +215,44 @@ def test_every_stages_arguments_are_checked_before_the_first_is_trained():
         checked_trainers(refused)
     made = checked_trainers(life(trainer={"warmup_steps": 1e1}))
     assert made.search.trainer == {"warmup_steps": 10}
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, "four", "a\x00b", None, [1], 10**400, float("nan")])
+@pytest.mark.parametrize("name", ["per_device_train_batch_size", "gradient_accumulation_steps"])
+def test_rows_of_a_step_are_a_whole_number(name, value):
+    from opmix.compute.budget import sequences_per_step
+
+    with pytest.raises(ConfigError, match=rf"trainer.{name}: .*expected a whole number from 1"):
+        sequences_per_step({name: value})
+    assert sequences_per_step({name: 3}) == 3 * (8 if name.startswith("grad") else 1)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"hidden_size": "big"},
+        {"hidden_size": 33, "num_attention_heads": 4},
+        {"hidden_size": 0},
+        {"num_attention_heads": 0},
+        {"num_hidden_layers": [2]},
+        {"model_type": "nothing"},
+        {"model_type": ["llama"]},
+    ],
+)
+def test_an_architecture_that_cannot_be_is_told(broken):
+    from opmix.models.from_scratch import new_model
+    from opmix.testing import tiny_tokenizer
+
+    sound = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    with pytest.raises(ConfigError, match=r"architecture: .* cannot be built"):
+        new_model({**sound, **broken}, tiny_tokenizer(), 0)
+
+
+@pytest.mark.parametrize("methods", [[["uniform"]], [None], [{"uniform": {}}], {"uniform": {"settings": [], "x": 1}}])
+def test_methods_of_odd_shapes_are_told(methods):
+    from opmix.comparison.config import CompareConfig
+    from opmix.settings.loading import validated
+
+    life = {"model": "m", "domains": {"a": "a.jsonl", "b": "b.jsonl"}, "stages": [{"name": "one", "tokens": 100}]}
+    with pytest.raises(ConfigError, match="methods"):
+        validated(CompareConfig, {**life, "methods": methods})

@@ -43,7 +43,8 @@ class EntrantConfig:
             return {} if value is None else value
         known = {k: v for k, v in value.items() if k in keys_of(cls)}
         own = {k: v for k, v in value.items() if k not in known}
-        return {**known, "settings": {**known.get("settings", {}), **own}} if own else known
+        given = known.get("settings", {})
+        return {**known, "settings": {**given, **own}} if own and isinstance(given, Mapping) else known
 
 
 @settings
@@ -58,8 +59,13 @@ class CompareConfig:
     @classmethod
     def from_short(cls, value: Any) -> Any:
         """A list of names stands for methods as they are."""
-        if isinstance(value, Mapping) and isinstance(value.get("methods"), list | tuple):
-            return {**value, "methods": {name: {} for name in value["methods"]}}
+        names = value.get("methods") if isinstance(value, Mapping) else None
+        if isinstance(names, list | tuple):
+            if not all(isinstance(name, str) for name in names):
+                raise ConfigError(
+                    f"methods: {names}; expected names of methods, or a mapping of them to their settings"
+                )
+            return {**value, "methods": {name: {} for name in names}}
         return value
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -111,6 +112,8 @@ class _Preparation:
         keys = {split: self._key(origin, source, rule, split) for split in splits}
         found = self._load(keys)
         missing = tuple(split for split in splits if split not in found)
+        if missing and source.max_tokens is not None:
+            missing = splits  # where reading stops depends on the documents of all of them
         if missing:
             self._tokenize(source, rule, splits, {split: keys[split] for split in missing})
             found |= self._load({split: keys[split] for split in missing})
@@ -130,7 +133,8 @@ class _Preparation:
         if self.choice:
             field = CHOICE_FORMAT
         begins = () if self.bos is None or holds_tokens(source) else (f"bos {self.bos}",)
-        parts = (FORMAT_VERSION, origin, field, part, self.tokenizer_fingerprint, self.eos, *begins)
+        most = () if source.max_tokens is None else (f"at most {source.max_tokens}",)
+        parts = (FORMAT_VERSION, origin, field, part, self.tokenizer_fingerprint, self.eos, *begins, *most)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def _load(self, keys: Mapping[Split, str]) -> dict[Split, TokenSplit]:
@@ -145,7 +149,8 @@ class _Preparation:
         """One pass over a source that writes the missing ones of its splits."""
         name = self.domain.name
         dtype = np.dtype("<u2" if self.size <= 1 << 16 else "<u4")
-        counts = dict.fromkeys(splits, 0)
+        counts, read = dict.fromkeys(splits, 0), dict.fromkeys(splits, 0)
+        tokens, most = 0, source.max_tokens or math.inf
         codes: deque[int] = deque()
 
         def wanted(document: Document) -> bool:
@@ -171,13 +176,19 @@ class _Preparation:
             for encoded in encode_batches(self.tokenizer, batches, num_proc=self.num_proc, encode=encode):
                 owner = np.array([codes.popleft() for _ in encoded.lengths])
                 self._check_ids(int(encoded.ids.max()))
+                owner[np.cumsum(encoded.lengths) - encoded.lengths + tokens >= most] = -1  # past what is wanted
+                tokens += int(encoded.lengths.sum())
                 for split, writer in writers.items():
                     mine = owner == SPLITS.index(split)
                     ids = np.repeat(mine, encoded.lengths)
                     mask = None if encoded.mask is None else encoded.mask[ids]
                     writer.write(encoded.ids[ids], encoded.lengths[mine], encoded.byte_counts[mine], mask)
-                done += len(owner)
+                    read[split] += int(mine.sum())
+                done += int((owner >= 0).sum())
                 self._report(done, None)
+                if tokens >= most:
+                    counts = read
+                    break
             _check_counts(name, rule, counts, source)
             for writer in writers.values():
                 writer.commit()

@@ -10,7 +10,8 @@ import torch
 
 from opmix.discovery.features import DIMENSIONS, Points, unit
 from opmix.errors import ModelError
-from opmix.models.load import default_device, load_tokenizer
+from opmix.models.device import default_device
+from opmix.models.load import load_tokenizer
 
 TOKENS = 256
 """Of a document that the model reads."""

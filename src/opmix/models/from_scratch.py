@@ -73,7 +73,24 @@ def new_model(architecture: Mapping[str, Any], tokenizer: PreTrainedTokenizerBas
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        try:
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        except (
+            ArithmeticError,
+            ValueError,
+            TypeError,
+            RuntimeError,
+            KeyError,
+        ) as error:  # sizes that no model can have
+            raise _refused(config.model_type, error) from error
+
+
+def _refused(kind: Any, error: Exception) -> ConfigError:
+    """An architecture that transformers cannot build, in its own words without their layout."""
+    said = " ".join(str(error).split())[:200]
+    return ConfigError(
+        f"architecture: {kind!r} cannot be built ({said}); give model_type and the settings of a causal LM"
+    )
 
 
 def model_config(architecture: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:
@@ -87,11 +104,8 @@ def model_config(architecture: Mapping[str, Any], defaults: Mapping[str, Any]) -
     try:
         config = AutoConfig.for_model(kind, **{**defaults, **settings})
         AutoModelForCausalLM._model_mapping[type(config)]
-    except (ValueError, TypeError, KeyError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise ConfigError(
-            f"architecture: {kind!r} cannot be built ({first[:200]}); give model_type and the settings of a causal LM"
-        ) from error
+    except Exception as error:  # whatever transformers and its checks of fields raise
+        raise _refused(kind, error) from error
     # transformers takes any name; one that it does not know stays behind as an attribute (`rope_theta` and the like do not).
     plain = AutoConfig.for_model(kind)
     unknown = [name for name in settings if hasattr(config, name) and not hasattr(plain, name)]

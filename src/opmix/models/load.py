@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -26,21 +26,13 @@ from transformers.pytorch_utils import Conv1D
 
 from opmix.compute.flops import ModelShape
 from opmix.errors import ModelError
+from opmix.models.device import DtypeName, device_named, resolve_dtype
 from opmix.models.files import explain, locate
-
-DtypeName = Literal["auto", "float32", "bfloat16"]
 
 _HASH_CHUNK = 1 << 24
 """Elements hashed at a time: bounds the copy that leaves the accelerator."""
 _WRAPPERS = ("base_layer", "original_module")
 """Attribute under which PEFT keeps the module of the base model that it wraps."""
-
-
-def default_device() -> torch.device:
-    """The accelerator that is present (CUDA, then Apple's MPS), else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def load_model(
@@ -69,10 +61,10 @@ def load_model(
         ModelError: Nothing there, not a causal LM, an adapter instead of a model, weights missing from the
             checkpoint, or a GGUF file without the `gguf` package.
     """
-    target = torch.device(device) if device is not None else default_device()
+    target = device_named(device)
     source, gguf_file = locate(name_or_path)
     options: dict[str, Any] = {
-        "dtype": _resolve_dtype(dtype, target),
+        "dtype": resolve_dtype(dtype, target),
         "revision": revision,
         "trust_remote_code": trust_remote_code,
         "attn_implementation": attn_implementation,
@@ -360,15 +352,6 @@ def _is_router(name: str, modules: dict[str, nn.Module]) -> bool:
     if last == "router" or last.endswith("_router") or ".router." in f".{parent}.":
         return True
     return last in ("gate", "shared_expert_gate", "classifier") and f"{parent}.experts" in modules
-
-
-def _resolve_dtype(dtype: DtypeName, device: torch.device) -> torch.dtype:
-    if dtype == "auto":
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if bf16 else torch.float32
-    if dtype not in ("float32", "bfloat16"):
-        raise ModelError(f"dtype is {dtype!r}; expected 'auto', 'float32' or 'bfloat16'")
-    return torch.float32 if dtype == "float32" else torch.bfloat16
 
 
 def _forget_gguf(model: PreTrainedModel) -> None:

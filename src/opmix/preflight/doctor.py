@@ -63,7 +63,7 @@ def _device_memory(device: str | None) -> tuple[float | None, str]:
     """Free bytes where the model would be, and what to call that."""
     import torch
 
-    from opmix.models.load import default_device
+    from opmix.models.device import default_device
 
     chosen = torch.device(device) if device else default_device()
     if chosen.type == "cuda" and torch.cuda.is_available():

@@ -150,9 +150,9 @@ def _check_weights(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
 def _weight_bytes(config: ModelConfig) -> int:
     import torch
 
-    from opmix.models.load import default_device
+    from opmix.models.device import device_named
 
-    device = torch.device(config.device) if config.device else default_device()
+    device = device_named(config.device)
     half = config.dtype == "bfloat16" or (
         config.dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     )

@@ -129,7 +129,7 @@ def _check_executor(config: SearchConfig, findings: Findings) -> None:
     if not config.executor.elsewhere:
         return
     from opmix.mixture_search.hand_over import devices_of
-    from opmix.models.load import default_device
+    from opmix.models.device import default_device
 
     with findings.catching("executor"):
         devices = devices_of(config.executor, (config.model.device or str(default_device())).partition(":")[0])

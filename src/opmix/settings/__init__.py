@@ -81,8 +81,8 @@ class Then:
         return core_schema.no_info_after_validator_function(self.convert, handler(source))
 
 
-Count = Annotated[int, Bounds(gt=0), ReadAs(number)]
-"""A whole number above zero."""
+Count = Annotated[int, Bounds(gt=0, le=10**15), ReadAs(number)]
+"""A whole number above zero, and below what anything can be counted to."""
 Share = Annotated[float, Bounds(ge=0, le=1)]
 Positive = Annotated[float, Bounds(gt=0)]
 NotNegative = Annotated[float, Bounds(ge=0)]

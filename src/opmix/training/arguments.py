@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
@@ -43,12 +44,28 @@ _SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False,
 
 
 def given_arguments(value: Any) -> Any:
-    """Arguments as a mapping; of a `TrainingArguments` object those that are not its defaults."""
+    """Arguments as a mapping; of a `TrainingArguments` object those that are not the Trainer's defaults.
+
+    What a class that inherits from it adds (`trl.SFTConfig`) is no argument of the Trainer: where it was set, a warning says that it is
+    not read here.
+    """
     if isinstance(value, Mapping) or not hasattr(value, "to_sanitized_dict"):
         return value
-    plain = type(value)(output_dir=value.output_dir)
+    from transformers import TrainingArguments
+
+    same = {"output_dir": value.output_dir, "use_cpu": value.use_cpu}  # the device decides other defaults
+    plain, own = TrainingArguments(**same), type(value)(**same)
     named = {f.name: getattr(value, f.name) for f in fields(value) if f.init and f.name not in _OF_ITS_RUN}
-    return {name: getattr(x, "value", x) for name, x in named.items() if x != getattr(plain, name)}
+    further = [n for n, x in named.items() if not hasattr(plain, n) and x != getattr(own, n)]
+    if further:
+        warnings.warn(
+            f"{type(value).__name__}: {', '.join(further)} are no arguments of transformers.Trainer and are not "
+            f"read; see "
+            "sequence_length, objective and the domains' `chat` settings",
+            stacklevel=2,
+        )
+    found = {n: getattr(x, "value", x) for n, x in named.items() if hasattr(plain, n) and x != getattr(plain, n)}
+    return found | ({"use_cpu": True} if value.use_cpu else {})
 
 
 TrainerArguments = Annotated[Given, ReadAs(given_arguments)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -42,6 +43,8 @@ class Conversation:
     """File and line, for messages."""
     first: int = 0
     """Index of the first turn that is not part of a given prompt."""
+    tools: str = ""
+    """JSON of what may be called, a list of schemas; empty: nothing."""
 
     def __len__(self) -> int:
         return sum(len(message.content) for message in self.messages)
@@ -55,7 +58,7 @@ class Conversation:
     def prompt_key(self) -> str:
         """All before the last answer: the same for the same question, whatever the answer is."""
         turns = [[m.role, m.content, *([dict(m.extra)] if m.extra else [])] for m in self.messages[: self.answers[-1]]]
-        return json.dumps(turns, ensure_ascii=False, default=str)
+        return json.dumps([*turns, *([self.tools] if self.tools else [])], ensure_ascii=False, default=str)
 
 
 class ChatRow:
@@ -65,7 +68,7 @@ class ChatRow:
         self._schema: RowSchema | None = None
 
     def columns(self, names: Sequence[str], where: str) -> list[str]:
-        """Those of its schema, and `tools` to refuse it."""
+        """Those of its schema, and what may stand beside it."""
         wanted = (*CHAT_COLUMNS[_schema_of(names, where)], *_OPTIONAL)
         return [name for name in names if name in wanted]
 
@@ -77,8 +80,7 @@ class ChatRow:
         """
         if not isinstance(row, dict):
             raise DataError(f"{where}: a JSON {type(row).__name__}; expected one object a line with `messages`")
-        if row.get("tools"):
-            raise DataError(f"{where}: has `tools`; expected plain turns; write the tools into the system or user turn")
+        tools = _tools(row.get("tools"), where)
         schema = _schema_of(row, where)
         if self._schema not in (None, schema):
             raise DataError(
@@ -87,12 +89,12 @@ class ChatRow:
             )
         self._schema = schema
         if len(CHAT_COLUMNS[schema]) == 1:
-            return _checked(_turns(row[schema], where), 0, where)
+            return _checked(_turns(row[schema], where), 0, where, tools)
         if schema == "instruction and output":
             prompt, completion = _asked(row, where), _completion(row["output"], where)
         else:
             prompt, completion = _prompt(row["prompt"], where), _completion(row["completion"], where)
-        return _checked((*prompt, *completion), len(prompt), where)
+        return _checked((*prompt, *completion), len(prompt), where, tools)
 
 
 def schema_of(names: Sequence[str]) -> RowSchema | None:
@@ -139,14 +141,54 @@ def _turn(item: Any, number: int, where: str) -> Message:
         raise DataError(
             f"{where}: role of turn {number} is {role}; expected one of {', '.join(ROLES)}; rename it or drop the row"
         )
-    if item.get("tool_calls"):
-        raise DataError(
-            f"{where}: turn {number} has `tool_calls`; expected text; write the calls into its content as the model is "
-            "to say them"
-        )
     extra = {k: v for k, v in item.items() if k not in ("role", "content", "tool_calls") and v is not None}
+    if calls := item.get("tool_calls"):
+        extra["tool_calls"] = _calls(calls, number, where)
+        if item.get("content") is None:
+            item = {**item, "content": ""}
     content = _text(item.get("content"), where, f"content of turn {number}")
     return Message(item["role"], content, tuple(sorted(extra.items())))
+
+
+def _calls(value: Any, number: int, where: str) -> list[Any]:
+    """A turn's calls as chat templates take them: `{"type": "function", "function": {"name": ..., "arguments": {...}}}`."""
+    found = []
+    for call in value if isinstance(value, list) else [value]:
+        inside = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(inside, Mapping) or not isinstance(inside.get("name"), str):
+            raise DataError(
+                f"{where}: turn {number} has a tool call {str(call)[:80]!r}; expected a function with a name and "
+                "arguments; repair or drop the row"
+            )
+        given = inside.get("arguments")
+        if isinstance(given, str):  # as the OpenAI interface writes them
+            with suppress(ValueError):  # text that is no JSON is the template's to render
+                given = json.loads(given)
+        function = {**_filled(inside), "arguments": _filled(given if given is not None else {})}
+        found.append({**_filled(call), "type": call.get("type") or "function", "function": function})
+    return found
+
+
+def _tools(value: Any, where: str) -> str:
+    """The `tools` of a row: a list of schemas, or its JSON."""
+    if not value:
+        return ""
+    try:
+        tools = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        tools = None
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise DataError(
+            f"{where}: `tools` are {str(value)[:80]!r}; expected a list of JSON schemas; repair or drop the row"
+        )
+    return json.dumps(_filled(tools), ensure_ascii=False)
+
+
+def _filled(value: Any) -> Any:
+    """Without the keys that a table fills with null because another row has them."""
+    if isinstance(value, Mapping):
+        return {key: _filled(inner) for key, inner in value.items() if inner is not None}
+    return [_filled(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _text(value: Any, where: str, what: str) -> str:
@@ -179,12 +221,13 @@ def _completion(value: Any, where: str) -> tuple[Message, ...]:
     return turns
 
 
-def _checked(messages: tuple[Message, ...], first: int, where: str) -> Conversation:
-    conversation = Conversation(messages, where, first)
+def _checked(messages: tuple[Message, ...], first: int, where: str, tools: str = "") -> Conversation:
+    conversation = Conversation(messages, where, first, tools)
     if not conversation.answers:
         roles = ", ".join(message.role for message in messages)
         raise DataError(f"{where}: no assistant turn (it has {roles}); expected at least one to learn; drop the row")
-    empty = [i for i in conversation.answers if not messages[i].content.strip()]
+    said = [bool(m.content.strip()) or "tool_calls" in dict(m.extra) for m in messages]
+    empty = [i for i in conversation.answers if not said[i]]
     if empty:
         raise DataError(f"{where}: assistant turn {empty[0] + 1} is empty; expected an answer to learn; drop the row")
     if conversation.answers[0] == 0:

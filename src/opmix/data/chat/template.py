@@ -8,6 +8,7 @@ Where it is not (templates that rewrite earlier turns), there is no exact mask, 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,8 +73,9 @@ class ChatFormat:
         """The text and its supervised spans.
 
         Raises:
-            DataError: The template refuses the conversation, or gives no exact spans.
+            DataError: The template refuses the conversation, gives no exact spans, or renders no tools and calls.
         """
+        self._refuse_lost_calls(conversation)
         if self.demonstration is not None:
             return Rendered(self._teacher_prompt(conversation, self.demonstration), ())
         wanted = conversation.answers[-1:] if self.supervise == "last" else conversation.answers
@@ -82,15 +84,26 @@ class ChatFormat:
         whole = self._text(conversation, len(conversation.messages), prompt=False)
         return Rendered(whole, tuple(self._derived(conversation, turn, whole) for turn in wanted))
 
+    def _refuse_lost_calls(self, conversation: Conversation) -> None:
+        calls = any("tool_calls" in dict(message.extra) for message in conversation.messages)
+        for there, word in ((bool(conversation.tools), "tools"), (calls, "tool_calls")):
+            if there and word not in self.template:
+                raise DataError(
+                    f"{conversation.where}: has `{word}`, which the chat template does not render, so they would be "
+                    f"lost; "
+                    "give a template that does (`model.chat_template`), or write them into the turns"
+                )
+
     def _text(self, conversation: Conversation, stop: int, *, prompt: bool) -> str:
-        return self._jinja(conversation.messages[:stop], conversation.where, prompt=prompt)[0]
+        return self._jinja(conversation.messages[:stop], conversation, prompt=prompt)[0]
 
     def _jinja(
-        self, messages: Sequence[Message], where: str, *, prompt: bool, spans: bool = False
+        self, messages: Sequence[Message], row: Conversation, *, prompt: bool, spans: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
         try:
             texts, found = render_jinja_template(
                 conversations=[[message.plain() for message in messages]],
+                tools=json.loads(row.tools) if row.tools else None,
                 chat_template=_undated(self.template),
                 add_generation_prompt=prompt,
                 return_assistant_tokens_mask=spans,
@@ -99,13 +112,13 @@ class ChatFormat:
         except jinja2.TemplateError as error:
             roles = ", ".join(message.role for message in messages)
             raise DataError(
-                f"{where}: the chat template refuses turns of {roles} ({error}); expected turns it can render; "
+                f"{row.where}: the chat template refuses turns of {roles} ({error}); expected turns it can render; "
                 "drop the row or give another `chat_template`"
             ) from error
         return texts[0], list(found[0]) if spans else []
 
     def _marked(self, conversation: Conversation, wanted: Sequence[int]) -> Rendered:
-        text, spans = self._jinja(conversation.messages, conversation.where, prompt=False, spans=True)
+        text, spans = self._jinja(conversation.messages, conversation, prompt=False, spans=True)
         turns = [i for i, message in enumerate(conversation.messages) if message.role == "assistant"]
         if len(spans) != len(turns):
             raise DataError(
@@ -136,7 +149,7 @@ class ChatFormat:
             )
         answer = until[len(before) :]
         content = conversation.messages[turn].content.strip()
-        end = answer.rfind(content)
+        end = answer.rfind(content) if content else 0  # a turn may be calls alone
         if end < 0:
             raise DataError(
                 f"{conversation.where}: the chat template changes the text of assistant turn {turn + 1}, so what is "
@@ -157,9 +170,15 @@ class ChatFormat:
                 "that a "
                 "demonstration can be added to; drop the row or use `objective: sft`"
             )
+        if "tool_calls" in dict(conversation.messages[last].extra):
+            raise DataError(
+                f"{conversation.where}: the last answer calls tools; expected text that a demonstration can quote; "
+                f"drop the "
+                "row or use `objective: sft`"
+            )
         values = {"prompt": question.content, "demonstration": conversation.messages[last].content}
         asked = Message("user", _PLACE.sub(lambda match: values[match[1]], demonstration))
-        return self._jinja([*earlier, asked], conversation.where, prompt=True)[0]
+        return self._jinja([*earlier, asked], conversation, prompt=True)[0]
 
 
 def _undated(template: str) -> str:
