@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from opmix.compute.budget import sequences_per_step, world_size
+from opmix.compute.budget import sequences_per_step
 from opmix.domain import Domains, user_path
 from opmix.errors import ConfigError
 from opmix.execution.settings import ExecutorSettings
@@ -228,7 +228,7 @@ class SearchConfig(SearchSettings):
     @property
     def probe_settings(self) -> ProbeSettings:
         """`probes` with the number of steps known; probes of a law in effective tokens are as long as the stage pays for."""
-        stage = self.budget.tokens / (sequences_per_step(self.trainer, world_size()) * self.sequence_length)
+        stage = self.budget.tokens / (sequences_per_step(self.trainer) * self.sequence_length)
         old = None if self.old_mixture is None else Mixture.of(self.old_mixture)
         coordinates = coordinates_of(tuple(self.domains), old, self.new_domains)
         candidates = 2 if self.decision.verify else 0

@@ -79,3 +79,10 @@ class InfeasibleError(SolverError):
 
 class StoreError(OpMixError):
     """A run folder is held by another process, damaged or cannot be written."""
+
+
+def error_named(name: str, message: str) -> OpMixError:
+    """An error that another process raised; of a class that is not ours: the base of all."""
+    kinds = (ConfigError, DataError, ModelError, AdapterError, TrainingError, LawError, SolverError, StoreError)
+    kind = {kind.__name__: kind for kind in kinds}.get(name, OpMixError)
+    return kind(message)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from opmix.compute.budget import speaks
 from opmix.errors import ConfigError
 
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; running again with the same inputs resumes.")]
@@ -37,13 +38,15 @@ def search(
 
     quiet_libraries()
     folder = out or Path("runs") / config.stem
-    with Display(silent=as_json) as display:
+    with Display(silent=as_json or not speaks()) as display:
         result = run_search(settings, base=config.parent.resolve(), out=folder, progress=display)
         made = None
         if refine:
             from opmix.mixture_search.verify import verify_run
 
             made = verify_run(folder, refine=True, progress=display)
+    if not speaks():
+        return
     if as_json:
         extra = {} if made is None else {"verification": made.json()}
         _print_json({**result.json(), "timing": result.timing().json(), **extra})

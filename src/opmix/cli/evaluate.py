@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from opmix.compute.budget import speaks
 from opmix.runs.files import write_json
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def evaluate(
     """Task scores with intervals; with --against, the paired difference of two models."""
     from opmix.cli.console import Display, quiet_libraries
 
-    with Display(silent=as_json) as display:
+    with Display(silent=as_json or not speaks()) as display:
         display.note("loading torch and transformers")
         quiet_libraries()
         from opmix.lifecycle.evaluation import Wanted, differences, evaluate_model, find_model
@@ -62,6 +63,8 @@ def evaluate(
             same = seed if against == model else None
             paths.append(find_model(against, stage=against_stage, seed=same))
         scores = [evaluate_model(path, wanted, display) for path in paths]
+    if not speaks():
+        return
     found = differences(*scores) if len(scores) == 2 else []
     content: dict[str, Any] = {
         "models": [{"model": p, "scores": [s.json() for s in many]} for p, many in zip(paths, scores, strict=True)],

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from opmix.compute.budget import speaks
 from opmix.errors import OpMixError
 
 DEBUG = "--debug"
@@ -93,5 +94,9 @@ def _say(sentence: str) -> None:
     from opmix.progress.display import terminal
 
     stopped = sentence == STOPPED
+    if not speaks():  # of several ranks each tells what it alone may know
+        if stopped:
+            return
+        sentence = f"rank {os.environ['RANK']}: {sentence}"
     shown = sentence.encode(errors="backslashreplace").decode()
     terminal(stderr=True).print(shown, style=None if stopped else "bold red", soft_wrap=True)

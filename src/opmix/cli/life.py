@@ -15,6 +15,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from opmix.compute.budget import speaks
+
 if TYPE_CHECKING:
     from opmix.lifecycle.status import RunStatus
 
@@ -36,12 +38,14 @@ def run(
 
     from opmix.cli.console import Display, quiet_libraries
 
-    with Display(silent=as_json) as display:
+    with Display(silent=as_json or not speaks()) as display:
         display.note("loading torch and transformers")
         quiet_libraries()
         from opmix.lifecycle.life import run_life
 
         result = run_life(settings, out=folder, base=config.parent.resolve(), redo=redo, progress=display)
+    if not speaks():
+        return
     if as_json:
         sys.stdout.write(json.dumps(result.content, indent=2, ensure_ascii=False) + "\n")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from opmix.cli import commands, compare, discover, evaluate, export, first, life, task
 from opmix.cli.last_net import DEBUG, last_net
 from opmix.cli.verify import verify
+from opmix.compute.budget import world_size
 
 app = typer.Typer(
     name="opmix",
@@ -40,8 +42,24 @@ app.command("task", hidden=True)(task.task)
 def main() -> None:
     """Entry point: whatever a verb raises becomes one message and an exit code; `--debug` may stand anywhere."""
     arguments = [a for a in sys.argv[1:] if a != DEBUG]
-    with last_net(debug=len(arguments) < len(sys.argv) - 1):
-        app(arguments, prog_name="opmix")
+    try:
+        with last_net(debug=len(arguments) < len(sys.argv) - 1):
+            app(arguments, prog_name="opmix")
+    except SystemExit as ended:
+        if world_size() > 1:
+            _part(ended.code)
+        raise
+
+
+def _part(code: object) -> None:
+    """End one of several ranks: those that the others wait for in vain would hang if they ended in the usual way."""
+    from opmix.runs.ranks import part
+
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+    part()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from opmix.comparison.config import CompareConfig, checked_comparison
 from opmix.comparison.contender import Contender
 from opmix.comparison.results import compare_json, spent_json, write_compare
 from opmix.comparison.steps import entrant_chain, facts_file, home_of
-from opmix.compute.budget import world_size
 from opmix.errors import ConfigError
 from opmix.lifecycle.life import live_stages, refuse_stale, start_of_life
 from opmix.lifecycle.limits import check_life
@@ -23,6 +22,7 @@ from opmix.progress import Progress, Silent
 from opmix.report import write_report
 from opmix.results.manifest import Manifest
 from opmix.runs.progress_file import ProgressFile
+from opmix.runs.ranks import refuse_ranks
 from opmix.runs.store import RunStore
 from opmix.settings import as_json
 
@@ -86,10 +86,7 @@ def run_compare(
         StoreError: The folder is held by another process, the disk is full, or finished steps have become stale.
         OpMixError: Whatever else stops it; running again goes on from there.
     """
-    if world_size() > 1:
-        raise ConfigError(
-            f"WORLD_SIZE is {world_size()}; `opmix compare` drives one process: start it without torchrun"
-        )
+    refuse_ranks("`opmix compare`", "start it without torchrun")
     wanted, config = _chosen(config, only), checked_comparison(config)
     with RunStore(out, "compare") as store:
         shown = ProgressFile(out / "progress.json", progress or Silent())

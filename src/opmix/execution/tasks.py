@@ -17,11 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from opmix import errors
-from opmix.errors import OpMixError, StoreError
+from opmix.errors import OpMixError, StoreError, error_named
 from opmix.runs.files import write_json
-
-_RAISED = ("ConfigError", "DataError", "ModelError", "AdapterError", "TrainingError", "StoreError")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,5 +110,4 @@ def failure_of(folder: Path, task: Task) -> OpMixError | None:
         kind, message = str(said["error"]), str(said["message"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    made: OpMixError = getattr(errors, kind)(message) if kind in _RAISED else OpMixError(message)
-    return made
+    return error_named(kind, message)

@@ -15,6 +15,7 @@ from opmix.models.load import load_model, load_tokenizer
 from opmix.progress import Progress
 from opmix.results.lives import LIFE, read_life
 from opmix.runs.files import default_cache_dir
+from opmix.runs.ranks import ranks_here, refuse_ranks
 from opmix.scores import Difference, TaskScore, extractor_of, paired_difference, score_split
 from opmix.scores.harness import harness_scores
 from opmix.training.stage_data import stop_ids
@@ -101,8 +102,12 @@ def evaluate_model(path: str, wanted: Wanted, progress: Progress) -> list[TaskSc
 
     Raises:
         ModelError: It cannot be loaded, or lm_eval is missing.
+        ConfigError: Several ranks are asked for tasks of lm-evaluation-harness.
         DataError: What it is asked cannot be read.
     """
+    if wanted.tasks:
+        refuse_ranks("lm-evaluation-harness", "leave out --tasks, or start without a launcher")
+    ranks_here()  # each has its own GPU from here on
     tokenizer, model = load_tokenizer(path), load_model(path)
     scores = [] if wanted.domain is None else [_questions(model, tokenizer, wanted, wanted.domain, progress)]
     if wanted.tasks:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opmix.compute.budget import world_size
 from opmix.compute.memory import watch_memory
 from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.limits import check_life
@@ -28,6 +27,7 @@ from opmix.report import write_report
 from opmix.results.lives import write_life
 from opmix.results.manifest import Manifest
 from opmix.runs.progress_file import ProgressFile
+from opmix.runs.ranks import ranks_here, refuse_ranks
 from opmix.runs.store import RunStore
 from opmix.settings import as_json
 
@@ -87,13 +87,10 @@ def run_life(
     if (wanted := config.evaluation.harness) is not None:
         place = base or Path.cwd()
         task_manager(wanted.tasks, None if wanted.include_path is None else place / wanted.include_path)
-    if world_size() > 1:
-        raise ConfigError(
-            f"WORLD_SIZE is {world_size()}; `opmix run` drives one process (which may use one GPU): start it without "
-            "torchrun"
-        )
+        refuse_ranks("lm-evaluation-harness", "leave out evaluation.harness, or start without torchrun")
+    ranks = ranks_here()
     with RunStore(out, "run") as store:
-        progress = ProgressFile(out / "progress.json", progress or Silent())
+        progress = ProgressFile(out / "progress.json", progress or Silent()) if ranks.first else Silent()
         runtime = make_runtime(config, base or Path.cwd(), store, progress, make_trainer)
         check_life(config, runtime.facts, runtime.likeness)
         check_measured(runtime)
@@ -104,9 +101,11 @@ def run_life(
         Manifest.write(out, "run", config=as_json(config))
         lives = {seed: _live(runtime, seed, steps) for seed, steps in chains.items()}
         content = life_json(config, lives)
-        write_life(out, content)
-        write_tables(out, content)
-        write_report(out)
+        with ranks.agreed():
+            if ranks.first:
+                write_life(out, content)
+                write_tables(out, content)
+                write_report(out)
         store.event("finished")
         return LifeResult(folder=out, content=content)
 

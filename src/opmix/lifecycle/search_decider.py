@@ -47,7 +47,7 @@ class SearchDecider:
             progress=runtime.progress,
             data=self.at.data.only([*config.domains, *config.targets]),
         )
-        if not runtime.life.keep.probes:
+        if not runtime.life.keep.probes and runtime.store.ranks.first:
             shutil.rmtree(folder / "probes", ignore_errors=True)
         return result
 

@@ -151,6 +151,8 @@ class StageFolder:
 
     def tidy(self) -> None:
         """Drop what is only needed while the stage runs."""
+        if not self.runtime.store.ranks.first:
+            return
         if not self.stage.life.keep.checkpoints:
             drop_checkpoints(self.checkpoints)
         before = self.state.model
@@ -200,7 +202,7 @@ class StageFolder:
             content = record_json(work())
             return content if kind == "model" else {**content, "peak_memory": peak()}
 
-        result, found = store.step(step.name, step.inputs, watched, intact=intact)
+        result, found = store.step(step.name, step.inputs, watched, intact=intact, together=kind != "model")
         if not found:
             store.event("end", step=step.name)
             if kind in ("search", "train"):

@@ -8,7 +8,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any, Protocol
 
-from opmix.compute.budget import sequences_per_step, world_size
+from opmix.compute.budget import sequences_per_step
 from opmix.compute.schedule import with_schedule
 from opmix.config import SearchSettings
 from opmix.lifecycle.config import LifeSettings, StageConfig
@@ -82,7 +82,7 @@ class Stage:
     @property
     def rows_per_step(self) -> int:
         """Sequences of one optimizer step."""
-        return sequences_per_step(self.settings.trainer, world_size())
+        return sequences_per_step(self.settings.trainer)
 
     @property
     def step_tokens(self) -> float:

@@ -33,6 +33,7 @@ HARMLESS = {
     "dataloader_persistent_workers",
     "dataloader_prefetch_factor",
     "include_num_input_tokens_seen",
+    "micro_batch",
     "torch_compile",
     "torch_compile_backend",
     "torch_compile_mode",

@@ -11,7 +11,6 @@ from typing import Any
 from peft import PeftModel
 from transformers import TrainerCallback, TrainingArguments
 
-from opmix.compute.budget import world_size
 from opmix.config import SearchConfig, parse_config
 from opmix.data import MixtureStream, TokenizedDomain
 from opmix.domain import ChatOptions
@@ -21,6 +20,7 @@ from opmix.mixture_search.search import SearchResult, run_search
 from opmix.probes.preserve_state import preserve_model_state
 from opmix.progress import Progress, Silent
 from opmix.runs.files import default_cache_dir, write_json
+from opmix.runs.ranks import refuse_ranks
 from opmix.scores.task_questions import without_tasks
 from opmix.training.factory import TrainerFactory
 from opmix.training.objectives import CAUSAL_LM
@@ -116,8 +116,7 @@ class RemixCallback(TrainerCallback):
                 f"train_sampling_strategy: {args.train_sampling_strategy!r}; RemixCallback needs 'sequential', the "
                 "stream is the order"
             )
-        if world_size() > 1:
-            raise ConfigError(f"WORLD_SIZE is {world_size()}; RemixCallback drives one process (which may use one GPU)")
+        refuse_ranks("RemixCallback", "search from a saved checkpoint with `opmix search` instead")
         if isinstance(kwargs["model"], PeftModel):
             raise ConfigError(
                 "RemixCallback: the model carries PEFT adapters; probes are adapters on the plain model: train that one"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from opmix.compute.budget import sequences_per_step, world_size
+from opmix.compute.budget import sequences_per_step
 from opmix.compute.cost import Cost
 from opmix.compute.flops import ModelShape
 from opmix.config import SearchConfig
@@ -133,7 +133,7 @@ def estimate_search(
     method, settings = method_of(config), config.probe_settings
     design = method.design(decision)
     # A step is worth what so many rows of an average domain are; each domain's share of it is read at the domain's own rate.
-    step = sequences_per_step(config.trainer, world_size()) * fmean(s.supervised for s in known.values())
+    step = sequences_per_step(config.trainer) * fmean(s.supervised for s in known.values())
     read = [known[n].row / known[n].supervised for n in design.probes.domains]
     probes = [settings.num_steps * step * float(row @ read) for row in design.probes.R]
     held = [

@@ -13,6 +13,7 @@ import numpy as np
 
 from opmix.compute.ledger import Ledger
 from opmix.config import SearchConfig
+from opmix.errors import ConfigError
 from opmix.mixing.decision import Verdict
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.table import ProxyTable
@@ -26,6 +27,7 @@ from opmix.results.manifest import Manifest
 from opmix.results.mixture import CheckEntry, MixtureFile, SearchCost, bits_per_byte
 from opmix.results.payoff import KEY as PAYOFF
 from opmix.results.timing import TimingFile
+from opmix.runs.ranks import ranks_here
 from opmix.runs.store import RunStore
 from opmix.settings import as_json
 
@@ -158,6 +160,9 @@ def run_search(
     data: StageData | None = None,
 ) -> SearchResult:
     """Run a checked configuration; see `opmix.search`. Relative paths are resolved against `base`; `data` is used where given."""
+    ranks = ranks_here()
+    if out is None and ranks.size > 1:
+        raise ConfigError("out: missing; several ranks need a run folder that all of them see")
     if out is None:
         with tempfile.TemporaryDirectory(prefix="opmix-") as folder:
             return run_search(
@@ -171,7 +176,8 @@ def run_search(
                 data=data,
             )
     with RunStore(out, "search") as store:
-        context = SearchContext(config, base or Path.cwd(), store, progress or Silent(), make_trainer)
+        shown = progress if ranks.first and progress is not None else Silent()
+        context = SearchContext(config, base or Path.cwd(), store, shown, make_trainer)
         clock = [time.perf_counter()]
         context.prepare(model, tokenizer, data)
         context.note_estimate()
@@ -193,7 +199,9 @@ def run_search(
             notes=(*context.notes(proposal), *remarks),
             base=context.base,
         )
-        result.write(out)
+        with ranks.agreed():
+            if ranks.first:
+                result.write(out)
         return result
 
 

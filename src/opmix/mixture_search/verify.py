@@ -28,6 +28,7 @@ from opmix.mixture_search.refine import refined
 from opmix.mixture_search.reload import LoadedSearch, among, configuration_of, load_search, reference_of
 from opmix.progress import Progress, Silent
 from opmix.results.verification import MeasuredMixture, VerificationFile, VerifiedPoint
+from opmix.runs.ranks import refuse_ranks
 from opmix.runs.store import RunStore
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
@@ -118,6 +119,7 @@ def verify_run(
         OpMixError: As a search.
     """
     folder = Path(folder)
+    refuse_ranks("`opmix verify`", "start it without torchrun")
     config, recorded = configuration_of(folder, model)
     with RunStore(folder) as store:
         context = SearchContext(config, base or recorded, store, progress or Silent(), make_trainer)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from opmix.compute.budget import Batch
 from opmix.compute.flops import ModelShape
 from opmix.config import ModelConfig, SearchConfig
 from opmix.errors import ModelError
@@ -47,7 +48,7 @@ class ModelFacts:
         Weights, the copy of the touched ones, all probes, then the larger of one training batch (activations, logits with
         their gradient, optimizer state of one probe) and one evaluation batch.
         """
-        rows = int(config.trainer.get("per_device_train_batch_size", 8)) * config.sequence_length
+        rows = Batch.of(config.trainer, 1).micro * config.sequence_length
         resident = self.weight_bytes * (self.parameters + self.linear) + 4.0 * num_probes * self.probe_parameters
         per_layer = 10 * self.hidden + 5 * self.intermediate
         training = (

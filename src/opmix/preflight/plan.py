@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from opmix.compute.budget import sequences_per_step, world_size
+from opmix.compute.budget import sequences_per_step
 from opmix.config import SearchConfig
 from opmix.data.inspect.splits import empty_splits
 from opmix.data.inspect.survey import Size
@@ -212,7 +212,7 @@ def _check_constraints(context: SearchContext, known: Mapping[str, Size], findin
 
 
 def _check_repetition(config: SearchConfig, design: StageDesign, train: Mapping[str, int], findings: Findings) -> None:
-    drawn = config.probe_settings.num_steps * sequences_per_step(config.trainer, world_size()) * config.sequence_length
+    drawn = config.probe_settings.num_steps * sequences_per_step(config.trainer) * config.sequence_length
     for index, name in enumerate(design.probes.domains):
         if name not in train:
             continue

@@ -26,6 +26,7 @@ from opmix.probes.token_losses import (
     sequence_nll,
 )
 from opmix.protocols.mixing_method import Fidelity
+from opmix.runs.ranks import ranks_here
 
 WHOLE_LOGITS = 1 << 27
 """Logits of a batch that may exist at once where they cannot be avoided."""
@@ -244,29 +245,30 @@ def _evaluate_all(
 ) -> list[FloatArray]:
     """Summed nats of each sequence per evaluation set; results leave the device once, at the end."""
     sums: list[torch.Tensor] = []
-    device = device_of(model)
+    ranks, device = ranks_here(), device_of(model)
     with evaluating(model, dtype):
         head = separate_head(model, torch.as_tensor(held_out[0].input_ids[:1, :16], device=device))
         limit = batch_tokens
         if head is None:
             vocabulary = int(base_model_of(model).get_input_embeddings().weight.shape[0])
             limit = min(batch_tokens, WHOLE_LOGITS // vocabulary)
-        for held in held_out:
-            sums.extend(sequence_nll(model, head, batch) for batch in batches(held, limit, device))
-        flat = torch.cat(sums).cpu().numpy().astype(np.float64)
-    ends = np.cumsum([len(held.input_ids) for held in held_out])
-    return [h.losses_of(nll) for h, nll in zip(held_out, np.split(flat, ends[:-1]), strict=True)]
+        own = [ranks.own(len(held.input_ids)) for held in held_out]
+        for held, rows in zip(held_out, own, strict=True):
+            sums.extend(sequence_nll(model, head, batch) for batch in batches(held, limit, device, rows))
+        flat = torch.cat(sums).cpu().numpy().astype(np.float64) if sums else np.empty(0)
+    ends = np.cumsum([rows.stop - rows.start for rows in own])
+    return [held.losses_of(ranks.gathered(nll)) for held, nll in zip(held_out, np.split(flat, ends[:-1]), strict=True)]
 
 
 def _rows(held: HeldOut, batch_tokens: int) -> int:
     return max(1, batch_tokens // held.input_ids.shape[1])
 
 
-def batches(held: HeldOut, batch_tokens: int, device: torch.device) -> Iterator[Batch]:
-    """Sequences in batches of about so many tokens, at least one sequence each."""
-    rows = _rows(held, batch_tokens)
-    for first in range(0, len(held.input_ids), rows):
-        yield _batch(held, first, first + rows, device)
+def batches(held: HeldOut, batch_tokens: int, device: torch.device, part: slice | None = None) -> Iterator[Batch]:
+    """Sequences, or a part of them, in batches of about so many tokens, at least one sequence each."""
+    rows, part = _rows(held, batch_tokens), part or slice(0, len(held.input_ids))
+    for first in range(part.start, part.stop, rows):
+        yield _batch(held, first, min(first + rows, part.stop), device)
 
 
 def _batch(held: HeldOut, first: int, last: int, device: torch.device) -> Batch:

@@ -13,6 +13,7 @@ from functools import partial
 
 from peft import PeftModel
 
+from opmix.runs.ranks import ranks_here
 from opmix.training.checkpoints import CompleteCheckpoints, StopAt, restore_usage, whole_checkpoints
 from opmix.training.factory import TrainSpec
 from opmix.training.objectives import Usage
@@ -28,10 +29,11 @@ def until(spec: TrainSpec, step: int, *, key: str, usage: Usage, save_every: int
         usage: Taken up from the checkpoint where there is one.
         save_every: Steps between further checkpoints; None: there are none.
     """
+    ranks = ranks_here()
     before = [folder for reached, folder in whole_checkpoints(spec.output_dir, key) if reached < step]
-    if before:
-        restore_usage(before[-1], key, usage)
-        spec = replace(spec, resume_from=before[-1])
+    if (newest := ranks.shared(before[-1] if before else None)) is not None:
+        restore_usage(newest, key, usage)
+        spec = replace(spec, resume_from=newest)
     if step == spec.steps and save_every is None:
         return spec
     # Two are kept: one that was written just before the process died is not yet recorded, and is made again from the one before.

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from opmix.compute.budget import MICRO
 from opmix.compute.ledger import Entry, Ledger
 from opmix.execution.tasks import Task
 from opmix.mixing.mixture import InterpolationWeights, ProbeDesign
@@ -149,7 +150,7 @@ class ProbeSession:
             **base,
             "mixture": mixture,
             "settings": self.settings.of_a_run(),
-            "trainer": arguments,
+            "trainer": {name: value for name, value in arguments.items() if name != MICRO},
             "document_mask": self.document_mask,
             "objective": [objective.name, objective.settings()],
         }
@@ -200,7 +201,7 @@ class ProbeSession:
             trained = train_probe(probe.task, self.runtime)
             return {**trained.json(), "seconds": time.perf_counter() - started}
 
-        result, _ = self.store.step(probe.step, probe.inputs, work, intact=self._is_whole(probe))
+        result, _ = self.store.step(probe.step, probe.inputs, work, intact=self._is_whole(probe), together=True)
         return result
 
     def _evaluated(self, sweep: Sweep, base: Mapping[str, Any]) -> ProxyLosses:
@@ -241,7 +242,7 @@ class ProbeSession:
             return {"seconds": time.perf_counter() - started}
 
         inputs, name = self._inputs_of(sweep, base), sweep.name
-        result, _ = self.store.step(name, inputs, work, intact=lambda: self._losses(name) is not None)
+        result, _ = self.store.step(name, inputs, work, intact=lambda: self._losses(name) is not None, together=True)
         found = self._losses(name)
         assert found is not None
         return float(result["seconds"]), found

@@ -26,6 +26,7 @@ from opmix.probes.kinds import kind_of, names_of
 from opmix.probes.parts import until
 from opmix.probes.settings import ProbeSettings
 from opmix.progress import Progress
+from opmix.runs.ranks import ranks_here
 from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, quiet, run_training
 from opmix.training.objectives import CAUSAL_LM, Objective, Usage
 from opmix.training.plan import TrainingTotals, first_steps, plan_training, training_cost
@@ -116,7 +117,10 @@ def train_probe(task: ProbeTask, runtime: ProbeRuntime) -> TrainingTotals:
                 callbacks=[StepProgress(lambda done, _: advance(done, task.stop))],
             )
             run_training(factory, until(spec, task.stop, key=task.key, usage=usage, save_every=task.save_every))
-            attached.save(task.out)
+            ranks = ranks_here()
+            with ranks.agreed():
+                if ranks.first:
+                    attached.save(task.out)
     done = plan if task.stop == steps else first_steps(plan, runtime.rows, task.stop)
     length = next(iter(runtime.rows.values())).sequence_length
     return training_cost(done, usage, objective, runtime.shape, length, attached.adapter_parameters)
@@ -131,7 +135,9 @@ class ProxyLosses:
     gram: FloatArray  # (P, P) inner products of the probes' deltas
 
     def save(self, file: Path) -> None:
-        """Write an `.npz` file, whole or not at all."""
+        """Write an `.npz` file, whole or not at all. Of several ranks the first one writes."""
+        if not ranks_here().first:
+            return
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(f".{file.name}")
         arrays: dict[str, Any] = {"baseline": self.baseline, "gram": self.gram}

@@ -21,14 +21,17 @@ from typing import Any
 import numpy as np
 
 from opmix.errors import StoreError
+from opmix.runs.ranks import ranks_here
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a file whole or not at all: temporary name, flush, rename.
+    """Write a file whole or not at all: temporary name, flush, rename. Of several ranks the first one writes.
 
     Raises:
         StoreError: The folder cannot be written (full, read-only).
     """
+    if not ranks_here().first:
+        return path
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from typing import Any, Self
 
 from opmix.errors import OpMixError, StoreError
 from opmix.runs.files import alive, full_disk, plain, remove_leftovers, without_secrets, write_json, writing_prefix
+from opmix.runs.ranks import Ranks, ranks_here
 
 LEASE = 600.0
 """Seconds after which the lock of another machine that nobody has touched is broken."""
@@ -38,24 +39,31 @@ def fingerprint(value: Any) -> str:
 
 
 class RunStore:
-    """A run folder held by one process at a time; use as a context manager.
+    """A run folder held by one process at a time, or by the ranks of one run; use as a context manager.
 
     Args:
         folder: Made where it does not exist.
         command: What the folder is for; None: whatever it holds.
+        ranks: Who runs this program; the first writes. None: those that there are.
 
     Raises:
         StoreError: Another live process holds the folder, it holds a run of another command, or it cannot be written.
     """
 
-    def __init__(self, folder: Path, command: str | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, command: str | None = None, ranks: Ranks | None = None) -> None:
+        self.folder, self.ranks = folder, ranks or ranks_here()
         self._command = command
         self._holder: tuple[int, str] | None = None
         self._released = threading.Event()
         self._ends = ExitStack()
 
     def __enter__(self) -> Self:
+        with self.ranks.agreed():
+            if self.ranks.first:
+                self._enter()
+        return self
+
+    def _enter(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -65,7 +73,6 @@ class RunStore:
         self.check_command()
         self._acquire()
         remove_leftovers(self.folder, "**/.writing-*")
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -182,7 +189,8 @@ class RunStore:
 
     def forget(self, name: str) -> None:
         """Remove a step's record, where there is one."""
-        (self.folder / "steps" / f"{name}.json").unlink(missing_ok=True)
+        if self.ranks.first:
+            (self.folder / "steps" / f"{name}.json").unlink(missing_ok=True)
 
     def event(self, kind: str, **facts: Any) -> None:
         """Append a line to `events.jsonl`: what happened when, for people and programs that follow a run.
@@ -190,6 +198,8 @@ class RunStore:
         Raises:
             StoreError: It cannot be written.
         """
+        if not self.ranks.first:
+            return
         line = json.dumps(plain({"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": kind, **facts}))
         try:
             with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
@@ -206,25 +216,37 @@ class RunStore:
         work: Callable[[], Mapping[str, Any]],
         *,
         intact: Callable[[], bool] = lambda: True,
+        together: bool = False,
     ) -> tuple[dict[str, Any], bool]:
-        """Do a step, or find it done.
+        """Do a step, or find it done. All ranks go on with the same result.
 
         Args:
             name: File name of the record.
             inputs: Everything the result depends on.
             work: Does it and returns a JSON-like result; files it leaves must be complete when it returns.
-            intact: Whether the files of a recorded step are still there.
+            intact: Whether the files of a recorded step are still there; the first rank looks.
+            together: All ranks work, and nothing that ranks wait for each other in may fail on one only; else the first works alone, and
+                what goes wrong there is raised on all.
 
         Returns:
             The result, and whether it was found rather than done.
         """
         key = fingerprint(inputs)
-        found = self.found(name, key)
-        if found is not None and intact():
+        found = self.found(name, key) if self.ranks.first else None
+        found = self.ranks.shared(found if found is not None and intact() else None)
+        if found is not None:
             return found, True
         self._check_held()
-        started = time.perf_counter()
-        result = plain(work())
+        started, result = time.perf_counter(), None
+        if together:
+            result = plain(work())
+        with self.ranks.agreed():
+            if self.ranks.first:
+                result = result if together else plain(work())
+                self._write(name, key, inputs, result, time.perf_counter() - started)
+        return dict(self.ranks.shared(result or {})), False
+
+    def _write(self, name: str, key: str, inputs: Mapping[str, Any], result: Any, seconds: float) -> None:
         write_json(
             self.folder / "steps" / f"{name}.json",
             {
@@ -232,11 +254,10 @@ class RunStore:
                 "fingerprint": key,
                 "inputs": without_secrets(inputs),
                 "result": result,
-                "seconds": time.perf_counter() - started,
+                "seconds": seconds,
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             },
         )
-        return result, False
 
 
 def lock_holder(folder: Path) -> tuple[int, str] | None:

@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 from opmix.models.load import base_model_of
 from opmix.probes.token_losses import evaluating
+from opmix.runs.ranks import ranks_here
 
 Int64 = npt.NDArray[np.int64]
 
@@ -27,7 +28,8 @@ def greedy_answers(
 ) -> list[Int64]:
     """What a model says to each prompt, most likely token by token, up to a stop, which is left out.
 
-    Prompts are padded on the left and the padding is masked, so that an answer does not depend on the batch it is in.
+    Prompts are padded on the left and the padding is masked, so that an answer does not depend on the batch it is in. Several ranks share
+    them, and all get every answer.
 
     Args:
         model: A causal LM, bare or with adapters; its modes come back as they were.
@@ -47,8 +49,8 @@ def greedy_answers(
         pad_token_id=stop_ids[0],
         use_cache=True,
     )
-    answers: list[Int64] = [np.zeros(0, dtype=np.int64)] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    ranks, answers = ranks_here(), dict[int, Int64]()
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))[ranks.rank :: ranks.size]
     with evaluating(model):
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
@@ -65,4 +67,5 @@ def greedy_answers(
                 answers[i] = row[: ends[0]] if len(ends) else row
             if progress is not None:
                 progress(first + len(chosen), len(order))
-    return answers
+    of_all = {i: answer for own in ranks.collected(answers) for i, answer in own.items()}
+    return [of_all[i] for i in range(len(prompts))]

@@ -12,7 +12,7 @@ from functools import cache
 from types import NoneType
 from typing import Annotated, Any, get_args, get_type_hints
 
-from opmix.compute.budget import world_size
+from opmix.compute.budget import ACCUMULATION, MICRO, PER_DEVICE, ROWS, Batch, for_transformers, world_size
 from opmix.errors import ConfigError
 from opmix.settings import Given, ReadAs, number
 
@@ -30,6 +30,8 @@ _OF_ITS_RUN = ("output_dir", "max_steps", "num_train_epochs", "train_sampling_st
 """What every `TrainingArguments` object says of a run of its own."""
 
 _LEAST = {
+    ROWS: 1,
+    MICRO: 1,
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
@@ -93,7 +95,7 @@ def typed_arguments(arguments: Mapping[str, Any], where: str = "trainer") -> Giv
     Raises:
         ConfigError: Unknown and reserved names, and values that cannot be; all at once.
     """
-    known, problems, converted = _kinds(), [], Given()
+    known, problems, converted = {**_kinds(), ROWS: (int,), MICRO: (int,)}, [], Given()
     for name, value in arguments.items():
         if name in RESERVED:
             problems.append(f"{where}.{name}: {RESERVED[name]}; remove it")
@@ -106,6 +108,10 @@ def typed_arguments(arguments: Mapping[str, Any], where: str = "trainer") -> Giv
                 converted[name] = _converted(name, value, known[name])
             except ValueError as error:
                 problems.append(f"{where}.{name}: {value!r}; {error}")
+    twice = [name for name in (PER_DEVICE, ACCUMULATION) if name in arguments and ROWS in arguments]
+    problems += [f"{where}.{name}: said by {where}.{ROWS} too; leave one out" for name in twice]
+    if MICRO in arguments and ROWS not in arguments:
+        problems.append(f"{where}.{MICRO}: divides {where}.{ROWS}, which is missing; add it")
     if problems:
         raise ConfigError(problems)
     return converted
@@ -115,8 +121,9 @@ def try_arguments(arguments: Mapping[str, Any], where: str = "trainer") -> None:
     """Make the `TrainingArguments` that a run will make.
 
     Raises:
-        ConfigError: transformers refuses them.
+        ConfigError: transformers refuses them, or the rows of a step cannot be laid out over the ranks.
     """
+    Batch.of(arguments)
     if world_size() > 1:  # making them would join the other ranks; the verbs say whether they take several
         return
     import torch
@@ -125,7 +132,7 @@ def try_arguments(arguments: Mapping[str, Any], where: str = "trainer") -> None:
     defaults = {"report_to": "none", "use_cpu": not torch.cuda.is_available()}
     try:
         with tempfile.TemporaryDirectory() as folder:
-            TrainingArguments(output_dir=folder, **{**defaults, **arguments})
+            TrainingArguments(output_dir=folder, **{**defaults, **for_transformers(arguments)})
     except Exception as error:  # whatever the library and what it calls raise for a value they do not take
         first = str(error).strip().partition("\n")[0]
         raise ConfigError(f"{where}: transformers refuses these arguments: {first}; correct the value") from error

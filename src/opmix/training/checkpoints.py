@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from opmix.runs.files import write_json
+from opmix.runs.ranks import ranks_here
 from opmix.training.objectives import Usage
 
 MARKER = "complete.json"
@@ -46,14 +47,16 @@ class CompleteCheckpoints(TrainerCallback):
         self.key, self.usage, self.keep = key, usage or Usage(), keep
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The Trainer calls this after the last file of a checkpoint."""
-        if not state.is_world_process_zero:
-            return
+        """The Trainer calls this after the last file of a checkpoint that this rank writes."""
+        ranks = ranks_here()
+        ranks.together()  # others may still be writing theirs
         folder = Path(args.output_dir)
         saved = folder / f"checkpoint-{state.global_step}"
-        mark_checkpoint(saved, self.key, state.global_step, self.usage)
-        for _, old in whole_checkpoints(folder, self.key)[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        with ranks.agreed():
+            if ranks.first:
+                mark_checkpoint(saved, self.key, state.global_step, self.usage)
+                for _, old in whole_checkpoints(folder, self.key)[: -self.keep]:
+                    shutil.rmtree(old, ignore_errors=True)
 
 
 def mark_checkpoint(folder: Path, key: str, step: int, usage: Usage) -> None:
@@ -92,8 +95,8 @@ def whole_checkpoints(folder: Path, key: str | None = None) -> list[tuple[int, P
 
 def _sizes(folder: Path) -> dict[str, int]:
     """Bytes of every file but the marker, and those that were being written."""
-    files = (path for path in folder.iterdir() if path.is_file() and MARKER not in path.name)
-    return {path.name: path.stat().st_size for path in sorted(files)}
+    files = (path for path in folder.rglob("*") if path.is_file() and MARKER not in path.name)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(files)}
 
 
 def restore_usage(checkpoint: Path, key: str, usage: Usage) -> None:
@@ -105,13 +108,16 @@ def restore_usage(checkpoint: Path, key: str, usage: Usage) -> None:
 
 
 def latest_checkpoint(folder: Path, key: str) -> Path | None:
-    """The newest whole checkpoint of one run, or None."""
-    found = whole_checkpoints(folder, key)
-    return found[-1][1] if found else None
+    """The newest whole checkpoint of one run as the first rank sees it, or None; all ranks ask."""
+    ranks = ranks_here()
+    found = whole_checkpoints(folder, key) if ranks.first else []
+    return ranks.shared(found[-1][1] if found else None)
 
 
 def drop_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints, whole or not; what a tracker wrote beside them stays."""
+    """Remove all checkpoints, whole or not; what a tracker wrote beside them stays. Of several ranks the first one does."""
+    if not ranks_here().first:
+        return
     for path in folder.glob("*checkpoint-*"):
         shutil.rmtree(path, ignore_errors=True)
     if folder.is_dir() and not any(folder.iterdir()):

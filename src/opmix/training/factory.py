@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
+from opmix.compute.budget import world_size
 from opmix.data import pad_rows
 from opmix.errors import ConfigError, StoreError, TrainingError
 from opmix.training.isolation import check_isolation
@@ -74,6 +75,8 @@ def default_trainer(spec: TrainSpec, kind: type[Trainer] = Trainer) -> Trainer:
         "use_cpu": next(spec.model.parameters()).device.type == "cpu",
         "dataloader_pin_memory": cuda,
     }
+    if world_size() > 1 and not cuda:
+        defaults["ddp_backend"] = "gloo"
     arguments = TrainingArguments(
         output_dir=str(spec.output_dir),
         max_steps=spec.steps,
@@ -195,7 +198,8 @@ def take_over_optimizer(trainer: Trainer, file: Path) -> None:
     """
     optimizer = trainer.create_optimizer()
     try:
-        saved = torch.load(file, map_location=trainer.args.device, weights_only=True)
+        # The type alone: on ranks without GPUs the device is "cpu:0", which torch.load does not know.
+        saved = torch.load(file, map_location=trainer.args.device.type, weights_only=True)
         sizes = [len(group["params"]) for group in saved["param_groups"]]
         if sizes != [len(group["params"]) for group in optimizer.param_groups]:
             raise ValueError(f"it holds parameter groups of {sizes}")

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
-from opmix.compute.budget import sequences_per_step
+from opmix.compute.budget import ACCUMULATION, PER_DEVICE, Batch, for_transformers, sequences_per_step, world_size
 from opmix.compute.cost import Cost
 from opmix.compute.flops import ModelShape
 from opmix.data import GroupedDataset, MixturePlan, Rows, plan_mixture, plan_supervised, supervised_per_row
@@ -50,15 +50,15 @@ class TrainingPlan:
     """Index in the plan after each micro-batch's last row."""
 
 
-def supervised_per_step(rows: Mapping[str, Rows], arguments: Mapping[str, Any], world_size: int = 1) -> float:
+def supervised_per_step(rows: Mapping[str, Rows], arguments: Mapping[str, Any]) -> float:
     """Supervised tokens of one optimizer step: those of as many rows of an average domain as the arguments' batch has."""
     worth = [supervised_per_row(r) for r in rows.values()]
-    return sequences_per_step(arguments, world_size) * float(np.mean(worth))
+    return sequences_per_step(arguments) * float(np.mean(worth))
 
 
-def steps_for(tokens: int, rows: Mapping[str, Rows], arguments: Mapping[str, Any], world_size: int = 1) -> int:
+def steps_for(tokens: int, rows: Mapping[str, Rows], arguments: Mapping[str, Any]) -> int:
     """Whole steps nearest to a budget of supervised tokens, at least one."""
-    return max(1, round(tokens / supervised_per_step(rows, arguments, world_size)))
+    return max(1, round(tokens / supervised_per_step(rows, arguments)))
 
 
 def plan_training(
@@ -72,9 +72,8 @@ def plan_training(
     max_epochs: Mapping[str, float] | None = None,
     document_mask: bool = False,
     previous: TrainingPlan | None = None,
-    world_size: int = 1,
 ) -> TrainingPlan:
-    """Plan `steps` optimizer steps on `mixture`.
+    """Plan `steps` optimizer steps on `mixture`, the same rows in each on any number of ranks.
 
     Args:
         rows: Training rows by domain; runs to be compared must be given the same.
@@ -87,29 +86,28 @@ def plan_training(
         document_mask: See `MixtureDataset`.
         previous: Plan of the same run to append to, as when the mixture changes inside a stage; or one of no steps that says how far
             earlier stages have read.
-        world_size: Ranks.
 
     Raises:
         DataError: A domain with a share has no rows, or would be used more often than `max_epochs`.
     """
-    before, accumulation = None if previous is None else previous.plan, 0
+    before, accumulation, ranks = None if previous is None else previous.plan, 0, world_size()
     if objective.grouped or any(r.conversations for r in rows.values()):
         fixed = 0 if previous is None else previous.accumulation
         plan = plan_supervised(
             mixture,
-            steps * supervised_per_step(rows, arguments, world_size),
+            steps * supervised_per_step(rows, arguments),
             {n: r.supervised for n, r in rows.items()},
             seed=seed,
             max_epochs=max_epochs,
             previous=before,
-            min_rows=steps * max(fixed, 1) * world_size,
+            min_rows=steps * max(fixed, 1) * ranks,
         )
         num = len(plan) - (0 if before is None else len(before))
-        accumulation = fixed or _accumulation(num / steps, arguments, world_size)
+        accumulation = fixed or _accumulation(num / steps, Batch.of(arguments).micro, ranks)
     else:
         plan = plan_mixture(
             mixture,
-            steps * sequences_per_step(arguments, world_size),
+            steps * sequences_per_step(arguments),
             {name: len(r) for name, r in rows.items()},
             seed=seed,
             max_epochs=max_epochs,
@@ -120,13 +118,13 @@ def plan_training(
     part = plan[done:]
     supervised = _gather(rows, part, "supervised")
     dataset: Dataset[Any] = objective.dataset(rows, plan, document_mask=document_mask)
-    ends = None
+    ends, arguments = None, for_transformers(arguments)
     if accumulation:
-        ends = done + group_ends(supervised, steps * accumulation * world_size)
+        ends = done + group_ends(supervised, steps * accumulation * ranks)
         if previous is not None and previous.ends is not None:
             ends = np.concatenate([previous.ends, ends])
         dataset = GroupedDataset(dataset, ends, objective.collate)
-        arguments = {**arguments, "per_device_train_batch_size": 1, "gradient_accumulation_steps": accumulation}
+        arguments = {**arguments, PER_DEVICE: 1, ACCUMULATION: accumulation}
     return TrainingPlan(
         plan=plan,
         dataset=dataset,
@@ -158,11 +156,10 @@ def _amounts(rows: Mapping[str, Rows], part: MixturePlan) -> dict[str, Any]:
     }
 
 
-def _accumulation(rows_per_step: float, arguments: Mapping[str, Any], world_size: int) -> int:
-    """Micro-batches of a step, so that none has many more rows than a device takes at once, and none is empty."""
-    device = int(arguments.get("per_device_train_batch_size", 8)) * world_size
-    wanted = math.ceil(rows_per_step / device - _MORE_ROWS)
-    return max(1, min(wanted, int(rows_per_step / world_size)))
+def _accumulation(rows_per_step: float, micro: int, ranks: int) -> int:
+    """Micro-batches of a step on each rank, so that none has many more rows than a device takes at once, and none is empty."""
+    wanted = math.ceil(rows_per_step / (micro * ranks) - _MORE_ROWS)
+    return max(1, min(wanted, int(rows_per_step / ranks)))
 
 
 def _gather(rows: Mapping[str, Rows], plan: MixturePlan, what: str) -> npt.NDArray[np.int64]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from opmix.compute.budget import sequences_per_step
+from opmix.compute.budget import for_transformers, sequences_per_step
 from opmix.data import MixtureDataset, MixturePlan, Rows, supervised_per_row
 from opmix.errors import ConfigError
 from opmix.mixing.mixture import FloatArray, Mixture
@@ -85,7 +85,7 @@ class SegmentRows:
         grouped = objective.grouped or any(r.conversations for r in self.rows.values())
         whole = plan_training(self.rows, first, steps=steps, arguments=arguments, **self._rest) if grouped else None
         self._accumulation = 0 if whole is None else whole.accumulation
-        self.arguments: Mapping[str, Any] = arguments if whole is None else whole.arguments
+        self.arguments: Mapping[str, Any] = for_transformers(arguments) if whole is None else whole.arguments
         before = previous or self._nothing()
         if whole is not None and before.accumulation:  # what earlier steps have is what all have
             self._accumulation = before.accumulation

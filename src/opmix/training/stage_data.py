@@ -18,6 +18,7 @@ from opmix.data.tokenization import eos_id
 from opmix.domain import ChatOptions, Domain, Split
 from opmix.errors import ConfigError
 from opmix.progress import Advance, Progress
+from opmix.runs.ranks import ranks_here, refuse_ranks
 from opmix.target import naming_target
 from opmix.training.distillation import SelfDistillation
 from opmix.training.objectives import CAUSAL_LM, SFT, Objective
@@ -169,10 +170,12 @@ def prepare_data(
     chats = {name: d for name, d in wanted.items() if d.kind == "chat"}
     objective = objective or ("sft" if chats else "causal_lm")
     check_objective(objective, list(chats))
+    if objective == "sdft":
+        refuse_ranks("self-distillation", "its teacher answers in one process; start it without a launcher")
 
     def prepare(domain: Domain, what: str, demonstration: str | None = None) -> TokenizedDomain:
         if (domain, demonstration) not in known:
-            with progress.task(f"{what} {domain.name}", 0) as advance:
+            with ranks_here().in_turn(), progress.task(f"{what} {domain.name}", 0) as advance:
                 known[domain, demonstration] = prepare_domain(
                     domain,
                     tokenizer,

@@ -190,9 +190,9 @@ def test_a_second_process_is_refused(toys, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"lock"}
 
 
-def test_several_processes_are_refused(toys, tmp_path, monkeypatch):
+def test_ranks_are_told_to_say_the_rows_of_a_step(toys, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="WORLD_SIZE is 2; `opmix run` drives one process"):
+    with pytest.raises(ConfigError, match=r"trainer.batch: missing; with 2 ranks say the rows of an optimizer step"):
         toys.live(toys.config(fixed("one", 2, domains=["alpha"])), tmp_path / "life")
 
 

@@ -8,7 +8,6 @@ from transformers import TrainingArguments
 from transformers.optimization import get_scheduler
 
 from opmix.compute import memory
-from opmix.compute.budget import sequences_per_step, world_size
 from opmix.compute.schedule import schedule_arguments, with_schedule
 
 
@@ -60,14 +59,6 @@ def test_what_the_user_says_of_a_schedule_stays():
     assert with_schedule(own, 100, None) == own
     assert with_schedule(own, 100, {"kind": "constant"})["lr_scheduler_type"] == "constant_with_warmup"
     assert with_schedule({"learning_rate": 1.0}, 100, None)["warmup_steps"] == 2
-
-
-def test_rows_of_a_step_and_processes_of_a_run(monkeypatch):
-    arguments = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
-    assert (sequences_per_step({}), sequences_per_step(arguments), sequences_per_step(arguments, 2)) == (8, 8, 16)
-    assert world_size() == 1
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    assert world_size() == 4
 
 
 def test_peak_memory_of_a_stretch():
