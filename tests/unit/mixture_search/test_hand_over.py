@@ -40,9 +40,10 @@ def test_what_no_other_process_can_have_is_refused(tmp_path, monkeypatch):
         others(config_of(), RunStore(tmp_path), model, make_trainer=lambda spec: None)
     with pytest.raises(ConfigError, match="load models in float32 or bfloat16, not in float16"):
         others(config_of(), RunStore(tmp_path), model.half(), given=(model, None))
+    store = RunStore(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"executor.slots: 2; WORLD_SIZE is 2: expected one of both"):
-        others(config_of(), RunStore(tmp_path), model)
+        others(config_of(), store, model)
     assert list(tmp_path.iterdir()) == []
 
 
