@@ -85,6 +85,8 @@ def test_completion_offers_verbs_options_and_choices(shell):
     assert "search" not in complete(shell, "dis")
     assert "--index-only" in complete(shell, "discover", "--in")
     assert "auto" in complete(shell, "discover", "--domains", "a")
+    assert "llamafactory" in complete(shell, "export", "r", "--to", "l")
+    assert "number" in complete(shell, "eval", "m", "--extractor", "n")
 
 
 @pytest.mark.slow
@@ -143,3 +145,42 @@ def test_the_wheel_holds_everything_and_runs_elsewhere(tmp_path):
             [*command, "--help"], capture_output=True, text=True, check=True, env=elsewhere, cwd=tmp_path
         )
         assert "discover" in shown.stdout
+
+
+def test_extractors_that_are_completed_are_those_there_are():
+    from opmix.scores.extract import EXTRACTORS
+
+    (option,) = [p for c in app.registered_commands if c.name == "eval" for p in parameters(c) if p.name == "extractor"]
+    assert set(completions(option)) == {*EXTRACTORS, "regex:"}
+
+
+def parameters(command):
+    import typer
+
+    return typer.main.get_command_from_info(command, pretty_exceptions_short=False, rich_markup_mode=None).params
+
+
+def completions(option):
+    return [item.value for item in option.shell_complete(None, "")]
+
+
+def test_init_says_first_that_the_folder_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "search.yaml").touch()
+    said = runner.invoke(app, ["init", "/nonexistent"])
+    assert "/nonexistent: no such folder" in str(said.exception)
+
+
+def test_shipped_lives_need_no_file_of_ours():
+    for file in ("examples/lifecycle.yaml", "examples/smoke/lifecycle.yaml"):
+        text = (ROOT / file).read_text()
+        assert "shared" not in text
+        assert "package://" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["examples/lifecycle.yaml", "examples/smoke/lifecycle.yaml"])
+def test_shipped_lives_stand_on_what_is_installed(file):
+    from opmix.preflight import validate
+
+    assert [check.detail for check in validate(ROOT / file).checks if check.status == "fail"] == []

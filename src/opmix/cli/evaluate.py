@@ -27,7 +27,12 @@ def evaluate(
     chat: Annotated[bool, typer.Option("--chat-template", help="Tasks in the model's chat template.")] = False,
     domain: Annotated[Path | None, typer.Option("--domain", help="File of conversations to ask from.")] = None,
     extractor: Annotated[
-        str, typer.Option("--extractor", help="What is compared: exact, number, first_word, json, regex:PATTERN.")
+        str,
+        typer.Option(
+            "--extractor",
+            help="What is compared: exact, number, first_word, json, regex:PATTERN.",
+            autocompletion=lambda: ["exact", "number", "first_word", "json", "regex:"],
+        ),
     ] = "exact",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Of an answer to --domain.")] = 256,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Items at a time.")] = 16,

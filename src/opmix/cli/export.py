@@ -18,14 +18,25 @@ if TYPE_CHECKING:
 _UNITS: tuple[Unit, ...] = ("documents", "sequences", "tokens")
 
 
+def _trainers(incomplete: str) -> list[str]:
+    from opmix.exporters import EXPORTERS
+
+    return [name for name in EXPORTERS if name.startswith(incomplete)]
+
+
 def export(
     run: Annotated[Path | None, typer.Argument(help="Run folder with mixture.json.")] = None,
-    to: Annotated[str | None, typer.Option("--to", help="The trainer; see --list.")] = None,
+    to: Annotated[str | None, typer.Option("--to", help="The trainer; see --list.", autocompletion=_trainers)] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the trainers, their units and limits.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="File to write; standard output otherwise.")] = None,
     tokens: Annotated[str | None, typer.Option("--tokens", help="Budget, such as 2e9; the run's otherwise.")] = None,
     unit: Annotated[
-        str | None, typer.Option("--unit", help="What one sample of your data is: sequences or documents.")
+        str | None,
+        typer.Option(
+            "--unit",
+            help="What one sample of your data is: sequences or documents.",
+            autocompletion=lambda: list(_UNITS),
+        ),
     ] = None,
     sequence_length: Annotated[
         int | None, typer.Option("--sequence-length", min=1, help="Tokens a sequence; the run's otherwise.")

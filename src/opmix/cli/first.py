@@ -154,6 +154,7 @@ def show_validation(result: Validation) -> None:
     """Domains, checks and cost."""
     from rich.table import Table
 
+    from opmix.preflight.plan import LifeCost
     from opmix.progress.display import terminal
     from opmix.scaffold.render import count
 
@@ -169,7 +170,14 @@ def show_validation(result: Validation) -> None:
             table.add_row(name, *cells, held)
         console.print(table)
     show_checks(result.checks)
-    if (cost := result.cost) is not None:
+    if isinstance(cost := result.cost, LifeCost):
+        each = " a seed" if cost.seeds > 1 else ""
+        console.print(
+            f"cost{each}: {count(cost.tokens)} tokens, {cost.training:.2g} FLOPs of training; searches at most "
+            f"{cost.searches:.2g} ({cost.searches / max(cost.training, 1):.0%} of it), measuring {cost.measuring:.2g}",
+            soft_wrap=True,
+        )
+    elif cost is not None:
         most = "at most " if result.config is not None and result.config.adaptive else ""
         console.print(
             f"cost: {most}{cost.probes} probes x {cost.steps} steps ({count(cost.probe_tokens)} tokens), "

@@ -211,10 +211,11 @@ def _statuses(store: RunStore, steps: Sequence[Step], running: str | None) -> It
             continue
         why = tuple(differences(record["inputs"], step.inputs)) if record is not None else ()
         state: State = "running" if step.name == running else ("stale" if record is not None else "left")
-        yield StepStatus(name=step.name, kind=step.kind, state=state, why=why, planned=_planned(step, shape))
+        yield StepStatus(name=step.name, kind=step.kind, state=state, why=why, planned=planned_flops(step, shape))
 
 
-def _planned(step: Step, shape: ModelShape | None) -> dict[str, float]:
+def planned_flops(step: Step, shape: ModelShape | None) -> dict[str, float]:
+    """FLOPs that a step will take, by kind of work; empty where nothing tells."""
     if shape is None or step.stage is None:
         return {}
     stage, length = step.stage, step.stage.life.search.sequence_length

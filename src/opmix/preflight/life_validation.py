@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from opmix.comparison.config import CompareConfig, checked_comparison
+from opmix.compute.flops import ModelShape
 from opmix.config import ModelConfig
 from opmix.domain import Domain, Kind
 from opmix.lifecycle.likeness import start_likeness
 from opmix.lifecycle.limits import check_budgets, check_decisions, check_stage_probes
 from opmix.lifecycle.loading import LifecycleConfig, checked_trainers
 from opmix.lifecycle.stages import Stage, resolve
-from opmix.lifecycle.steps import DataFacts, StageRows
-from opmix.preflight.checks import Findings
-from opmix.preflight.plan import MAX_EPOCHS
+from opmix.lifecycle.status import planned_flops
+from opmix.lifecycle.steps import DataFacts, StageRows, chain
+from opmix.preflight.chats import check_fit
+from opmix.preflight.checks import Findings, failed
+from opmix.preflight.plan import MAX_EPOCHS, LifeCost
 from opmix.preflight.targets import check_targets
 from opmix.preflight.validation import Sizes, Validation, check_model, check_sources, kind_of, readable
 from opmix.progress import Progress
@@ -67,8 +71,20 @@ def check_life(content: Mapping[str, Any], base: Path, progress: Progress) -> Va
         template=template,
     )
     if set(result.sizes) == set(life.domains):
-        _check_stages(life, base, result.sizes, findings)
+        _check_fit(life, base, tokenizer, findings)
+        result.cost = _check_stages(life, base, result.sizes, findings)
     return result
+
+
+def _check_fit(life: LifecycleConfig, base: Path, tokenizer: Any, findings: Findings) -> None:
+    """Conversations of every stage against the one sequence length of the life."""
+    used = dict.fromkeys(name for stage in resolve(life) for name in stage.seen)
+    chats = {n: life.domains[n] for n in used if kind_of(life.domains[n].located(base)) == "chat"}
+    template = None
+    with findings.catching("chat_template"):
+        template = ModelConfig(name="", chat_template=life.chat_template).template(base)
+    if tokenizer is not None and (template or tokenizer.chat_template):
+        check_fit(chats, tokenizer, life.search.sequence_length, findings, base=base, template=template)
 
 
 def _check_architecture(life: LifecycleConfig, findings: Findings) -> None:
@@ -91,8 +107,8 @@ def _check_architecture(life: LifecycleConfig, findings: Findings) -> None:
         findings.ok("architecture", f"{life.architecture['model_type']}, {weights:,} parameters")
 
 
-def _check_stages(life: LifecycleConfig, base: Path, sizes: Sizes, findings: Findings) -> None:
-    """Objectives against what domains hold, budgets against what there is."""
+def _check_stages(life: LifecycleConfig, base: Path, sizes: Sizes, findings: Findings) -> LifeCost | None:
+    """Objectives against what domains hold, budgets against what there is; returns the cost, None where it cannot be known."""
     kinds: dict[str, Kind] = {n: kind_of(d.located(base)) for n, d in life.domains.items()}
     tokens = {n: size.tokens if (size := s.get("train")) is not None else None for n, s in sizes.items()}
     offers = []
@@ -121,9 +137,11 @@ def _check_stages(life: LifecycleConfig, base: Path, sizes: Sizes, findings: Fin
     )
     with findings.catching("stages"):
         check_decisions(life, facts)
-    if not any(check.status == "fail" and check.name in ("model", "architecture") for check in findings.checks):
+    sound = not any(c.status == "fail" and c.name in ("model", "architecture") for c in findings.checks)
+    likeness = cache(lambda: start_likeness(life, base))
+    if sound:
         with findings.catching("stages"):
-            check_stage_probes(life, facts, lambda: start_likeness(life, base))
+            check_stage_probes(life, facts, likeness)
     with findings.catching("budget"):
         check_budgets(life, facts)
         total = sum(s.tokens for s in resolve(life, offers)) * len(life.seeds)
@@ -131,6 +149,26 @@ def _check_stages(life: LifecycleConfig, base: Path, sizes: Sizes, findings: Fin
             "budget",
             f"{total:,} tokens of training in all" + (f", {len(life.seeds)} seeds" if len(life.seeds) > 1 else ""),
         )
+    if not sound or failed(findings.checks):
+        return None
+    from opmix.models.load import model_shape
+
+    return _cost(life, facts, model_shape(likeness()))
+
+
+def _cost(life: LifecycleConfig, facts: DataFacts, shape: ModelShape) -> LifeCost:
+    """What one seed takes, by the estimates that `opmix status` counts down."""
+    spent = {"training": 0.0, "probes": 0.0, "proxies": 0.0, "measuring": 0.0}
+    for step in chain(life, facts, life.seeds[0]):
+        for kind, flops in planned_flops(step, shape).items():
+            spent[kind] += flops
+    return LifeCost(
+        tokens=sum(stage.tokens for stage in resolve(life, facts.stages)),
+        training=spent["training"],
+        searches=spent["probes"] + spent["proxies"],
+        measuring=spent["measuring"],
+        seeds=len(life.seeds),
+    )
 
 
 def _offer(stage: Stage, kinds: Mapping[str, Kind], tokens: Mapping[str, int | None]) -> StageRows:

@@ -59,6 +59,28 @@ class PlannedCost:
         return asdict(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LifeCost:
+    """What one seed's life will cost, its searches at most; an estimate where conversations are rows of unequal length."""
+
+    tokens: int
+    """That stages are trained on."""
+    training: float
+    """FLOPs of the stages' own training."""
+    searches: float
+    """FLOPs of probes and proxies."""
+    measuring: float
+    """FLOPs of held-out losses before and after stages."""
+    seeds: int
+    memory_bytes: float | None = None
+    cache_bytes: float = 0.0
+    adapter_bytes: float | None = None
+
+    def json(self) -> dict[str, Any]:
+        """All of it."""
+        return asdict(self)
+
+
 Sizes = Mapping[str, Mapping[Split, Size | None]]
 
 

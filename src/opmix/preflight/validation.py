@@ -12,9 +12,10 @@ from opmix.data.chat.conversation import domain_kind
 from opmix.data.inspect.survey import Size, survey
 from opmix.domain import PLACEHOLDER, SPLITS, Domain, Kind, Split, user_path
 from opmix.errors import ConfigError, DataError, OpMixError
+from opmix.preflight.chats import check_fit
 from opmix.preflight.checks import Check, Findings, failed
 from opmix.preflight.model_facts import ModelFacts, model_facts
-from opmix.preflight.plan import PlannedCost, check_plan
+from opmix.preflight.plan import LifeCost, PlannedCost, check_plan
 from opmix.preflight.sources import check_overlap
 from opmix.preflight.targets import check_targets, target_rows
 from opmix.probes.settings import ProbeSettings, reach_notes
@@ -38,7 +39,7 @@ class Validation:
     config: SearchConfig | None = None
     """None: the settings have problems of their own."""
     model: ModelFacts | None = None
-    cost: PlannedCost | None = None
+    cost: PlannedCost | LifeCost | None = None
     """None: something that it depends on is missing."""
 
     @property
@@ -71,6 +72,7 @@ def check_search(content: Mapping[str, Any], base: Path, progress: Progress) -> 
     check_sources(parts.domains, base, tokenizer, findings, result.sizes, progress, template=template)
     check_overlap({n: d.located(base) for n, d in parts.domains.items() if n in result.sizes}, findings)
     if result.config is not None:
+        _check_conversations(result.config, base, tokenizer, result.sizes, findings)
         _check_objective(result.config, base, result.sizes, findings)
         result.targets = check_targets(
             result.config.targets,
@@ -213,6 +215,16 @@ def check_sources(
             advance(number, len(domains))
     if domains and len(sizes) == len(domains):
         findings.ok("domains", f"{len(sizes)} domains; the first document of every source can be read")
+
+
+def _check_conversations(config: SearchConfig, base: Path, tokenizer: Any, sizes: Sizes, findings: Findings) -> None:
+    if tokenizer is None:
+        return
+    chats = {n: d for n, d in config.domains.items() if n in sizes and kind_of(d.located(base)) == "chat"}
+    with findings.catching("model.chat_template"):
+        template = config.model.template(base)
+        if template or tokenizer.chat_template:
+            check_fit(chats, tokenizer, config.sequence_length, findings, base=base, template=template)
 
 
 def _check_objective(config: SearchConfig, base: Path, sizes: Sizes, findings: Findings) -> None:

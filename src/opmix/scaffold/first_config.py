@@ -12,7 +12,7 @@ import yaml
 
 from opmix.config import SearchConfig, parse_config
 from opmix.domain import PLACEHOLDER, user_path
-from opmix.errors import ConfigError, ModelError
+from opmix.errors import ConfigError, DataError, ModelError
 from opmix.progress import Progress, Silent
 from opmix.runs.files import write_text
 from opmix.scaffold.domains import DomainDraft, draft
@@ -67,6 +67,9 @@ def first_config(
         DataError: No such folder, or no data in it.
         StoreError: The file cannot be written.
     """
+    user_path(folder)
+    if not folder.exists():
+        raise DataError(f"{folder}: no such folder; expected text in files, a sub-folder or a file for each domain")
     if out.exists() and not force:
         raise ConfigError(f"{out}: exists already; expected a new file; give --force to replace it, or another --out")
     place = Path(os.path.abspath(folder))  # noqa: PTH100 (`resolve` would leave a folder of links)
