@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 SMOKE := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/kill_and_resume.py --kills 2 --fresh
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit slow test-cluster matrix smoke same-bytes docs check format lint types fix clean
+.PHONY: help install demo test unit slow test-cluster matrix smoke same-bytes torture docs check format lint types fix clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +60,9 @@ $(SMOKES:%=smoke-%): smoke-%:
 
 same-bytes: install ## The smoke runs of BASE (a commit; default HEAD~1) and of HEAD: same bytes (SAME="--only lifecycle --keep DIR")
 	$(BIN)/python benchmarks/same_bytes.py $(or $(BASE),HEAD~1) $(SAME)
+
+torture: install ## Crashes, kills, random problems, fuzzing, locks, each counted (TORTURE=short|whole|long SEED=n; whole: 20 minutes)
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/torture --scale $(or $(TORTURE),whole) $(if $(SEED),--seed $(SEED))
 
 docs: install ## The documentation as a site in site/, after its notebooks have run (installs the extra `docs`)
 	$(BIN)/python -m pip install --quiet -e '.[docs]' -c constraints.txt

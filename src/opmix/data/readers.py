@@ -20,6 +20,7 @@ import zstandard
 
 from opmix.domain import Source
 from opmix.errors import DataError
+from opmix.runs.files import DAMAGED_ARRAY
 
 BLOCK = 1 << 20
 """Bytes (or tokens) looked at in one go."""
@@ -346,7 +347,7 @@ def read_tokens(path: Path, dtype: str | None, where: str) -> npt.NDArray[np.int
             if size % kind.itemsize:
                 raise ValueError(f"{size} bytes are no whole number of {dtype}")
             tokens = np.memmap(path, dtype=kind, mode="r") if size else np.zeros(0, kind)
-    except (OSError, ValueError, TypeError, EOFError) as error:
+    except DAMAGED_ARRAY as error:
         raise DataError(
             f"{where}: token ids cannot be read ({error}); expected integers; check the file and `dtype`"
         ) from error

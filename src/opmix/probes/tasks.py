@@ -6,7 +6,6 @@ process builds for itself.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from opmix.probes.kinds import kind_of, names_of
 from opmix.probes.parts import until
 from opmix.probes.settings import ProbeSettings
 from opmix.progress import Progress
+from opmix.runs.files import DAMAGED_ARRAY
 from opmix.runs.ranks import ranks_here
 from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, quiet, run_training
 from opmix.training.objectives import CAUSAL_LM, Objective, Usage
@@ -159,7 +159,7 @@ class ProxyLosses:
                 return cls(
                     points=Evaluation(names, nll, tokens, num_bytes), baseline=arrays["baseline"], gram=arrays["gram"]
                 )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except DAMAGED_ARRAY:
             return None
 
 

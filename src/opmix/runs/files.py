@@ -16,7 +16,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -158,6 +160,10 @@ def _is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+DAMAGED_ARRAY = (OSError, ValueError, TypeError, KeyError, EOFError, OverflowError, SyntaxError, TokenError, BadZipFile)
+"""What numpy raises on files that are none of its own, or damaged; their header is read as Python."""
 
 
 def files_signature(folder: Path) -> str:

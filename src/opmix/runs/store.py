@@ -38,6 +38,10 @@ def fingerprint(value: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+UNWRITTEN = 5.0
+"""Seconds after which a lock without a holder is damaged, and not one that is just being written."""
+
+
 class RunStore:
     """A run folder held by one process at a time, or by the ranks of one run; use as a context manager.
 
@@ -112,23 +116,36 @@ class RunStore:
         return self.folder / "lock"
 
     def _acquire(self) -> None:
-        holder = {"pid": os.getpid(), "host": socket.gethostname()}
         for _ in range(2):
             try:
-                descriptor = os.open(self._lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+                self._claim()
             except FileExistsError:
                 self._break_stale_lock()
                 continue
             except OSError as error:
                 raise StoreError(
-                    f"{self.folder}: cannot be written ({error.strerror or error}); choose another --out"
+                    f"{self.folder}: cannot be written ({error.strerror or error}); free space or choose another --out"
                 ) from error
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(holder, file)
             self._holder = (os.getpid(), socket.gethostname())
             threading.Thread(target=self._keep_lease, daemon=True).start()
             return
         raise StoreError(f"{self.folder}: another process took the lock at the same time; try again")
+
+    def _claim(self) -> None:
+        """Make the lock, whole at once: a process that dies, or finds no room, while it writes leaves none."""
+        holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+        with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=writing_prefix()) as file:
+            file.write(holder)
+            file.flush()
+            try:
+                os.link(file.name, self._lock)
+                return
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without links
+                descriptor = os.open(self._lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        with os.fdopen(descriptor, "w") as lock:
+            lock.write(holder)
 
     def _keep_lease(self) -> None:
         """Touch the lock while this process holds it, so that other machines see that it lives."""
@@ -140,9 +157,9 @@ class RunStore:
         holder = lock_holder(self.folder)
         try:
             age = self._time_there() - self._lock.stat().st_mtime
-            if holder is None and age < 5:
-                # Perhaps just created and not yet written; once it is old nobody is writing it.
-                raise StoreError(f"{self.folder}: another process is taking the lock; try again")
+            if holder is None and age < UNWRITTEN:  # once it is old nobody is writing it
+                time.sleep(UNWRITTEN - age)
+                holder = lock_holder(self.folder)
             if holder is not None and not _abandoned(holder, age):
                 raise StoreError(
                     f"{self.folder}: held by process {holder[0]} on {holder[1]}; wait for it, use another --out, "

@@ -182,6 +182,18 @@ class TestErrors:
         with pytest.raises(DataError, match=r"no NumPy header.*`format: bin`"):
             list(iter_token_documents(source(tmp_path / "part-0.npy"), 0))
 
+    @pytest.mark.parametrize(
+        ("old", "new"), [(b"False", b"(null"), (b"'shape'", b"\n\t  'x'"), (b"(64,)", b"(64, "), (b"<u2", b"<u9")]
+    )
+    def test_a_numpy_header_that_is_no_python_is_damage(self, tmp_path: Path, old: bytes, new: bytes) -> None:
+        """Found by fuzzing: numpy reads its header with Python's own tokenizer and raises whatever that raises."""
+        np.save(tmp_path / "a.npy", np.arange(64, dtype=np.uint16))
+        content = (tmp_path / "a.npy").read_bytes()
+        assert old in content
+        (tmp_path / "a.npy").write_bytes(content.replace(old, new.ljust(len(old))))
+        with pytest.raises(DataError, match="token ids cannot be read"):
+            list(iter_token_documents(source(tmp_path / "a.npy"), 0))
+
     @pytest.mark.parametrize("held", ["valid.jsonl", "dev.jsonl", "test-00.jsonl", "validation_1.jsonl"])
     def test_a_folder_that_holds_its_own_held_out_file_is_refused(self, tmp_path: Path, held: str) -> None:
         for name in ("train.jsonl", held):

@@ -70,4 +70,9 @@ def test_interpolations_of_kept_probes_are_evaluated_and_their_table_survives_th
     np.testing.assert_array_equal(read.gram, found.gram)
     file.write_bytes(file.read_bytes()[:200])
     assert ProxyLosses.load(file, names) is None
+    for damaged in (b"\x93NUMPY\x01\x00v\x00{'descr': (64", b"PK\x03\x04", b""):
+        file.write_bytes(damaged)
+        assert ProxyLosses.load(file, names) is None
+    np.save(file.with_suffix(".npy"), np.arange(3))
+    assert ProxyLosses.load(file.with_suffix(".npy"), names) is None  # one array, where several were expected
     assert ProxyLosses.load(tmp_path / "nowhere.npz", names) is None

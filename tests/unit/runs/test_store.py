@@ -9,6 +9,7 @@ import pytest
 
 from opmix.errors import StoreError
 from opmix.results.manifest import Manifest
+from opmix.runs import store
 from opmix.runs.files import write_json, write_text
 from opmix.runs.store import LEASE, RunStore, fingerprint
 
@@ -178,3 +179,31 @@ def test_secrets_of_the_trainer_are_in_no_file_and_no_fingerprint(tmp_path):
     kept = Manifest.read(tmp_path).config
     assert kept["trainer"] == {"hub_token": "***", "accelerator_config": {"api_key": "***"}, "learning_rate": 1e-3}
     assert (kept["eos_token"], kept["api_key"]) == ("</s>", "a domain")
+
+
+def test_an_empty_lock_is_waited_for_and_then_replaced(tmp_path, monkeypatch):
+    """What a power failure leaves: the name, and nothing in it."""
+    monkeypatch.setattr(store, "UNWRITTEN", 0.05)
+    (tmp_path / "lock").write_bytes(b"")
+    with RunStore(tmp_path):
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_that_cannot_be_written_is_one_error_and_no_lock(tmp_path):
+    code = (
+        "import resource, signal, sys\nfrom pathlib import Path\nfrom opmix.errors import StoreError\nfrom opmix.runs.store import RunStore\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "try: RunStore(Path(sys.argv[1])).__enter__()\nexcept StoreError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "cannot be written (File too large); free space" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_links_a_lock_is_taken_all_the_same(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    with RunStore(tmp_path), pytest.raises(StoreError, match="held by process"):
+        RunStore(tmp_path).__enter__()
