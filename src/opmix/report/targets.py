@@ -35,7 +35,7 @@ def targets_section(document: MixtureFile) -> Html | None:
         silent = el(
             "p", f"Without a say, since the probes' losses do not stand out of noise: {names}.", class_="caption"
         )
-    alone = [_frontier(told), _own_mixtures(told), _matrix(told)] if told.alone else []
+    alone = [_side_by_side(told), _matrix(told)] if told.alone else []
     return el(
         "section",
         el("h2", "Targets"),
@@ -45,6 +45,14 @@ def targets_section(document: MixtureFile) -> Html | None:
         *(part for part in alone if part is not None),
         id="targets",
     )
+
+
+def _side_by_side(told: Payoff) -> Html:
+    """The frontier and the mixtures at its ends; below each other where there are many domains."""
+    figure, mixtures = _frontier(told), _own_mixtures(told)
+    if len(told.mixture) <= UPRIGHT:
+        return el("div", figure, el("div", mixtures), class_="split")
+    return join([el("div", figure, class_="panels"), mixtures])
 
 
 def _paid(told: Payoff) -> Html:
