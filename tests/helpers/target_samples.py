@@ -32,13 +32,13 @@ def aimed(num_domains, num_targets, *, seed=0, limited=False):
     fit = fit_law(points, losses, domains=domains, metrics=(*domains, *targets))
     omega = np.array([0.0] * num_domains + [1.0] * num_targets)
     uniform = Mixture.uniform(domains)
-    now = dict(zip(domains, map(float, fit.law.predict(uniform.weights)[0]), strict=False))
+    now = dict(zip(fit.law.metrics, map(float, fit.law.predict(uniform.weights)[0]), strict=True))
     verdict = decide(
         fit,
         candidates={"current": uniform},
         reference="current",
         settings=SolveSettings(objective="weighted", omega=omega, kl=0.01),
-        constraints=Constraints(max_loss={d: 1.02 * x for d, x in now.items()}) if limited else None,
+        constraints=Constraints(max_loss={d: 1.02 * now[d] for d in domains}) if limited else None,
         decision=DecisionSettings(draws=32),
     )
     proposal = LawProposal(mixture=verdict.mixture, table=None, fit=fit, verdict=verdict, check={}, baseline=now)

@@ -11,6 +11,7 @@ from opmix.data.choice import iter_questions, target_kind
 from opmix.data.sources import TOKEN_FORMATS, SourceFile, iter_documents, resolve
 from opmix.domain import Domain, Kind, Source
 from opmix.settings import changed
+from opmix.target import naming_target
 
 STRETCH = 13
 """Words: long enough that two texts do not share it by chance (Brown et al., arXiv 2005.14165, appendix C)."""
@@ -61,10 +62,11 @@ def overlaps(domains: Mapping[str, Domain], targets: Mapping[str, Domain]) -> li
 
 
 def _target_stretches(target: Domain) -> set[int]:
-    kind = target_kind(target)
-    sources = [source for source in (target.train, target.test) if source is not None]
-    texts = (text for s in sources for file in _readable(s, target.name) for text in _texts(s, file, kind, target.name))
-    return _stretches(texts, 6 * _TARGET_WORDS)
+    name, sources = target.name, [source for source in (target.train, target.test) if source is not None]
+    with naming_target(name):
+        kind = target_kind(target)
+        texts = (text for s in sources for file in _readable(s, name) for text in _texts(s, file, kind, name))
+        return _stretches(texts, 6 * _TARGET_WORDS)
 
 
 def _stretches(texts: Iterator[str], limit: int) -> set[int]:

@@ -58,7 +58,7 @@ def payoff_of(proposal: LawProposal, targets: Sequence[str], silent: Mapping[str
     return Payoff(
         reference=verdict.decision.reference,
         mixture=dict(mixture),
-        changes=_changes(verdict, law, mixture, reference),
+        changes=_changes(proposal, mixture, reference),
         targets=tuple(targets),
         weights=dict(zip(law.metrics, map(float, weights), strict=True)),
         alone={t: found for t in targets if (found := _alone(verdict, law, t, targets, reference)) is not None},
@@ -66,7 +66,8 @@ def payoff_of(proposal: LawProposal, targets: Sequence[str], silent: Mapping[str
     )
 
 
-def _changes(verdict: Verdict, law: MixingLaw, mixture: Mixture, reference: Mixture) -> dict[str, Change]:
+def _changes(proposal: LawProposal, mixture: Mixture, reference: Mixture) -> dict[str, Change]:
+    verdict, law = proposal.verdict, proposal.fit.law
     at = law.predict(np.stack([mixture.weights, reference.weights]))
     drawn = verdict.draws.predict(np.stack([mixture.weights, reference.weights]))  # (B, 2, E)
     level = verdict.decision_settings.interval_level
@@ -74,7 +75,7 @@ def _changes(verdict: Verdict, law: MixingLaw, mixture: Mixture, reference: Mixt
         metric: Change(
             nats=float(at[0, e] - at[1, e]),
             interval=percentiles(drawn[:, 0, e] - drawn[:, 1, e], level),
-            percent=float(100 * (at[0, e] / at[1, e] - 1)),
+            percent=float(100 * (at[0, e] - at[1, e]) / proposal.baseline[metric]),
         )
         for e, metric in enumerate(law.metrics)
     }

@@ -79,7 +79,7 @@ def _paid(told: Payoff) -> Html:
                 f"{number(change.percent, 1, sign=True)} %",
             )
         )
-    head = ["Eval set", "", "Weight", "", "Nats", "Interval", "Of its loss"]
+    head = ["Eval set", "", "Weight", "", "Nats", "Interval", "Of its loss now"]
     return table(head, rows, caption="What every set gains or pays")
 
 

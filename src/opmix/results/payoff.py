@@ -16,7 +16,7 @@ class Change:
     nats: float
     interval: tuple[float, float]
     percent: float
-    """Of the loss at the reference."""
+    """Of the current model's loss, as limits are."""
 
     def __str__(self) -> str:
         return f"{self.nats:+.3f} ({self.interval[0]:+.3f} to {self.interval[1]:+.3f})"
