@@ -38,6 +38,7 @@ def foretold(cell: dict[str, Any], kind: str, last: int, looks: int, mixtures: F
         metrics=(*cell["domains"], *cell["targets"]),
         probes=[str(k // count) for k in kept],
         stage_tokens=stage,
+        unique_tokens=cell["available"],
     )
     return fit.law.predict(mixtures)
 

@@ -84,6 +84,35 @@ class Sequential:
         return Proposal(mixture=_replayed(context.stage, 0.0))
 
 
+@dataclass(frozen=True, kw_only=True)
+class UniMax:
+    """As near to uniform as no domain being read more than `epochs` times allows.
+
+    Domains are filled from the smallest: each gets an even part of what is left of the budget, or all that its cap allows. Where even
+    all caps together are below the budget, every domain is read equally often, so shares are by size.
+
+    References:
+        Chung et al., "UniMax", arXiv 2304.09151, algorithm 1.
+    """
+
+    epochs: float = 4.0
+    """Of any domain. Paper: 1, 5 and 10; four repetitions are about as good as new text (arXiv 2305.16264)."""
+
+    def __post_init__(self) -> None:
+        check_settings(self, positive=("epochs",))
+
+    def propose(self, context: TrialRunner) -> Proposal:
+        """See `MixingMethod`."""
+        stage, left = context.stage, float(context.stage.budget_tokens)
+        sizes = {d: float(stage.available_tokens[d]) for d in stage.domains}
+        given: dict[str, float] = {}
+        for domain in sorted(sizes, key=lambda d: sizes[d]):
+            given[domain] = min(left / (len(sizes) - len(given)), self.epochs * sizes[domain])
+            left -= given[domain]
+        mixture = Mixture.normalised({d: given[d] for d in stage.domains})
+        return Proposal(mixture=mixture, evidence={"epochs": mixture.epochs(stage.budget_tokens, stage.available_tokens)})
+
+
 def _replayed(stage: DecisionProblem, share: float) -> Mixture:
     new = new_domains(stage.domains, stage.old) if stage.new is None else stage.new
     if stage.old is None or not new:

@@ -98,6 +98,14 @@ ENTRIES: tuple[Entry, ...] = (
         line="shares proportional to size to the power 1 / T",
     ),
     Entry(
+        name="unimax",
+        title="UniMax",
+        family="fixed",
+        path="opmix.methods.fixed:UniMax",
+        paper="2304.09151",
+        line="uniform, but no domain is read more than so many times",
+    ),
+    Entry(
         name="replay",
         title="Replay",
         family="fixed",
@@ -169,6 +177,23 @@ ENTRIES: tuple[Entry, ...] = (
         paper="2505.16066",
         path="opmix.methods.swarm.merge_to_mix:MergeToMix",
         line="a model per domain; the subset whose uniform average is best is what to train on",
+    ),
+    Entry(
+        name="mixmin",
+        title="MixMin",
+        family="searched",
+        path="opmix.methods.ensemble:Ensemble",
+        paper="2502.10510",
+        settings={"pooled": True},
+        line="a probe per domain; the shares at which their predictions, mixed token by token, fit all held-out text best",
+    ),
+    Entry(
+        name="mde",
+        title="MDE",
+        family="searched",
+        path="opmix.methods.ensemble:Ensemble",
+        paper="2502.15950",
+        line="the same, each evaluation set's mean loss counting alike: mixtures of data experts",
     ),
     Entry(
         name="climb",

@@ -12,6 +12,7 @@ from opmix.compute.ledger import Ledger
 from opmix.config import SearchConfig
 from opmix.domain import SPLITS
 from opmix.errors import ConfigError
+from opmix.methods.findings import findings
 from opmix.methods.op_mix import method_of
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
@@ -131,6 +132,10 @@ class SearchContext:
             alone = [i for i, point in enumerate(points) if np.max(point.weights) == 1]
             self.silent = silent_targets(self.config, made, alone)
         return made
+
+    def token_losses(self, design: ProbeDesign, *, label: str) -> Mapping[str, FloatArray]:
+        """See `MethodContext`."""
+        return self.session.token_losses(design, label=label)
 
     def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
         """See `MethodContext`."""
@@ -298,7 +303,7 @@ class SearchContext:
         from opmix.probes.kinds import modules_in_full
         from opmix.probes.settings import reach_notes
 
-        notes = [*self.prepared.notes(), *self._target_notes()]
+        notes = [*self.prepared.notes(), *self._target_notes(), *findings(proposal)]
         reached = proposal.evidence.get("adaptive", {}).get("steps", self.session.settings.num_steps)
         seen = self.session.probe_tokens * reached / self.session.settings.num_steps
         design, shares = self.method.design(self.stage).probes, proposal.verdict.optimum.mixture

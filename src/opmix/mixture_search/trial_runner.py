@@ -63,6 +63,11 @@ class TrialRunner:
         return self.context.simulate
 
     @property
+    def token_losses(self) -> Callable[..., Mapping[str, FloatArray]]:
+        """See `MethodContext`."""
+        return self.context.token_losses
+
+    @property
     def solve_settings(self) -> Callable[[FloatArray, Sequence[str]], SolveSettings]:
         """See `MethodContext`."""
         return self.context.solve_settings

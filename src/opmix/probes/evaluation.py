@@ -21,6 +21,7 @@ from opmix.probes.token_losses import (
     Batch,
     evaluating,
     logits_in_chunks,
+    scored_nll,
     scored_states,
     separate_head,
     sequence_nll,
@@ -258,6 +259,27 @@ def _evaluate_all(
         flat = torch.cat(sums).cpu().numpy().astype(np.float64) if sums else np.empty(0)
     ends = np.cumsum([rows.stop - rows.start for rows in own])
     return [held.losses_of(ranks.gathered(nll)) for held, nll in zip(held_out, np.split(flat, ends[:-1]), strict=True)]
+
+
+def token_nll(model: nn.Module, held_out: Sequence[HeldOut], *, batch_tokens: int = 8192) -> list[FloatArray]:
+    """Nats of every scored token of each evaluation set, (N_e,), in the order of its sequences.
+
+    Raises:
+        TrainingError: A loss is NaN or infinite; names the evaluation set.
+    """
+    tables = []
+    with evaluating(model):
+        device = device_of(model)
+        head = separate_head(model, torch.as_tensor(held_out[0].input_ids[:1, :16], device=device))
+        for held in held_out:
+            parts = [scored_nll(model, head, batch).cpu().numpy() for batch in batches(held, batch_tokens, device)]
+            tables.append(np.concatenate(parts).astype(np.float64))
+            if not np.isfinite(tables[-1]).all():
+                raise TrainingError(
+                    f"a token of {held.name!r} has no finite loss; expected finite numbers: a probe diverged (lower the "
+                    "learning rate)"
+                )
+    return tables
 
 
 def _rows(held: HeldOut, batch_tokens: int) -> int:

@@ -29,6 +29,7 @@ from opmix.probes.tasks import (
     probe_arguments,
     train_probe,
 )
+from opmix.probes.token_tables import TokenTables, load_tables, save_tables, token_tables
 from opmix.progress import Progress
 from opmix.protocols.mixing_method import FULL, Fidelity, Simulation
 from opmix.runs.store import RunStore, fingerprint
@@ -112,6 +113,31 @@ class ProbeSession:
         backend, kind = backend or self.evaluator.backend, kind_of(self.settings)
         with kind.interpolated(self.runtime.model, self.settings, folders, backend) as (proxies, _):
             yield proxies
+
+    def token_losses(self, design: ProbeDesign, *, label: str) -> TokenTables:
+        """See `MethodContext`; missing probes are trained.
+
+        Raises:
+            TrainingError: A probe diverged.
+        """
+        base, name = self._base, f"tokens-{label}"
+        folders = self._trained(design, base, None)
+        held_out = [h for h in self.held_out if h.questions is None]
+        file, sets = self.store.folder / "tables" / f"{name}.npz", [h.name for h in held_out]
+
+        def work() -> dict[str, Any]:
+            started = time.perf_counter()
+            save_tables(token_tables(self.evaluator, list(folders.values()), held_out, name), file)
+            return {"seconds": time.perf_counter() - started}
+
+        inputs = {"probes": list(folders), "backend": self.evaluator.backend, **base}
+        result, _ = self.store.step(name, inputs, work, intact=lambda: load_tables(file, sets) is not None)
+        tokens, flops = len(folders) * sum(h.input_ids.size for h in held_out), self.evaluating(held_out, len(folders) - 1)
+        seconds = float(result["seconds"])
+        self.ledger.add(Entry(step=name, purpose="proxies", tokens=tokens, flops=flops, seconds=seconds))
+        found = load_tables(file, sets)
+        assert found is not None
+        return found
 
     def evaluating(self, held_out: Sequence[HeldOut], num_points: int) -> float:
         """FLOPs of a sweep: the current model and every point once."""

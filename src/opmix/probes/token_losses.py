@@ -91,13 +91,20 @@ def logits_in_chunks(head: nn.Module | None, states: torch.Tensor) -> Iterator[t
         yield part, (states[part] if head is None else head(states[part])).float()
 
 
+def scored_nll(model: nn.Module, head: nn.Module | None, batch: Batch) -> torch.Tensor:
+    """Nats of each scored token, (N,); stays on the device."""
+    states = scored_states(model, head, batch)
+    targets, nll = batch.targets.to(states.device), torch.zeros(len(batch.targets), device=states.device)
+    for part, logits in logits_in_chunks(head, states):
+        nll[part] = F.cross_entropy(logits, targets[part], reduction="none")
+    return nll
+
+
 def sequence_nll(model: nn.Module, head: nn.Module | None, batch: Batch) -> torch.Tensor:
     """Summed nats of each sequence, (b,), float64 where the device has it; stays on the device."""
-    states = scored_states(model, head, batch)
-    tokens = torch.zeros(batch.shape.numel(), device=states.device)
-    positions, targets = batch.positions.to(states.device), batch.targets.to(states.device)
-    for part, logits in logits_in_chunks(head, states):
-        tokens[positions[part]] = F.cross_entropy(logits, targets[part], reduction="none")
+    nll = scored_nll(model, head, batch)
+    tokens = torch.zeros(batch.shape.numel(), device=nll.device)
+    tokens[batch.positions.to(nll.device)] = nll
     tokens = tokens.view(batch.shape)
     return tokens.sum(dim=1) if tokens.device.type == "mps" else tokens.double().sum(dim=1)
 

@@ -106,6 +106,12 @@ class MethodContext(Protocol):
         `fidelity` than before, the probes' runs go on.
         """
 
+    def token_losses(self, design: ProbeDesign, *, label: str) -> Mapping[str, FloatArray]:
+        """Train the probes of the design; nats of every scored held-out token under each, (P, N_e) by evaluation set.
+
+        Choice tasks have none. `label` names the work in the run folder.
+        """
+
     def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
         """Objective, KL and prior, given the current model's losses."""
 
