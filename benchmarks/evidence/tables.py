@@ -187,7 +187,9 @@ def sensitivity() -> str:
 
 def adding() -> str:
     lines, told = [], results("adding")
-    variants = [v for v in ("default", "pure", "pure, arbiter") if all(v in r for r in told)]  # the last two are gone from the product
+    variants = [
+        v for v in ("default", "pure", "pure, arbiter") if all(v in r for r in told)
+    ]  # the last two are gone from the product
     for r in told:
         cells = []
         for name in variants:
@@ -197,7 +199,12 @@ def adding() -> str:
             cells.append(f"{said['action']} ({numbers})")
         kept = r["without"] / r["best"] - 1
         lines.append([f"{r['order']} {r['stage']}", *cells, f"{r['default']['true_gain']:+.3f}", f"{kept:.1%}"])
-    head = ["stage", *(f"{v} says (gain, probability)" for v in variants), "gain of full training on the optimum", "regret of leaving it out"]
+    head = [
+        "stage",
+        *(f"{v} says (gain, probability)" for v in variants),
+        "gain of full training on the optimum",
+        "regret of leaving it out",
+    ]
     return table(head, lines)
 
 

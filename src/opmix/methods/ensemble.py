@@ -50,7 +50,11 @@ class Ensemble:
             raise ConfigError("targets: none that counts is text; an ensemble needs the probabilities of tokens")
         weights = best_weights(list(tables.values()), omega / np.sum(omega))
         mixture = Mixture(stage.domains, weights @ coordinates.E)
-        rows = {"experts": np.eye(len(weights)), "optimum": weights[None], "even": np.full((1, len(weights)), 1 / len(weights))}
+        rows = {
+            "experts": np.eye(len(weights)),
+            "optimum": weights[None],
+            "even": np.full((1, len(weights)), 1 / len(weights)),
+        }
         losses = {name: losses_at(tables, row).tolist() for name, row in rows.items()}
         experts = dict(zip(coordinates.names, weights.tolist(), strict=True))
         return Proposal(

@@ -88,7 +88,9 @@ def critical_shares(proposal: LawProposal) -> list[str]:
             sentence = "no share of it raises the old domains' loss"
         else:
             sentence = f"up to {share:.2f} of the tokens do not raise the old domains' loss"
-        told.append(f"critical share of {domain}: {sentence} above the current model's (mean by old shares, by the law)")
+        told.append(
+            f"critical share of {domain}: {sentence} above the current model's (mean by old shares, by the law)"
+        )
     return told
 
 

@@ -110,7 +110,9 @@ class UniMax:
             given[domain] = min(left / (len(sizes) - len(given)), self.epochs * sizes[domain])
             left -= given[domain]
         mixture = Mixture.normalised({d: given[d] for d in stage.domains})
-        return Proposal(mixture=mixture, evidence={"epochs": mixture.epochs(stage.budget_tokens, stage.available_tokens)})
+        return Proposal(
+            mixture=mixture, evidence={"epochs": mixture.epochs(stage.budget_tokens, stage.available_tokens)}
+        )
 
 
 def _replayed(stage: DecisionProblem, share: float) -> Mixture:

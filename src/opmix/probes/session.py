@@ -132,7 +132,10 @@ class ProbeSession:
 
         inputs = {"probes": list(folders), "backend": self.evaluator.backend, **base}
         result, _ = self.store.step(name, inputs, work, intact=lambda: load_tables(file, sets) is not None)
-        tokens, flops = len(folders) * sum(h.input_ids.size for h in held_out), self.evaluating(held_out, len(folders) - 1)
+        tokens, flops = (
+            len(folders) * sum(h.input_ids.size for h in held_out),
+            self.evaluating(held_out, len(folders) - 1),
+        )
         seconds = float(result["seconds"])
         self.ledger.add(Entry(step=name, purpose="proxies", tokens=tokens, flops=flops, seconds=seconds))
         found = load_tables(file, sets)
