@@ -28,8 +28,8 @@ def findings(proposal: LawProposal) -> list[str]:
         if np.all(change[weights > 0] > 0)
     ]
     told += [
-        f"{a} and {b} are nearly the same text to the model: their probes change every evaluated set alike (they differ by "
-        f"{apart:.0%} of what they change); one of them may do"
+        f"{a} and {b} are nearly the same text to the model: their probes change every evaluated set alike (they "
+        f"differ by {apart:.0%} of what they change); one of them may do"
         for a, b, apart in near_copies(changes)
     ]
     return told + beyond_what_was_seen(proposal) + critical_shares(proposal)
@@ -45,8 +45,8 @@ def beyond_what_was_seen(proposal: LawProposal) -> list[str]:
     if told <= seen:
         return []
     return [
-        f"the law foretells a gain of {told:.3f} nats at the scale of the probes, which differ by {seen:.3f} among themselves: "
-        "it lies beyond what was seen, so trust what was measured rather than this number"
+        f"the law foretells a gain of {told:.3f} nats at the scale of the probes, which differ by {seen:.3f} among "
+        "themselves: it lies beyond what was seen, so trust what was measured rather than this number"
     ]
 
 

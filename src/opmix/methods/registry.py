@@ -185,7 +185,7 @@ ENTRIES: tuple[Entry, ...] = (
         path="opmix.methods.ensemble:Ensemble",
         paper="2502.10510",
         settings={"pooled": True},
-        line="a probe per domain; the shares at which their predictions, mixed token by token, fit all held-out text best",
+        line="a probe per domain; the shares at which their predictions, mixed, fit all held-out tokens best",
     ),
     Entry(
         name="mde",

@@ -276,8 +276,8 @@ def token_nll(model: nn.Module, held_out: Sequence[HeldOut], *, batch_tokens: in
             tables.append(np.concatenate(parts).astype(np.float64))
             if not np.isfinite(tables[-1]).all():
                 raise TrainingError(
-                    f"a token of {held.name!r} has no finite loss; expected finite numbers: a probe diverged (lower the "
-                    "learning rate)"
+                    f"a token of {held.name!r} has no finite loss; expected finite numbers: a probe diverged "
+                    "(lower the learning rate)"
                 )
     return tables
 
