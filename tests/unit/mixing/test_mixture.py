@@ -67,3 +67,8 @@ def test_a_positive_share_cannot_be_lost():
 
 def test_epochs():
     assert Mixture.of({"a": 0.5, "b": 0.5}).epochs(100, {"a": 25, "b": 100}) == {"a": 2.0, "b": 0.5}
+
+
+def test_tokens_left_over_go_to_the_largest_remainders():
+    assert Mixture.of({"a": 0.25, "b": 0.29, "c": 0.46}).tokens(10) == {"a": 2, "b": 3, "c": 5}
+    assert Mixture.of({"a": 0.5, "b": 0.5}).tokens(3) == {"a": 2, "b": 1}  # equal ones: the first
