@@ -114,7 +114,7 @@ def pool(tree: Path, targets: Sequence[str]) -> list[tuple[Path, int, list[Tests
         path = source / target
         for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
             own = f"{file.relative_to(source).parts[0]}/test_{file.stem}.py"
-            wider = tuple(t for t in TARGETS[target] if (unit / t).exists())
+            wider = tuple(t for t in TARGETS[target] if (unit / t).exists()) or (own.partition("/")[0],)
             tests_of[file] = list(dict.fromkeys([*([(own,)] if (unit / own).exists() else []), wider]))
     return [(f, i, t) for f, t in sorted(tests_of.items()) for i in range(len(mutations(ast.parse(f.read_text()))))]
 
