@@ -1,6 +1,6 @@
 """The tables of docs/evidence.md, printed from results/*.json.
 
-python benchmarks/evidence/tables.py [regret surfaces forgetting retraining pretraining merge_only sensitivity adding predictors]
+python benchmarks/evidence/tables.py [regret surfaces forgetting retraining pretraining merge_only sensitivity adding predictors targets]
 """
 
 from __future__ import annotations
@@ -236,9 +236,49 @@ def predictors() -> str:
     return "\n\n".join(parts)
 
 
+def targets() -> str:
+    """Perplexity against uniform, percent: each single target, and the mean of all of a pool, by method."""
+    rows = results("targets", "rows")
+    parts = []
+    for kind in ("single targets", "mean of all"):
+        mine = [r for r in rows if (r["targets"] == "mean") == (kind != "single targets")]
+        lines = []
+        for method in dict.fromkeys(r["method"] for r in mine):
+            told = [r for r in mine if r["method"] == method]
+            gains = [r["perplexity_vs_uniform"] for r in told]
+            others = [r["others"] for r in told if r["others"] is not None]
+            kept = sum(r["limits_kept"] for r in told)
+            cost = [f"{r['search_share']:.1f}" for r in told if "search_share" in r][:1]
+            middle, mean, worst = np.median(gains), np.mean(gains), max(gains)
+            cells = (
+                f"{middle:+.1f} %",
+                f"{mean:+.1f} %",
+                f"{worst:+.1f} %",
+                f"{np.mean(others):+.1f} %" if others else "",
+            )
+            lines.append((method, *cells, f"{kept} of {len(told)}", *(cost or [""])))
+        count = len({(r["pool"], r["seed"]) for r in mine})
+        head = ("method", "median", "mean", "worst", "other targets", "limits kept", "search / stage")
+        parts.append(
+            f"{kind}, {count} cells, {len({(r['pool'], r['targets']) for r in mine})} objectives\n\n{table(head, lines)}"
+        )
+    return "\n\n".join(parts)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
-    for f in (regret, surfaces, forgetting, retraining, pretraining, merge_only, sensitivity, adding, predictors)
+    for f in (
+        regret,
+        surfaces,
+        forgetting,
+        retraining,
+        pretraining,
+        merge_only,
+        sensitivity,
+        adding,
+        predictors,
+        targets,
+    )
 }
 
 
