@@ -24,6 +24,7 @@ from opmix.mixing.posterior import resampling_noise
 from opmix.mixing.solver import SolveSettings
 from opmix.mixing.table import ProxyTable
 from opmix.mixing.twins import InterferenceCheck
+from opmix.protocols.law import LawFit
 from opmix.protocols.mixing_method import DecisionProblem, Fidelity, LawProposal, MethodContext, Simulation
 
 LOOKS = (2,)
@@ -189,20 +190,19 @@ def best_measured(context: MethodContext, outcome: SearchOutcome) -> LawProposal
     if not in_use or not allowed or np.allclose(optimum.weights, current.weights, atol=SAME):
         return proposal
     tried = {"proposal": optimum, "halfway": Mixture(optimum.names, (optimum.weights + current.weights) / 2)}
-    own = Mixture(probes.domains, probes.R[in_use[0]])
-    trained = _trained(context, {probes.probes[in_use[0]]: own, **tried}, probes.domains)
+    rows = {name: mixture.weights for name, mixture in tried.items()}
+    trained = _trained(context, {probes.probes[in_use[0]]: probes.R[in_use[0]], **rows}, probes.domains)
     unseen = _unseen(outcome.simulated, trained)
-    rows = [nll[:, kept] for nll, kept in zip(trained.nll, unseen, strict=True)]
+    unseen_nll = [nll[:, kept] for nll, kept in zip(trained.nll, unseen, strict=True)]
     tokens = [count[kept] for count, kept in zip(trained.tokens, unseen, strict=True)]
-    losses = np.stack([nll.sum(axis=1) / count.sum() for nll, count in zip(rows, tokens, strict=True)], axis=1)
+    losses = np.stack([nll.sum(axis=1) / count.sum() for nll, count in zip(unseen_nll, tokens, strict=True)], axis=1)
     values = objective_values(losses, verdict.settings)
     broken = [_limits_broken(verdict.constraints, trained, 1 + i) for i in range(len(tried))]
     gains = values[0] - values[1:]
     best = int(np.argmax(np.where([bool(b) for b in broken], -np.inf, gains)))
-    sequences = objective_error(loss_difference_error(rows, tokens, 0, 1 + best), verdict.settings)
-    order = np.sqrt(2) * max(
-        objective_error(_between_probes(proposal), verdict.settings), _scatter(losses, values, verdict.settings)
-    )
+    sequences = objective_error(loss_difference_error(unseen_nll, tokens, 0, 1 + best), verdict.settings)
+    noise = objective_error(_between_probes(proposal.fit, len(probes.R)), verdict.settings)
+    order = np.sqrt(2) * max(noise, _scatter(losses, values, verdict.settings))
     error, count = float(np.hypot(sequences, order)), len(tried) - sum(map(bool, broken))
     gain = float(gains[best]) if count else -np.inf
     verdict = confirm(verdict, gain, error, list(tried.values())[best], tries=count)
@@ -243,14 +243,17 @@ def _limits_broken(constraints: Constraints, trained: Simulation, row: int) -> t
     return tuple(m for m, limit in limits.items() if got[m] > limit)
 
 
-def _trained(context: MethodContext, mixtures: dict[str, Mixture], domains: tuple[str, ...]) -> Simulation:
-    """A probe on each mixture, evaluated."""
-    design = ProbeDesign(tuple(mixtures), domains, np.stack([m.weights for m in mixtures.values()]))
-    points = [InterpolationWeights(design.probes, row) for row in np.eye(len(mixtures))]
+def _trained(context: MethodContext, rows: dict[str, FloatArray], domains: tuple[str, ...]) -> Simulation:
+    """A probe on each row of shares, evaluated; one of the design is found, if its shares are the same to the last bit."""
+    design = ProbeDesign(tuple(rows), domains, np.stack(list(rows.values())))
+    points = [InterpolationWeights(design.probes, row) for row in np.eye(len(rows))]
     return context.simulate(design, points, label="verification")
 
 
-def _between_probes(proposal: LawProposal) -> FloatArray:
-    """Standard deviation of one probe's losses by seed and order of the data, (E,) nats, as the law's fit found it."""
-    noise = proposal.fit.settings["noise"]
-    return np.array([float(noise[m]) for m in proposal.table.metrics])
+def _between_probes(fit: LawFit, count: int) -> FloatArray:
+    """Standard deviation of one probe's losses by seed and order of the data, (E,) nats, as the law leaves it at the probes' ends.
+
+    What all `count` probes have in common there (the law foretells their course too low or too high) changes no comparison of two.
+    """
+    rest = fit.losses[:count] - fit.fitted[:count]
+    return np.asarray(np.std(rest, axis=0, ddof=1))
