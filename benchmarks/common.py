@@ -18,8 +18,8 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from opmix.cli.console import Display
-from opmix.data import PackedSequences, prepare_domain
 from opmix.config import SearchConfig
+from opmix.data import PackedSequences, prepare_domain
 from opmix.demo.run import search_config, train_tokenizer
 from opmix.domain import Domain, Source
 from opmix.mixing.mixture import Mixture
