@@ -53,12 +53,39 @@ def show_search(result: SearchResult, folder: Path) -> None:
     """Mixture, decision, check and cost of `opmix search`."""
     console = terminal()
     _show_verdict(console, result.verdict, "current")
+    _show_payoff(console, result)
     console.print(str(result.proposal.check["verdict"]))
     share = result.search_share
     console.print(f"The search cost {share:.1%} of the stage's training FLOPs.")
     for note in result.notes:
         console.print(f"note: {note}")
     _show_report(console, folder)
+
+
+def _show_payoff(console: Console, result: SearchResult) -> None:
+    """What every target and domain gains or pays, where there are targets."""
+    from opmix.results.payoff import Payoff
+
+    told = Payoff.read(result.proposal.evidence)
+    if told is None:
+        return
+    moved = result.verdict.decision.action == "move"
+    level = f"{result.verdict.decision_settings.interval_level:.0%} interval"
+    title = f"Against {told.reference}, {'as recommended' if moved else 'if moved'}: nats, a minus is a gain"
+    table = Table("eval set", "", "weight", "change", level, "of its loss now", title=title)
+    for name in (*told.targets, *(n for n in told.changes if n not in told.targets)):
+        change = told.changes[name]
+        what = "no say" if name in told.silent else "target" if name in told.targets else "domain"
+        low, high = change.interval
+        table.add_row(
+            name,
+            what,
+            f"{told.weights[name]:.0%}",
+            f"{change.nats:+.4f}",
+            f"{low:+.4f} to {high:+.4f}",
+            f"{change.percent:+.1f} %",
+        )
+    console.print(table)
 
 
 def show_demo(result: DemoResult, folder: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import opmix
+from opmix.cli.console import show_search
 from opmix.config import parse_config
 from opmix.errors import ConfigError, InfeasibleError
 from opmix.mixing.attainable import attainable_limits
@@ -154,7 +155,7 @@ def searched(toy, **more):
 
 
 @pytest.mark.slow
-def test_a_search_for_a_target_takes_more_of_the_domain_that_is_like_it(toy, tmp_path):
+def test_a_search_for_a_target_takes_more_of_the_domain_that_is_like_it(toy, tmp_path, capsys):
     found = searched(toy, targets={"manual": str(toy[2])}, law="log_linear", out=tmp_path)
     assert found.table.metrics == ("alpha", "beta", "manual")
     assert found.table.domains == ("alpha", "beta")
@@ -168,6 +169,10 @@ def test_a_search_for_a_target_takes_more_of_the_domain_that_is_like_it(toy, tmp
     assert kept["payoff"]["weights"] == {"alpha": 0.0, "beta": 0.0, "manual": 1.0}
     assert kept["payoff"]["changes"]["manual"]["nats"] < 0 < kept["payoff"]["changes"]["beta"]["nats"]
     assert "targets, nats against current: manual -" in repr(found)
+    show_search(found, tmp_path)
+    printed = capsys.readouterr().out
+    assert "a minus is a gain" in printed
+    assert printed.index("manual") < printed.rindex("alpha")
     assert "manual" in (tmp_path / "report.html").read_text()
 
 
