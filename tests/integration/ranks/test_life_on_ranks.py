@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -77,6 +78,26 @@ def test_a_life_on_two_ranks_is_the_life_of_one_process(life, tmp_path):
     said = opmix("run", life, "--out", tmp_path / "two")  # everything is found by one process
     assert "train" not in said.stderr
     assert (tmp_path / "two" / "life.json").read_bytes() == before
+
+
+def test_the_searches_of_a_life_in_processes_of_their_own_give_the_same_bytes(life, tmp_path):
+    opmix("run", life, "--out", tmp_path / "one")
+    opmix("run", life, "--out", tmp_path / "slots", "--set", "executor.slots=2")
+    one, slots = ((tmp_path / name / "life.json").read_bytes() for name in ("one", "slots"))
+    assert one == slots
+    assert not list((tmp_path / "slots").glob("**/tasks/copy"))
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_the_example_starts_ranks(life, tmp_path, launcher):
+    """`examples/cluster/ranks.sh`, with either launcher."""
+    script = Path(__file__).parents[3] / "examples" / "cluster" / "ranks.sh"
+    told = {"RANKS": "2", "LAUNCHER": launcher, "OMP_NUM_THREADS": "1"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    words = ["bash", str(script), str(life), str(tmp_path / "run")]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=500, env={**os.environ, **told, "PATH": path})
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    assert (tmp_path / "run" / "life.json").is_file()
 
 
 def test_what_ranks_cannot_do_is_refused_by_name(life, tmp_path):
