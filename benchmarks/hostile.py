@@ -76,7 +76,7 @@ COMPARE_KEYS += [("methods", "regmix"), ("methods", "regmix", "runs"), ("methods
 SEARCH: dict[str, Any] = {
     "model": "llama",
     "domains": {"web": "text/web.jsonl", "code": "text/code.jsonl"},
-    "budget": 20000,
+    "budget": {"tokens": 20000},
     "sequence_length": 64,
     "trainer": {"learning_rate": 1e-3, "per_device_train_batch_size": 4},
     "probes": {"steps": 2},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,6 +73,10 @@ def status(
     if not watch:
         console.print(_status_view(found))
         return
+    if not console.is_terminal:
+        for line in _told_as_lines(look, found):
+            console.print(line, soft_wrap=True)
+        return
     from rich.live import Live
 
     with Live(_status_view(found), console=console, refresh_per_second=2) as live:
@@ -80,6 +84,22 @@ def status(
             time.sleep(1)
             found = look()
             live.update(_status_view(found))
+
+
+def _told_as_lines(look: Callable[[], RunStatus], found: RunStatus, pause: float = 1.0) -> Iterator[Any]:
+    """For a file or pipe: the state, then a line whenever steps were done or another one runs, and the state at the end."""
+    yield _status_view(found)
+    before = None
+    while found.holder is not None:
+        done = sum(step.state == "done" for step in found.steps)
+        running = next((step.name for step in found.steps if step.state == "running"), None)
+        if before not in (None, (done, running)):
+            yield f"{done} of {len(found.steps)} steps done" + (f"; {running} is running" if running else "")
+        before = (done, running)
+        time.sleep(pause)
+        found = look()
+    if before is not None:
+        yield _status_view(found)
 
 
 def _looker(folder: Path, config: Path | None) -> Callable[[], RunStatus]:

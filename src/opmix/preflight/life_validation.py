@@ -42,7 +42,8 @@ def check_life(content: Mapping[str, Any], base: Path, progress: Progress) -> Va
         findings.ok("settings", f"every key is known and in range; {len(life.stages)} stages{several}")
     if life is None:
         named: dict[str, Any] = {}
-        for name, value in dict(content.get("domains") or {}).items():
+        domains = content.get("domains")
+        for name, value in (domains if isinstance(domains, Mapping) else {}).items():
             if (domain := readable(Domain, value)) is not None:
                 named[str(name)] = domain
         check_sources(named, base, None, findings, result.sizes, progress, template=True)

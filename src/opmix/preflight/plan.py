@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from opmix.compute.budget import sequences_per_step
@@ -24,12 +25,13 @@ from opmix.preflight.checks import Findings
 from opmix.preflight.model_facts import ModelFacts
 from opmix.progress import Silent
 from opmix.runs.store import RunStore
+from opmix.scaffold.render import HELD_OUT_SEQUENCES, PROBE_EPOCHS
 from opmix.settings import Given, changed
 
 MAX_EPOCHS = 4.0
 """Repetitions at equal shares above which a domain is pointed out: about where repeating text stops being as good as new
 text (Muennighoff et al., arXiv 2305.16264)."""
-_PROBE_EPOCHS = 1.5
+_SHOWN = 6
 _DEAR = 0.5
 """Share of the stage's FLOPs from which a search is pointed out as costly."""
 _ESTIMATE_SLACK = 1.1
@@ -129,7 +131,7 @@ def check_plan(
     _check_constraints(context, known, findings)
     if design is None:
         return None
-    _check_repetition(config, design, train, findings)
+    _check_repetition(config, design, train, sizes, findings)
     cost = _cost(config, sizes, model, targets or {})
     if cost.share is not None and cost.share > _DEAR:
         findings.warn(
@@ -174,7 +176,8 @@ def _check_length(config: SearchConfig, model: ModelFacts | None, findings: Find
 
 def _check_held_out(config: SearchConfig, sizes: Sizes, findings: Findings) -> None:
     """Enough sequences to train and to judge on."""
-    length, wanted = config.sequence_length, config.proxies.eval_sequences
+    length, wanted = config.sequence_length, min(config.proxies.eval_sequences, HELD_OUT_SEQUENCES)
+    few: dict[str, str] = {}
     for name, splits in sizes.items():
         train = splits.get("train")
         if train is not None and train.row_tokens * _kept(config, name) < length:
@@ -198,11 +201,19 @@ def _check_held_out(config: SearchConfig, sizes: Sizes, findings: Findings) -> N
                 remedy,
             )
         elif tokens < wanted * length:
-            findings.warn(
-                f"domains.{name}.valid",
-                f"about {tokens // length} held-out sequences of the {wanted} asked for; losses will be noisier",
-                remedy,
-            )
+            few[name] = f"about {tokens // length}"
+    if few:
+        findings.warn(
+            "domains",
+            f"few held-out sequences, so losses will be noisy: {_listed(few)} (from {wanted} on it is not remarked on)",
+            "raise holdout, add text, or shorten sequence_length",
+        )
+
+
+def _listed(named: Mapping[str, str]) -> str:
+    """`a 3, b 4 and 7 more`."""
+    shown = [f"{name} {what}" for name, what in list(named.items())[:_SHOWN]]
+    return ", ".join(shown) + (f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else "")
 
 
 def _check_constraints(context: SearchContext, known: Mapping[str, Size], findings: Findings) -> None:
@@ -233,27 +244,36 @@ def _check_constraints(context: SearchContext, known: Mapping[str, Size], findin
         findings.ok("solve", "some mixture satisfies all constraints")
 
 
-def _check_repetition(config: SearchConfig, design: StageDesign, train: Mapping[str, int], findings: Findings) -> None:
-    drawn = config.probe_settings.num_steps * sequences_per_step(config.trainer) * config.sequence_length
+def _check_repetition(
+    config: SearchConfig, design: StageDesign, train: Mapping[str, int], sizes: Sizes, findings: Findings
+) -> None:
+    worth = [size.tokens / max(size.row_tokens, 1) for splits in sizes.values() if (size := splits.get("train"))]
+    rows = config.probe_settings.num_steps * sequences_per_step(config.trainer)
+    drawn = rows * config.sequence_length * fmean(worth or [1.0])  # supervised tokens, as the sizes are
+    stage: dict[str, str] = {}
+    probe: dict[str, str] = {}
     for index, name in enumerate(design.probes.domains):
         if name not in train:
             continue
         tokens = max(train[name], 1)
         epochs = config.budget.tokens / len(config.domains) / tokens
-        cap = config.domains[name].max_epochs or config.solve.max_epochs
-        if epochs > MAX_EPOCHS and cap is None:
-            findings.warn(
-                f"domains.{name}",
-                f"an equal share of the budget repeats it {epochs:.1f} times",
-                "set max_epochs, or a smaller budget.tokens",
-            )
+        if epochs > MAX_EPOCHS and (config.domains[name].max_epochs or config.solve.max_epochs) is None:
+            stage[name] = f"{epochs:.1f} times"
         seen = float(design.probes.R[:, index].max()) * drawn / tokens
-        if seen > _PROBE_EPOCHS:
-            findings.warn(
-                f"domains.{name}",
-                f"a probe repeats it {seen:.1f} times; its gain is then over-estimated",
-                "lower probes.steps or add text",
-            )
+        if seen > PROBE_EPOCHS:
+            probe[name] = f"{seen:.1f} times"
+    if stage:
+        findings.warn(
+            "domains",
+            f"an equal share of the budget repeats {_listed(stage)}",
+            "set max_epochs, or a smaller budget.tokens",
+        )
+    if probe:
+        findings.warn(
+            "domains",
+            f"a probe repeats {_listed(probe)}; such gains are then over-estimated",
+            "lower probes.steps or add text",
+        )
 
 
 def _cost(

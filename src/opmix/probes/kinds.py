@@ -200,6 +200,7 @@ def check_probes(model: PreTrainedModel, settings: ProbeSettings) -> None:
         AdapterError: A name matches no layer, PEFT refuses one, or adapters of this kind cannot be interpolated.
     """
     if settings.kind == "full":
+        _check_full(model)
         return
     modules = {path: module for path, module in base_modules(model) if path}
     for key in ("target_modules", "modules_to_save"):
@@ -216,6 +217,17 @@ def check_probes(model: PreTrainedModel, settings: ProbeSettings) -> None:
                     check_layer(module, probe, path)
     except (ValueError, TypeError, NotImplementedError) as error:  # PEFT's own words for layers that it cannot adapt
         raise AdapterError(f"probes.target_modules: PEFT refuses {settings.target_modules}: {error}") from error
+
+
+def _check_full(model: PreTrainedModel) -> None:
+    """Refuse a model whose weights cannot be written, before a probe is trained; of a likeness its configuration tells."""
+    likeness = any(parameter.is_meta for parameter in model.parameters())
+    packed = getattr(model.config, "quantization_config", None) is not None
+    obstacle = "its weights are quantised" if packed else None if likeness else why_not_mergeable(model)
+    if obstacle is not None:
+        raise AdapterError(
+            f"probes.kind: full needs weights that can be trained, but {obstacle}; use probes.kind: lora"
+        )
 
 
 def _wrapped(model: PreTrainedModel, settings: ProbeSettings, names: Sequence[str]) -> PeftModel:

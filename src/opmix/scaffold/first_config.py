@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -17,7 +18,7 @@ from opmix.progress import Progress, Silent
 from opmix.runs.files import write_text
 from opmix.scaffold.domains import DomainDraft, draft
 from opmix.scaffold.layout import domain_names, find_domains
-from opmix.scaffold.render import HELD_OUT_SEQUENCES, Settings, render
+from opmix.scaffold.render import HELD_OUT_SEQUENCES, PROBE_EPOCHS, Settings, render
 from opmix.scaffold.targets import FOLDER, find_targets
 
 _LONGEST, _SHORTEST = 1024, 16
@@ -125,8 +126,11 @@ def _settings(
     length = _LONGEST
     while length > (limit or _LONGEST) or (length // 2 >= shortest and length * HELD_OUT_SEQUENCES > smallest):
         length //= 2
-    # A probe takes nine tokens of ten from its own domain and should not read any of them much more than once.
-    once = 1.5 / 0.9 * min(each.train_tokens for each in usable) / (_BATCH * length)
+    # A probe should not read its own domain much more than once.
+    worth = fmean(size.tokens / max(size.row_tokens, 1) for size in (each.sizes["train"] for each in usable))
+    smallest_train = min(each.train_tokens * (1 - each.holdout * (3 - len(each.sources))) for each in usable)
+    most = 0.9 + 0.1 / len(usable)  # of a probe's tokens from its own domain
+    once = PROBE_EPOCHS / most * smallest_train / (_BATCH * length * worth)
     steps = min(200, max(10, int(once) // 10 * 10))
     total = sum(each.train_tokens for each in usable)
     return Settings(

@@ -169,3 +169,23 @@ def test_a_life_is_shown_as_tables(finished):
     assert any(line.startswith("  step 4: ") for line in stage_sentences(one))
     assert "% of training" in stage_sentences(two)[-1]
     assert seeds_table(made).row_count == 2
+
+
+def test_watching_without_a_terminal_tells_every_step(tmp_path):
+    from opmix.cli.life import _told_as_lines
+    from opmix.lifecycle.status import RunStatus, StepStatus
+
+    def status(done, running, holder=1):
+        names = ("start", "train", "after")
+        steps = tuple(
+            StepStatus(name=n, kind=n, state="done" if i < done else "running" if n == running else "left")
+            for i, n in enumerate(names)
+        )
+        return RunStatus(folder=tmp_path, steps=steps, holder=holder, task=None, changed=())
+
+    seen = iter([status(0, "start"), status(1, "train"), status(1, "train"), status(2, "after"), status(3, None, None)])
+    told = list(_told_as_lines(lambda: next(seen), next(seen), pause=0))
+    assert told[1:-1] == ["1 of 3 steps done; train is running", "2 of 3 steps done; after is running"]
+    assert len(told) == 4  # the state before and after
+    finished = status(3, None, None)
+    assert len(list(_told_as_lines(lambda: finished, finished, pause=0))) == 1

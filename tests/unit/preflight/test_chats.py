@@ -102,3 +102,8 @@ def test_a_life_has_a_cost(place):
     assert twice["cost"]["training"] == cost["training"]
     words = CliRunner().invoke(app, ["validate", str(life(place)), "--set", "seeds=[0, 1]"])
     assert "cost a seed: " in words.output
+
+
+@pytest.mark.parametrize("domains", [["web"], "web", 7, [["web", 1, 2]]])
+def test_domains_of_odd_shapes_are_told(place, domains):
+    assert any(check.status == "fail" for check in validate(life(place, domains=domains)).checks)

@@ -253,3 +253,18 @@ def test_a_folder_of_targets_and_named_ones_are_what_the_mixture_is_for(corpus, 
     missing = runner.invoke(app, ["init", "data", "--target", "nowhere.jsonl", "--force"])
     assert isinstance(missing.exception, DataError)
     assert "nowhere.jsonl: no such file" in str(missing.exception)
+
+
+@pytest.mark.parametrize("kind", ["text", "chats"])
+def test_validate_does_not_criticise_what_init_wrote(kind, tmp_path, tiny_folder):
+    from opmix.preflight import validate
+    from opmix.testing import write_toy_chats, write_toy_domains
+
+    if kind == "text":
+        write_toy_domains(tmp_path / "data", ["web", "code"], 400)
+    else:
+        write_toy_chats(tmp_path / "data", {"math": 2, "talk": 3}, 2500)
+    model = tiny_folder if kind == "text" else None
+    first_config(tmp_path / "data", tmp_path / "search.yaml", model=None if model is None else str(model))
+    told = [c.detail for c in validate(tmp_path / "search.yaml").checks if c.status == "warn" and c.name == "domains"]
+    assert told == []

@@ -111,13 +111,15 @@ def test_constraints_that_hang_on_the_estimate_are_a_warning(config, tmp_path):
     assert [c.status for c in checks if c.name == "solve"] == ["warn"]
 
 
-def test_warnings_of_repetition_and_noise(config):
+def test_warnings_of_repetition_and_noise(config, monkeypatch):
     _, check = config
     checks = check(budget={"tokens": 10**7}, sequence_length=256, probes={"steps": 500})
     told = " ".join(c.detail for c in checks if c.status == "warn")
-    assert "an equal share of the budget repeats it" in told
-    assert "a probe repeats it" in told
-    assert "held-out sequences" in told
+    assert "an equal share of the budget repeats alpha" in told
+    assert "a probe repeats alpha" in told
+    assert len([c for c in checks if c.status == "warn" and c.name == "domains"]) == 2  # one line a kind
+    monkeypatch.setattr("opmix.preflight.plan.HELD_OUT_SEQUENCES", 64)
+    assert "few held-out sequences" in " ".join(c.detail for c in check(sequence_length=256))
     assert not failures(checks)
 
 

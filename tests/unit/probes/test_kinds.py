@@ -1,5 +1,7 @@
 """What every kind of probe keeps to: exact at its own vertex and between, resumable, and the model given back."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -112,3 +114,20 @@ def test_full_probes_move_only_what_may_be_trained_and_at_the_trainers_own_rate(
     model.requires_grad_(False)
     with pytest.raises(AdapterError, match=r"probes\.kind: lora"):
         train_probe(task, runtime_of(rows, model))
+
+
+def test_weights_that_cannot_be_written_are_told_before_a_probe_is_trained():
+    from transformers import AutoModelForCausalLM
+
+    from opmix.probes.kinds import check_probes
+    from opmix.testing import tiny_model
+
+    full, model = ProbeSettings(kind="full"), tiny_model("llama")
+    check_probes(model, full)
+    with torch.device("meta"):
+        likeness = AutoModelForCausalLM.from_config(copy.deepcopy(model.config))
+    check_probes(likeness, full)
+    for packed in (model, likeness):
+        packed.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+        with pytest.raises(AdapterError, match="its weights are quantised"):
+            check_probes(packed, full)

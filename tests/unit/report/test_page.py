@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -180,3 +181,14 @@ def test_64_domains_and_64_eval_sets_stay_under_six_megabytes(tmp_path):
     page = write_report(folder)
     assert page.stat().st_size < 6e6
     Page(page.read_text())
+
+
+def test_no_secret_is_in_the_page(folders, tmp_path):
+    from opmix.results.manifest import Manifest
+
+    shutil.copytree(folders["continual"], tmp_path / "run")
+    trainer = {"hub_token": "hf_secret", "learning_rate": 1e-3, "accelerator_config": {"api_key": "hf_secret"}}
+    Manifest.write(tmp_path / "run", "search", config={"trainer": trainer, "stages": [{"trainer": trainer}]})
+    page = write_report(tmp_path / "run").read_text()
+    assert "hub_token" in page
+    assert "hf_secret" not in page
