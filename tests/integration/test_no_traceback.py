@@ -252,6 +252,7 @@ def test_damaged_weights_are_told_by_validate_and_by_search(sound, kind, tmp_pat
         (("status", "x" * 300), "cannot be a path here"),
         (("report", "x" * 5000), "cannot be a path here"),
         (("fit", "x" * 300), "File name too long"),
+        (("export", "x" * 5000, "--to", "trl"), "cannot be a path here"),
         (("search", "search.yaml", "--set", "model=NAME-OR-FOLDER-OF-YOUR-MODEL"), "still the placeholder"),
         (("search", "search.yaml", "--set", "model=~nosuchuser/x"), "cannot be a path here"),
         (("search", "search.yaml", "--set", "model=two words"), "cannot be a hub name"),
