@@ -139,8 +139,8 @@ def search_config(
             "sequence_length": LENGTH,
             "trainer": STAGE_TRAINER,
             "targets": {name: str(path.resolve()) for name, path in (targets or {}).items()},
-            "probes": {"kind": "full", "steps": 24},
-            "proxies": {"eval_sequences": 32},
+            "probes": {"kind": "full"},
+            "proxies": {"eval_sequences": 48},
             "cache_dir": str(out / "cache"),
             "seed": seed,
         }
