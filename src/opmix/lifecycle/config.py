@@ -33,6 +33,9 @@ OWNED = {
 Named = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,79}$")]
 
 
+_BYTES_AND_END = 257
+
+
 @settings
 class TokenizerConfig:
     """A saved tokenizer, or one that is trained on the first stage's domains; a plain string in YAML is `name`."""
@@ -53,6 +56,12 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         if (self.name is None) == (self.vocab_size is None):
             raise ConfigError("expected either name (a saved one) or vocab_size (train one)")
+        least = _BYTES_AND_END + len(self.special_tokens)
+        if self.vocab_size is not None and self.vocab_size < least:
+            raise ConfigError(
+                f"vocab_size: {self.vocab_size}; expected at least {least} (every byte and the end of a document), one "
+                "for each special token among them"
+            )
 
 
 @settings

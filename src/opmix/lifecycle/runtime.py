@@ -17,7 +17,7 @@ from opmix.data.chat.conversation import domain_kind, iter_conversations
 from opmix.data.sources import resolve, source_fingerprint
 from opmix.data.tokenization import tokenizer_fingerprint
 from opmix.domain import Domain
-from opmix.errors import ConfigError, OpMixError, StoreError
+from opmix.errors import OpMixError, StoreError
 from opmix.lifecycle.likeness import start_config, start_likeness
 from opmix.lifecycle.loading import LifecycleConfig
 from opmix.lifecycle.stages import resolve as resolve_stages
@@ -220,12 +220,6 @@ def _tokenizer(
         model = life.model or ModelConfig(name="")
         name = wanted.name if wanted is not None and wanted.name is not None else (model.tokenizer or model.name)
         return load_tokenizer(located(name, base), revision=model.revision, trust_remote_code=model.trust_remote_code)
-    size = int(wanted.vocab_size or 0)
-    if size < 257 + len(wanted.special_tokens):
-        raise ConfigError(
-            f"tokenizer.vocab_size: {size}; expected at least 257 (every byte and the end of a document), and one for "
-            "each special token"
-        )
     template = ModelConfig(name="", chat_template=life.chat_template).template(base)
     first = [domains[n] for n in resolve_stages(life)[0].domains]
     folder = store.folder / "tokenizer"
@@ -239,7 +233,9 @@ def _tokenizer(
     def work() -> dict[str, Any]:
         progress.note(f"training a tokenizer of {wanted.vocab_size} entries on {len(first)} domains")
         texts = (t for d in first for t in islice(_texts(d), wanted.documents))
-        made = train_tokenizer(texts, size, special_tokens=wanted.special_tokens, chat_template=template)
+        made = train_tokenizer(
+            texts, wanted.vocab_size or 0, special_tokens=wanted.special_tokens, chat_template=template
+        )
         shutil.rmtree(folder, ignore_errors=True)
         made.save_pretrained(folder)
         return {"size": len(made)}

@@ -54,8 +54,10 @@ def check_life(content: Mapping[str, Any], base: Path, progress: Progress) -> Va
     tokenizer = None
     if life.model is not None:
         tokenizer, result.model = check_model(life.model, life.search.probes, base, findings)
-    else:
-        _check_architecture(life, findings)
+    if life.tokenizer is not None and life.tokenizer.name is not None:
+        tokenizer = _check_tokenizer(life, life.tokenizer.name, base, findings)
+    if life.architecture is not None:
+        _check_architecture(life, tokenizer, findings)
     template = life.chat_template is not None
     with findings.catching("chat_template"):
         ModelConfig(name="", chat_template=life.chat_template).template(base)
@@ -88,15 +90,27 @@ def _check_fit(life: LifecycleConfig, base: Path, tokenizer: Any, findings: Find
         check_fit(chats, tokenizer, life.search.sequence_length, findings, base=base, template=template)
 
 
-def _check_architecture(life: LifecycleConfig, findings: Findings) -> None:
+def _check_tokenizer(life: LifecycleConfig, name: str, base: Path, findings: Findings) -> Any:
+    """A saved tokenizer of the life's own; None where it cannot be had."""
+    from opmix.models.files import located
+    from opmix.models.load import load_tokenizer
+
+    model = life.model or ModelConfig(name="")
+    with findings.catching("tokenizer"):
+        found = load_tokenizer(located(name, base), revision=model.revision, trust_remote_code=model.trust_remote_code)
+        findings.ok("tokenizer", f"{len(found):,} entries")
+        return found
+    return None
+
+
+def _check_architecture(life: LifecycleConfig, tokenizer: Any, findings: Findings) -> None:
     from opmix.models.from_scratch import model_config
     from opmix.models.load import empty_model
 
     assert life.architecture is not None
     with findings.catching("architecture"):
-        config = model_config(
-            life.architecture, {"vocab_size": (life.tokenizer and life.tokenizer.vocab_size) or 32_000}
-        )
+        trained = (life.tokenizer and life.tokenizer.vocab_size) or 32_000
+        config = model_config(life.architecture, {"vocab_size": trained if tokenizer is None else len(tokenizer)})
         limit = getattr(config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and life.search.sequence_length > limit:
             findings.fail(

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import yaml
+from lives import content
 from typer.testing import CliRunner
 
 from opmix.cli.main import app
@@ -217,3 +218,20 @@ def test_a_setting_that_is_no_yaml(config, tmp_path):
     _, check = config
     check()
     assert "not valid YAML" in failures(validate(tmp_path / "search.yaml", ["seed=["]).checks)["file"]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "status", "words"),
+    [
+        ("nowhere/at-all", "fail", "nowhere/at-all"),
+        ("tiny", "ok", "entries"),
+        ({"vocab_size": 256}, "fail", "expected at least 257"),
+        ({"vocab_size": 258, "special_tokens": ["<a>", "<b>"]}, "fail", "expected at least 259"),
+    ],
+)
+def test_the_tokenizer_of_a_life(tiny_folder, tmp_path, tokenizer, status, words):
+    """Found by hostile calls: called ready, and then the life began with an error."""
+    told = {**content(), "tokenizer": str(tiny_folder) if tokenizer == "tiny" else tokenizer}
+    (tmp_path / "life.yaml").write_text(yaml.safe_dump(told))
+    checks = [c for c in validate(tmp_path / "life.yaml").checks if c.name in ("tokenizer", "settings")]
+    assert any(c.status == status and words in c.detail for c in checks), checks
