@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--out", type=Path, default=Path("runs/fan-out"))
     args = parser.parse_args()
+    args.out = args.out.resolve()  # paths in a file are relative to it
     args.out.mkdir(parents=True, exist_ok=True)
     file = written(args.out, args.steps)
     subprocess.run([sys.executable, "-m", "opmix", "validate", str(file)], check=True, capture_output=True)
