@@ -64,8 +64,8 @@ gpu-check: install ## What opmix rests on, tried on this machine's GPU; facts in
 same-bytes: install ## The smoke runs of BASE (a commit; default HEAD~1) and of HEAD: same bytes (SAME="--only lifecycle --keep DIR")
 	$(BIN)/python benchmarks/same_bytes.py $(or $(BASE),HEAD~1) $(SAME)
 
-torture: install ## Crashes, kills, random problems, fuzzing, locks, each counted (TORTURE=short|whole|long SEED=n; whole: 20 minutes)
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/torture --scale $(or $(TORTURE),whole) $(if $(SEED),--seed $(SEED))
+torture: install ## Crashes, kills, random problems, fuzzing, locks, each counted (TORTURE=short|whole|long SEED=n PARTS="fuzz locks"; whole: 20 minutes)
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/torture --scale $(or $(TORTURE),whole) $(if $(SEED),--seed $(SEED)) $(if $(PARTS),--only $(PARTS))
 
 docs: install ## The documentation as a site in site/, after its notebooks have run (installs the extra `docs`)
 	$(BIN)/python -m pip install --quiet -e '.[docs]' -c constraints.txt
