@@ -256,3 +256,10 @@ def test_methods_of_odd_shapes_are_told(methods):
     life = {"model": "m", "domains": {"a": "a.jsonl", "b": "b.jsonl"}, "stages": [{"name": "one", "tokens": 100}]}
     with pytest.raises(ConfigError, match="methods"):
         validated(CompareConfig, {**life, "methods": methods})
+
+
+@pytest.mark.parametrize("override", ["a.0.b=1", "a.0.0=1", "a.1.c.d=1", "a.²=1", "a.2=1", "a.-1=1"])
+def test_overrides_into_lists_of_values_are_refused(override):
+    """Found by fuzzing: an item of a list that is no mapping ended in a TypeError."""
+    with pytest.raises(ConfigError, match="--set a"):
+        apply_override({"a": [1, {"c": 2.5}]}, override)

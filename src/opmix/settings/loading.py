@@ -163,11 +163,11 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     for parent in parents:
         if isinstance(here, list):
             here = _item(here, parent, override)
-            continue
-        inside = here.get(parent)
-        if isinstance(inside, str):  # `model: NAME` and `domain: FILE` are short for a mapping
-            inside = here[parent] = {"name" if parent == "model" else "train": inside}
-        here = here.setdefault(parent, {}) if inside is None else inside
+        else:
+            inside = here.get(parent)
+            if isinstance(inside, str):  # `model: NAME` and `domain: FILE` are short for a mapping
+                inside = here[parent] = {"name" if parent == "model" else "train": inside}
+            here = here.setdefault(parent, {}) if inside is None else inside
         if not isinstance(here, dict | list):
             raise ConfigError(f"--set {override}: {parent!r} holds {here!r}, not a mapping")
     try:
@@ -186,7 +186,7 @@ def apply_override(content: dict[str, Any], override: str) -> None:
 
 
 def _item(items: list[Any], index: str, override: str) -> Any:
-    if not index.isdigit() or int(index) >= len(items):
+    if not index.isdecimal() or int(index) >= len(items):
         raise ConfigError(
             f"--set {override}: {index!r} is no item of a list of {len(items)}; expected 0 to {len(items) - 1}"
         )
