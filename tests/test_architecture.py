@@ -4,6 +4,8 @@ import ast
 import importlib
 from pathlib import Path
 
+import house
+
 import opmix
 
 ROOT = Path(opmix.__file__).parent
@@ -154,28 +156,8 @@ def test_code_lines_have_at_most_120_columns():
 
 def test_no_files_import_each_other_in_a_circle():
     """Lazy imports and those for types count: what needs each other to be read belongs in one file."""
-    names = {".".join(p.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): p for p in modules()}
-    imports = {name: _imported(ast.parse(path.read_text()), set(names)) - {name} for name, path in names.items()}
+    trees = {house.module_name(p, ROOT.parent): ast.parse(p.read_text()) for p in modules()}
+    imports = {name: house.imported(tree, set(trees)) - {name} for name, tree in trees.items()}
     assert imports["opmix.api"], "the imports were not found"
-    in_a_circle = [name for name in imports if any(name in _reached(target, imports) for target in imports[name])]
-    assert in_a_circle == []
-
-
-def _imported(tree: ast.AST, names: set[str]) -> set[str]:
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            whole = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= {full if full in names else node.module for full in whole}
-    return found & names
-
-
-def _reached(start: str, imports: dict[str, set[str]]) -> set[str]:
-    seen, todo = {start}, [start]
-    while todo:
-        new = imports[todo.pop()] - seen
-        seen |= new
-        todo += new
-    return seen
+    assert house.circles(imports) == []
+    assert house.circles({"a": {"b"}, "b": {"a"}, "c": {"a"}}) == [["a", "b"]]

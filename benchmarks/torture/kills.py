@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from crashes import _last, record
-from disk import Blobs
+from crashes import _last
 from kill_and_resume import differing
 from world import World, in_child
 
@@ -30,7 +29,10 @@ def torture(folder: Path, *, seed: int, most: int, part: tuple[int, int], second
     deadline, rng = time.monotonic() + seconds, random.Random(1000 * seed + part[0])
     world, whole = World(folder / "world"), folder / "whole"
     started = time.monotonic()
-    record(world, Blobs(folder / "blobs"), folder / "states.json", whole)
+    world.create()
+    if (unbroken := in_child(world.live, seconds=900)).code:
+        raise SystemExit(f"the unbroken life failed: {unbroken.said}")
+    world.run.rename(whole)
     length = min(time.monotonic() - started, 20.0)
     killed, lives = dict.fromkeys(("SIGKILL", "SIGTERM", "SIGINT"), 0), 0
     wrong: list[str] = []

@@ -24,7 +24,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from opmix.errors import OpMixError, StoreError
-from opmix.runs.files import alive, full_disk, plain, remove_leftovers, without_secrets, write_json, writing_prefix
+from opmix.runs.files import (
+    alive,
+    full_disk,
+    plain,
+    remove_leftovers,
+    sync_new,
+    without_secrets,
+    write_json,
+    writing_prefix,
+)
 from opmix.runs.ranks import Ranks, ranks_here
 
 LEASE = 600.0
@@ -264,6 +273,7 @@ class RunStore:
         return dict(self.ranks.shared(result or {})), False
 
     def _write(self, name: str, key: str, inputs: Mapping[str, Any], result: Any, seconds: float) -> None:
+        sync_new(self.folder, time.time() - seconds - 1)
         write_json(
             self.folder / "steps" / f"{name}.json",
             {

@@ -199,3 +199,25 @@ def test_without_links_a_lock_is_taken_all_the_same(tmp_path, monkeypatch):
     with RunStore(tmp_path):
         assert json.loads((tmp_path / "lock").read_text()) == {"pid": os.getpid(), "host": socket.gethostname()}
     assert not (tmp_path / "lock").exists()
+
+
+def test_what_a_step_left_is_on_disk_before_its_record(tmp_path, monkeypatch):
+    """Found by torture: tokenizer folders that libraries write unsynced, and a synced record that vouches for them."""
+    synced, real = [], os.fsync
+
+    def fsync(descriptor):
+        real(descriptor)
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))  # noqa: PTH115, PTH119
+
+    def work():
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "weights").write_text("x")
+        return {}
+
+    (tmp_path / "old").write_text("x")
+    os.utime(tmp_path / "old")
+    with RunStore(tmp_path) as kept:
+        monkeypatch.setattr(os, "fsync", fsync)
+        kept.step("a", {}, work)
+    assert {"weights", "model"} <= set(synced)
+    assert synced.index("weights") < next(i for i, name in enumerate(synced) if name.startswith(".writing-"))
