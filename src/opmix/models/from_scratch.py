@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from opmix.errors import ConfigError
+from opmix.models.load import MOST_LAYERS
 from opmix.settings.loading import nearest
 
 END = "<eos>"
@@ -112,4 +113,12 @@ def model_config(architecture: Mapping[str, Any], defaults: Mapping[str, Any]) -
     if unknown:
         known = list(plain.to_dict())
         raise ConfigError([f"architecture.{n}: {kind} has no such setting{nearest(n, known)}" for n in unknown])
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    too_large = [f"architecture.{n}: {v}; expected at most 2^31 - 1" for n, v in settings.items() if _is_huge(v)]
+    if too_large or (isinstance(layers, int) and layers > MOST_LAYERS):  # built one by one, even without weights
+        raise ConfigError(too_large or f"architecture: {layers} layers; expected at most {MOST_LAYERS}")
     return config
+
+
+def _is_huge(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) >= 2**31

@@ -103,13 +103,19 @@ def load_tokenizer(
     return tokenizer
 
 
+MOST_LAYERS = 10_000
+
+
 def empty_model(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The causal LM of a configuration on the meta device: shapes and names, no numbers, hardly any memory.
 
     Raises:
-        ModelError: The configuration is not that of a causal LM.
+        ModelError: The configuration is not that of a causal LM, or has layers without end.
     """
     name = str(config.name_or_path or config.model_type)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > MOST_LAYERS:  # built one by one, even without weights
+        raise ModelError(f"model {name!r} has {layers} layers; expected at most {MOST_LAYERS}; check its config.json")
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)

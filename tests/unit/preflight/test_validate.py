@@ -235,3 +235,27 @@ def test_the_tokenizer_of_a_life(tiny_folder, tmp_path, tokenizer, status, words
     (tmp_path / "life.yaml").write_text(yaml.safe_dump(told))
     checks = [c for c in validate(tmp_path / "life.yaml").checks if c.name in ("tokenizer", "settings")]
     assert any(c.status == status and words in c.detail for c in checks), checks
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("num_hidden_layers", 10**6, "1000000 layers; expected at most 10000"),
+        ("num_hidden_layers", 2**70, "architecture.num_hidden_layers: "),
+        ("vocab_size", 2**70, "architecture.vocab_size: "),
+    ],
+)
+def test_architectures_without_end_are_refused_and_not_built(tmp_path, name, value, words):
+    """Found by hostile calls: `validate` built them layer by layer and never ended."""
+    told = content()
+    told["architecture"] = {**told["architecture"], name: value}
+    (tmp_path / "life.yaml").write_text(yaml.safe_dump(told))
+    assert any(words in c.detail for c in validate(tmp_path / "life.yaml").checks if c.status == "fail")
+
+
+def test_a_checkpoint_with_layers_without_end_is_refused_and_not_built(config, tiny_folder, tmp_path):
+    copy = shutil.copytree(tiny_folder, tmp_path / "deep")
+    told = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**told, "num_hidden_layers": 10**6}))
+    _, check = config
+    assert "1000000 layers" in failures(check(model=str(copy)))["model"]
