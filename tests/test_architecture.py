@@ -27,6 +27,7 @@ FLOORS = [
     {"lifecycle"},
     {"comparison"},
     {"api", "fit"},
+    {"ask_tell"},
     {"scaffold"},
     {"preflight"},
     {"discovery"},

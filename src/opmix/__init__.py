@@ -25,11 +25,13 @@ from opmix.mixing.mixture import InterpolationWeights, Mixture, ProbeDesign
 
 if TYPE_CHECKING:
     from opmix.api import CompareResult, LifeResult, SearchResult, compare, run, search
+    from opmix.ask_tell import AskTell
     from opmix.data import MixtureStream
     from opmix.fit import FitResult, fit_runs
     from opmix.mixture_search.callback import RemixCallback
 
 _LAZY = {
+    "AskTell": "opmix.ask_tell",
     "search": "opmix.api",
     "SearchResult": "opmix.api",
     "fit_runs": "opmix.fit",
@@ -46,6 +48,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdapterError",
+    "AskTell",
     "CompareResult",
     "ConfigError",
     "DataError",

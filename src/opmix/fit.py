@@ -80,9 +80,10 @@ class FitResult:
             StoreError: Another process holds the folder, or it holds a run of another command.
         """
         with RunStore(Path(folder), "fit"):
-            self._write(Path(folder), inputs or {})
+            self.write_into(Path(folder), inputs or {})
 
-    def _write(self, folder: Path, inputs: dict[str, Any]) -> None:
+    def write_into(self, folder: Path, inputs: dict[str, Any]) -> None:
+        """The same into a folder that is held already."""
         from opmix.report import write_report
 
         (folder / "predictions.csv").unlink(missing_ok=True)

@@ -77,7 +77,7 @@ def near_copies(changes: dict[str, FloatArray]) -> list[tuple[str, str, float]]:
 def critical_shares(proposal: LawProposal) -> list[str]:
     """For every new domain, the largest share that does not raise the old domains' losses, as the law has it."""
     coordinates, law = proposal.verdict.coordinates, proposal.fit.law
-    if coordinates.names == coordinates.domains:
+    if coordinates.names == coordinates.domains or not proposal.baseline:
         return []
     told = []
     for index, domain in enumerate(coordinates.names[1:], 1):

@@ -9,10 +9,11 @@ import numpy as np
 
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
-from opmix.mixing.mixture import FloatArray, InterpolationWeights, ProbeDesign
+from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.paired import loss_errors
 from opmix.mixing.solver import SolveSettings
 from opmix.protocols.mixing_method import FULL, DecisionProblem, Fidelity, Simulation
+from opmix.protocols.trials import TrialModel, Trials
 
 Surface = Callable[[FloatArray], FloatArray]
 """Mixtures (M, D) to nats per token on each of E evaluation sets, (M, E)."""
@@ -156,3 +157,28 @@ class FakeContext:
             new += max(0, steps - done)
             self._trained[key] = max(steps, done)
         return new
+
+
+@dataclass(kw_only=True)
+class FakeRunner(FakeContext):
+    """A `TrialRunner` on the same surface, for methods that train models of their own; averages are exact."""
+
+    tokens_per_step: float = 100.0
+
+    def train(self, mixtures: Sequence[Mixture], proxy: TrialModel, *, label: str) -> Trials:
+        """See `TrialRunner`."""
+        return self._trials([m.on(self.stage.domains).weights for m in mixtures])
+
+    def average(self, mixtures: Sequence[Mixture], weights: FloatArray, proxy: TrialModel, *, label: str) -> Trials:
+        """See `TrialRunner`."""
+        return self._trials(list(weights @ np.array([m.on(self.stage.domains).weights for m in mixtures])))
+
+    def _trials(self, rows: Sequence[FloatArray]) -> Trials:
+        losses = self.surface(np.array(rows))
+        return Trials(
+            metrics=self.stage.domains,
+            mixtures=tuple(Mixture(self.stage.domains, row) for row in rows),
+            losses=losses,
+            standard_errors=np.full_like(losses, 1e-3),
+            baseline=self.surface(self.stage.current.weights[None])[0] + 0.5,
+        )
