@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import yaml
@@ -32,12 +32,8 @@ _SURFACE = log_linear_surface([[-1.0, 0.1, 0.2], [0.2, -1.5, 0.1], [0.1, 0.0, -2
 _AWKWARD = 'data/it\'s "quoted" ${HOME} $(touch x) `id` #1: {b}\\.jsonl'
 
 
-class FitLaw(Protocol):
-    """What `check_law` calls: a fit to losses (M, E) at mixtures (M, D)."""
-
-    def __call__(
-        self, mixtures: FloatArray, losses: FloatArray, /, *, domains: tuple[str, ...], metrics: tuple[str, ...]
-    ) -> LawFit: ...
+FitLaw = Callable[..., LawFit]
+"""`fit(mixtures (M, D), losses (M, E), *, domains, metrics)`."""
 
 
 def _promise(held: bool | np.bool_, what: str) -> None:
