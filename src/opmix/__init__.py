@@ -1,6 +1,6 @@
 """opmix: in what proportions should you mix your data for the next stretch of training?
 
-Importing opmix loads no torch; what needs it is imported when it is first used.
+Importing opmix loads neither torch nor numpy; what needs them is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from opmix.errors import (
     StoreError,
     TrainingError,
 )
-from opmix.mixing.mixture import InterpolationWeights, Mixture, ProbeDesign
 
 if TYPE_CHECKING:
     from opmix.api import CompareResult, LifeResult, SearchResult, compare, run, search
     from opmix.ask_tell import AskTell
     from opmix.data import MixtureStream
     from opmix.fit import FitResult, fit_runs
+    from opmix.mixing.mixture import InterpolationWeights, Mixture, ProbeDesign
     from opmix.mixture_search.callback import RemixCallback
 
 _LAZY = {
@@ -42,6 +42,9 @@ _LAZY = {
     "CompareResult": "opmix.api",
     "RemixCallback": "opmix.mixture_search.callback",
     "MixtureStream": "opmix.data",
+    "InterpolationWeights": "opmix.mixing.mixture",
+    "Mixture": "opmix.mixing.mixture",
+    "ProbeDesign": "opmix.mixing.mixture",
 }
 
 __version__ = "0.1.0"

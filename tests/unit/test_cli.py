@@ -100,6 +100,13 @@ def test_light_paths_load_no_torch(statement):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.parametrize("statement", ["import opmix", "import opmix.cli.main"])
+def test_what_every_command_starts_with_loads_little(statement):
+    code = f"{statement}\nimport sys\nassert not {{'numpy', 'pydantic', 'rich.progress'}} & set(sys.modules)\nprint(len(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 600
+
+
 def test_fit_and_report_load_no_torch(swarm):
     folder, *_ = swarm
     code = (

@@ -20,8 +20,6 @@ from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile
 
-import numpy as np
-
 from opmix.errors import StoreError
 from opmix.runs.ranks import ranks_here
 
@@ -117,12 +115,10 @@ def plain(value: Any) -> Any:
     """The value as JSON can hold it."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
+    if callable(whole := getattr(value, "tolist", None)):  # arrays and numbers of numpy, which this module need not load
+        value = whole()
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value) if isinstance(value, Path) else value

@@ -10,16 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from opmix.compute.budget import world_size
 from opmix.errors import ConfigError, TrainingError, error_named
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 _T = TypeVar("_T")
-_Array = npt.NDArray[np.float64]
 
 _PATIENCE = timedelta(hours=12)
 """How long ranks wait for one that works alone; a rank that dies ends the others at once (the launcher does)."""
@@ -54,9 +54,13 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def gathered(self, rows: _Array) -> _Array:
+    def gathered(self, rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Every rank's rows end to end in rank order, on all."""
-        return rows if self.size == 1 else np.concatenate(self.collected(rows))
+        if self.size == 1:
+            return rows
+        import numpy as np
+
+        return np.concatenate(self.collected(rows))
 
     def own(self, num: int) -> slice:
         """This rank's part of `num` rows, such that `gathered` gives all; may be empty."""
