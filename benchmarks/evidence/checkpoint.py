@@ -91,7 +91,10 @@ class Cell:
         if self.target:
             even = Mixture.uniform(self.domains)
             rest = (1 - SINGLE) / (len(self.domains) - 1)
-            return {"uniform": even, **{d: Mixture.of({n: SINGLE if n == d else rest for n in self.domains}) for d in EVERY[1::2]}}
+            return {
+                "uniform": even,
+                **{d: Mixture.of({n: SINGLE if n == d else rest for n in self.domains}) for d in EVERY[1::2]},
+            }
         made = {f"{s:.2f}": self.mixed(dict.fromkeys(self.new, s / len(self.new))) for s in SHARES}
         if len(self.new) == 2:
             first, second = self.new
@@ -127,7 +130,9 @@ class Setting:
 
     def told(self, cell: Cell, seed: int, kind: str = "lora") -> dict[str, Any]:
         """The search, as a user would write it."""
-        files = {n: {s: str(self.data / "pretrain" / n / f"{s}.jsonl.gz") for s in ("train", "valid")} for n in cell.domains}
+        files = {
+            n: {s: str(self.data / "pretrain" / n / f"{s}.jsonl.gz") for s in ("train", "valid")} for n in cell.domains
+        }
         target = {} if not cell.target else {
             "targets": {cell.target: {"valid": str(self.data / "instruct" / cell.target / "valid.jsonl.gz"), "kind": "chat"}}
         }  # fmt: skip
@@ -168,7 +173,11 @@ def tokenizer_of(model: Path) -> Any:
 
 def stage_of(setting: Setting, told: Mapping[str, Any]) -> Any:
     return prepare_stage(
-        parse_config(dict(told)), tokenizer_of(setting.model), base=Path.cwd(), cache_dir=setting.out / "cache", progress=Silent()
+        parse_config(dict(told)),
+        tokenizer_of(setting.model),
+        base=Path.cwd(),
+        cache_dir=setting.out / "cache",
+        progress=Silent(),
     )
 
 
@@ -231,7 +240,7 @@ def work(setting: Setting, job: Job) -> dict[str, Any]:
     quiet_libraries()
     torch.backends.cuda.matmul.allow_tf32 = True
     started = time.perf_counter()
-    with contextlib.redirect_stderr(open(os.devnull, "w")):  # noqa: SIM115  (bars of eight processes at once)
+    with contextlib.redirect_stderr(open(os.devnull, "w")):
         made = searched(setting, job) if job.kind else trained(setting, job)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -289,7 +298,10 @@ def run(args: argparse.Namespace) -> None:
                     print(f"{job.cell} s{job.seed} {job.name}: FAILED {type(error).__name__}: {error}", flush=True)
                     continue
                 queue[:0] = follow(job, made)
-                print(f"{time.perf_counter() - started:6.0f} s {job.cell} s{job.seed} {job.name}: {made['seconds']:.0f} s", flush=True)
+                print(
+                    f"{time.perf_counter() - started:6.0f} s {job.cell} s{job.seed} {job.name}: {made['seconds']:.0f} s",
+                    flush=True,
+                )
 
 
 def follow(job: Job, made: Mapping[str, Any]) -> list[Job]:
@@ -338,15 +350,38 @@ def analyse(args: argparse.Namespace) -> None:
                 found = json.loads(file.read_text())
                 if row := judged(cell, seed, file.stem, found, full):
                     rows.append(row)
-    told = {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform(), "devices": sorted(facts), "sizes": asdict(WHOLE)}
+    told = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": platform.platform(),
+        "devices": sorted(facts),
+        "sizes": asdict(WHOLE),
+    }
     from predictors import write_lines
 
     write_lines(RESULTS, {**told, "trainer": TRAINER, "rows": rows, "trainings": trainings})
     for r in rows:
-        print({k: r[k] for k in ("cell", "seed", "probes", "action", "r", "regret", "followed_regret", "gain", "covered", "search_share")})
+        print(
+            {
+                k: r[k]
+                for k in (
+                    "cell",
+                    "seed",
+                    "probes",
+                    "action",
+                    "r",
+                    "regret",
+                    "followed_regret",
+                    "gain",
+                    "covered",
+                    "search_share",
+                )
+            }
+        )
 
 
-def judged(cell: Cell, seed: int, kind: str, found: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, Any] | None:
+def judged(
+    cell: Cell, seed: int, kind: str, found: Mapping[str, Any], full: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """One row, None where a training that judges is missing."""
     losses = {n: objective(cell, t["losses"]) for n, t in full.items()}
     roles = {role: label(found["mixtures"][role]) for role in ("optimum", "recommended", "reference")}

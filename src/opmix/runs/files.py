@@ -115,7 +115,9 @@ def plain(value: Any) -> Any:
     """The value as JSON can hold it."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if callable(whole := getattr(value, "tolist", None)):  # arrays and numbers of numpy, which this module need not load
+    if callable(
+        whole := getattr(value, "tolist", None)
+    ):  # arrays and numbers of numpy, which this module need not load
         value = whole()
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
