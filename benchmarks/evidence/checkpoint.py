@@ -240,7 +240,7 @@ def work(setting: Setting, job: Job) -> dict[str, Any]:
     quiet_libraries()
     torch.backends.cuda.matmul.allow_tf32 = True
     started = time.perf_counter()
-    with contextlib.redirect_stderr(open(os.devnull, "w")):
+    with contextlib.redirect_stderr(Path(os.devnull).open("w")):
         made = searched(setting, job) if job.kind else trained(setting, job)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
