@@ -1,6 +1,6 @@
 """Wrong values and damaged files for every verb: how each call ends, counted.
 
-    python benchmarks/hostile.py [--scale 1.0] [--runs 40] [--show]
+    python benchmarks/hostile.py [--scale 1.0] [--runs 40] [--seed 7] [--show]
 
 The same seeded calls on whatever opmix is imported, so two commits can be compared (PYTHONPATH=OTHER/src). Calls end in a result, in an
 error of opmix's own, in a traceback or in nothing (hang); `validate` may also call ready what then fails.
@@ -216,9 +216,9 @@ class Walk:
         return f"clear error: {said}" if ours else f"traceback: {type(error).__name__}: {said}"
 
 
-def walk(app: Any, folder: Path, scale: float, runs: int, show: bool) -> Counter[tuple[str, str]]:
+def walk(app: Any, scale: float, runs: int, seed: int, show: bool) -> Counter[tuple[str, str]]:
     """All groups of calls in a folder that holds a model and text."""
-    draw, at = random.Random(7), Walk(app, show)
+    draw, at = random.Random(seed), Walk(app, show)
 
     def some(count: int) -> int:
         return max(1, round(count * scale))
@@ -295,6 +295,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the calls")
     parser.add_argument("--runs", type=int, default=40, help="of what validate calls ready, how many are run")
+    parser.add_argument("--seed", type=int, default=7, help="of which calls are drawn")
     parser.add_argument("--show", action="store_true", help="print calls that end badly")
     chosen = parser.parse_args()
 
@@ -309,7 +310,7 @@ def main() -> None:
         os.chdir(place)
         os.environ["XDG_CACHE_HOME"] = place
         prepared(Path(place))
-        ends = walk(app, Path(place), chosen.scale, chosen.runs, chosen.show)
+        ends = walk(app, chosen.scale, chosen.runs, chosen.seed, chosen.show)
         os.chdir("/")
     kinds = ["clear error", "traceback", "hang", "ready, but failed", "accepted"]
     groups = list(dict.fromkeys(group for group, _ in ends))

@@ -18,7 +18,7 @@ from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.design import coordinates_of
 from opmix.mixing.mixture import Mixture
 from opmix.probes.settings import ProbeSettings, ProxySettings
-from opmix.settings import Count, Given, NotNegative, Positive, Share, changed, settings
+from opmix.settings import Bounds, Count, Given, NotNegative, Positive, Processes, Share, changed, settings
 from opmix.settings.loading import nearest, read_yaml, validated
 from opmix.target import LOSS_LIMIT, Targets, target_problems
 from opmix.training.arguments import TrainerArguments
@@ -87,7 +87,7 @@ class SolveConfig:
     unit: Literal["nats", "bpb"] = "nats"
     """What a mean is taken of: nats per token, or bits per byte, whatever the tokenizer; of a question always what it is."""
     weights: dict[str, NotNegative] = field(default_factory=dict)
-    kl: NotNegative | None = None
+    kl: Annotated[float, Bounds(ge=0, le=1e6)] | None = None
     """None: 0.05 nats (paper's code) with the log-linear law; a tenth of the foretold spread with effective tokens."""
     prior: Literal["uniform", "current", "size"] | dict[str, float] = "uniform"
     """`uniform`: over what can be varied (old data counts as one); or shares by domain."""
@@ -166,7 +166,7 @@ class SearchSettings:
     the first where one new domain is weighed against an old mixture without targets, else the second."""
     huber_delta: Positive = 0.02
     executor: ExecutorSettings = ExecutorSettings()
-    num_proc: Count = 1
+    num_proc: Processes = 1
     """Processes that tokenise."""
     cache_dir: str | None = None
     """Tokenised data; None: the user's cache folder."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from transformers import TrainerCallback
 
 import opmix
 from opmix.config import load_config
@@ -14,6 +15,7 @@ from opmix.errors import ConfigError, DataError, InfeasibleError, ModelError, St
 from opmix.models.load import model_fingerprint
 from opmix.runs.store import RunStore
 from opmix.testing import tiny_adapter, tiny_model, tiny_tokenizer, write_toy_domains
+from opmix.training.factory import default_trainer
 
 NAMES = ["web", "code", "math"]
 TRAINER = {"learning_rate": 1e-2, "per_device_train_batch_size": 4}
@@ -210,10 +212,17 @@ def test_a_tokenizer_that_is_too_large_for_the_model_is_refused(toys):
 
 
 def test_a_diverging_probe_stops_the_search(toys):
+    class Broken(TrainerCallback):
+        def on_step_begin(self, args, state, control, model, **kwargs):
+            next(p for p in model.parameters() if p.requires_grad).data.fill_(torch.inf)
+
+    def breaking(spec):
+        trainer = default_trainer(spec)
+        trainer.add_callback(Broken())
+        return trainer
+
     with pytest.raises(TrainingError, match=r"learning.rate"):
-        opmix.search(
-            **settings(toys, trainer={"learning_rate": 1e30, "per_device_train_batch_size": 4, "max_grad_norm": 0.0})
-        )
+        opmix.search(**settings(toys), make_trainer=breaking)
 
 
 def test_a_run_folder_is_held_by_one_process(toys, tmp_path):

@@ -1,15 +1,19 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
+from typer.models import ArgumentInfo, OptionInfo
 from typer.testing import CliRunner
 
 from opmix.cli.main import app
 from opmix.errors import ConfigError, DataError, StoreError
 
 runner = CliRunner()
+NO_PATH = "n" * 300
 
 
 @pytest.fixture
@@ -52,6 +56,31 @@ def test_fit_prints_json_and_writes_a_folder(swarm):
     assert law["c"] + np.exp(sum(law["t"][d] * p[0, i] for i, d in enumerate("abc"))) == pytest.approx(
         y[0, 0], abs=0.01
     )
+
+
+def _paths_of_verbs():
+    """Every verb with each argument and option that is a path, the arguments before it given."""
+    for verb in app.registered_commands:
+        before = []
+        for name, hint in get_type_hints(verb.callback, include_extras=True).items():
+            kind, told = (*get_args(hint), None, None)[:2]
+            if Path in (kind, *get_args(kind)) or list[Path] in get_args(kind):
+                option = [f"--{name.replace(chr(95), chr(45))}"] if isinstance(told, OptionInfo) else []
+                yield pytest.param(verb.name, [*before, *option, NO_PATH], id=f"{verb.name}-{name}")
+            before += ["x"] if isinstance(told, ArgumentInfo) else []
+
+
+@pytest.mark.parametrize(("verb", "arguments"), _paths_of_verbs())
+def test_what_no_system_takes_for_a_path_is_told_by_every_verb(verb, arguments):
+    result = runner.invoke(app, [verb, *arguments])
+    assert isinstance(result.exception, ConfigError), result.exception
+    assert "cannot be a path here" in str(result.exception)
+
+
+def test_a_corpus_that_no_system_takes_for_a_path_is_told(tmp_path):
+    result = runner.invoke(app, ["discover", NO_PATH, "--out", str(tmp_path / "domains")])
+    assert isinstance(result.exception, DataError)
+    assert "cannot be a path here" in str(result.exception)
 
 
 def test_fit_prints_tables_for_people(swarm):

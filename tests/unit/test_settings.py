@@ -13,7 +13,7 @@ from opmix.lifecycle.loading import LifecycleConfig, checked_trainers
 from opmix.probes.settings import ProbeSettings
 from opmix.settings import Given, as_json, changed, keys_of, overlaid
 from opmix.settings.loading import apply_override, parsed_yaml, read_yaml, validated
-from opmix.training.arguments import checked_arguments, given_arguments, typed_arguments
+from opmix.training.arguments import checked_arguments, given_arguments, try_arguments, typed_arguments
 
 SEARCH = {"model": "m", "domains": {"web": "w.txt", "code": {"train": ["a", "b"]}}, "budget": 1000}
 STAGES = [
@@ -174,12 +174,23 @@ def test_arguments_get_the_types_that_transformers_declares():
     [
         ("learning_rate", float("nan"), "expected a number"),
         ("learning_rate", "fast", "expected a number"),
-        ("learning_rate", -1, "expected at least 0"),
+        ("learning_rate", -1, "expected above 0 and at most 100"),
+        ("learning_rate", 0, "expected above 0 and at most 100"),
+        ("learning_rate", 1e21, "expected above 0 and at most 100"),
+        ("learning_rate", 10**400, "expected a number"),
+        ("weight_decay", -0.1, "expected at least 0"),
+        ("adam_beta1", 1, "expected at least 0 and below 1"),
+        ("adam_beta2", 1.5, "expected at least 0 and below 1"),
+        ("label_smoothing_factor", 2, "expected at least 0 and below 1"),
+        ("max_grad_norm", -1, "expected at least 0"),
+        ("logging_steps", 0, "expected above 0"),
+        ("dataloader_num_workers", 10**6, "expected at least 0 and at most 1024"),
         ("per_device_train_batch_size", 0, "expected at least 1"),
         ("per_device_train_batch_size", 2.5, "expected a whole number"),
         ("per_device_train_batch_size", "four", "expected a whole number"),
         ("gradient_accumulation_steps", 0, "expected at least 1"),
         ("adam_epsilon", "x", "expected a number"),
+        ("adam_epsilon", 0, "expected above 0 and at most 1"),
         ("gradient_checkpointing", "maybe", "expected true or false"),
     ],
 )
@@ -189,9 +200,35 @@ def test_values_that_cannot_be_are_named(name, value, expected):
     assert list(caught.value.problems) == [f"stages.1.trainer.{name}: {value!r}; {expected}"]
 
 
-def test_what_transformers_refuses_is_said_before_any_work():
-    with pytest.raises(ConfigError, match=r"^trainer: transformers refuses these arguments: .*nope"):
-        checked_arguments({"optim": "nope"})
+def test_a_decay_that_leaves_nothing_of_the_weights_is_named():
+    with pytest.raises(ConfigError) as caught:
+        typed_arguments({"weight_decay": 10, "learning_rate": 0.2})
+    assert list(caught.value.problems) == [
+        "trainer.weight_decay: 10 at a learning rate of 0.2; expected less than 5"
+    ]
+    assert typed_arguments({"weight_decay": 10, "learning_rate": 0.02})["weight_decay"] == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"optim": "nope"}, "nope"),
+        ({"optim_args": "momentum"}, "not enough values"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "min_lr"),
+        ({"lr_scheduler_kwargs": {"no_such": 1}}, "no_such"),
+        ({"dataloader_prefetch_factor": 2}, "dataloader_num_workers"),
+    ],
+)
+def test_what_transformers_refuses_is_said_before_any_work(arguments, words):
+    with pytest.raises(ConfigError, match=rf"^trainer: transformers refuses these arguments: .*{words}"):
+        checked_arguments(arguments)
+
+
+def test_trackers_are_looked_for_where_something_is_reported(monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    assert checked_arguments({"report_to": "wandb"}) == {"report_to": "wandb"}  # a search reports nothing
+    with pytest.raises(ConfigError, match="wandb"):
+        try_arguments({"report_to": "wandb"})
 
 
 def test_a_trainingarguments_object_gives_what_is_not_its_default(tmp_path):

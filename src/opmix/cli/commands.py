@@ -148,10 +148,9 @@ def fit(
 
 def report(run: Annotated[Path, typer.Argument(help="Run folder with mixture.json.")]) -> None:
     """Write the run's report.html again."""
-    from opmix.domain import user_path
     from opmix.report import write_report
 
-    typer.echo(str(write_report(user_path(run))))
+    typer.echo(str(write_report(run)))
 
 
 def demo(

@@ -63,7 +63,6 @@ def export(
         raise ConfigError(
             "export: RUN and --to are needed, as in `opmix export RUN --to trl`; see --list for the trainers"
         )
-    from opmix.domain import user_path
     from opmix.exporters import ExportOptions, export_run
 
     options = ExportOptions(
@@ -75,7 +74,7 @@ def export(
         available={n: round(_number("--available", v)) for n, v in _named(available or []).items()},
         base=base,
     )
-    result = export_run(user_path(run), to, options)
+    result = export_run(run, to, options)
     _write(result, out)
 
 

@@ -61,10 +61,9 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
 ) -> None:
     """What of a run is done, stale (and why) or left; tokens, FLOPs and time spent, and an estimate of the rest."""
-    from opmix.domain import user_path
     from opmix.progress.display import terminal
 
-    look = _looker(user_path(folder), config)
+    look = _looker(folder, config)
     found = look()
     if as_json:
         sys.stdout.write(json.dumps(_status_json(found), indent=2) + "\n")

@@ -9,6 +9,7 @@ import typer
 
 from opmix.cli import commands, compare, discover, evaluate, export, first, life, task
 from opmix.cli.last_net import DEBUG, last_net
+from opmix.cli.values import Verb
 from opmix.cli.verify import verify
 from opmix.compute.budget import world_size
 
@@ -21,22 +22,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("demo")(commands.demo)
-app.command("init")(first.init)
-app.command("validate")(first.validate)
-app.command("discover")(discover.discover)
-app.command("search")(commands.search)
-app.command("run")(life.run)
-app.command("status")(life.status)
-app.command("compare")(compare.compare)
-app.command("methods")(compare.methods)
-app.command("fit")(commands.fit)
-app.command("eval")(evaluate.evaluate)
-app.command("report")(commands.report)
-app.command("export")(export.export)
-app.command("verify")(verify)
-app.command("doctor")(first.doctor)
-app.command("task", hidden=True)(task.task)
+app.command("demo", cls=Verb)(commands.demo)
+app.command("init", cls=Verb)(first.init)
+app.command("validate", cls=Verb)(first.validate)
+app.command("discover", cls=Verb)(discover.discover)
+app.command("search", cls=Verb)(commands.search)
+app.command("run", cls=Verb)(life.run)
+app.command("status", cls=Verb)(life.status)
+app.command("compare", cls=Verb)(compare.compare)
+app.command("methods", cls=Verb)(compare.methods)
+app.command("fit", cls=Verb)(commands.fit)
+app.command("eval", cls=Verb)(evaluate.evaluate)
+app.command("report", cls=Verb)(commands.report)
+app.command("export", cls=Verb)(export.export)
+app.command("verify", cls=Verb)(verify)
+app.command("doctor", cls=Verb)(first.doctor)
+app.command("task", hidden=True, cls=Verb)(task.task)
 
 
 def main() -> None:

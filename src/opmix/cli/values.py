@@ -3,8 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
 
 from opmix.errors import ConfigError
+
+
+class Verb(TyperCommand):
+    """A verb whose paths are ones: `~` is expanded, and what no system takes for a path is an error before the verb begins."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Called by typer with the options as they were given."""
+        from opmix.domain import user_path
+
+        for name, value in ctx.params.items():
+            if isinstance(value, Path):
+                ctx.params[name] = user_path(value)
+            elif isinstance(value, list | tuple) and any(isinstance(item, Path) for item in value):
+                ctx.params[name] = [user_path(item) for item in value]
+        return super().invoke(ctx)
 
 
 def names(values: Iterable[str] | None) -> tuple[str, ...]:

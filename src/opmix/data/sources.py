@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from opmix.data import readers
-from opmix.domain import Source, SourceFormat
-from opmix.errors import DataError
+from opmix.domain import Source, SourceFormat, user_path
+from opmix.errors import ConfigError, DataError
 
 SUFFIXES: dict[str, SourceFormat] = {
     ".jsonl": "jsonl",
@@ -68,7 +68,10 @@ def _expand(pattern: str, source: Source, where: str) -> list[Path]:
     Raises:
         DataError: Nothing there, or a folder without any file of a known format.
     """
-    path = Path(pattern).expanduser()
+    try:
+        path = user_path(pattern)
+    except ConfigError as error:
+        raise DataError(f"{where[:200]}: {error}") from error
     if not path.exists() and glob.has_magic(pattern):
         found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
         matches = [match for match in map(Path, found) if match.is_file() or format_of(match)]

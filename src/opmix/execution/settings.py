@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from opmix.settings import Count, settings
+from opmix.settings import Count, Processes, settings
 
 
 @settings
@@ -13,7 +13,7 @@ class ExecutorSettings:
 
     kind: Literal["local"] = "local"
     """`local`: processes of this machine."""
-    slots: Count = 1
+    slots: Processes = 1
     """Tasks at once: one GPU each where the model is on GPUs, else one thread each (`OMP_NUM_THREADS` where it is set). 1: one after
     another, in this process."""
     tries: Count = 3

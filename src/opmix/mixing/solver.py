@@ -25,7 +25,7 @@ from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.protocols.law import MixingLaw
 
 GAP_TOLERANCE = 1e-5
-"""Largest certified distance from the optimum that is accepted, in nats (times the objective where that exceeds 1)."""
+"""Largest certified distance from the optimum that is accepted, in nats (times the objective or the KL weight where they exceed 1)."""
 VIOLATION_TOLERANCE = 1e-6
 _SOLVED = ("Solved", "AlmostSolved")
 _SMALL_SHARE = 1e-5
@@ -88,13 +88,14 @@ class Solution:
     status: str
     iterations: int
     seconds: float
+    accepted_gap: float = GAP_TOLERANCE
 
     def accepted(self, *, certify: bool) -> bool:
         """Whether constraints hold and the certificate, or without one the solver itself, says that it is the optimum."""
         if self.max_violation > VIOLATION_TOLERANCE:
             return False
         if certify:
-            return self.gap <= GAP_TOLERANCE * max(1.0, abs(self.objective))
+            return self.gap <= self.accepted_gap
         return self.status in _SOLVED
 
 
@@ -139,13 +140,14 @@ def solve(
         p = problem.E.T @ x
         objective, violation = problem.value(p), problem.violation(p)
         mixture, seconds = problem.coordinates.mixture(x), time.perf_counter() - started
-        found.append(Solution(mixture, x, objective, gap, violation, status, iterations, seconds))
+        accepted = GAP_TOLERANCE * max(1.0, abs(objective), problem.settings.kl)
+        found.append(Solution(mixture, x, objective, gap, violation, status, iterations, seconds, accepted))
         if found[-1].accepted(certify=certify):
             return found[-1]
     best = min(found, key=lambda s: max(s.gap if certify else 0.0, s.max_violation))
     raise SolverError(
         f"the solver's answer ({best.status}) is not certified: optimality gap {best.gap:.2e} "
-        f"(accepted {GAP_TOLERANCE * max(1.0, abs(best.objective)):.0e}), worst constraint violation "
+        f"(accepted {best.accepted_gap:.0e}), worst constraint violation "
         f"{best.max_violation:.2e} (accepted {VIOLATION_TOLERANCE:.0e}); check the law for extreme exponents "
         "or loosen near-contradictory constraints"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from opmix.settings import Bounds, Count, NotNegative, Positive, changed, settings
+from opmix.settings import Bounds, Count, NotNegative, ReadAs, changed, number, settings
 
 ProbeKindName = Literal["lora", "lora+embeddings", "full"]
 """What a probe trains: adapters; adapters and the embeddings (the output head too); everything that the model lets be trained."""
@@ -60,15 +60,15 @@ class ProbeSettings:
     """Of a probe's own data in its training mixture (paper's code: 0.9); above 0.5 where domains are new."""
     joint: bool = True
     """In continual stages also train one probe on the centre, so that interference can be measured."""
-    rank: Count = 16
-    alpha: Positive = 32.0
+    rank: Annotated[int, Bounds(gt=0, le=65_536), ReadAs(number)] = 16
+    alpha: Annotated[float, Bounds(gt=0, le=65_536)] = 32.0
     dropout: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     rslora: bool = False
     target_modules: tuple[str, ...] | None = None
     """None: every linear layer except the output head."""
     modules_to_save: tuple[str, ...] = ()
     """Modules trained in full beside the adapters (their deltas are linear too), such as embeddings."""
-    learning_rate_multiplier: Positive | None = None
+    learning_rate_multiplier: Annotated[float, Bounds(gt=0, le=1000)] | None = None
     """Times the trainer's learning rate; None: 2 for adapters (paper's code), 1 for full probes."""
     kind: ProbeKindName = "lora"
     """What a probe trains: adapters; adapters, the embeddings and the output head; or every weight, for as few steps."""

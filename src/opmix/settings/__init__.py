@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
@@ -41,6 +42,9 @@ def number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+_BOUND_WORDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
     """Marks the annotation of a number: what a file may say."""
@@ -53,6 +57,14 @@ class Bounds:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
         """Read by pydantic."""
         return {**handler(source), **{name: bound for name, bound in vars(self).items() if bound is not None}}
+
+    def unmet(self, value: float) -> str:
+        """What was expected of a number that is outside; empty: it is inside."""
+        holds = {"gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le}
+        given = {name: bound for name, bound in vars(self).items() if bound is not None}
+        if all(holds[name](value, bound) for name, bound in given.items()):
+            return ""
+        return " and ".join(f"{_BOUND_WORDS[name]} {bound:g}" for name, bound in given.items())
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,8 @@ class Then:
 
 Count = Annotated[int, Bounds(gt=0, le=10**15), ReadAs(number)]
 """A whole number above zero, and below what anything can be counted to."""
+Processes = Annotated[int, Bounds(gt=0, le=1024), ReadAs(number)]
+"""Of one machine."""
 Share = Annotated[float, Bounds(ge=0, le=1)]
 Positive = Annotated[float, Bounds(gt=0)]
 NotNegative = Annotated[float, Bounds(ge=0)]

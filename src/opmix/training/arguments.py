@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from opmix.compute.budget import ACCUMULATION, MICRO, PER_DEVICE, ROWS, Batch, for_transformers, world_size
 from opmix.errors import ConfigError
-from opmix.settings import Given, ReadAs, number
+from opmix.settings import Bounds, Given, ReadAs, number
 
 RESERVED = {
     "output_dir": "the run folder decides",
@@ -29,19 +29,21 @@ RESERVED = {
 _OF_ITS_RUN = ("output_dir", "max_steps", "num_train_epochs", "train_sampling_strategy")
 """What every `TrainingArguments` object says of a run of its own."""
 
-_LEAST = {
-    ROWS: 1,
-    MICRO: 1,
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "learning_rate": 0,
-    "weight_decay": 0,
-    "adam_epsilon": 0,
-    "max_grad_norm": 0,
-    "warmup_steps": 0,
-    "dataloader_num_workers": 0,
+_RANGES = {
+    **dict.fromkeys((ROWS, MICRO, PER_DEVICE, ACCUMULATION, "per_device_eval_batch_size"), Bounds(ge=1)),
+    **dict.fromkeys(("torch_empty_cache_steps", "eval_accumulation_steps", "dataloader_prefetch_factor"), Bounds(ge=1)),
+    **dict.fromkeys(("weight_decay", "max_grad_norm", "warmup_steps", "neftune_noise_alpha", "eval_delay"), Bounds(ge=0)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), Bounds(ge=0, lt=1)),
+    **dict.fromkeys(("logging_steps", "save_steps", "eval_steps"), Bounds(gt=0)),
+    "learning_rate": Bounds(gt=0, le=100),
+    "adam_epsilon": Bounds(gt=0, le=1),
+    "save_total_limit": Bounds(ge=1),
+    "dataloader_num_workers": Bounds(ge=0, le=1024),
 }
+"""What training can do with a number. A gradient of zero, which half of an adapter has at its first step, over an epsilon of zero is no
+number; the ends above are far beyond what any optimizer learns with."""
+_RATE = 5e-5
+"""Learning rate of the Trainer where none is given."""
 _SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -85,7 +87,7 @@ def checked_arguments(arguments: Mapping[str, Any], where: str = "trainer") -> G
         ConfigError: Unknown and reserved names, and values that cannot be; all at once, or what transformers refuses.
     """
     converted = typed_arguments(arguments, where)
-    try_arguments(converted, where)
+    try_arguments(converted, where, trackers=False)
     return converted
 
 
@@ -112,13 +114,23 @@ def typed_arguments(arguments: Mapping[str, Any], where: str = "trainer") -> Giv
     problems += [f"{where}.{name}: said by {where}.{ROWS} too; leave one out" for name in twice]
     if MICRO in arguments and ROWS not in arguments:
         problems.append(f"{where}.{MICRO}: divides {where}.{ROWS}, which is missing; add it")
+    if not problems:
+        problems += _decay_problems(converted, where)
     if problems:
         raise ConfigError(problems)
     return converted
 
 
-def try_arguments(arguments: Mapping[str, Any], where: str = "trainer") -> None:
-    """Make the `TrainingArguments` that a run will make.
+def _decay_problems(arguments: Mapping[str, Any], where: str) -> list[str]:
+    """Each step scales weights by 1 - rate x decay: from 1 on nothing of them is left, or they grow with their sign turned."""
+    rate, decay = arguments.get("learning_rate", _RATE), arguments.get("weight_decay", 0.0)
+    if rate * decay < 1:
+        return []
+    return [f"{where}.weight_decay: {decay:g} at a learning rate of {rate:g}; expected less than {1 / rate:g}"]
+
+
+def try_arguments(arguments: Mapping[str, Any], where: str = "trainer", *, trackers: bool = True) -> None:
+    """Make the `TrainingArguments` and the Trainer that a run will make; a search has no trackers.
 
     Raises:
         ConfigError: transformers refuses them, or the rows of a step cannot be laid out over the ranks.
@@ -132,10 +144,28 @@ def try_arguments(arguments: Mapping[str, Any], where: str = "trainer") -> None:
     defaults = {"report_to": "none", "use_cpu": not torch.cuda.is_available()}
     try:
         with tempfile.TemporaryDirectory() as folder:
-            TrainingArguments(output_dir=folder, **{**defaults, **for_transformers(arguments)})
+            made = TrainingArguments(output_dir=folder, **{**defaults, **for_transformers(arguments)})
+            made.report_to = made.report_to if trackers else []
+            _try_trainer(made)
     except Exception as error:  # whatever the library and what it calls raise for a value they do not take
         first = str(error).strip().partition("\n")[0]
         raise ConfigError(f"{where}: transformers refuses these arguments: {first}; correct the value") from error
+
+
+def _try_trainer(arguments: Any) -> None:
+    """Make the Trainer, the optimizer and the schedule of these arguments, on a model of one layer.
+
+    Raises:
+        Exception: Whatever libraries raise for what they do not take, or miss.
+    """
+    import torch
+    from transformers import Trainer
+
+    arguments.push_to_hub = arguments.load_best_model_at_end = False  # would ask the hub, and for data
+    arguments.eval_strategy = "no"
+    trainer = Trainer(model=torch.nn.Sequential(torch.nn.Linear(2, 2)), args=arguments)
+    if arguments.optim_target_modules is None:  # else the names are those of the user's model
+        trainer.create_optimizer_and_scheduler(num_training_steps=10)
 
 
 @cache
@@ -164,14 +194,14 @@ def _converted(name: str, value: Any, kinds: tuple[Any, ...]) -> Any:
     if (isinstance(value, str) and str in kinds) or (isinstance(value, bool) and bool in kinds):
         return value
     whole = float not in kinds
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ValueError("expected a whole number" if whole else "expected a number")
     if isinstance(value, float) and value.is_integer() and (whole or name.endswith("_steps")):
         value = int(value)
     if whole and not isinstance(value, int):
         raise ValueError("expected a whole number")
-    if value < _LEAST.get(name, value):
-        raise ValueError(f"expected at least {_LEAST[name]}")
+    if name in _RANGES and (expected := _RANGES[name].unmet(value)):
+        raise ValueError(f"expected {expected}")
     return value
 
 
