@@ -203,9 +203,7 @@ def test_values_that_cannot_be_are_named(name, value, expected):
 def test_a_decay_that_leaves_nothing_of_the_weights_is_named():
     with pytest.raises(ConfigError) as caught:
         typed_arguments({"weight_decay": 10, "learning_rate": 0.2})
-    assert list(caught.value.problems) == [
-        "trainer.weight_decay: 10 at a learning rate of 0.2; expected less than 5"
-    ]
+    assert list(caught.value.problems) == ["trainer.weight_decay: 10 at a learning rate of 0.2; expected less than 5"]
     assert typed_arguments({"weight_decay": 10, "learning_rate": 0.02})["weight_decay"] == 10
 
 

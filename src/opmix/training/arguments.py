@@ -32,7 +32,9 @@ _OF_ITS_RUN = ("output_dir", "max_steps", "num_train_epochs", "train_sampling_st
 _RANGES = {
     **dict.fromkeys((ROWS, MICRO, PER_DEVICE, ACCUMULATION, "per_device_eval_batch_size"), Bounds(ge=1)),
     **dict.fromkeys(("torch_empty_cache_steps", "eval_accumulation_steps", "dataloader_prefetch_factor"), Bounds(ge=1)),
-    **dict.fromkeys(("weight_decay", "max_grad_norm", "warmup_steps", "neftune_noise_alpha", "eval_delay"), Bounds(ge=0)),
+    **dict.fromkeys(
+        ("weight_decay", "max_grad_norm", "warmup_steps", "neftune_noise_alpha", "eval_delay"), Bounds(ge=0)
+    ),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), Bounds(ge=0, lt=1)),
     **dict.fromkeys(("logging_steps", "save_steps", "eval_steps"), Bounds(gt=0)),
     "learning_rate": Bounds(gt=0, le=100),
