@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import typer
 from typer.core import TyperCommand
 
 from opmix.errors import ConfigError
@@ -15,7 +14,7 @@ from opmix.errors import ConfigError
 class Verb(TyperCommand):
     """A verb whose paths are ones: `~` is expanded, and what no system takes for a path is an error before the verb begins."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Called by typer with the options as they were given."""
         from opmix.domain import user_path
 
