@@ -202,9 +202,12 @@ def test_values_that_cannot_be_are_named(name, value, expected):
 
 def test_a_decay_that_leaves_nothing_of_the_weights_is_named():
     with pytest.raises(ConfigError) as caught:
-        typed_arguments({"weight_decay": 10, "learning_rate": 0.2})
+        checked_arguments({"weight_decay": 10, "learning_rate": 0.2})
     assert list(caught.value.problems) == ["trainer.weight_decay: 10 at a learning rate of 0.2; expected less than 5"]
-    assert typed_arguments({"weight_decay": 10, "learning_rate": 0.02})["weight_decay"] == 10
+    assert checked_arguments({"weight_decay": 10, "learning_rate": 0.02})["weight_decay"] == 10
+    apart = life(trainer={"weight_decay": 10}, stages=[STAGES[0], {**STAGES[1], "trainer": {"learning_rate": 0.2}}])
+    with pytest.raises(ConfigError, match=r"^stages\.1\.trainer\.weight_decay: 10 at a learning rate of 0\.2"):
+        checked_trainers(apart)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +246,7 @@ def test_every_stages_arguments_are_checked_before_the_first_is_trained():
         checked_trainers(wrong)
     assert list(caught.value.problems) == [
         "trainer.weight_decay: 'x'; expected a number",
-        "stages.1.trainer.learning_rate: -1; expected at least 0",
+        "stages.1.trainer.learning_rate: -1; expected above 0 and at most 100",
     ]
     refused = life(stages=[STAGES[0], {**STAGES[1], "trainer": {"optim": "nope"}}])
     with pytest.raises(ConfigError, match=r"^stages\.1\.trainer: transformers refuses"):

@@ -116,28 +116,24 @@ def typed_arguments(arguments: Mapping[str, Any], where: str = "trainer") -> Giv
     problems += [f"{where}.{name}: said by {where}.{ROWS} too; leave one out" for name in twice]
     if MICRO in arguments and ROWS not in arguments:
         problems.append(f"{where}.{MICRO}: divides {where}.{ROWS}, which is missing; add it")
-    if not problems:
-        problems += _decay_problems(converted, where)
     if problems:
         raise ConfigError(problems)
     return converted
-
-
-def _decay_problems(arguments: Mapping[str, Any], where: str) -> list[str]:
-    """Each step scales weights by 1 - rate x decay: from 1 on nothing of them is left, or they grow with their sign turned."""
-    rate, decay = arguments.get("learning_rate", _RATE), arguments.get("weight_decay", 0.0)
-    if rate * decay < 1:
-        return []
-    return [f"{where}.weight_decay: {decay:g} at a learning rate of {rate:g}; expected less than {1 / rate:g}"]
 
 
 def try_arguments(arguments: Mapping[str, Any], where: str = "trainer", *, trackers: bool = True) -> None:
     """Make the `TrainingArguments` and the Trainer that a run will make; a search has no trackers.
 
     Raises:
-        ConfigError: transformers refuses them, or the rows of a step cannot be laid out over the ranks.
+        ConfigError: transformers refuses them, decay leaves nothing of the weights, or the rows of a step cannot be laid out over the ranks.
     """
     Batch.of(arguments)
+    # Each step scales weights by 1 - rate x decay: from 1 on nothing of them is left, or they grow with their sign turned.
+    rate, decay = arguments.get("learning_rate", _RATE), arguments.get("weight_decay", 0.0)
+    if rate * decay >= 1:
+        raise ConfigError(
+            f"{where}.weight_decay: {decay:g} at a learning rate of {rate:g}; expected less than {1 / rate:g}"
+        )
     if world_size() > 1:  # making them would join the other ranks; the verbs say whether they take several
         return
     import torch
