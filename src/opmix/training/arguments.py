@@ -125,7 +125,7 @@ def try_arguments(arguments: Mapping[str, Any], where: str = "trainer", *, track
     """Make the `TrainingArguments` and the Trainer that a run will make; a search has no trackers.
 
     Raises:
-        ConfigError: transformers refuses them, decay leaves nothing of the weights, or the rows of a step cannot be laid out over the ranks.
+        ConfigError: transformers refuses them, decay leaves nothing of the weights, or ranks cannot share the rows of a step.
     """
     Batch.of(arguments)
     # Each step scales weights by 1 - rate x decay: from 1 on nothing of them is left, or they grow with their sign turned.
