@@ -6,10 +6,11 @@ import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
-from predictor_texts import Pool, PoolText, name_of
+from predictor_texts import LENGTH, Pool, PoolText, name_of
 
 from opmix.mixing.mixture import FloatArray, Mixture
 
@@ -33,8 +34,21 @@ class Size:
     test: int
     held_out: int
 
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Settings of the model, but for its vocabulary."""
+        width = {"hidden_size": self.hidden, "intermediate_size": 3 * self.hidden, "num_hidden_layers": self.layers}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True}
+        return {"model_type": "llama", **width, **heads, "max_position_embeddings": LENGTH}
+
 
 SIZES = {"0.3M": Size(96, 2, 120, 500, 120, 32, 64, 32), "3M": Size(256, 4, 120, 300, 120, 32, 48, 24)}
+TARGET_SIZES = {
+    "0.3M": SIZES["0.3M"],
+    "1.1M": Size(136, 4, 120, 300, 120, 32, 64, 32),
+    "tiny": Size(16, 1, 8, 9, 8, 8, 8, 8),
+}
+"""Of the evidence for targets (target_cells.py); `tiny` is for trying the program."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,7 @@ class Cell:
 
     @property
     def lengths(self) -> Size:
-        return SIZES[self.size]
+        return {**SIZES, **TARGET_SIZES}[self.size]
 
     @property
     def domains(self) -> tuple[str, ...]:

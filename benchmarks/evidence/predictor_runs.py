@@ -102,20 +102,7 @@ class Laboratory:
         lengths = self.cell.lengths
         home = self.cell.out / "bases" / f"{self.cell.pool.name}-{self.cell.size}"
         if not (home / "grown" / "config.json").exists():
-            width = {
-                "hidden_size": lengths.hidden,
-                "intermediate_size": 3 * lengths.hidden,
-                "num_hidden_layers": lengths.layers,
-            }
-            heads = {
-                "num_attention_heads": 4,
-                "num_key_value_heads": 4,
-                "max_position_embeddings": LENGTH,
-                "tie_word_embeddings": True,
-            }
-            model = scratch.new_model(
-                {"model_type": "llama", **width, **heads}, self.cell.text.tokenizer, self.cell.seed
-            )
+            model = scratch.new_model(lengths.architecture, self.cell.text.tokenizer, self.cell.seed)
             saved = At(
                 [lengths.young, lengths.grown],
                 lambda step, m: m.save_pretrained(home / ("young" if step == lengths.young else "grown")),
@@ -188,18 +175,14 @@ class Laboratory:
             if found["order"] == order and 0.5 * np.abs(np.array(found["mixture"]) - mixture.weights).sum() < SAME:
                 return found
 
-        def work() -> dict[str, Any]:
-            model = copy.deepcopy(self.base)
-            self.trained(model, mixture, self.cell.lengths.stage, STAGE, self.cell.seed + 1 + 100 * order)
-            return {
-                "name": name,
-                "mixture": mixture.weights.tolist(),
-                "order": order,
-                "test": measured(model, self.test),
-            }
-
         number = len(self.trainings())
-        return self.unit(f"trainings/{number:03d}", work)
+        return self.unit(f"trainings/{number:03d}", lambda: self.stage(mixture, name, order))
+
+    def stage(self, mixture: Mixture, name: str, order: int) -> dict[str, Any]:
+        """Train the whole stage; its numbers."""
+        model = copy.deepcopy(self.base)
+        self.trained(model, mixture, self.cell.lengths.stage, STAGE, self.cell.seed + 1 + 100 * order)
+        return {"name": name, "mixture": mixture.weights.tolist(), "order": order, "test": measured(model, self.test)}
 
     def start(self) -> dict[str, Any]:
         """The base's own losses, and what a cell is made of."""

@@ -1,214 +1,106 @@
-"""Mixtures for text that is not trained on: a search told of its targets, against rules, an oracle and a person (targets.md).
+"""Mixtures for text that is not trained on: a search told of its targets, against rules, swarms, an oracle and a person (targets.md).
 
-    OMP_NUM_THREADS=1 python benchmarks/evidence/targets.py run [--cells answers-s3 ...] [--data ../shared/data]
+    python benchmarks/evidence/targets.py run [--workers 16] [--cells answers-s3-0.3M ...] [--sizes 0.3M 1.1M] [--data ../shared/data]
+    python benchmarks/evidence/targets.py estimate [--sizes 0.3M 1.1M]
     python benchmarks/evidence/targets.py analyse
 
-`run` makes the numbers of each cell under `--out`, every training and search once, so it can be stopped and started at any time; `analyse`
-writes results/targets.json from the cells that are whole.
+`run` makes the numbers of each cell under `--out`, in as many processes of one thread as `--workers` says; every training and search is
+made once and kept, so it can be stopped and started at any time. `estimate` says what the cells take. `analyse` writes results/targets.json
+from the cells that are whole.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import json
+import multiprocessing
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
-import yaml
-from predictor_cells import Cell, leaning
-from predictor_laws import Numbers, log_linear, optimum
-from predictor_runs import STAGE, Laboratory
-from predictor_texts import Pool
+from predictor_cells import BATCH, TARGET_SIZES
+from predictor_texts import LENGTH, VOCABULARY
 from predictors import write_lines
+from target_cells import LAWS, MEAN, ORDERS, POOLS, SWARMS, Task, Trial, one_thread
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from opmix.cli.console import quiet_libraries
-from opmix.config import parse_config
 from opmix.mixing.mixture import FloatArray, Mixture
-from opmix.mixture_search.search import run_search
 
 RESULTS = Path(__file__).parent / "results" / "targets.json"
-POOLS = yaml.safe_load(Path(__file__).with_name("targets.yaml").read_text())
-ORDERS = 2
-SINGLE = 0.65
 LIMIT = 5.0
 """Percent: the default limit on the training domains."""
-MEAN = "mean"
+TIMED = 8
+"""Steps that the estimate is made from."""
+FIXED = 5.0
+"""Core-minutes of a cell's solves, draws and trees, whatever the size of its model; measured with the size `tiny`."""
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One cell: a pool and a seed."""
-
-    pool: str
-    seed: int
-    out: Path
-    data: Path
-    size: str = "0.3M"
-
-    @property
-    def name(self) -> str:
-        return f"{self.pool}-s{self.seed}"
-
-    @cached_property
-    def cell(self) -> Cell:
-        told = POOLS[self.pool]
-        pool = Pool(self.name, "confirming", self.seed, told["domains"], tuple(told["targets"]))
-        return Cell(pool, self.size, "young", self.out, self.data)
-
-    @cached_property
-    def laboratory(self) -> Laboratory:
-        return Laboratory(self.cell)
-
-    @property
-    def objectives(self) -> dict[str, dict[str, float]]:
-        """Weights of the targets: each alone, and all alike."""
-        names = self.cell.targets
-        single = {t.removeprefix("target_"): {n: float(n == t) for n in names} for t in names}
-        return {**single, MEAN: dict.fromkeys(names, 1.0)}
-
-    def rules(self) -> dict[str, Mixture]:
-        """Mixtures that need neither search nor target."""
-        sizes = np.array([len(r) for r in self.laboratory.rows.values()], dtype=np.float64)
-        stage = self.cell.lengths.stage * 8.0
-        made = {"uniform": np.ones(len(sizes)), "size": sizes, "temperature": sizes ** (1 / 5)}
-        made["unimax"] = unimax(sizes, stage)
-        return {n: Mixture(self.cell.domains, p / p.sum()) for n, p in made.items()}
-
-    def singles(self) -> dict[str, Mixture]:
-        count = len(self.cell.domains)
-        return {d: Mixture(self.cell.domains, leaning(count, i, SINGLE)) for i, d in enumerate(self.cell.domains)}
-
-    def by_hand(self, objective: str) -> Mixture:
-        told = POOLS[self.pool]["by_hand"][objective]
-        return Mixture.normalised({d: told[d] for d in self.cell.domains})
-
-    def searched(self, objective: str, law: str) -> dict[str, Any]:
-        """What a search recommends; all of a law share one run folder, so probes are trained once."""
-
-        def work() -> dict[str, Any]:
-            found = run_search(
-                parse_config(self.settings(objective, law)),
-                model=copy.deepcopy(self.laboratory.base),
-                tokenizer=self.cell.text.tokenizer,
-                out=self.laboratory.folder / f"search-{law}",
-            )
-            decision = found.verdict.decision
-            told = {"action": decision.action, "reason": decision.reason, "search_share": found.search_share}
-            optimal = found.verdict.optimum.mixture.weights.tolist()
-            return {**told, "mixture": found.mixture.weights.tolist(), "optimum": optimal}
-
-        return self.laboratory.unit(f"searches/{law}-{objective}", work)
-
-    def settings(self, objective: str, law: str) -> dict[str, Any]:
-        folder, lengths = self.cell.text.folder, self.cell.lengths
-
-        def files(name: str, *splits: str) -> dict[str, str]:
-            return {s: str((folder / f"{name}.{s}.jsonl").resolve()) for s in splits}
-
-        return {
-            "model": "<the base>",
-            "domains": {d: files(d, "train", "valid", "test") for d in self.cell.domains},
-            "targets": {t: files(t, "valid", "test") for t in self.cell.targets},
-            "old_mixture": dict(self.cell.uniform),
-            "budget": lengths.stage * 512,
-            "sequence_length": 64,
-            "trainer": STAGE,
-            "probes": {"steps": lengths.probe},
-            "proxies": {"eval_sequences": lengths.held_out},
-            "solve": {"weights": self.objectives[objective]},
-            "law": law,
-            "seed": self.seed,
-            "cache_dir": str((folder / "search-cache").resolve()),
-        }
-
-    def swarm(self, objective: str) -> Mixture:
-        """Optimum of the log-linear law of a swarm."""
-        self.laboratory.start()
-        self.laboratory.swarm()
-        numbers = Numbers(self.laboratory.folder)
-        weights = np.array([0.0] * len(self.cell.domains) + list(self.objectives[objective].values()))
-        found = optimum(log_linear(numbers, *numbers.swarm), weights / weights.sum(), numbers.uniform, 0.05)
-        return Mixture(self.cell.domains, found)
-
-    def trained(self, mixture: Mixture, name: str) -> FloatArray:
-        """Test losses (E,) after the stage, the mean over orders of the data."""
-        runs = [self.laboratory.full_training(mixture, name, order) for order in range(ORDERS)]
-        sets, length = self.cell.sets, 63
-        return np.mean([[np.mean(run["test"][s]) / length for s in sets] for run in runs], axis=0)
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Everything of the cell, a row for each objective and method."""
-        rules = {n: (m, self.trained(m, n)) for n, m in self.rules().items()}
-        singles = {d: (m, self.trained(m, f"single {d}")) for d, m in self.singles().items()}
-        base = np.array([np.mean(self.laboratory.start()["test"][s]) / 63 for s in self.cell.sets])
-        for objective, told in self.objectives.items():
-            weights = np.array([0.0] * len(self.cell.domains) + list(told.values()))
-            weights /= weights.sum()
-            made: dict[str, tuple[Mixture, FloatArray, dict[str, Any]]] = {n: (*r, {}) for n, r in rules.items()}
-            best = min(singles, key=lambda d: float(singles[d][1] @ weights))
-            made["best single"] = (*singles[best], {"domain": best})
-            hand = self.by_hand(objective)
-            made["by hand"] = (hand, self.trained(hand, f"by hand, {objective}"), {})
-            for method, law in (("search", "effective_tokens"), ("log_linear", "log_linear")):
-                found = self.searched(objective, law)
-                mixture = Mixture(self.cell.domains, np.array(found["mixture"]))
-                said = {k: found[k] for k in ("action", "search_share")}
-                made[method] = (mixture, self.trained(mixture, f"{method}, {objective}"), said)
-            mixture = self.swarm(objective)
-            made["swarm"] = (mixture, self.trained(mixture, f"swarm, {objective}"), {})
-            for method, (mixture, losses, said) in made.items():
-                yield self.row(objective, method, mixture, weights, losses - rules["uniform"][1], losses / base, said)
-
-    def row(
-        self,
-        objective: str,
-        method: str,
-        mixture: Mixture,
-        weights: FloatArray,
-        away: FloatArray,
-        risen: FloatArray,
-        said: Mapping[str, Any],
-    ) -> dict[str, Any]:
-        """One row; `away`: losses less uniform's (E,), `risen`: by the base's (E,)."""
-        count = len(self.cell.domains)
-        percent = 100 * np.expm1(away)
-        others = [p for p, w in zip(percent[count:], weights[count:], strict=True) if not w]
-        worst = int(np.argmax(risen[:count]))
-        return {
-            "targets": objective,
-            "pool": self.pool,
-            "seed": self.seed,
-            "orders": ORDERS,
-            "parameters": self.laboratory.start()["parameters"],
-            "method": method,
-            "mixture": {d: round(float(s), 4) for d, s in mixture.items()},
-            "perplexity_vs_uniform": round(float(100 * np.expm1(away @ weights)), 3),
-            "by_target": dict(zip(POOLS[self.pool]["targets"], percent[count:].round(3).tolist(), strict=True)),
-            "others": round(float(np.mean(others)), 3) if others else None,
-            "most_risen": [self.cell.domains[worst], round(float(100 * (risen[worst] - 1)), 3)],
-            "limits_kept": bool(100 * (risen[:count] - 1).max() <= LIMIT),
-            **said,
-        }
+# -- rows ------------------------------------------------------------------------------------------------------------
 
 
-def unimax(sizes: FloatArray, budget: float, epochs: float = 1.0) -> FloatArray:
-    """Even shares as far as no domain is repeated more often than so (arXiv 2304.09151), (D,)."""
-    shares, left = np.zeros(len(sizes)), budget
-    order = np.argsort(sizes)
-    for place, d in enumerate(order):
-        shares[d] = min(left / (len(order) - place), sizes[d] * epochs)
-        left -= shares[d]
-    return shares / shares.sum()
+def rows_of(trial: Trial) -> Iterator[dict[str, Any]]:
+    """Everything of a whole cell, a row for each objective and method."""
+    count, start = len(trial.cell.domains), trial.laboratory.start()
+    base = trial.test_losses(start)
+    rules = {n: (m, trial.trained(m), {}) for n, m in trial.rules().items()}
+    singles = {d: (m, trial.trained(m)) for d, m in trial.singles().items()}
+    proposals = trial.proposals()
+    for objective, told in trial.objectives.items():
+        weights = np.array([0.0] * count + list(told.values()))
+        weights /= weights.sum()
+        made: dict[str, tuple[Mixture, FloatArray, dict[str, Any]]] = dict(rules)
+        best = min(singles, key=lambda d: float(singles[d][1] @ weights))
+        made["best single"] = (*singles[best], {"domain": best})
+        made["by hand"] = (hand := trial.by_hand(objective), trial.trained(hand), {})
+        for method, mixture in proposals[objective].items():
+            said = {}
+            if method in (*LAWS, *trial.swarms):
+                found = trial.read(trial.search_file(method, objective))
+                said = {k: found[k] for k in ("action", "search_share") if k in found} | foretold(trial, found)
+            made[method] = (mixture, trial.trained(mixture), said)
+        facts = {"targets": objective, "pool": trial.pool, "seed": trial.seed, "orders": ORDERS}
+        for method, (mixture, losses, said) in made.items():
+            row = {**facts, "parameters": start["parameters"], "method": method}
+            row["mixture"] = {d: round(float(s), 4) for d, s in mixture.items()}
+            yield row | judged(trial, weights, losses - rules["uniform"][1], losses / base) | said
+
+
+def judged(trial: Trial, weights: FloatArray, away: FloatArray, risen: FloatArray) -> dict[str, Any]:
+    """What a mixture came to; `away`: losses less uniform's (E,), `risen`: by the base's (E,)."""
+    count = len(trial.cell.domains)
+    percent, risen = 100 * np.expm1(away), 100 * (risen[:count] - 1)
+    others = [p for p, w in zip(percent[count:], weights[count:], strict=True) if not w]
+    worst = int(np.argmax(risen))
+    return {
+        "perplexity_vs_uniform": round(float(100 * np.expm1(away @ weights)), 3),
+        "by_target": dict(zip(POOLS[trial.pool]["targets"], percent[count:].round(3).tolist(), strict=True)),
+        "others": round(float(np.mean(others)), 3) if others else None,
+        "risen": dict(zip(trial.cell.domains, risen.round(3).tolist(), strict=True)),
+        "most_risen": [trial.cell.domains[worst], round(float(risen[worst]), 3)],
+        "limits_kept": bool(risen.max() <= LIMIT),
+    }
+
+
+def foretold(trial: Trial, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Percent that a search foretold of each domain, from the mixture in use to its own: value and interval."""
+    changes = found.get("evidence", {}).get("payoff", {}).get("changes")
+    if changes is None:
+        return {}
+    base = found["baseline"]
+
+    def percent(name: str) -> list[float]:
+        told = changes[name]
+        return [round(float(100 * x / base[name]), 3) for x in (told["nats"], *told["interval"])]
+
+    return {"foretold_change": {name: percent(name) for name in trial.cell.sets}}
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -217,6 +109,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for kind in ("single", MEAN):
         for method in dict.fromkeys(r["method"] for r in rows):
             mine = [r for r in rows if r["method"] == method and (r["targets"] == MEAN) == (kind == MEAN)]
+            if not mine:
+                continue
             told = np.array([r["perplexity_vs_uniform"] for r in mine])
             shares = [r["search_share"] for r in mine if "search_share" in r]
             made[f"{kind}, {method}"] = {
@@ -230,33 +124,101 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def trials(args: argparse.Namespace) -> Iterator[Trial]:
-    """Cells asked for, one seed of every pool first."""
-    every = [Trial(p, s, args.out, args.data) for i in range(3) for p in POOLS for s in POOLS[p]["seeds"][i : i + 1]]
-    yield from (t for t in every if not args.cells or t.name in args.cells)
+# -- running ---------------------------------------------------------------------------------------------------------
+
+
+def trials(args: argparse.Namespace) -> list[Trial]:
+    """Cells asked for, one seed of every pool first, the small ones before."""
+    every = [
+        Trial(p, s, args.out, args.data, size, tuple(args.swarms))
+        for size in args.sizes
+        for i in range(3)
+        for p in POOLS
+        for s in POOLS[p]["seeds"][i : i + 1]
+    ]
+    return [t for t in every if not args.cells or t.name in args.cells]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what is left; the number of tasks that failed."""
+    mine = trials(args)
+    estimate(args)
+    for trial in mine:
+        trial.cell.text.write()  # in this process: cells share what their sources' text is read into
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.workers, mp_context=context, initializer=one_thread) as pool:
+        return scheduled(pool, mine, args.workers)
+
+
+def scheduled(pool: ProcessPoolExecutor, mine: Sequence[Trial], workers: int) -> int:
+    """Hand out tasks until nothing is left but what failed; the number of those."""
+    running: dict[Future[float], Task] = {}
+    failed: set[Any] = set()
+    while True:
+        busy = failed | {t.key for t in running.values()}
+        for task in (t for trial in mine for t in trial.left() if t.key not in busy):
+            if len(running) == workers:
+                break
+            running[pool.submit(Task.run, task)] = task
+        if not running:
+            return len(failed)
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            task = running.pop(future)
+            try:
+                told = f"{future.result():.0f} s"
+            except Exception as error:
+                failed.add(task.key)
+                told = "FAILED: " + "".join(traceback.format_exception(error))
+            left = "" if task.trial.left() or failed else "; the cell is whole"
+            print(f"{time.strftime('%H:%M:%S')} {task}: {told}{left}", flush=True)
+
+
+def estimate(args: argparse.Namespace) -> None:
+    """Core-minutes of each cell, by the time of a few steps on random tokens."""
+    torch.set_num_threads(1)
+    seconds = {size: step_seconds(size) for size in args.sizes}
+    for trial in trials(args):
+        left = "" if trial.laboratory.folder.exists() else ", nothing done yet"
+        minutes = FIXED + trial.work() * seconds[trial.size] / 60
+        print(f"{trial.name}: about {minutes:.0f} core-minutes in all ({seconds[trial.size]:.3f} s a step){left}")
+    sys.stdout.flush()
+
+
+def step_seconds(size: str) -> float:
+    """Seconds of an optimizer step of 512 tokens on one thread."""
+    model = LlamaForCausalLM(LlamaConfig(**TARGET_SIZES[size].architecture, vocab_size=VOCABULARY))
+    optimizer = torch.optim.AdamW(model.parameters())
+    ids = torch.randint(VOCABULARY, (BATCH, LENGTH))
+    for step in range(TIMED + 2):
+        if step == 2:
+            started = time.perf_counter()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return (time.perf_counter() - started) / TIMED
+
+
+def analyse(args: argparse.Namespace) -> None:
+    whole = [t for t in trials(args) if (t.laboratory.folder / "start.json").exists() and not t.left()]
+    rows = [row for trial in whole for row in rows_of(trial)]
+    told = {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform(), "cells": [t.name for t in whole]}
+    write_lines(RESULTS, {**told, "threads": 1, "summary": summary(rows), "rows": rows})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "analyse"])
+    parser.add_argument("what", choices=["run", "estimate", "analyse"])
+    parser.add_argument("--workers", type=int, default=1, help="processes of one thread")
     parser.add_argument("--cells", nargs="+", default=[])
+    parser.add_argument("--sizes", nargs="+", default=["0.3M"], choices=list(TARGET_SIZES))
+    parser.add_argument("--swarms", nargs="*", default=list(SWARMS), choices=list(SWARMS))
     parser.add_argument("--out", type=Path, default=Path("runs/evidence/targets"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     args = parser.parse_args()
     quiet_libraries()
-    rows: list[dict[str, Any]] = []
-    for trial in trials(args):
-        done = trial.laboratory.folder / "rows.json"
-        if args.what == "run" and not done.exists():
-            started = time.perf_counter()
-            trial.cell.text.write()
-            made = list(trial.rows())
-            done.write_text(json.dumps(made))
-            print(f"{time.strftime('%H:%M:%S')} {trial.name}: {time.perf_counter() - started:.0f} s", flush=True)
-        rows += json.loads(done.read_text()) if done.exists() else []
-    if args.what == "analyse":
-        told = {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform(), "threads": torch.get_num_threads()}
-        write_lines(RESULTS, {**told, "summary": summary(rows), "rows": rows})
+    if args.what == "run":
+        sys.exit(1 if run(args) else 0)
+    {"estimate": estimate, "analyse": analyse}[args.what](args)
 
 
 if __name__ == "__main__":

@@ -67,28 +67,34 @@ class RegMix:
         mixtures = [Mixture(stage.domains, row) for row in self._swarm(stage, rng)]
         proxy = proxy_model(context, self.proxy_share, self.start, self.architecture)
         trials = context.train(mixtures, proxy, label="regmix")
-        trees = BoostedTrees(trees=self.trees, learning_rate=self.learning_rate, min_leaf=self.min_leaf)
-        fitted = trees.fit(trials.shares, trials.losses, seed=stage.seed)
+        trees, aimed_at = self._trees, aim(context, trials)
+        counted = np.flatnonzero(aimed_at.weights(len(trials.metrics)))  # trees of no other set would change the answer
+        losses, metrics = trials.losses[:, counted], tuple(trials.metrics[e] for e in counted)
+        fitted = trees.fit(trials.shares, losses, seed=stage.seed)
         candidates = rng.dirichlet(np.maximum(stage.by_size.weights, 1e-3), self.simulated)
-        predicted = aimed(fitted.predict(candidates), aim(context, trials))
+        every = np.tile(trials.baseline, (len(candidates), 1))
+        every[:, counted] = fitted.predict(candidates)
+        predicted = aimed(every, aimed_at)
         best = np.argsort(predicted, kind="stable")[: self.top_k]
         mixture = Mixture(stage.domains, candidates[best].mean(axis=0))
-        left_out = trees.left_out(trials.shares, trials.losses, seed=stage.seed)
+        left_out = trees.left_out(trials.shares, losses, seed=stage.seed)
         return Proposal(
             mixture=mixture,
             evidence={
                 "settings": settings_of(self),
                 "runs": trial_rows(trials),
-                "left_out_spearman": left_out_ranks(trials.losses, left_out, trials.metrics),
-                "predicted": dict(
-                    zip(trials.metrics, map(float, fitted.predict(mixture.weights[None])[0]), strict=True)
-                ),
+                "left_out_spearman": left_out_ranks(losses, left_out, metrics),
+                "predicted": dict(zip(metrics, map(float, fitted.predict(mixture.weights[None])[0]), strict=True)),
                 "best_predicted": {
                     "mean": float(predicted[best].mean()),
                     "spread": np.std(candidates[best], axis=0).tolist(),
                 },
             },
         )
+
+    @property
+    def _trees(self) -> BoostedTrees:
+        return BoostedTrees(trees=self.trees, learning_rate=self.learning_rate, min_leaf=self.min_leaf)
 
     def _swarm(self, stage: DecisionProblem, rng: np.random.Generator) -> FloatArray:
         sizes = stage.by_size.weights
