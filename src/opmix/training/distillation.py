@@ -30,9 +30,10 @@ from opmix.runs.files import files_signature
 from opmix.training.factory import TrainerFactory, TrainSpec, default_trainer
 from opmix.training.objectives import Usage
 from opmix.training.settings import DistillationSettings, ObjectiveName
-from opmix.training.teacher import Teacher, TeacherFollows
+from opmix.training.teacher import Teacher, TeacherFollows, cast_once
 
 _SEED = 1_000_003
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +267,9 @@ class DistillationTrainer(Trainer):
         with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(self._draw())
             student.eval()
-            whole = student.generate(input_ids=prompt_ids, attention_mask=prompt_mask, generation_config=settings)
+            # PEFT writes past the wrapper that casts a forward pass, hence autocast here too.
+            with self.accelerator.autocast(), cast_once(student, _AUTOCAST.get(str(self.accelerator.mixed_precision))):
+                whole = student.generate(input_ids=prompt_ids, attention_mask=prompt_mask, generation_config=settings)
             student.train(training)
         answer = whole[:, prompt_ids.shape[1] :].clone()
         ends = torch.isin(answer, torch.tensor(stop, device=answer.device))
@@ -282,7 +285,7 @@ class DistillationTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], answer: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
         if self._other is not None:
-            with torch.no_grad():
+            with torch.no_grad(), self.accelerator.autocast():
                 return self._logits(self._other, inputs["context_ids"], inputs["context_mask"], answer, mask)
         training = model.training
         model.eval()

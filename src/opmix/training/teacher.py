@@ -7,11 +7,12 @@ not what a checkpoint's name leads to. An adapter's two factors follow one by on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
@@ -19,6 +20,33 @@ from transformers import TrainerCallback
 from opmix.errors import StoreError
 
 FILE = "teacher.safetensors"
+
+
+@contextmanager
+def put_in_place(values: Sequence[tuple[nn.Parameter, torch.Tensor]]) -> Iterator[None]:
+    """Let parameters have other values inside; not for passes whose gradients are still needed."""
+    kept = [p.data for p, _ in values]
+    try:
+        for p, value in values:
+            p.data = value
+        yield
+    finally:
+        for (p, _), own in zip(values, kept, strict=True):
+            p.data = own
+
+
+@contextmanager
+def cast_once(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Let the weights of linear layers be what autocast to `dtype` makes of them; None: nothing is cast.
+
+    Autocast casts them in every forward pass anew, which in writing is for every token. Only linear layers, and not those that share an
+    embedding's weight: autocast leaves all else in float32, so that what is written is the same.
+    """
+    shared = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) not in shared]
+    values = [] if dtype is None else [(w, w.detach().to(dtype)) for w in weights if w.dtype == torch.float32]
+    with put_in_place(values):
+        yield
 
 
 class Teacher:
@@ -33,14 +61,8 @@ class Teacher:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Let the model be the teacher inside; not for passes whose gradients are still needed."""
-        kept = {name: p.data for name, p in self._student.items()}
-        try:
-            for name, p in self._student.items():
-                p.data = self._weights[name].to(p.dtype)
+        with put_in_place([(p, self._weights[name].to(p.dtype)) for name, p in self._student.items()]):
             yield
-        finally:
-            for name, p in self._student.items():
-                p.data = kept[name]
 
     def follow(self) -> None:
         """One step towards the student."""

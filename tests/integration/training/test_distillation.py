@@ -1,6 +1,7 @@
 """Self-distillation: the right teacher, the right tokens, reproducible, and its cost counted."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -28,7 +29,7 @@ from opmix.training.factory import TrainSpec, run_training
 from opmix.training.objectives import Usage
 from opmix.training.plan import plan_training, training_cost
 from opmix.training.settings import DEMONSTRATION, DistillationSettings
-from opmix.training.teacher import Teacher
+from opmix.training.teacher import Teacher, cast_once
 
 ARGUMENTS = {"per_device_train_batch_size": 4, "learning_rate": 1e-2}
 
@@ -216,13 +217,44 @@ class TestTraining:
         assert changed
         assert all("probe_1" in k for k in changed)
 
+    @pytest.mark.parametrize("adapter", [False, True])
+    def test_weights_are_cast_once_for_writing_and_the_same_is_written(
+        self, data, tokenizer, tmp_path, monkeypatch, adapter
+    ):
+        model = tiny_model(vocab_size=len(tokenizer), tie_word_embeddings=True)
+        model = tiny_adapter(model, "a") if adapter else model
+        trainer = self.trainer(data, model, tmp_path, arguments={"bf16": True})
+        wrapped = trainer.accelerator.prepare_model(model).train()
+        before, prompts = weights(model), pad_left([torch.arange(2, 30), torch.arange(5, 40)])
+        head, kinds = model.get_output_embeddings(), []
+        layer = next(m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
+        layer.register_forward_hook(lambda module, *_: kinds.append((module.weight.dtype, head.weight.dtype)))
+        once = trainer.sample(wrapped, *prompts)
+        assert set(kinds) == {(torch.bfloat16, torch.float32)}
+        assert all(v.dtype == before[k].dtype and torch.equal(v, before[k]) for k, v in model.state_dict().items())
+        monkeypatch.setattr("opmix.training.distillation.cast_once", lambda *_: nullcontext())
+        trainer._calls = (-1, 0)
+        each = trainer.sample(wrapped, *prompts)
+        assert kinds[-1] == (torch.float32, torch.float32)
+        assert all(torch.equal(a, b) for a, b in zip(once, each, strict=True))
+
+    def test_gradients_of_earlier_micro_batches_stay_while_weights_are_cast(self, data, tokenizer, tmp_path):
+        model = tiny_model(vocab_size=len(tokenizer))
+        (model(torch.arange(2, 30)[None]).logits.sum() * 2).backward()
+        gradients = {k: p.grad.clone() for k, p in model.named_parameters()}
+        with cast_once(model, torch.bfloat16), torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            model(torch.arange(2, 30)[None])
+        assert all(torch.equal(p.grad, gradients[k]) for k, p in model.named_parameters())
+        (model(torch.arange(2, 30)[None]).logits.sum() * 2).backward()
+        assert all(torch.equal(p.grad, 2 * gradients[k]) for k, p in model.named_parameters())
+
     @staticmethod
-    def trainer(data, model, folder, **options):
+    def trainer(data, model, folder, arguments=None, **options):
         objective = SelfDistillation(
             options=DistillationSettings(**{"demonstration": DEMONSTRATION, "max_new_tokens": 8, "skip_tokens": 0, **options}),
             contexts={}, stop_ids=(0, 513), limit=256,
         )  # fmt: skip
-        spec = TrainSpec(model=model, dataset=[{}], output_dir=folder, steps=1, seed=0)
+        spec = TrainSpec(model=model, dataset=[{}], output_dir=folder, steps=1, seed=0, arguments=arguments or {})
         return distillation_trainer(spec, objective=objective, usage=Usage(), shape=model_shape(model))
 
 

@@ -1,0 +1,120 @@
+"""Where the time of a self-distillation step goes, and tokens a second: writing, teacher's pass, student's pass.
+
+    python benchmarks/distil_speed.py MODEL CHATS.jsonl.gz [--rows 4] [--answer 48] [--steps 3] [--bf16] [--device cpu]
+
+The trainer is the library's, on rows of a real file; its steps are timed one by one and the first, which warms up, is left out. To
+compare with another commit, run this file with its `src` on PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import record
+
+from opmix.cli.console import quiet_libraries
+from opmix.domain import ChatOptions, Domain, Source
+from opmix.mixing.mixture import Mixture
+from opmix.models.device import default_device
+from opmix.models.load import load_model, load_tokenizer, model_shape
+from opmix.progress import Silent
+from opmix.training.distillation import DistillationTrainer, distillation_trainer, reverse_kl
+from opmix.training.factory import TrainSpec
+from opmix.training.objectives import Usage
+from opmix.training.plan import plan_training
+from opmix.training.settings import DistillationSettings
+from opmix.training.stage_data import prepare_data
+
+
+def trainer_of(args: argparse.Namespace, folder: Path) -> tuple[DistillationTrainer, Any]:
+    """The library's trainer, and its rows."""
+    tokenizer, model = load_tokenizer(args.model), load_model(args.model, dtype="float32", device=args.device)
+    chat = Domain(
+        name="chats",
+        train=Source(paths=(str(args.chats.resolve()),)),
+        chat=ChatOptions(supervise="last", packing=False),
+    )
+    data = prepare_data(
+        {"chats": chat}, tokenizer, objective="sdft", sdft=DistillationSettings(max_new_tokens=args.answer, skip_tokens=0),
+        sequence_length=args.length, cache_dir=folder / "cache", num_proc=1, progress=Silent(),
+    )  # fmt: skip
+    told = {"batch": args.rows, "micro_batch": args.rows, "bf16": args.bf16, "learning_rate": 1e-5}
+    plan = plan_training(
+        data.train, Mixture.of({"chats": 1.0}), steps=args.steps + 1, arguments=told, seed=0, objective=data.objective
+    )
+    spec = TrainSpec(
+        model=model, dataset=plan.dataset, output_dir=folder, steps=args.steps + 1, seed=0, arguments=plan.arguments
+    )
+    made = distillation_trainer(spec, objective=data.objective, usage=Usage(), shape=model_shape(model))  # type: ignore[arg-type]
+    assert isinstance(made, DistillationTrainer)
+    return made, plan.dataset
+
+
+def timed(work: Callable[[], Any], device: str) -> tuple[Any, float]:
+    wait = torch.cuda.synchronize if device.startswith("cuda") else (lambda: None)
+    wait()
+    started = time.perf_counter()
+    found = work()
+    wait()
+    return found, time.perf_counter() - started
+
+
+def one_step(trainer: DistillationTrainer, model: Any, batch: dict[str, torch.Tensor], device: str) -> dict[str, float]:
+    """Seconds and tokens of the three parts of a step."""
+    (answer, mask), writing = timed(lambda: trainer.sample(model, batch["prompt_ids"], batch["prompt_mask"]), device)
+    teacher, reading = timed(lambda: trainer._teacher_logits(model, batch, answer, mask), device)
+
+    def learn() -> None:
+        student = trainer._logits(model, batch["prompt_ids"], batch["prompt_mask"], answer, mask)
+        (reverse_kl(student, teacher) * mask).sum().div(mask.sum()).backward()
+
+    _, learning = timed(learn, device)
+    model.zero_grad(set_to_none=True)
+    return {
+        "writing": writing, "teacher": reading, "student": learning, "written": float(mask.sum()),
+        "passed": float(batch["context_ids"].numel() + batch["prompt_ids"].numel() + 2 * answer.numel()),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("chats", type=Path)
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--answer", type=int, default=48)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--device", default=str(default_device()))
+    parser.add_argument("--results", type=Path)
+    args = parser.parse_args()
+    quiet_libraries()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, rows = trainer_of(args, Path(folder))
+        model = trainer.accelerator.prepare_model(trainer.model).train()
+        found = []
+        for index in range(args.steps + 1):
+            batch = {k: v.to(args.device) for k, v in rows[index].items()}
+            found.append(one_step(trainer, model, batch, args.device))
+    medians = {k: statistics.median(step[k] for step in found[1:]) for k in found[0]}
+    seconds = medians["writing"] + medians["teacher"] + medians["student"]
+    print(
+        "| writing, s | teacher, s | student, s | step, s | written tokens/s | tokens read and written/s |\n|---|---|---|---|---|---|"
+    )
+    print(
+        f"| {medians['writing']:.2f} | {medians['teacher']:.2f} | {medians['student']:.2f} | {seconds:.2f} | "
+        f"{medians['written'] / medians['writing']:.0f} | {medians['passed'] / seconds:.0f} |"
+    )
+    if args.results:
+        record(args.results, {"arguments": {k: str(v) for k, v in vars(args).items()}, "steps": found})
+
+
+if __name__ == "__main__":
+    main()
