@@ -31,7 +31,8 @@ from opmix.results.timing import TimingFile
 from opmix.runs.files import write_text
 from opmix.runs.store import RunStore
 from opmix.settings.loading import nearest
-from opmix.trackers import METRIC_PREFIX, RATIO_PREFIX, read_tracked
+from opmix.trackers import METRIC_PREFIX, RATIO_PREFIX, log_decision, read_tracked
+from opmix.trackers.write import PROJECT, Log
 
 _FLOPS = 5e9
 """Operations a second that a core of about 2020 makes of such fits."""
@@ -64,6 +65,10 @@ class FitResult:
     def timing(self) -> TimingFile:
         """Return when and how long, as `timing.json` keeps it."""
         return TimingFile.of(self.verdict)
+
+    def log_to(self, to: str | Sequence[str] | Log, *, project: str = PROJECT, folder: str | Path = "logs") -> None:
+        """Log runs, mixture and decision to trackers; see `SearchResult.log_to`."""
+        log_decision(self.file(), self.table, to, project=project, folder=folder)
 
     def __repr__(self) -> str:
         return self.file().summary()

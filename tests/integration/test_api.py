@@ -64,6 +64,19 @@ def test_search_gives_a_mixture_and_the_model_back(toys, tmp_path):
     assert not (tmp_path / "run" / "lock").exists()
 
 
+def test_what_a_search_finds_is_in_the_trackers_that_report_to_names(toys, tmp_path, monkeypatch):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    chosen = settings(toys, trainer={**TRAINER, "report_to": "tensorboard"})
+    result = opmix.search(**chosen, out=tmp_path / "run")
+    found = accumulators.EventAccumulator(str(tmp_path / "run" / "trackers" / "opmix"))
+    found.Reload()
+    assert len(found.Scalars("loss/web")) == len(result.table.points)
+    monkeypatch.setattr(
+        "opmix.mixture_search.search.log_decision", lambda *a, **k: (_ for _ in ()).throw(OSError("down"))
+    )
+    assert opmix.search(**chosen, out=tmp_path / "run").json() == result.json()  # a tracker that is down loses nothing
+
+
 def test_resuming_repeats_nothing_and_gives_the_same_answer(toys, tmp_path, monkeypatch):
     first = opmix.search(**settings(toys), out=tmp_path)
     from opmix.probes import tasks

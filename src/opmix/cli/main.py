@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from opmix.cli import commands, compare, discover, evaluate, export, first, life, task
+from opmix.cli import commands, compare, discover, evaluate, export, first, life, share, task
 from opmix.cli.last_net import DEBUG, last_net
 from opmix.cli.values import Verb
 from opmix.cli.verify import verify
@@ -35,6 +35,8 @@ app.command("fit", cls=Verb)(commands.fit)
 app.command("eval", cls=Verb)(evaluate.evaluate)
 app.command("report", cls=Verb)(commands.report)
 app.command("export", cls=Verb)(export.export)
+app.command("card", cls=Verb)(share.card)
+app.command("push", cls=Verb)(share.push)
 app.command("verify", cls=Verb)(verify)
 app.command("doctor", cls=Verb)(first.doctor)
 app.command("task", hidden=True, cls=Verb)(task.task)

@@ -26,6 +26,7 @@ from opmix.models.files import located
 from opmix.models.from_scratch import new_model, train_tokenizer
 from opmix.models.load import load_model, load_tokenizer, model_fingerprint, model_shape
 from opmix.progress import Progress
+from opmix.report.card import Card, CardPart
 from opmix.runs.files import default_cache_dir, files_signature, write_json, writing_prefix
 from opmix.runs.store import RunStore, fingerprint
 from opmix.scores.task_questions import without_tasks
@@ -102,19 +103,21 @@ class LifeRuntime:
             )
         return model
 
-    def save(self, model: Any, folder: Path) -> str:
-        """Save model and tokenizer whole or not at all; returns the model's fingerprint."""
+    def save(self, model: Any, folder: Path, parts: Sequence[CardPart] = ()) -> str:
+        """Save model, tokenizer and card (`parts`: what it was trained on) whole or not at all; returns the model's fingerprint."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=writing_prefix()))
         try:
             model.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
+            made = model_fingerprint(model)
+            Card(parts=parts, fingerprints={"model": made, "tokenizer": self.facts.tokenizer}).write(temporary)
             temporary.chmod(0o755)
             shutil.rmtree(folder, ignore_errors=True)
             temporary.replace(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        return model_fingerprint(model)
+        return made
 
     def check_room(self, what: str, num_bytes: float) -> None:
         """Refuse to begin what the disk has no room for.

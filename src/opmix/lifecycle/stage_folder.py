@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 from opmix.compute.memory import watch_memory
 from opmix.errors import StoreError
 from opmix.lifecycle.measuring import watched_rows
-from opmix.lifecycle.records import SavedModel, StageState, read_record, record_json
+from opmix.lifecycle.records import SavedModel, StageDecision, StageState, TrainingRecord, read_record, record_json
 from opmix.lifecycle.runtime import LifeRuntime
 from opmix.lifecycle.stages import Segment, Stage
 from opmix.lifecycle.steps import Kind, Step
+from opmix.report.card import CardPart, search_cost
 from opmix.runs.files import write_json
 from opmix.training.checkpoints import Checkpoints, drop_checkpoints, whole_checkpoints
 from opmix.training.stage_data import StageData
@@ -115,7 +116,7 @@ class StageFolder:
                 raise StoreError(
                     f"{self.checkpoints}: the stage's last checkpoint is gone; run again to train up to it"
                 )
-            made = self.runtime.save(self.runtime.load(source), folder)
+            made = self.runtime.save(self.runtime.load(source), folder, self.card())
             (self.folder / "optimizer.pt").unlink(missing_ok=True)
             if self._continued_next():
                 shutil.copyfile(source / "optimizer.pt", self.folder / ".optimizer.pt")
@@ -124,6 +125,30 @@ class StageFolder:
 
         intact = (folder / "config.json").exists
         return self.step("model", None, SavedModel, work, intact=lambda: not self.needed or intact())
+
+    def card(self) -> list[CardPart]:
+        """Return what the stage's model was trained on, segment by segment, as far as it is on record."""
+        parts = []
+        for segment in self.stage.segments:
+            trained = self.recorded("train", segment, TrainingRecord)
+            if trained is None:
+                continue
+            decided = ("search", segment.start) in self.steps
+            told = self.recorded("search", segment, StageDecision) if decided else None
+            moved = told is not None and dict(told.optimum) == dict(trained.mixture)
+            flops = 0.0 if told is None else told.amounts.total("flops")
+            parts.append(
+                CardPart(
+                    title=f"{self.stage.config.name}, steps {segment.start} to {segment.stop}",
+                    mixture={d: x for d, x in trained.mixture.items() if x > 0},
+                    interval=told.interval if told is not None and moved else {},
+                    level=self.stage.settings.decision.interval_level,
+                    reason="" if told is None else told.reason,
+                    tokens=trained.supervised_tokens,
+                    cost="" if told is None or not flops else search_cost(flops, told.share),
+                )
+            )
+        return parts
 
     def _continued_next(self) -> bool:
         later = self.stage.index + 1

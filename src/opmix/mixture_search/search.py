@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ from opmix.results.timing import TimingFile
 from opmix.runs.ranks import ranks_here
 from opmix.runs.store import RunStore
 from opmix.settings import as_json
+from opmix.trackers import check_trackers, log_decision
+from opmix.trackers.write import PROJECT, Log
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
     from opmix.training.factory import TrainerFactory
@@ -123,6 +125,31 @@ class SearchResult:
             evidence=proposal.evidence,
         )
 
+    def log_to(self, to: str | Sequence[str] | Log, *, project: str = PROJECT, folder: str | Path = "logs") -> None:
+        """Log points, mixture, decision and cost as a run of its own; see `opmix.trackers.write.log_decision`.
+
+        Args:
+            to: `tensorboard`, `wandb`, `mlflow`, `trackio`, several of them, or a function such as `wandb.log`.
+            project: Of trackers that have projects.
+            folder: Where trackers that write files write them.
+
+        Raises:
+            ConfigError: A tracker that is not known or not installed.
+        """
+        log_decision(self.file(), self.table, to, project=project, folder=folder)
+
+    def push_to_hub(self, repo: str, *, private: bool = True, token: str | None = None) -> str:
+        """Push decision, tables, report and card to a dataset repository of the hub; returns its address.
+
+        Raises:
+            StoreError: The hub cannot be reached or refuses.
+        """
+        from opmix.report.hub import push_run
+
+        with tempfile.TemporaryDirectory(prefix="opmix-") as folder:
+            self.write(folder)
+            return push_run(folder, repo, private=private, token=token)
+
     def __repr__(self) -> str:
         return self.file().summary()
 
@@ -202,7 +229,19 @@ def run_search(
         with ranks.agreed():
             if ranks.first:
                 result.write(out)
+                _report_to_trackers(result, out, shown)
         return result
+
+
+def _report_to_trackers(result: SearchResult, out: Path, shown: Progress) -> None:
+    """Log to the trackers of `trainer.report_to`; what one of them raises loses no result."""
+    wanted = check_trackers(result.config.trainer.get("report_to"), strict=False)
+    if not wanted:
+        return
+    try:
+        log_decision(result.file(), result.table, wanted, folder=out / "trackers", report=out / "report.html")
+    except Exception as error:  # a tracker's server, network or account
+        shown.note(f"not logged to {', '.join(wanted)}: {type(error).__name__}: {error}; the result is in {out}")
 
 
 def _with_payoff(context: SearchContext, proposal: LawProposal) -> LawProposal:

@@ -10,10 +10,12 @@ import platform
 import re
 import shutil
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from tokenize import TokenError
@@ -222,8 +224,24 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
+        "commit": source_commit(),
         "versions": versions,
     }
+
+
+@cache
+def source_commit() -> str | None:
+    """Commit of opmix' own source tree, where it runs from one; None: from a package."""
+    source = Path(__file__).resolve().parents[3]
+    if not (source / ".git").exists() or not (source / "src" / "opmix").is_dir():
+        return None
+    try:
+        told = subprocess.run(
+            ["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.strip() or None
 
 
 def default_cache_dir() -> Path:

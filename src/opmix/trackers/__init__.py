@@ -1,4 +1,4 @@
-"""Finished runs out of experiment trackers, as a swarm for `opmix fit`. Loads no torch and no tracker.
+"""Finished runs out of experiment trackers, as a swarm for `opmix fit`; and decisions into them. Loads no torch and no tracker.
 
 A new tracker is one reader from a path to `TrackedRun`s and one row in `READERS`.
 """
@@ -14,6 +14,7 @@ from opmix.trackers.mlflow import read_mlflow
 from opmix.trackers.runs import TrackedRun, swarm_of
 from opmix.trackers.tensorboard import read_tensorboard
 from opmix.trackers.wandb import read_wandb
+from opmix.trackers.write import check_trackers, log_decision
 
 READERS: dict[str, Callable[[Path], tuple[TrackedRun, ...]]] = {
     "wandb": read_wandb,
@@ -58,4 +59,4 @@ def read_tracked(
     )
 
 
-__all__ = ["TrackedRun", "read_tracked"]
+__all__ = ["TrackedRun", "check_trackers", "log_decision", "read_tracked"]

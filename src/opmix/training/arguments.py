@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 from opmix.compute.budget import ACCUMULATION, MICRO, PER_DEVICE, ROWS, Batch, for_transformers, world_size
 from opmix.errors import ConfigError
 from opmix.settings import Bounds, Given, ReadAs, number
+from opmix.trackers import check_trackers
 
 RESERVED = {
     "output_dir": "the run folder decides",
@@ -122,10 +123,11 @@ def typed_arguments(arguments: Mapping[str, Any], where: str = "trainer") -> Giv
 
 
 def try_arguments(arguments: Mapping[str, Any], where: str = "trainer", *, trackers: bool = True) -> None:
-    """Make the `TrainingArguments` and the Trainer that a run will make; a search has no trackers.
+    """Make the `TrainingArguments` and the Trainer that a run will make; probes have no trackers.
 
     Raises:
-        ConfigError: transformers refuses them, decay leaves nothing of the weights, or ranks cannot share the rows of a step.
+        ConfigError: transformers refuses them, a tracker is not installed, decay leaves nothing of the weights, or ranks cannot share
+            the rows of a step.
     """
     Batch.of(arguments)
     # Each step scales weights by 1 - rate x decay: from 1 on nothing of them is left, or they grow with their sign turned.
@@ -139,6 +141,7 @@ def try_arguments(arguments: Mapping[str, Any], where: str = "trainer", *, track
     import torch
     from transformers import TrainingArguments
 
+    check_trackers(arguments.get("report_to"), f"{where}.report_to", strict=False)
     defaults = {"report_to": "none", "use_cpu": not torch.cuda.is_available()}
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -46,6 +46,24 @@ def test_the_final_model_loads_anywhere(finished):
     assert model.num_parameters() == sum(v.numel() for v in weights(result.model()).values())
 
 
+def test_every_model_says_what_it_was_trained_on(finished):
+    from opmix.report.card import run_card
+
+    _, result = finished
+    models = sorted(result.folder.glob("seed-0/*/model"))
+    assert models
+    for told, model in zip(stages(result.folder), models, strict=True):
+        text = (model / "README.md").read_text()
+        record = json.loads(
+            (model.parent.parent.parent / "steps" / "seed-0" / model.parent.name / "model.json").read_text()
+        )
+        assert record["result"]["fingerprint"] in text
+        for part in told["parts"]:
+            for name, share in part["mixture"].items():
+                assert not share or f"| {name} | {share:.4f} |" in text
+    assert "Stage 1" in run_card(result.folder).section()
+
+
 def test_every_adapter_is_plain_peft(finished):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
