@@ -231,7 +231,9 @@ def test_trackers_are_looked_for_where_something_is_reported(monkeypatch):
     for check in (checked_arguments, try_arguments):  # a search logs its decision, a life its trainings too
         with pytest.raises(ConfigError, match="pip install wandb"):
             check({"report_to": "wandb"})
-    assert checked_arguments({"report_to": "azure_ml"}) == {"report_to": "azure_ml"}  # transformers' own, of trainings alone
+    assert checked_arguments({"report_to": "azure_ml"}) == {
+        "report_to": "azure_ml"
+    }  # transformers' own, of trainings alone
 
 
 def test_a_trainingarguments_object_gives_what_is_not_its_default(tmp_path):
