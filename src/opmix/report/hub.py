@@ -57,6 +57,7 @@ def push_run(
     if api is None and constants.HF_HUB_OFFLINE:
         raise StoreError("HF_HUB_OFFLINE is set, so nothing is pushed; unset it, and run the same again")
     api = api or HfApi(token=token)
+    unreached: tuple[type[Exception], ...] = (OSError, HfHubHTTPError, *_no_connection())
     try:
         made: Any = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
         api.upload_folder(
@@ -70,7 +71,7 @@ def push_run(
         api.upload_file(path_or_fileobj=readme, path_in_repo="README.md", repo_id=repo, repo_type="dataset")
     except HFValidationError as error:
         raise ConfigError(f"repo: {repo!r}: {error}; expected ORG/NAME on the hub") from error
-    except (OSError, HfHubHTTPError, *_no_connection()) as error:
+    except unreached as error:
         raise StoreError(
             f"{repo}: the hub cannot be reached or refuses ({type(error).__name__}: {error}); look at the connection "
             "and at `hf auth whoami`, and run the same again"

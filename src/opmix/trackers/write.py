@@ -7,6 +7,7 @@ numbers by name, such as `wandb.log`. Loads no torch until a tracker is started.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -150,8 +151,6 @@ def _logged(
         elif name == "wandb" and report is not None:
             tracker.tracker.save(str(report), policy="now", base_path=str(report.parent))
         elif name == "mlflow" and report is not None:
-            import mlflow
-
-            mlflow.log_artifact(str(report))
+            import_module("mlflow").log_artifact(str(report))
     finally:
         tracker.finish()
