@@ -1,9 +1,9 @@
 """Where the time of a self-distillation step goes, and tokens a second: writing, teacher's pass, student's pass.
 
-    python benchmarks/distil_speed.py MODEL CHATS.jsonl.gz [--rows 4] [--answer 48] [--steps 3] [--bf16] [--device cpu]
+    python benchmarks/distil_speed.py MODEL CHATS.jsonl.gz [--rows 4] [--answer 48] [--steps 3] [--bf16] [--device cpu] [--each]
 
-The trainer is the library's, on rows of a real file; its steps are timed one by one and the first, which warms up, is left out. To
-compare with another commit, run this file with its `src` on PYTHONPATH.
+The trainer is the library's, on rows of a real file; its steps are timed one by one and the first, which warms up, is left out.
+`--each`: for comparison, autocast casts the weights for every token anew, as it does where nobody prevents it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from opmix.mixing.mixture import Mixture
 from opmix.models.device import default_device
 from opmix.models.load import load_model, load_tokenizer, model_shape
 from opmix.progress import Silent
+from opmix.training import distillation
 from opmix.training.distillation import DistillationTrainer, distillation_trainer, reverse_kl
 from opmix.training.factory import TrainSpec
 from opmix.training.objectives import Usage
@@ -58,12 +60,14 @@ def trainer_of(args: argparse.Namespace, folder: Path) -> tuple[DistillationTrai
 
 
 def timed(work: Callable[[], Any], device: str) -> tuple[Any, float]:
-    wait = torch.cuda.synchronize if device.startswith("cuda") else (lambda: None)
+    """On the CPU its own seconds, all threads together: other people's work on a shared machine is not counted."""
+    gpu = device.startswith("cuda")
+    wait, clock = (torch.cuda.synchronize, time.perf_counter) if gpu else ((lambda: None), time.process_time)
     wait()
-    started = time.perf_counter()
+    started = clock()
     found = work()
     wait()
-    return found, time.perf_counter() - started
+    return found, clock() - started
 
 
 def one_step(trainer: DistillationTrainer, model: Any, batch: dict[str, torch.Tensor], device: str) -> dict[str, float]:
@@ -92,6 +96,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--each", action="store_true")
     parser.add_argument("--device", default=str(default_device()))
     parser.add_argument("--results", type=Path)
     args = parser.parse_args()
@@ -99,6 +104,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer, rows = trainer_of(args, Path(folder))
         model = trainer.accelerator.prepare_model(trainer.model).train()
+        if args.each:
+            distillation.cast_once = lambda *_: nullcontext()  # type: ignore[assignment]
+            trainer.accelerator.autocast = lambda *_, **__: nullcontext()
         found = []
         for index in range(args.steps + 1):
             batch = {k: v.to(args.device) for k, v in rows[index].items()}

@@ -138,7 +138,7 @@ def life(world: World, arm: Arm, seed: int, rate: float, tokens: Sequence[int]) 
         "domains": {n: f for n, f in world.files.items() if n in (OLD, FIRST, SECOND)[: arm.stages + 1]},
         "sequence_length": sizes.length, "stages": stages, "sdft": distillation(sizes, **dict(arm.sdft)),
         "trainer": {"learning_rate": rate, "batch": sizes.batch, "micro_batch": micro, "weight_decay": 0.0,
-                    "gradient_checkpointing": world.device != "cpu"},
+                    "gradient_checkpointing": True},
         "probes": {"steps": max(1, round(sizes.probe_steps * arm.fraction)), "adaptive": False},
         "proxies": {"eval_sequences": max(2, sizes.held_out // 2)}, "decision": {"verify": False}, "evaluation": {"sequences": 8},
         "checkpoint_every": 10**9, "cache_dir": str((world.out / "cache").resolve()),
