@@ -28,6 +28,7 @@ FLOORS = [
     {"comparison"},
     {"api", "fit"},
     {"ask_tell"},
+    {"view"},
     {"scaffold"},
     {"preflight"},
     {"discovery"},

@@ -88,8 +88,10 @@ class Browser:
         except urllib.error.HTTPError as error:
             raise BrowserError(json.load(error)["value"]["message"][:800]) from error
 
-    def open(self, path: Path) -> None:
-        self._call("POST", self._session + "/url", {"url": path.resolve().as_uri()})
+    def open(self, place: Path | str) -> None:
+        """A file, or an address."""
+        address = place if isinstance(place, str) else place.resolve().as_uri()
+        self._call("POST", self._session + "/url", {"url": address})
 
     def run(self, script: str, *arguments: Any) -> Any:
         """Run a function body; returns what it returns."""

@@ -49,6 +49,29 @@ def nanotron(text):
     return dict(zip(data["dataset_folder"], data["dataset_weights"], strict=True))
 
 
+def swift(text):
+    script = f"{text}\nprintf '%s\\n' \"${{SWIFT_ARGS[@]}}\""
+    words = subprocess.run(["bash", "-c", script], check=True, capture_output=True, text=True).stdout.split("\n")[:-1]
+    places = words[1 : words.index("--interleave_prob")]
+    shares = words[words.index("--interleave_prob") + 1 : words.index("--stopping_strategy")]
+    return {stem(place): float(share) for place, share in zip(places, shares, strict=True)}
+
+
+def dataflex(text):
+    content = yaml.safe_load(text)
+    assert content["static_mix"] is True
+    return dict(zip(content["dataset"].split(","), content["init_mixture_proportions"], strict=True))
+
+
+def nemo(text):
+    content = yaml.safe_load(text)
+    paths, domains = content["dataset"]["paths"], content["domain_mixture"]["domains"]
+    blend = {p.removesuffix("_text_document"): float(w) for w, p in zip(paths[::2], paths[1::2], strict=True)}
+    assert list(blend.items()) == [(d["name"], d["sampling_weight"]) for d in domains]
+    assert all(d["sampling_weight"] == d["objective_weight"] for d in domains)  # no loss is re-weighted
+    return blend
+
+
 def foundry(text):
     streams = yaml.safe_load(text)["train_loader"]["dataset"]["streams"]
     return {name: stream["proportion"] for name, stream in streams.items()}
@@ -67,6 +90,10 @@ READ = {
     "litdata": lambda t: constants(t)["WEIGHTS"],
     "nanotron": nanotron,
     "llm-foundry": foundry,
+    "ms-swift": swift,
+    "dataflex": dataflex,
+    "nemo": nemo,
+    "verl": lambda t: constants(t)["WEIGHTS"],
 }
 
 
@@ -83,7 +110,7 @@ def token_shares(name, weights, unit, counts):
 
 def test_every_exporter_is_in_this_table_and_in_the_documentation():
     assert set(READ) == set(EXPORTERS)
-    assert len(READ) == 11
+    assert len(READ) == 15
     text = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
     for name, exporter in EXPORTERS.items():
         assert f"\n| `{name}` | " in text
@@ -128,7 +155,7 @@ def test_one_unit_trainers_refuse_another(make_run):
 
 
 def test_a_fitted_folder_exports_where_the_unit_is_tokens(fitted_run):
-    for name in ("olmo-core", "megatron", "nanotron", "streaming", "litdata", "llm-foundry"):
+    for name in ("olmo-core", "megatron", "nanotron", "streaming", "litdata", "llm-foundry", "nemo"):
         result = EXPORTERS[name].export(read_plan(fitted_run))
         assert READ[name](result.text) == pytest.approx({"web": 0.5, "code": 0.3, "math": 0.2})
         assert "No budget" in result.text
@@ -136,11 +163,11 @@ def test_a_fitted_folder_exports_where_the_unit_is_tokens(fitted_run):
 
 def test_a_fitted_folder_asks_for_what_it_lacks(fitted_run):
     bare = read_plan(fitted_run)
-    for name in ("interleave", "trl", "axolotl", "llamafactory", "torchtitan"):
+    for name in ("interleave", "trl", "axolotl", "llamafactory", "torchtitan", "ms-swift", "dataflex"):
         with pytest.raises(DataError, match="--path web="):
             EXPORTERS[name].export(bare)
     placed = read_plan(fitted_run, ExportOptions(paths={"": "texts/{domain}.jsonl"}))
-    for name in ("interleave", "trl", "llamafactory"):
+    for name in ("interleave", "trl", "llamafactory", "ms-swift", "dataflex", "verl"):
         with pytest.raises(ConfigError, match="--row-tokens web="):
             EXPORTERS[name].export(placed)
     with pytest.raises(ConfigError, match="--available web="):

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from opmix.cli import commands, compare, discover, evaluate, export, first, life, share, task
+from opmix.cli import commands, compare, discover, evaluate, export, first, life, share, task, view
 from opmix.cli.last_net import DEBUG, last_net
 from opmix.cli.values import Verb
 from opmix.cli.verify import verify
@@ -29,6 +29,8 @@ app.command("discover", cls=Verb)(discover.discover)
 app.command("search", cls=Verb)(commands.search)
 app.command("run", cls=Verb)(life.run)
 app.command("status", cls=Verb)(life.status)
+app.command("ls", cls=Verb)(view.ls)
+app.command("view", cls=Verb)(view.view)
 app.command("compare", cls=Verb)(compare.compare)
 app.command("methods", cls=Verb)(compare.methods)
 app.command("fit", cls=Verb)(commands.fit)

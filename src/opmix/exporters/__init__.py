@@ -11,17 +11,21 @@ from pathlib import Path
 from opmix.errors import ConfigError
 from opmix.exporters.axolotl import AxolotlExporter
 from opmix.exporters.base import Export, MixtureExporter
+from opmix.exporters.dataflex import DataFlexExporter
 from opmix.exporters.interleave import InterleaveExporter
 from opmix.exporters.litdata import LitDataExporter
 from opmix.exporters.llamafactory import LlamaFactoryExporter
 from opmix.exporters.megatron import MegatronExporter
 from opmix.exporters.mosaic import LlmFoundryExporter, StreamingExporter
+from opmix.exporters.ms_swift import MsSwiftExporter
 from opmix.exporters.nanotron import NanotronExporter
+from opmix.exporters.nemo import NemoExporter
 from opmix.exporters.olmo_core import OlmoCoreExporter
 from opmix.exporters.plan import DomainPlan, MixturePlan
 from opmix.exporters.read import ExportOptions, read_plan
 from opmix.exporters.torchtitan import TorchtitanExporter
 from opmix.exporters.trl import TrlExporter
+from opmix.exporters.verl import VerlExporter
 
 _ALL: tuple[MixtureExporter, ...] = (
     InterleaveExporter(),
@@ -35,6 +39,10 @@ _ALL: tuple[MixtureExporter, ...] = (
     LitDataExporter(),
     NanotronExporter(),
     LlmFoundryExporter(),
+    MsSwiftExporter(),
+    DataFlexExporter(),
+    NemoExporter(),
+    VerlExporter(),
 )
 EXPORTERS: dict[str, MixtureExporter] = {exporter.name: exporter for exporter in _ALL}
 """By the name that `--to` takes."""

@@ -11,7 +11,7 @@ from opmix.exporters.base import REPEATED, Export, assemble, check_unit, repetit
 from opmix.exporters.locations import TextLocation, held_out_warning, row_location
 from opmix.exporters.plan import MixturePlan, Unit
 
-_INFO = "dataset_info.json"
+INFO = "dataset_info.json"
 _ROLES = {
     "role_tag": "role",
     "content_tag": "content",
@@ -47,17 +47,7 @@ class LlamaFactoryExporter:
     def export(self, plan: MixturePlan) -> Export:
         """See `MixtureExporter`."""
         check_unit(self, plan)
-        if plan.chats and len(plan.chats) < len(plan.names):
-            raise ConfigError(
-                f"{self.trainer} trains on texts (stage pt) or on conversations (stage sft), and {plan.chats[0]!r} "
-                "alone holds "
-                "conversations; expected one kind; convert the others"
-            )
-        commas = [name for name in plan.names if "," in name]
-        if commas:
-            raise ConfigError(f"domain {commas[0]!r}: {self.trainer} separates names by commas; rename the domain")
-        places = {d.name: row_location(d, self.trainer, reads=_READS) for d in plan.domains}
-        info = {name: _info(name, place, self.trainer) for name, place in places.items()}
+        info = dataset_info(plan, self.trainer)
         weights, epochs = plan.row_shares(), plan.epochs()
         once = epochs is not None and max(epochs.values()) <= REPEATED
         content: dict[str, Any] = {
@@ -78,9 +68,29 @@ class LlamaFactoryExporter:
             weights,
             yaml_text(content),
             warnings=warnings,
-            notes=[f"dataset_dir must be the folder of {_INFO}, and relative file names there start from it"],
-            companions={_INFO: json.dumps(info, indent=2, ensure_ascii=False) + "\n"},
+            notes=[f"dataset_dir must be the folder of {INFO}, and relative file names there start from it"],
+            companions={INFO: info},
         )
+
+
+def dataset_info(plan: MixturePlan, trainer: str) -> str:
+    """The text of `dataset_info.json`, which LLaMA-Factory and what is built on it (DataFlex) share.
+
+    Raises:
+        ConfigError: Texts and conversations in one mixture, or a comma in a name.
+        DataError: A source that cannot be read.
+    """
+    if plan.chats and len(plan.chats) < len(plan.names):
+        raise ConfigError(
+            f"{trainer} trains on texts (stage pt) or on conversations (stage sft), and {plan.chats[0]!r} alone holds "
+            "conversations; expected one kind; convert the others"
+        )
+    commas = [name for name in plan.names if "," in name]
+    if commas:
+        raise ConfigError(f"domain {commas[0]!r}: {trainer} separates names by commas; rename the domain")
+    places = {d.name: row_location(d, trainer, reads=_READS) for d in plan.domains}
+    info = {name: _info(name, place, trainer) for name, place in places.items()}
+    return json.dumps(info, indent=2, ensure_ascii=False) + "\n"
 
 
 def _info(name: str, place: TextLocation, trainer: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from opmix.lifecycle.steps import DataFacts, StageRows, Step, chain, differences
 from opmix.methods.registry import entry_of
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.estimate import estimate_search
+from opmix.results.asked import AskedFile
 from opmix.results.files import read_object
 from opmix.results.manifest import Manifest
 from opmix.runs.files import alive
@@ -109,6 +110,11 @@ def decision_status(folder: Path) -> RunStatus:
     done = [
         StepStatus(name=name, kind="step", state="done", finished=str(record.get("finished", "")))
         for name, record in sorted(records.items(), key=lambda item: str(item[1].get("finished")))
+    ]
+    asked = AskedFile.find(folder)
+    done += [
+        StepStatus(name=f"run {run.name}", kind="run", state="done" if run.told else "left")
+        for run in (asked.runs if asked is not None else ())
     ]
     left: State = "done" if result.is_file() else "running" if found.holder is not None else "left"
     return replace(found, steps=(*done, StepStatus(name="decision", kind="decision", state=left)))

@@ -27,6 +27,7 @@ from opmix.results.manifest import Manifest
 from opmix.results.mixture import CheckEntry, MixtureFile, SearchCost, bits_per_byte
 from opmix.results.payoff import KEY as PAYOFF
 from opmix.results.timing import TimingFile
+from opmix.runs.progress_file import ProgressFile
 from opmix.runs.ranks import ranks_here
 from opmix.runs.store import RunStore
 from opmix.settings import as_json
@@ -203,7 +204,7 @@ def run_search(
                 data=data,
             )
     with RunStore(out, "search") as store:
-        shown = progress if ranks.first and progress is not None else Silent()
+        shown = ProgressFile(out / "progress.json", progress or Silent()) if ranks.first else Silent()
         context = SearchContext(config, base or Path.cwd(), store, shown, make_trainer)
         clock = [time.perf_counter()]
         context.prepare(model, tokenizer, data)
