@@ -262,11 +262,17 @@ def test_yaml_and_overrides(toys, tmp_path):
         load_config(file, ["probes"])
 
 
-def test_a_model_with_adapters_is_refused_before_any_work_and_keeps_them(toys, tmp_path):
+def test_own_adapters_are_part_of_the_base_and_come_back_bit_for_bit(toys):
     chosen = settings(toys)
-    mine = tiny_adapter(chosen["model"], "mine")
+    merged = tiny_adapter(settings(toys)["model"], "mine").merge_and_unload()
+    expected = opmix.search(**{**chosen, "model": merged})
+    mine = tiny_adapter(chosen["model"], "mine").train()
     before = {name: p.clone() for name, p in mine.named_parameters()}
-    with pytest.raises(ModelError, match="merge_and_unload"):
-        opmix.search(**{**chosen, "model": mine}, out=tmp_path / "run")
+    flags, ids = [p.requires_grad for p in mine.parameters()], torch.arange(2, 34)[None]
+    logits = mine.eval()(ids).logits
+    found = opmix.search(**{**chosen, "model": mine})
+    assert found.json() == expected.json()
+    assert [name for name, _ in mine.named_parameters()] == list(before)
     assert all(torch.equal(p, before[name]) for name, p in mine.named_parameters())
-    assert len(before) == len(list(mine.named_parameters()))
+    assert [p.requires_grad for p in mine.parameters()] == flags
+    assert torch.equal(mine(ids).logits, logits)

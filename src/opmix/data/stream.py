@@ -87,6 +87,22 @@ class MixtureStream(Dataset[dict[str, torch.Tensor]]):
         self._domain = torch.from_numpy(plan.domain.copy()).share_memory_()
         self._row = torch.from_numpy(plan.row.copy()).share_memory_()
 
+    def as_dataset(self) -> Any:
+        """A `datasets.Dataset` whose rows are read from the stream when they are asked for, for trainers that take nothing else (TRL).
+
+        TRL's `SFTConfig` then needs `dataset_kwargs={"skip_prepare_dataset": True}`, `remove_unused_columns=False`, `max_length=None` and
+        `train_sampling_strategy="sequential"`.
+        """
+        from datasets import Dataset as Table
+
+        def rows(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+            items = [self[index] for index in batch["index"]]
+            if "position_ids" not in items[0]:  # TRL counts tokens by one of the two
+                items = [{**item, "attention_mask": torch.ones_like(item["input_ids"])} for item in items]
+            return {key: [item[key] for item in items] for key in items[0]}
+
+        return Table.from_dict({"index": list(range(len(self)))}).with_transform(rows)
+
     def __len__(self) -> int:
         return len(self._domain)
 

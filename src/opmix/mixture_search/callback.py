@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from transformers import TrainerCallback, TrainingArguments
 
 from opmix.config import SearchConfig, parse_config
@@ -101,6 +100,11 @@ class RemixCallback(TrainerCallback):
             raise ConfigError("RemixCallback: expected either at=[tokens, ...] or every=tokens")
         if any(tokens <= 0 for tokens in (*at, *([every] if every is not None else []))):
             raise ConfigError(f"RemixCallback: at={list(at)}, every={every}; expected positive token counts")
+        if not isinstance(stream, MixtureStream):
+            raise ConfigError(
+                f"RemixCallback: the stream is a {type(stream).__name__}; expected a MixtureStream (of a trainer that wants a "
+                "datasets.Dataset give it stream.as_dataset(), and the stream itself here)"
+            )
         self.stream, self.at, self.every, self.out = stream, tuple(sorted(at)), every, Path(out)
         self.make_trainer, self.progress, self.settings = make_trainer, progress, settings
         self.switches: list[Switch] = []
@@ -117,10 +121,6 @@ class RemixCallback(TrainerCallback):
                 "stream is the order"
             )
         refuse_ranks("RemixCallback", "search from a saved checkpoint with `opmix search` instead")
-        if isinstance(kwargs["model"], PeftModel):
-            raise ConfigError(
-                "RemixCallback: the model carries PEFT adapters; probes are adapters on the plain model: train that one"
-            )
         rows = self._rows_per_step(args)
         needed = state.max_steps * rows
         if len(self.stream) != needed:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,7 +204,7 @@ def run_search(
                 progress=progress,
                 data=data,
             )
-    with RunStore(out, "search") as store:
+    with RunStore(out, "search") as store, _on_plain_weights(model) as model:
         shown = ProgressFile(out / "progress.json", progress or Silent()) if ranks.first else Silent()
         context = SearchContext(config, base or Path.cwd(), store, shown, make_trainer)
         clock = [time.perf_counter()]
@@ -232,6 +233,18 @@ def run_search(
                 result.write(out)
                 _report_to_trackers(result, out, shown)
         return result
+
+
+@contextmanager
+def _on_plain_weights(model: Any) -> Iterator[Any]:
+    """A model that carries adapters with these in its weights, for as long as the search takes."""
+    if model is None:
+        yield None
+        return
+    from opmix.probes.own_adapters import adapters_in_base
+
+    with adapters_in_base(model) as plain:
+        yield plain
 
 
 def _report_to_trackers(result: SearchResult, out: Path, shown: Progress) -> None:

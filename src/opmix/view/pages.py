@@ -50,7 +50,7 @@ def style() -> str:
     """The report's style, and what a list needs."""
     own = (
         ".running{color:var(--accent);font-weight:600} .damaged{color:var(--second)} td a{color:var(--accent)} "
-        "form button{font:inherit;padding:.3rem .8rem}"
+        "form button{font:inherit;padding:.3rem .8rem} #runs :is(td,th){text-align:left;white-space:normal}"
     )
     return (resources.files("opmix.report") / "report.css").read_text(encoding="utf-8") + own
 

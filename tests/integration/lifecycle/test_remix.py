@@ -13,6 +13,7 @@ from opmix.domain import Domain, Source
 from opmix.errors import ConfigError, DataError, StoreError
 from opmix.mixture_search import callback
 from opmix.testing import tiny_adapter, tiny_model, tiny_tokenizer, toy_documents
+from opmix.training.factory import stack_rows
 
 LENGTH, BATCH, STEPS = 16, 2, 12
 STEP = 2 * BATCH * LENGTH
@@ -113,6 +114,46 @@ class Answer:
 
     def __init__(self, verdict, mixture):
         self.verdict, self.mixture = verdict, opmix.Mixture.of(mixture)
+
+
+def adapted():
+    return tiny_adapter(model(), "mine")
+
+
+def test_somebody_s_adapters_train_on_as_if_nobody_had_searched(make_stream, tmp_path, stay):
+    seen, watched = Seen(), Seen()
+    alone = train(make_stream(), tmp_path / "a", [seen], the_model=adapted())
+    callback = opmix.RemixCallback(make_stream(), every=5 * STEP, out=tmp_path / "out", **SMALL)
+    accompanied = train(callback.stream, tmp_path / "b", [callback, watched], the_model=adapted())
+    assert [s.step for s in callback.switches] == [5, 10]
+    for one, other in zip(seen.states, watched.states, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert_same(accompanied, alone)
+
+
+@pytest.mark.parametrize("made", [model, adapted], ids=["full", "lora"])
+def test_trl_s_own_trainer_is_re_mixed_twice(make_stream, tmp_path, stay, made):
+    trl = pytest.importorskip("trl")
+
+    def trained(folder, *callbacks):
+        args = trl.SFTConfig(
+            output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=BATCH, gradient_accumulation_steps=2,
+            learning_rate=1e-2, train_sampling_strategy="sequential", use_cpu=True, bf16=False, report_to="none", disable_tqdm=True,
+            gradient_checkpointing=False, logging_steps=1, save_strategy="no", dataloader_pin_memory=False, max_length=None,
+            remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True},
+        )  # fmt: skip
+        stream = callbacks[0].stream if callbacks else make_stream()
+        trainer = trl.SFTTrainer(
+            model=made(), args=args, train_dataset=stream.as_dataset(), callbacks=list(callbacks), data_collator=stack_rows,
+            processing_class=stream.tokenizer,
+        )  # fmt: skip
+        trainer.train()
+        return trainer
+
+    callback = opmix.RemixCallback(make_stream(), every=5 * STEP, out=tmp_path / "out", **SMALL)
+    accompanied, alone = trained(tmp_path / "b", callback), trained(tmp_path / "a")
+    assert [s.step for s in callback.switches] == [5, 10]
+    assert_same(accompanied, alone)
 
 
 @pytest.mark.parametrize(
@@ -226,8 +267,8 @@ def test_trainers_that_cannot_be_used(make_stream, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="the stream has 52 sequences; expected 48: 12 steps of 4"):
         train(stream, tmp_path, [callback(stream)])
     stream = make_stream()
-    with pytest.raises(ConfigError, match="the model carries PEFT adapters"):
-        train(stream, tmp_path, [callback(stream)], the_model=tiny_adapter(model(), "a"))
+    with pytest.raises(ConfigError, match="the stream is a Dataset; expected a MixtureStream"):
+        callback(stream.as_dataset())
     args = TrainingArguments(output_dir=str(tmp_path), max_steps=STEPS, use_cpu=True, report_to="none")
     with pytest.raises(ConfigError, match="RemixCallback needs 'sequential'"):
         Trainer(model=model(), args=args, train_dataset=stream, callbacks=[callback(stream)]).train()

@@ -1,0 +1,110 @@
+"""Somebody's own adapters while a search runs: part of the base that probes are trained on, given back untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+from transformers import PreTrainedModel
+
+from opmix.errors import ModelError
+from opmix.probes.preserve_state import preserve_model_state
+
+
+def carries_adapters(model: Any) -> bool:
+    """Whether a model is a `PeftModel` or has layers of PEFT's inside."""
+    if isinstance(model, PeftModel):
+        return True
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    return isinstance(model, nn.Module) and any(isinstance(module, kinds) for module in model.modules())
+
+
+@contextmanager
+def adapters_in_base(model: Any) -> Iterator[Any]:
+    """The plain transformers model with the active adapters' deltas in its weights; afterwards all is as before, bit for bit.
+
+    The weights that adapters change are kept beside (one copy of them) and copied back, never subtracted: rounding would not come
+    back. Modules trained in full (`modules_to_save`) take their originals' places meanwhile. A model without adapters is returned as
+    it is.
+
+    Raises:
+        ModelError: Adapters that are no weights (prompts, activations), or quantised weights, into which nothing can be merged and
+            taken out again.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if not carries_adapters(model):
+        yield model
+        return
+    plain = _inside(model)
+    _check(model, plain)
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    with preserve_model_state(plain):
+        try:
+            with torch.no_grad():
+                _merge(plain, kept)
+            plain.requires_grad_(True)  # PEFT froze the base; what probes train is their own affair
+            yield plain
+        finally:
+            with torch.no_grad():
+                for weight, values in kept:
+                    weight.copy_(values)
+
+
+def _inside(model: Any) -> PreTrainedModel:
+    found = model.base_model if isinstance(model, PeftModel) else model
+    found = found.model if isinstance(found, BaseTuner) else found
+    if not isinstance(found, PreTrainedModel):
+        raise ModelError(f"the adapters are on a {type(found).__name__}; expected a transformers causal language model")
+    return found
+
+
+def _check(model: Any, plain: PreTrainedModel) -> None:
+    kind = model.peft_config[model.active_adapter].peft_type.value if isinstance(model, PeftModel) else "adapters"
+    if not any(isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper) for m in plain.modules()):
+        raise ModelError(
+            f"the model carries {kind}, which change no weights; probes are trained on a model's weights: pass the base "
+            "model, or train adapters such as LoRA"
+        )
+    for name, layer in plain.named_modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        weight = getattr(layer.get_base_layer(), "weight", None)
+        if weight is None or not weight.is_floating_point() or weight.element_size() < 2:
+            raise ModelError(
+                f"{name}: the adapters lie on quantised weights, which nothing can be merged into and taken out of bit "
+                "for bit; load the base in bfloat16 for the search, or pass the base model without adapters"
+            )
+
+
+def _merge(plain: PreTrainedModel, kept: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Put what the active adapters learned into the weights, and the plain modules into the places of PEFT's."""
+    for name, layer in list(plain.named_modules()):
+        if not isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            continue
+        parent, _, last = name.rpartition(".")
+        place = plain.get_submodule(parent)
+        if isinstance(layer, AuxiliaryTrainingWrapper):
+            setattr(place, last, _trained_in_full(layer, name))
+            continue
+        base = layer.get_base_layer()
+        if not layer.disable_adapters and not layer.merged:
+            kept += [(p, p.detach().clone()) for p in base.parameters(recurse=False)]
+            layer.merge()
+        setattr(place, last, base)
+
+
+def _trained_in_full(layer: Any, name: str) -> nn.Module:
+    saved = getattr(layer, "modules_to_save", None)
+    if saved is None:
+        raise ModelError(
+            f"{name}: {type(layer).__name__} has no plain module to search on; pass `model.merge_and_unload()` instead"
+        )
+    active = next((a for a in layer.active_adapters if a in saved), None)
+    module: nn.Module = layer.original_module if active is None or layer.disable_adapters else saved[active]
+    return module

@@ -1,0 +1,104 @@
+"""Adapters that somebody trained: in the weights while a search runs, and back bit for bit."""
+
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+
+from opmix.errors import ModelError
+from opmix.probes.own_adapters import adapters_in_base
+from opmix.probes.preserve_state import plain_model
+from opmix.testing import tiny_adapter, tiny_model
+
+IDS = torch.arange(2, 34)[None]
+KINDS = {
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "bias": {"bias": "lora_only"},
+    "in full": {"modules_to_save": ["lm_head"]},
+    "embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
+}
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def the_same(one, other):
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inside_it_is_the_merged_model_and_afterwards_the_old_one(kind, dtype):
+    model = tiny_adapter(tiny_model(tie_word_embeddings=False).to(dtype), "mine", **KINDS[kind])
+    before, told, flags = state(model), logits(model), [p.requires_grad for p in model.parameters()]
+    merged = tiny_adapter(tiny_model(tie_word_embeddings=False).to(dtype), "mine", **KINDS[kind]).merge_and_unload()
+    with adapters_in_base(model) as plain:
+        assert plain_model(plain) is plain
+        assert torch.equal(logits(plain), logits(merged))
+        assert not torch.equal(logits(plain), logits(tiny_model(tie_word_embeddings=False).to(dtype)))
+    assert the_same(state(model), before)
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert torch.equal(logits(model), told)
+
+
+def test_other_architectures_and_injected_adapters():
+    for wanted in (tiny_adapter(tiny_model("gpt2"), "mine"), tiny_adapter(tiny_model(), "mine").get_base_model()):
+        before, told = state(wanted), logits(wanted)
+        with adapters_in_base(wanted) as plain:
+            assert plain_model(plain) is plain
+        assert the_same(state(wanted), before)
+        assert torch.equal(logits(wanted), told)
+
+
+def test_it_comes_back_after_an_error_and_after_training_inside():
+    model = tiny_adapter(tiny_model(), "mine")
+    before = state(model)
+
+    def stopped():
+        with adapters_in_base(model) as plain:
+            tiny_adapter(plain, "probe")(input_ids=IDS, labels=IDS).loss.backward()
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stopped()
+    assert the_same(state(model), before)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_disabled_and_merged_adapters_are_taken_as_they_act():
+    model = tiny_adapter(tiny_model(), "mine")
+    with model.disable_adapter(), adapters_in_base(model) as plain:
+        assert torch.equal(logits(plain), logits(tiny_model()))
+    model.merge_adapter()
+    before, told = state(model), logits(model)
+    with adapters_in_base(model) as plain:
+        assert torch.equal(logits(plain), told)
+    assert the_same(state(model), before)
+
+
+def test_a_model_without_adapters_is_itself():
+    model = tiny_model()
+    with adapters_in_base(model) as plain:
+        assert plain is model
+
+
+def test_what_cannot_be_in_the_weights_is_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prompts = get_peft_model(tiny_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ModelError, match="PROMPT_TUNING, which change no weights"), adapters_in_base(prompts):
+        pass
+    quantised = get_peft_model(tiny_model(), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    layer = next(m for n, m in quantised.named_modules() if n.endswith("q_proj"))
+    layer.base_layer.weight = torch.nn.Parameter(layer.base_layer.weight.to(torch.uint8), requires_grad=False)
+    with pytest.raises(ModelError, match="quantised weights"), adapters_in_base(quantised):
+        pass
