@@ -53,7 +53,7 @@ def ls(
 def view(
     folder: Folder = Path("runs"),
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 0,
-    open_: Annotated[bool, typer.Option("--open/--no-open", help="Open it in a browser.")] = True,
+    open_: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
 ) -> None:
     """A page of all runs below a folder on this machine: live while they run, decisions compared, a life's history."""
     from opmix.domain import user_path
