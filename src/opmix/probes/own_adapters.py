@@ -68,8 +68,8 @@ def _check(model: Any, plain: PreTrainedModel) -> None:
     kind = model.peft_config[model.active_adapter].peft_type.value if isinstance(model, PeftModel) else "adapters"
     if not any(isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper) for m in plain.modules()):
         raise ModelError(
-            f"the model carries {kind}, which change no weights; probes are trained on a model's weights: pass the base "
-            "model, or train adapters such as LoRA"
+            f"the model carries {kind}, which change no weights; probes are trained on a model's weights: pass the "
+            "base model, or train adapters such as LoRA"
         )
     for name, layer in plain.named_modules():
         if not isinstance(layer, BaseTunerLayer):
