@@ -102,8 +102,8 @@ class RemixCallback(TrainerCallback):
             raise ConfigError(f"RemixCallback: at={list(at)}, every={every}; expected positive token counts")
         if not isinstance(stream, MixtureStream):
             raise ConfigError(
-                f"RemixCallback: the stream is a {type(stream).__name__}; expected a MixtureStream (a trainer that wants "
-                "a datasets.Dataset is given stream.as_dataset(), and this the stream itself)"
+                f"RemixCallback: the stream is a {type(stream).__name__}; expected a MixtureStream (a trainer "
+                "that wants a datasets.Dataset is given stream.as_dataset(), and this the stream itself)"
             )
         self.stream, self.at, self.every, self.out = stream, tuple(sorted(at)), every, Path(out)
         self.make_trainer, self.progress, self.settings = make_trainer, progress, settings
