@@ -8,7 +8,8 @@ from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from opmix.domain import PLACEHOLDER, user_path
+from opmix.domain import PLACEHOLDER
+from opmix.domain import located as path_of
 from opmix.errors import ModelError
 
 
@@ -30,8 +31,12 @@ def load_model_config(
 
 
 def located(name: str, base: Path) -> str:
-    """A model beside a configuration (`base` is its folder), or a hub name as it is."""
-    local = user_path(name, base)
+    """A model beside a configuration (`base` is its folder) or in a package (`package://NAME/FILE`), or a hub name as it is.
+
+    Raises:
+        ConfigError: No such package is installed.
+    """
+    local = Path(path_of(name, base))
     return str(local) if local.exists() else name
 
 
@@ -39,13 +44,14 @@ def locate(name_or_path: str | Path, *, tokenizer: bool = False) -> tuple[str, s
     """What to hand to `from_pretrained`: a folder or hub name, and a GGUF file inside it.
 
     Args:
-        name_or_path: Folder of a saved model, a `.gguf` file, a folder with one, or a hub name.
+        name_or_path: Folder of a saved model, a `.gguf` file, a folder with one, one of these in a package
+            (`package://NAME/FILE`), or a hub name.
         tokenizer: A folder with nothing but a tokenizer will do, too.
 
     Raises:
         ModelError: A path to nothing, or to something else.
     """
-    path = user_path(name_or_path)
+    path = Path(path_of(str(name_or_path), Path()))
     text = str(name_or_path)
     if path.is_file():
         if path.suffix != ".gguf":

@@ -10,7 +10,7 @@ from typing import Any
 from opmix.config import ModelConfig, SearchConfig, parse_config
 from opmix.data.chat.conversation import domain_kind
 from opmix.data.inspect.survey import Size, survey
-from opmix.domain import PLACEHOLDER, SPLITS, Domain, Kind, Split, user_path
+from opmix.domain import PLACEHOLDER, SPLITS, Domain, Kind, Split
 from opmix.errors import ConfigError, DataError, OpMixError
 from opmix.preflight.chats import check_fit
 from opmix.preflight.checks import Check, Findings, failed
@@ -147,11 +147,14 @@ def check_model(
         )
         return None, None
     from opmix.data.tokenization import eos_id
+    from opmix.models.files import located
     from opmix.models.load import load_tokenizer
 
-    local = user_path(model.name, base)
-    name = str(local) if local.exists() else model.name
-    tokenizer = facts = None
+    name = tokenizer = facts = None
+    with findings.catching("model"):
+        name = located(model.name, base)
+    if name is None:
+        return None, None
     with findings.catching("tokenizer"):
         tokenizer = load_tokenizer(
             model.tokenizer or name, revision=model.revision, trust_remote_code=model.trust_remote_code
@@ -160,7 +163,7 @@ def check_model(
         findings.ok(
             "tokenizer", f"{len(tokenizer):,} entries; documents end with {tokenizer.convert_ids_to_tokens(end)!r}"
         )
-    if tokenizer is None and not local.exists() and model.tokenizer is None:
+    if tokenizer is None and not Path(name).exists() and model.tokenizer is None:
         return None, None  # asking the hub a second time would take as long and fail alike
     with findings.catching("model"):
         facts = model_facts(model, name, probes)
