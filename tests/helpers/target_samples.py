@@ -14,6 +14,8 @@ from opmix.mixing.solver import SolveSettings
 from opmix.mixture_search.payoff import payoff_of
 from opmix.protocols.mixing_method import LawProposal
 from opmix.results.draws import LawDrawsFile
+from opmix.results.loss_limits import KEY as LIMITS
+from opmix.results.loss_limits import limits_json
 from opmix.results.mixture import MixtureFile
 from opmix.results.payoff import KEY, Silent
 
@@ -38,20 +40,26 @@ def aimed(num_domains, num_targets, *, seed=0, limited=False):
         candidates={"current": uniform},
         reference="current",
         settings=SolveSettings(objective="weighted", omega=omega, kl=0.01),
-        constraints=Constraints(max_loss={d: 1.02 * now[d] for d in domains}) if limited else None,
+        constraints=Constraints(max_loss={d: 1.02 * now[d] for d in domains}, current_loss={d: now[d] for d in domains})
+        if limited
+        else None,
+        safe_limits=True,
         decision=DecisionSettings(draws=32),
     )
     proposal = LawProposal(mixture=verdict.mixture, table=None, fit=fit, verdict=verdict, check={}, baseline=now)
     return proposal, targets
 
 
-def write_aimed(folder: Path, num_domains: int, num_targets: int, *, silent: bool = False) -> Path:
+def write_aimed(
+    folder: Path, num_domains: int, num_targets: int, *, silent: bool = False, limited: bool = False
+) -> Path:
     """Its run folder, as a search leaves it."""
-    proposal, targets = aimed(num_domains, num_targets)
+    proposal, targets = aimed(num_domains, num_targets, limited=limited)
     quiet = {targets[-1]: Silent(spread=0.001, noise=0.002)} if silent else {}
     told = payoff_of(proposal, targets, quiet)
     folder.mkdir(parents=True, exist_ok=True)
     counts = {t: {"valid": {"tokens": 1, "bytes": 4, "documents": 1}} for t in targets}
-    MixtureFile.of("search", proposal.fit, proposal.verdict, targets=counts, evidence={KEY: told.json()}).write(folder)
+    evidence = {KEY: told.json(), LIMITS: limits_json(proposal.verdict.limits(proposal.fit.law))}
+    MixtureFile.of("search", proposal.fit, proposal.verdict, targets=counts, evidence=evidence).write(folder)
     LawDrawsFile.of(proposal.verdict.draws).write(folder)
     return folder

@@ -54,6 +54,7 @@ def decided(
         decision=context.decision(),
         noise=noise,
         structural=structural,
+        safe_limits=True,
         measured={n: losses for n, m in candidates.items() if (losses := table.measured(m)) is not None},
     )
     proposal = LawProposal(

@@ -8,6 +8,7 @@ which a law of what tokens are worth cannot say. Not in arXiv 2605.15220.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -83,7 +84,7 @@ class TrainedProbes:
         """One decision."""
         design = self.design(context.stage)
         outcome = self.outcome(context, design, evidence(context, design, self.looks))
-        return best_measured(context, outcome) if self.verify else outcome.proposal
+        return best_measured(context, outcome, self.discrepancy) if self.verify else outcome.proposal
 
     def search(self, context: MethodContext) -> SearchOutcome:
         """What the probes say; no candidate is trained yet."""
@@ -166,6 +167,7 @@ def fit_law(found: Evidence, problem: DecisionProblem, discrepancy: Discrepancy)
         own={m: m for m in table.metrics if m in table.domains},
         unique_tokens=problem.available_tokens,
         discrepancy=discrepancy,
+        reference=problem.current.on(table.domains).weights,
     )
 
 
@@ -174,13 +176,15 @@ def relative_kl(fit: EffectiveTokensFit, design: StageDesign, settings: SolveSet
     return RELATIVE_KL * float(np.ptp(objective_values(fit.law.predict(design.probes.R), settings)))
 
 
-def best_measured(context: MethodContext, outcome: SearchOutcome) -> LawProposal:
+def best_measured(
+    context: MethodContext, outcome: SearchOutcome, discrepancy: Discrepancy | None = None
+) -> LawProposal:
     """Train probes on the optimum and on its half-way to the mixture in use; the best that was measured wins.
 
     "Keep" only where the mixture in use is best, or level: nothing beats its own probe as surely as the settings ask. Judged on the
     held-out sequences that the law was not fitted to: those that chose the optimum like it by chance too. The error of a measured
     gain counts sequences and what another order of the data would change; its probability counts that two were tried. A candidate
-    whose probe breaks a loss limit is out.
+    whose probe breaks a loss limit, or will in the stage by what a measured nat is worth there (`discrepancy`), is out.
     """
     proposal, probes = outcome.proposal, outcome.design.probes
     verdict, current = proposal.verdict, context.stage.current
@@ -197,7 +201,9 @@ def best_measured(context: MethodContext, outcome: SearchOutcome) -> LawProposal
     tokens = [count[kept] for count, kept in zip(trained.tokens, unseen, strict=True)]
     losses = np.stack([nll.sum(axis=1) / count.sum() for nll, count in zip(unseen_nll, tokens, strict=True)], axis=1)
     values = objective_values(losses, verdict.settings)
-    broken = [_limits_broken(verdict.constraints, trained, 1 + i) for i in range(len(tried))]
+    at_current = dict(zip(trained.metrics, proposal.fit.law.predict(current.weights)[0], strict=True))
+    factor = (discrepancy or Discrepancy()).factor
+    broken = [_limits_broken(verdict.constraints, trained, 1 + i, at_current, factor) for i in range(len(tried))]
     gains = values[0] - values[1:]
     best = int(np.argmax(np.where([bool(b) for b in broken], -np.inf, gains)))
     sequences = objective_error(loss_difference_error(unseen_nll, tokens, 0, 1 + best), verdict.settings)
@@ -235,12 +241,23 @@ def _unseen(fitted: Simulation, trained: Simulation) -> list[npt.NDArray[np.bool
     return chosen
 
 
-def _limits_broken(constraints: Constraints, trained: Simulation, row: int) -> tuple[str, ...]:
-    """Evaluation sets on which a measured candidate loses more, against the current model on the same sequences, than is allowed."""
-    now = dict(zip(trained.metrics, trained.baseline, strict=True))
-    got = dict(zip(trained.metrics, trained.losses[row], strict=True))
-    limits = {m: limit * now[m] / constraints.current_loss.get(m, now[m]) for m, limit in constraints.max_loss.items()}
-    return tuple(m for m, limit in limits.items() if got[m] > limit)
+def _limits_broken(
+    constraints: Constraints, trained: Simulation, row: int, at_current: Mapping[str, float], factor: float
+) -> tuple[str, ...]:
+    """Evaluation sets on which a measured candidate loses more than is allowed, now or in the stage.
+
+    Now: against the current model on the same sequences. In the stage: what the law foretells of the mixture in use (`at_current`), whose
+    probe is the first row, and `factor` times what the candidate's probe is worse than that one.
+    """
+    broken = []
+    for m, limit in constraints.max_loss.items():
+        e = trained.metrics.index(m)
+        now, got = float(trained.baseline[e]), float(trained.losses[row, e])
+        allowed = limit * now / constraints.current_loss.get(m, now)
+        staged = at_current[m] + factor * (got - float(trained.losses[0, e]))
+        if got > allowed or staged > limit:
+            broken.append(m)
+    return tuple(broken)
 
 
 def _trained(context: MethodContext, rows: dict[str, FloatArray], domains: tuple[str, ...]) -> Simulation:

@@ -15,8 +15,9 @@ from opmix.mixing.cover import Cover, misfit_near, outliers
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.paired import can_be_worst, gain_probability, objective_values
 from opmix.mixing.posterior import MixtureDraws, percentiles, solve_draws
+from opmix.mixing.safe_limits import LossLimit, limits_at, solve_safely
 from opmix.mixing.solver import Coordinates, Solution, SolveSettings, solve
-from opmix.protocols.law import LawDraws, LawFit
+from opmix.protocols.law import LawDraws, LawFit, MixingLaw
 from opmix.settings import Bounds, Inside, NotNegative, ReadAs, internal, number, settings
 
 
@@ -89,6 +90,11 @@ class Verdict:
     decision_settings: DecisionSettings
     seconds: Mapping[str, float] = field(default_factory=dict)
 
+    def limits(self, law: MixingLaw) -> tuple[LossLimit, ...]:
+        """What is foretold of every limited loss at the recommended mixture."""
+        level = self.decision_settings.interval_level
+        return limits_at(self.mixture, law, self.draws, self.constraints, level)
+
 
 def decide(
     fit: LawFit,
@@ -105,6 +111,7 @@ def decide(
     measured: Mapping[str, Mapping[str, float]] | None = None,
     notes: Mapping[str, str] | None = None,
     newcomers: bool = False,
+    safe_limits: bool = False,
 ) -> Verdict:
     """Solve, score the alternatives on the law's posterior, and move only where the gain outweighs the noise.
 
@@ -128,6 +135,7 @@ def decide(
         notes: Remarks by candidate.
         newcomers: The reference leaves out domains that somebody wants in. It is then "keep" that must be proven, unless the settings
             say otherwise (`DecisionSettings.prove_new`).
+        safe_limits: Limits on losses hold at the upper end of the law's interval where any mixture keeps them so, not by its middle.
 
     Raises:
         InfeasibleError: The constraints contradict each other; of limits on losses it says the smallest that can be met.
@@ -140,6 +148,9 @@ def decide(
     except InfeasibleError as stopped:
         raise InfeasibleError([*stopped.conflicts, *attainable_limits(fit.law, coordinates, constraints)]) from stopped
     draws = fit.draws(num_draws=rule.draws, seed=rule.seed, noise=noise)
+    if safe_limits and constraints.max_loss:
+        problem = {"coordinates": coordinates, "settings": settings, "constraints": constraints}
+        optimum = solve_safely(fit.law, draws, rule.interval_level, **problem)
     optima = solve_draws(draws, coordinates, settings, constraints, optimum.mixture)
 
     scored = {"proposal": optimum.mixture, **{name: m.on(fit.law.domains) for name, m in candidates.items()}}

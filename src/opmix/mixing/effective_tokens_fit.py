@@ -22,7 +22,7 @@ SHARED_BY_LOOKS = 0.5
 
 @dataclass(frozen=True)
 class Discrepancy:
-    """A nat that probes foretell is worth `factor` nats of the stage, give or take."""
+    """A nat that probes foretell between a mixture and the one in use is worth `factor` nats of the stage, give or take."""
 
     factor: float = 1.0
     spread: float = 0.0
@@ -45,6 +45,8 @@ class EffectiveTokensFit:
     loo: FloatArray  # (M, E) each point predicted by the law fitted without its probe
     noisy: bool = True
     interference: None = None
+    reference: FloatArray | None = None
+    """Shares (D,) at which the discrepancy changes nothing; None: at no tokens at all."""
 
     @property
     def law(self) -> EffectiveTokensLaw:
@@ -168,8 +170,12 @@ class EffectiveTokensFit:
 
     def _draws(self, theta: FloatArray, rho: FloatArray, scale: FloatArray) -> EffectiveTokensDraws:
         worth = np.exp(np.clip(theta[..., 2:3] + theta[..., 3:], -40.0, 20.0))
-        b = self.discrepancy.factor * scale[:, None] * np.exp(theta[..., 1])
-        return EffectiveTokensDraws(self.metrics, self.domains, theta[..., 0], b, worth, rho, self.tokens)
+        told, factor = np.exp(theta[..., 1]), self.discrepancy.factor * scale[:, None]
+        base = theta[..., 0]
+        if self.reference is not None:
+            powers = self.tokens.effective(self.reference) ** rho[:, None]
+            base = base + (factor - 1) * told * np.log1p(np.einsum("bd,bed->be", powers, worth))
+        return EffectiveTokensDraws(self.metrics, self.domains, base, factor * told, worth, rho, self.tokens)
 
 
 def fit_effective_tokens(
@@ -186,6 +192,7 @@ def fit_effective_tokens(
     repetition_decay: float = REPETITION_DECAY,
     noise: npt.ArrayLike | None = None,
     discrepancy: Discrepancy | None = None,
+    reference: npt.ArrayLike | None = None,
     rho: Sequence[float] = RHO,
 ) -> EffectiveTokensFit:
     """Fit the law to trained probes; every look at a probe is a point at its own number of tokens.
@@ -203,6 +210,8 @@ def fit_effective_tokens(
         repetition_decay: R* of arXiv 2305.16264.
         noise: Noise known beforehand, nats, one or (E,): standard error of a loss, spread between seeds.
         discrepancy: Between the scale of probes and that of the stage.
+        reference: Shares of the mixture in use, (D,): the discrepancy is one of differences to it, and says nothing of how far all
+            mixtures fall together (measured: docs/experiments.md); None: it multiplies the whole fall.
         rho: Values to weigh.
 
     Raises:
@@ -237,6 +246,7 @@ def fit_effective_tokens(
         unit=unit,
         discrepancy=discrepancy or Discrepancy(),
         loo=_left_out(points, hierarchy),
+        reference=None if reference is None else np.asarray(reference, float),
     )
 
 

@@ -13,6 +13,7 @@ from opmix.mixing.decision import Verdict
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.paired import loss_errors
 from opmix.mixing.posterior import percentiles
+from opmix.mixing.safe_limits import limits_at, tightened
 from opmix.mixing.solver import solve
 from opmix.protocols.law import MixingLaw
 from opmix.protocols.mixing_method import LawProposal, Simulation
@@ -107,5 +108,7 @@ def _alone(verdict: Verdict, law: MixingLaw, target: str, targets: Sequence[str]
 
 def _solved(verdict: Verdict, law: MixingLaw, omega: FloatArray) -> Mixture:
     settings = replace(verdict.settings, objective="weighted", omega=omega)
-    found = solve(law, coordinates=verdict.coordinates, settings=settings, constraints=verdict.constraints)
-    return found.mixture
+    level = verdict.decision_settings.interval_level
+    at = limits_at(verdict.optimum.mixture, law, verdict.draws, verdict.constraints, level)
+    within = tightened(verdict.constraints, at)
+    return solve(law, coordinates=verdict.coordinates, settings=settings, constraints=within).mixture

@@ -24,6 +24,8 @@ from opmix.progress import Progress, Silent
 from opmix.protocols.law import MixingLaw
 from opmix.protocols.mixing_method import DecisionProblem, LawProposal
 from opmix.results.draws import LawDrawsFile
+from opmix.results.loss_limits import KEY as LIMITS
+from opmix.results.loss_limits import limits_json
 from opmix.results.manifest import Manifest
 from opmix.results.mixture import CheckEntry, MixtureFile, SearchCost, bits_per_byte
 from opmix.results.payoff import KEY as PAYOFF
@@ -214,7 +216,7 @@ def run_search(
         proposal = context.method.propose(context)
         clock.append(time.perf_counter())
         proposal, remarks = _with_savings(context, proposal)
-        proposal = _with_payoff(context, proposal)
+        proposal = _with_limits(_with_payoff(context, proposal))
         result = SearchResult(
             proposal=proposal,
             ledger=context.ledger,
@@ -264,6 +266,12 @@ def _with_payoff(context: SearchContext, proposal: LawProposal) -> LawProposal:
         return proposal
     told = payoff_of(proposal, tuple(context.config.targets), context.silent)
     return replace(proposal, evidence={**proposal.evidence, PAYOFF: told.json()})
+
+
+def _with_limits(proposal: LawProposal) -> LawProposal:
+    """With what is foretold of limited losses."""
+    told = limits_json(proposal.verdict.limits(proposal.fit.law))
+    return replace(proposal, evidence={**proposal.evidence, LIMITS: told}) if told else proposal
 
 
 def _with_savings(context: SearchContext, proposal: LawProposal) -> tuple[LawProposal, list[str]]:

@@ -28,6 +28,7 @@ from opmix.report.html import (
 from opmix.report.model import Model
 from opmix.report.opening import gain_rows, reference_name
 from opmix.results.demo import DemoComparison
+from opmix.results.loss_limits import read_limits
 from opmix.results.mixture import MixtureFile
 
 MAX_TWIN_ROWS = 12
@@ -234,7 +235,27 @@ def certificate(document: MixtureFile) -> Html | None:
     listed = [el("li", sentence) for sentence in settings.constraints]
     facts = el("dl", *(el("div", el("dt", k), el("dd", v)) for k, v in pairs), class_="facts")
     limits = join([el("h3", "Constraints"), el("ul", *listed)]) if listed else el("p", "No constraints were given.")
-    return el("section", el("h2", "Solver"), el("div", facts, el("div", limits), class_="split"), id="solver")
+    made = el("div", facts, el("div", limits), class_="split")
+    return el("section", el("h2", "Solver"), made, _loss_limits(document), id="solver")
+
+
+def _loss_limits(document: MixtureFile) -> Html | None:
+    """What is foretold of every limited loss at the recommended mixture."""
+    told = read_limits(document.evidence)
+    if not told:
+        return None
+    rows = [
+        row(
+            name,
+            f"{number(e.limit, 1, sign=True)} %",
+            f"{number(e.foretold, 1, sign=True)} %",
+            f"{number(e.interval[0], 1, sign=True)} to {number(e.interval[1], 1, sign=True)} %",
+            "binds" if e.binds and e.kept else "" if e.kept else "not kept for sure",
+        )
+        for name, e in told.items()
+    ]
+    caption = "Limits on losses, of the loss now, held by the upper end of the interval"
+    return table(["Eval set", "At most", "Foretold", "Interval", ""], rows, caption=caption, class_="narrow")
 
 
 def configuration(data: ReportData) -> Html | None:

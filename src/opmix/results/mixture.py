@@ -18,6 +18,7 @@ from opmix.mixing.decision import Decision, Verdict
 from opmix.mixing.mixture import Mixture
 from opmix.protocols.law import LawFit
 from opmix.results.files import SCHEMA, read_document, typed
+from opmix.results.loss_limits import limit_sentences, read_limits
 from opmix.results.payoff import Payoff
 from opmix.results.timing import TimingFile
 from opmix.runs.files import plain, write_json
@@ -262,6 +263,7 @@ class MixtureFile:
             )
         if (told := Payoff.read(self.evidence)) is not None:
             lines += told.sentences()
+        lines += limit_sentences(read_limits(self.evidence))
         if self.cost is not None and self.cost.search_share is not None:
             flops = self.cost.total("flops")
             lines.append(f"cost: {flops:.2g} FLOPs, {self.cost.search_share:.1%} of the stage's training")

@@ -9,6 +9,7 @@ from opmix.methods.trained_probes import TrainedProbes
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.effective_tokens import EffectiveTokensLaw, Tokens
+from opmix.mixing.effective_tokens_fit import Discrepancy
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.solver import SolveSettings, solve
 from opmix.protocols.mixing_method import DecisionProblem
@@ -134,6 +135,38 @@ def test_a_candidate_that_breaks_a_loss_limit_is_out():
     proposed, halfway = bound.evidence["candidates"]
     assert (proposed["breaks"], halfway["breaks"]) == (["web"], [])
     assert dict(bound.mixture) == pytest.approx(halfway["mixture"])
+
+
+def test_a_measured_rise_counts_for_what_it_is_worth_in_the_stage():
+    """Between the probes lies a harm to web that no law foretells: a twentieth of a nat there, four times that in the stage."""
+
+    def harmful(tokens):
+        losses, shares = course(tokens), tokens / np.maximum(tokens.sum(axis=1, keepdims=True), 1.0)
+        losses[:, 0] += 0.05 * ((shares.max(axis=1) > 0.3) & (shares.max(axis=1) < 0.75))
+        return losses
+
+    limit = Constraints(max_loss={"web": 3.0}, current_loss={"web": 3.0})
+    told = {}
+    for factor in (1.0, 4.0):
+        method = TrainedProbes(steps=64, discrepancy=Discrepancy(factor, 0.1))
+        found = method.propose(context({"web": 0.8, "code": 0.1, "math": 0.1}, harmful, limits=limit))
+        told[factor] = [c["breaks"] for c in found.evidence["candidates"]]
+    assert told[1.0] == [[], []]
+    assert ["web"] in told[4.0]
+
+
+def test_the_stage_keeps_a_limit_that_the_law_foretells():
+    """The truth at the stage's own length, for a search that wants code alone."""
+    alone = SolveSettings(objective="weighted", omega=np.array([0.0, 1.0, 0.0]), kl=0.0)
+    old = dict.fromkeys(DOMAINS, 1 / 3)
+    lowest = float(truth().predict(np.full(3, 1 / 3))[0, 0])
+    limit = Constraints(max_loss={"web": lowest + 0.1}, current_loss={"web": 3.0})
+    free, bound = (METHOD.propose(context(old, settings=alone, **told)) for told in ({}, {"limits": limit}))
+    lost = [float(truth().predict(p.verdict.optimum.mixture.weights)[0, 0]) for p in (free, bound)]
+    assert lost[0] > lowest + 0.1
+    assert lost[1] <= lowest + 0.1
+    (told,) = bound.verdict.limits(bound.fit.law)
+    assert told.kept
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ from opmix.report import build_report, load_report_data
 from opmix.report.model import build_model
 from opmix.report.page import whatif_data
 from opmix.report.worth import above_average, worth_section
+from opmix.results.loss_limits import KEY as LIMITS
+from opmix.results.loss_limits import read_limits
 from opmix.results.mixture import MixtureFile
 from opmix.results.payoff import KEY, Payoff
 
@@ -51,6 +53,22 @@ def test_the_limits_of_the_search_hold_for_each_targets_own_mixture():
         losses = dict(zip(proposal.fit.law.metrics, proposal.fit.law.predict(np.array(list(alone.mixture.values())))[0],
                           strict=True))  # fmt: skip
         assert all(losses[d] <= limit + 1e-5 for d, limit in limits.items())
+
+
+def test_which_limits_bind_is_kept_and_shown(tmp_path):
+    folder = write_aimed(tmp_path / "run", 4, 3, limited=True)
+    document = MixtureFile.read(folder)
+    told = read_limits(document.evidence)
+    assert set(told) == {f"domain_{i}" for i in range(4)}
+    bound = [d for d, e in told.items() if e.binds]
+    assert bound
+    assert all(e.kept and e.interval[1] <= e.limit + 0.1 for e in told.values())
+    assert all(told[d].limit == pytest.approx(2.0) for d in told)
+    (line,) = [x for x in document.summary().splitlines() if x.startswith("limits that bind")]
+    assert bound[0] in line
+    page = Page(build_report(load_report_data(folder)))
+    assert page.text.count("binds") == len(bound)
+    assert read_limits({LIMITS: {"web": {"limit": 1.0}}}) == {}
 
 
 SIZES = [
