@@ -52,12 +52,15 @@ def show_fit(result: FitResult, folder: Path | None) -> None:
 def show_search(result: SearchResult, folder: Path) -> None:
     """Mixture, decision, check and cost of `opmix search`."""
     from opmix.results.loss_limits import limit_sentences, read_limits
+    from opmix.results.opinion import Opinion
 
     console = terminal()
     _show_verdict(console, result.verdict, "current")
     _show_payoff(console, result)
     for line in limit_sentences(read_limits(result.proposal.evidence)):
         console.print(line)
+    if (second := Opinion.read(result.proposal.evidence)) is not None:
+        console.print(second.sentence())
     console.print(str(result.proposal.check["verdict"]))
     share = result.search_share
     console.print(f"The search cost {share:.1%} of the stage's training FLOPs.")

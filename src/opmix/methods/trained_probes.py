@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opmix.methods.outcome import SearchOutcome, decided
+from opmix.methods.second_opinion import second_opinion
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import confirm
 from opmix.mixing.design import StageDesign, design_stage
@@ -27,6 +28,7 @@ from opmix.mixing.table import ProxyTable
 from opmix.mixing.twins import InterferenceCheck
 from opmix.protocols.law import LawFit
 from opmix.protocols.mixing_method import DecisionProblem, Fidelity, LawProposal, MethodContext, Simulation
+from opmix.results.opinion import KEY as SECOND
 
 LOOKS = (2,)
 """Probes are also evaluated after half of their steps: a quarter as well paid nothing (benchmarks/evidence/probe_lengths.py)."""
@@ -82,9 +84,15 @@ class TrainedProbes:
 
     def propose(self, context: MethodContext) -> LawProposal:
         """One decision."""
-        design = self.design(context.stage)
-        outcome = self.outcome(context, design, evidence(context, design, self.looks))
-        return best_measured(context, outcome, self.discrepancy) if self.verify else outcome.proposal
+        outcome = self.search(context)
+        proposal, thinning = outcome.proposal, self.looks[-1].thinning
+        second = second_opinion(
+            context, outcome.design.probes, proposal.verdict, outcome.simulated.metrics, thinning=thinning
+        )
+        if second is not None:
+            proposal = replace(proposal, evidence={**proposal.evidence, SECOND: second.json()})
+        outcome = replace(outcome, proposal=proposal)
+        return best_measured(context, outcome, self.discrepancy) if self.verify else proposal
 
     def search(self, context: MethodContext) -> SearchOutcome:
         """What the probes say; no candidate is trained yet."""
@@ -121,8 +129,9 @@ class TrainedProbes:
         return tuple(Fidelity(steps=s, thinning=thinning) for s in (*steps, None))
 
     def dearest_course(self, problem: DecisionProblem) -> tuple[tuple[Fidelity, int], ...]:
-        """Fidelity and number of models of what is evaluated."""
-        return tuple((fidelity, len(self.design(problem).points)) for fidelity in self.looks)
+        """Fidelity and number of models of what is evaluated, for the second opinion without the current model."""
+        probes = len(self.design(problem).points)
+        return (*((fidelity, probes) for fidelity in self.looks), (self.looks[-1], probes - 1))
 
 
 def evidence(context: MethodContext, design: StageDesign, wanted: tuple[Fidelity, ...]) -> Evidence:

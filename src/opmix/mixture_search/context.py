@@ -133,9 +133,9 @@ class SearchContext:
             self.silent = silent_targets(self.config, made, alone)
         return made
 
-    def token_losses(self, design: ProbeDesign, *, label: str) -> Mapping[str, FloatArray]:
+    def token_losses(self, design: ProbeDesign, *, label: str, thinning: int = 1) -> Mapping[str, FloatArray]:
         """See `MethodContext`."""
-        return self.session.token_losses(design, label=label)
+        return self.session.token_losses(design, label=label, thinning=thinning)
 
     def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
         """See `MethodContext`."""

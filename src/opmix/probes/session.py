@@ -114,7 +114,7 @@ class ProbeSession:
         with kind.interpolated(self.runtime.model, self.settings, folders, backend) as (proxies, _):
             yield proxies
 
-    def token_losses(self, design: ProbeDesign, *, label: str) -> TokenTables:
+    def token_losses(self, design: ProbeDesign, *, label: str, thinning: int = 1) -> TokenTables:
         """See `MethodContext`; missing probes are trained.
 
         Raises:
@@ -122,7 +122,7 @@ class ProbeSession:
         """
         base, name = self._base, f"tokens-{label}"
         folders = self._trained(design, base, None)
-        held_out = [h for h in self.held_out if h.questions is None]
+        held_out = [h.thinned(thinning) for h in self.held_out if h.questions is None]
         file, sets = self.store.folder / "tables" / f"{name}.npz", [h.name for h in held_out]
 
         def work() -> dict[str, Any]:
@@ -130,7 +130,8 @@ class ProbeSession:
             save_tables(token_tables(self.evaluator, list(folders.values()), held_out, name), file)
             return {"seconds": time.perf_counter() - started}
 
-        inputs = {"probes": list(folders), "backend": self.evaluator.backend, **base}
+        thinned = {"thinning": thinning} if thinning > 1 else {}
+        inputs = {"probes": list(folders), "backend": self.evaluator.backend, **base, **thinned}
         result, _ = self.store.step(name, inputs, work, intact=lambda: load_tables(file, sets) is not None)
         tokens, flops = (
             len(folders) * sum(h.input_ids.size for h in held_out),

@@ -106,10 +106,10 @@ class MethodContext(Protocol):
         `fidelity` than before, the probes' runs go on.
         """
 
-    def token_losses(self, design: ProbeDesign, *, label: str) -> Mapping[str, FloatArray]:
+    def token_losses(self, design: ProbeDesign, *, label: str, thinning: int = 1) -> Mapping[str, FloatArray]:
         """Train the probes of the design; nats of every scored held-out token under each, (P, N_e) by evaluation set.
 
-        Choice tasks have none. `label` names the work in the run folder.
+        Choice tasks have none. `label` names the work in the run folder; of the held-out sequences every `thinning`-th is read.
         """
 
     def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:

@@ -25,6 +25,7 @@ from opmix.report.html import (
 from opmix.report.model import Model
 from opmix.report.verdict import recommended, verdict
 from opmix.results.mixture import AlternativeEntry, Interval, MixtureFile, Shares
+from opmix.results.opinion import Opinion
 
 TOP_DOMAINS = 12
 TOP_METRICS = 6
@@ -66,7 +67,9 @@ def opening(document: MixtureFile, model: Model | None) -> Html:
         # Under the shorter column, so that the first screen holds everything.
         (left if len(document.mixture) <= FEW_DOMAINS else right).append(brief)
     columns = el("div", el("div", *left), el("div", *right), class_="split")
-    return el("section", verdict(document), columns, id="summary", aria_label="Summary")
+    second = Opinion.read(document.evidence)
+    said = None if second is None else el("p", second.sentence().capitalize() + ".", class_="caption")
+    return el("section", verdict(document), columns, said, id="summary", aria_label="Summary")
 
 
 def mixture_table(document: MixtureFile) -> Html:

@@ -19,6 +19,7 @@ from opmix.mixing.mixture import Mixture
 from opmix.protocols.law import LawFit
 from opmix.results.files import SCHEMA, read_document, typed
 from opmix.results.loss_limits import limit_sentences, read_limits
+from opmix.results.opinion import Opinion
 from opmix.results.payoff import Payoff
 from opmix.results.timing import TimingFile
 from opmix.runs.files import plain, write_json
@@ -264,6 +265,8 @@ class MixtureFile:
         if (told := Payoff.read(self.evidence)) is not None:
             lines += told.sentences()
         lines += limit_sentences(read_limits(self.evidence))
+        if (second := Opinion.read(self.evidence)) is not None:
+            lines.append(second.sentence())
         if self.cost is not None and self.cost.search_share is not None:
             flops = self.cost.total("flops")
             lines.append(f"cost: {flops:.2g} FLOPs, {self.cost.search_share:.1%} of the stage's training")

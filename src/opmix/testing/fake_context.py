@@ -120,10 +120,10 @@ class FakeContext:
             evaluation_flops=self.sequence_flops * (len(points) + 1) * len(tokens) * len(nll),
         )
 
-    def token_losses(self, design: ProbeDesign, *, label: str) -> Mapping[str, FloatArray]:
+    def token_losses(self, design: ProbeDesign, *, label: str, thinning: int = 1) -> Mapping[str, FloatArray]:
         """See `MethodContext`; a sequence's mean is the loss of one token."""
         alone = [InterpolationWeights(design.probes, row) for row in np.eye(len(design.probes))]
-        found = self.simulate(design, alone, label=f"tokens-{label}")
+        found = self.simulate(design, alone, label=f"tokens-{label}", fidelity=Fidelity(thinning=thinning))
         return {m: nll / count for m, nll, count in zip(found.metrics, found.nll, found.tokens, strict=True)}
 
     def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:

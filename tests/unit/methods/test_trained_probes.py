@@ -59,7 +59,7 @@ def test_the_proposal_is_near_the_optimum_at_the_stages_own_length():
 def test_probes_are_looked_at_on_their_way_and_nothing_is_interpolated():
     fake = context({"web": 0.8, "code": 0.1, "math": 0.1})
     proposal = METHOD.propose(fake)
-    assert [call.label for call in fake.calls] == ["probes-at-32", "proxies", "verification"]
+    assert [call.label for call in fake.calls] == ["probes-at-32", "proxies", "tokens-second-opinion", "verification"]
     first, last = (fake.calls[i].design.R for i in (0, -1))
     assert np.array_equal(last[0], first[0])  # the same probe, to the last bit: it is not trained again
     assert all(np.count_nonzero(point.weights) == 1 for call in fake.calls for point in call.points)
