@@ -137,3 +137,14 @@ def objective_weights(
     own = {n: t.weight / (families.count(t.family) if t.family is not None else 1) for n, t in targets.items()}
     given = {**dict.fromkeys(metrics, 0.0), **own, **weights}
     return np.array([given[m] for m in metrics], dtype=np.float64)
+
+
+def served_sets(
+    targets: Mapping[str, Target], weights: Mapping[str, float], domains: Sequence[str]
+) -> dict[str, float] | None:
+    """Evaluation sets that count, by what they count: for mixers that serve held-out sets. None: there are no targets."""
+    if not targets:
+        return None
+    metrics = [*domains, *targets]
+    counted = objective_weights(targets, weights, metrics)
+    return {m: float(w) for m, w in zip(metrics, counted, strict=True) if w > 0}

@@ -20,8 +20,6 @@ from opmix.settings import Given, PartOf, changed, inline, keys_of, overlaid, se
 from opmix.settings.loading import nearest, read_yaml, under, validated
 from opmix.training.arguments import typed_arguments
 
-_SERVED = frozenset({"held_out", "gradients"})
-"""Signals of what an online mixer serves."""
 _NOT_THEIRS = ("name", "domains", "add", "drop", "tokens", "mixture")
 """What makes a stage the same for all methods."""
 
@@ -132,14 +130,14 @@ class CompareConfig:
                 yield f"{where}: no such setting; what a search does is set by `stage: {{probes: ..., proxies: ...}}`"
                 continue
             try:
-                made = self.method(name)
+                self.method(name)
             except ConfigError as error:
                 yield from (f"methods.{problem}" for problem in error.problems)
                 continue
-            if self.life.targets and _SERVED & getattr(made, "signals", frozenset()):
+            if self.life.targets and METHODS[method].untargeted:
                 yield (
-                    f"methods.{name}: {METHODS[method].title} serves the domains' own held-out sets as it trains and "
-                    "cannot be told of targets; remove it, or the targets"
+                    f"methods.{name}: {METHODS[method].title} cannot be told of targets: "
+                    f"{METHODS[method].untargeted}; remove it, or the targets"
                 )
             for key in entrant.stage:
                 if key in _NOT_THEIRS:

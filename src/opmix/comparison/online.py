@@ -16,6 +16,7 @@ from opmix.probes.evaluation import HeldOut, evaluate
 from opmix.probes.held_out import held_out
 from opmix.protocols.mixing_method import Proposal
 from opmix.protocols.online_mixer import MixerSegment, OnlineMixer, State
+from opmix.target import served_sets
 from opmix.training.objectives import Usage
 from opmix.training.online import OnlineRun, train_online
 from opmix.training.plan import TrainingPlan
@@ -84,12 +85,16 @@ class OnlineTraining:
         )
 
     def _senses(self, names: tuple[str, ...]) -> SignalSources:
-        valid = self.at.data.only(names).rows("valid")
-        sets = [self._held_out(n, rows) for n, rows in valid.items()]
+        stage = self.at.stage
+        targets = {n: t for n, t in stage.targets.items() if n in self.at.data.targets}
+        served = served_sets(targets, stage.settings.solve.weights, names)
+        valid = self.at.data.only([*names, *targets]).evaluated("valid")
+        sets = [self._held_out(n, rows) for n, rows in valid.items() if n in (served or names)]
         return SignalSources(
             evaluate=lambda model: evaluate(model, sets).losses[0],
             held_out=valid,
             evaluate_tokens=float(sum(h.input_ids.size for h in sets)),
+            served=served,
         )
 
     def _held_out(self, name: str, rows: Any) -> HeldOut:

@@ -38,6 +38,8 @@ class Entry:
     stage: Mapping[str, Any] = field(default_factory=dict)
     """Of a lifecycle's stage, changed for this method (such as `{"objective": "sdft"}`)."""
     training: Training = "plain"
+    untargeted: str = ""
+    """Why it cannot serve targets, where it cannot."""
     own_search: bool = False
     """Whether `opmix search` decides, so that its settings are those of the configuration."""
 
@@ -245,6 +247,7 @@ ENTRIES: tuple[Entry, ...] = (
         path="opmix.methods.online.skill_it:SkillIt",
         paper="2307.14430",
         line="a graph of which domain helps which, then multiplicative weights on held-out losses",
+        untargeted="its graph is of domains with each other, learned from trials on the domains' own held-out sets",
     ),
     Entry(
         name="aioli",

@@ -92,8 +92,7 @@ class Verdict:
 
     def limits(self, law: MixingLaw) -> tuple[LossLimit, ...]:
         """What is foretold of every limited loss at the recommended mixture."""
-        level = self.decision_settings.interval_level
-        return limits_at(self.mixture, law, self.draws, self.constraints, level)
+        return limits_at(self.mixture, law, self.draws, self.constraints)
 
 
 def decide(
@@ -150,7 +149,7 @@ def decide(
     draws = fit.draws(num_draws=rule.draws, seed=rule.seed, noise=noise)
     if safe_limits and constraints.max_loss:
         problem = {"coordinates": coordinates, "settings": settings, "constraints": constraints}
-        optimum = solve_safely(fit.law, draws, rule.interval_level, **problem)
+        optimum = solve_safely(fit.law, draws, **problem)
     optima = solve_draws(draws, coordinates, settings, constraints, optimum.mixture)
 
     scored = {"proposal": optimum.mixture, **{name: m.on(fit.law.domains) for name, m in candidates.items()}}

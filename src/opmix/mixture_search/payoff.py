@@ -108,7 +108,6 @@ def _alone(verdict: Verdict, law: MixingLaw, target: str, targets: Sequence[str]
 
 def _solved(verdict: Verdict, law: MixingLaw, omega: FloatArray) -> Mixture:
     settings = replace(verdict.settings, objective="weighted", omega=omega)
-    level = verdict.decision_settings.interval_level
-    at = limits_at(verdict.optimum.mixture, law, verdict.draws, verdict.constraints, level)
+    at = limits_at(verdict.optimum.mixture, law, verdict.draws, verdict.constraints)
     within = tightened(verdict.constraints, at)
     return solve(law, coordinates=verdict.coordinates, settings=settings, constraints=within).mixture

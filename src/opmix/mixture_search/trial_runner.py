@@ -27,9 +27,10 @@ from opmix.models.from_scratch import new_model
 from opmix.models.load import model_fingerprint, model_shape
 from opmix.probes.evaluation import evaluate
 from opmix.protocols.mixing_method import DecisionProblem, Simulation
-from opmix.protocols.online_mixer import AveragedTrial, MixerSegment, OnlineMixer
+from opmix.protocols.online_mixer import SERVING, AveragedTrial, MixerSegment, OnlineMixer
 from opmix.protocols.trials import TrialModel, Trials
 from opmix.runs.store import fingerprint
+from opmix.target import served_sets
 from opmix.training.factory import quiet, run_training
 from opmix.training.full import planned_run
 from opmix.training.objectives import Usage
@@ -136,6 +137,8 @@ class TrialRunner:
             "start": [start[0], dict(start[1].mixture)],
             "reference": None if reference is None else dict(reference),
         }
+        served = served_sets(self.context.config.targets, self.context.config.solve.weights, self.context.names)
+        inputs |= {"served": served} if served and mixer.signals & SERVING else {}
 
         def work() -> dict[str, Any]:
             started, amounts, other = time.perf_counter(), [], None
@@ -181,14 +184,17 @@ class TrialRunner:
         )
 
     def senses(self, reference: Any = None) -> SignalSources:
-        """What a run tells its mixer, from the valid split of its domains."""
-        held = [h for h in self.context.session.held_out if h.name in self.context.names]
+        """What a run tells its mixer, from the valid split of its domains, or of what the search is for."""
+        config, names = self.context.config, self.context.names
+        served = served_sets(config.targets, config.solve.weights, names)
+        held = [h for h in self.context.session.held_out if h.name in (served or names)]
         return SignalSources(
             evaluate=lambda model: evaluate(
                 model, held, batch_tokens=self.context.session.evaluator.batch_tokens
             ).losses[0],
             evaluate_tokens=float(sum(h.input_ids.size for h in held)),
-            held_out=self.context.prepared.rows("valid"),
+            held_out=self.context.prepared.evaluated("valid"),
+            served=served,
             reference=reference,
         )
 

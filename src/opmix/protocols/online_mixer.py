@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.protocols.trials import TrialModel, TrialRunner
 
 Signal = Literal["train_loss", "held_out", "gradients", "excess"]
 """What a mixer must be told, beside steps and tokens. `train_loss` is free; the others cost passes, which are charged."""
+
+SERVING: frozenset[Signal] = frozenset({"held_out", "gradients"})
+"""Signals of what a mixer serves: the domains' own held-out sets, or the targets."""
 
 State = Mapping[str, Any]
 """JSON-like (arrays as lists): kept with every checkpoint, so that a killed run goes on just so."""
@@ -41,13 +46,23 @@ class Observation:
     train_loss: FloatArray | None = None
     """(D,) mean training loss in the stint, nats per token; NaN where no row of a domain was drawn."""
     held_out: FloatArray | None = None
-    """(E,) held-out losses now; E = D, in the same order."""
+    """(E,) held-out losses now, of the domains' own sets (E = D, in the same order), or of the sets that the mixture is for."""
+    weights: FloatArray | None = None
+    """(E,) what each of these sets counts, one in the mean; None: all alike."""
     gradients: FloatArray | None = None
-    """(D, E) inner products of the gradient of a training batch of each domain with that of each domain's held-out loss."""
+    """(D, E) inner products of the gradient of a training batch of each domain with that of each set's held-out loss."""
     gradient_norms: FloatArray | None = None
     """(D,) norms of the training batches' gradients."""
     excess: FloatArray | None = None
     """(D,) mean over tokens of max(loss - reference model's loss, 0) on training rows of each domain."""
+
+    @property
+    def counts(self) -> FloatArray:
+        """`weights`, or ones, (E,)."""
+        if self.weights is not None:
+            return self.weights
+        known = self.held_out if self.held_out is not None else np.ones(len(self.mixture))
+        return np.ones(len(known) if self.gradients is None else self.gradients.shape[1])
 
 
 class OnlineMixer(Protocol):

@@ -18,6 +18,7 @@ class LimitEntry:
     limit: float
     foretold: float
     interval: tuple[float, float]
+    """At 60 %: its upper end keeps the limit."""
     binds: bool
     """The upper end of the interval is at the limit: without it the mixture would go further."""
     kept: bool

@@ -21,7 +21,7 @@ from transformers import Trainer, TrainerCallback
 from opmix.compute.budget import world_size
 from opmix.data import Rows
 from opmix.errors import ConfigError, StoreError
-from opmix.mixing.mixture import Mixture
+from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.protocols.online_mixer import MixerSegment, Observation, OnlineMixer, State
 from opmix.runs.files import write_json
 from opmix.training.checkpoints import Checkpoints
@@ -182,6 +182,7 @@ class OnlineRunState:
             batch_rows=int(run.arguments.get("per_device_train_batch_size", 8)),
             document_mask=run.document_mask,
             charge=self.passes.gradient,
+            served=tuple(run.senses.served or ()),
         )
 
     def begin(self, checkpoint: Path | None) -> None:
@@ -251,6 +252,14 @@ class OnlineRunState:
         if other is not None:
             np.add.at(self.sums.excess, where, heard[1].double().cpu().numpy())
 
+    @property
+    def _weights(self) -> FloatArray | None:
+        served = self.run.senses.served
+        if served is None:
+            return None
+        weights = np.array(list(served.values()), dtype=np.float64)
+        return np.asarray(weights / weights.mean())
+
     def decide(self, model: Any, step: int, learning_rate: float) -> None:
         """Tell the mixer and plan what it says."""
         told: dict[str, Any] = {}
@@ -272,6 +281,7 @@ class OnlineRunState:
             mixture=mixture,
             tokens=self.rows.counted("supervised"),
             learning_rate=learning_rate,
+            weights=self._weights,
             **told,
         )
         self._turn(*self.run.mixer.update(self.state, seen))

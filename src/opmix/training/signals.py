@@ -14,6 +14,8 @@ import torch.nn.functional as F  # noqa: N812  (torch's own idiom)
 
 from opmix.compute.flops import ModelShape
 from opmix.data import MixtureDataset, MixturePlan, Rows, pad_rows
+from opmix.data.choice import ChoiceRows
+from opmix.data.rows import pad_right
 from opmix.data.sampler import draw
 from opmix.errors import ConfigError
 from opmix.mixing.mixture import FloatArray
@@ -30,11 +32,13 @@ class SignalSources:
     """What signals are made from, beside the training batches themselves."""
 
     evaluate: Callable[[Any], FloatArray] | None = None
-    """Held-out losses (E,) of a model, in the order of the run's domains; for `held_out`."""
+    """Held-out losses (E,) of a model, in the order of the run's domains, or of what is `served`; for `held_out`."""
     evaluate_tokens: float = 0.0
     """Tokens that one call reads, to be charged."""
     held_out: Mapping[str, Rows] | None = None
-    """Held-out rows by domain; for `gradients`."""
+    """Held-out rows by domain, or by what is `served`; for `gradients`."""
+    served: Mapping[str, float] | None = None
+    """Evaluation sets that the mixture is for and what each counts; None: the run's domains, all alike."""
     reference: Any = None
     """A model on the same device; for `excess`."""
     gradient_rows: int = 8
@@ -46,7 +50,7 @@ class SignalSources:
         Raises:
             ConfigError: Something is missing.
         """
-        rows = self.held_out is not None and all(n in self.held_out for n in domains)
+        rows = self.held_out is not None and all(n in self.held_out for n in self.served or domains)
         there = {
             "train_loss": True,
             "held_out": self.evaluate is not None,
@@ -101,7 +105,7 @@ def inputs_of(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[s
 
 @dataclass(kw_only=True)
 class Gradients:
-    """Inner products of gradients of training and held-out batches.
+    """Inner products of gradients of training and held-out batches; a question's loss is that of its right option among all.
 
     Gradients are taken with dropout off, in the model's own precision, and summed in float32; those of the held-out sets are kept at
     once, E times the trainable weights in float32.
@@ -115,14 +119,17 @@ class Gradients:
     document_mask: bool
     charge: Callable[[float], None]
     """Told the tokens of every forward and backward pass."""
+    served: Sequence[str] = ()
+    """Names of the held-out sets, E; none: the training domains."""
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self.names = tuple(self.train)
+        self.served = tuple(self.served) or self.names
 
     def measure(self, model: Any, decision: int) -> tuple[FloatArray, FloatArray]:
         """Inner products (D, E) and norms of the training gradients (D,); `decision` numbers the rows."""
-        served = [self._gradient(model, self.held_out[n], n, decision) for n in self.names]
+        served = [self._gradient(model, self.held_out[n], n, decision) for n in self.served]
         products, norms = np.zeros((len(self.names), len(served))), np.zeros(len(self.names))
         for k, name in enumerate(self.names):
             own = self._gradient(model, self.train[name], name, decision)
@@ -133,6 +140,8 @@ class Gradients:
     def _gradient(self, model: Any, rows: Rows, name: str, decision: int) -> list[torch.Tensor]:
         num = min(self.num_rows, len(rows))
         row = draw(name, self.seed + _APART, decision * num, num, len(rows))
+        if isinstance(rows, ChoiceRows) and rows.compared:
+            return question_gradient(model, [self._options(rows, int(i)) for i in row])
         plan = MixturePlan((name,), np.zeros(num, dtype=np.int16), row, (len(rows),), self.seed)
         data = MixtureDataset({name: rows}, plan, document_mask=self.document_mask)
         parts = [
@@ -142,17 +151,48 @@ class Gradients:
         self.charge(float(sum(part["input_ids"].numel() for part in parts)))
         return gradient(model, parts)
 
+    def _options(self, rows: ChoiceRows, question: int) -> dict[str, torch.Tensor]:
+        """A question's options as a batch, the right one first."""
+        options = rows.options(question)
+        padded = {
+            "input_ids": pad_right([ids for ids, _ in options], "input_ids"),
+            "labels": pad_right([labels for _, labels in options], "labels"),
+        }
+        self.charge(float(padded["input_ids"].size))
+        return {key: torch.from_numpy(value) for key, value in padded.items()}
+
+
+def question_gradient(model: Any, questions: Sequence[Mapping[str, torch.Tensor]]) -> list[torch.Tensor]:
+    """Of the mean over questions of minus the log-softmax of the first option's summed log-likelihood; see `gradient`."""
+
+    def loss(batch: Mapping[str, torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+        nats = torch.stack([losses.sum() for losses in token_losses(logits, batch["labels"])])
+        return -F.log_softmax(-nats, dim=0)[0] / len(questions)
+
+    return _summed(model, questions, loss)
+
 
 def gradient(model: Any, batches: Sequence[Mapping[str, torch.Tensor]]) -> list[torch.Tensor]:
     """Of the mean loss per supervised token of all batches, by trainable parameter, float32; `.grad` is left alone."""
+    total = max(1, sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches))
+
+    def loss(batch: Mapping[str, torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+        return torch.stack([losses.sum() for losses in token_losses(logits, batch["labels"])]).sum() / total
+
+    return _summed(model, batches, loss)
+
+
+def _summed(
+    model: Any,
+    batches: Sequence[Mapping[str, torch.Tensor]],
+    loss: Callable[[Mapping[str, torch.Tensor], torch.Tensor], torch.Tensor],
+) -> list[torch.Tensor]:
     weights = [p for p in model.parameters() if p.requires_grad]
     device = weights[0].device
-    total = max(1, sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches))
     sums = [torch.zeros_like(p, dtype=torch.float32) for p in weights]
     for batch in batches:
         logits = model(**inputs_of(batch, device), use_cache=False).logits
-        loss = torch.stack([losses.sum() for losses in token_losses(logits, batch["labels"])]).sum() / total
-        for kept, part in zip(sums, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
+        for kept, part in zip(sums, torch.autograd.grad(loss(batch, logits), weights, allow_unused=True), strict=True):
             if part is not None:
                 kept += part.float()
     return sums

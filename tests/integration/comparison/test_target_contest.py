@@ -28,8 +28,22 @@ def test_methods_are_judged_by_the_targets_test_split(arena, tmp_path):
     assert arena.run(config, tmp_path / "out").content == told
 
 
-@pytest.mark.parametrize("name", ["doge", "grape", "tikmix", "aioli", "skill_it"])
-def test_mixers_that_serve_the_domains_own_held_out_sets_are_refused_by_name(name):
-    with pytest.raises(ConfigError, match=f"methods.{name}: .* cannot be told of targets"):
-        contest([name], targets={"dev": "dev.jsonl"})
-    assert contest([name]).methods
+@pytest.mark.slow
+def test_mixers_that_serve_held_out_sets_serve_the_targets(arena, tmp_path):
+    lines = (arena.folder / "data" / "gamma.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "dev.jsonl").write_text("".join(line.replace('"text": "', '"text": "so ') for line in lines))
+    config = arena.config(
+        {"doge": {}, "grape": {}, "tikmix": {}, "aioli": {}},
+        targets={"dev": str(tmp_path / "dev.jsonl"), "other": {"valid": str(tmp_path / "dev.jsonl"), "weight": 0}},
+    )
+    told = arena.run(config, tmp_path / "out").content
+    assert set(told["entrants"]) == {"doge", "grape", "tikmix", "aioli"}
+    assert all(len(entrant["seeds"]) == 1 for entrant in told["entrants"].values())
+    assert arena.run(config, tmp_path / "out").content == told
+
+
+def test_what_cannot_serve_targets_is_refused_with_its_reason():
+    with pytest.raises(ConfigError, match=r"methods\.skill_it: Skill-It cannot be told of targets: its graph is of"):
+        contest(["skill_it"], targets={"dev": "dev.jsonl"})
+    for name in ("skill_it", "doge", "grape", "tikmix", "aioli"):
+        assert contest([name], **({} if name == "skill_it" else {"targets": {"dev": "dev.jsonl"}})).methods

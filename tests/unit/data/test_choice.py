@@ -14,6 +14,7 @@ from opmix.errors import DataError
 from opmix.probes.evaluation import evaluate
 from opmix.probes.held_out import held_out
 from opmix.testing import tiny_model, tiny_tokenizer
+from opmix.training.signals import Gradients
 
 MMLU = {"question": "What is two and two?", "subject": "sums", "choices": ["three", "four", "five"], "answer": 1}
 
@@ -125,6 +126,29 @@ def test_the_loss_of_a_question_is_minus_the_log_softmax_over_its_options(exam):
     assert found.tokens[0].tolist() == [1.0] * len(rows)
     assert found.losses[0, 0] == pytest.approx(np.mean(wanted), rel=1e-4)
     assert np.isnan(found.bits_per_byte).all()  # not known, and so not shown as a number
+
+
+def test_the_gradient_of_questions_is_that_of_their_loss(exam):
+    """Along any direction, by what the loss that models are compared by rises there."""
+    rows, made, tokenizer = exam
+    model, choices = tiny_model(vocab_size=len(tokenizer)).double(), ChoiceRows(made.valid, 64)
+    charged = []
+    told = Gradients(
+        train={"exam": choices}, held_out={"exam": choices}, num_rows=len(rows), batch_rows=4, seed=0, document_mask=False,
+        charge=charged.append,
+    )  # fmt: skip
+    products, norms = told.measure(model, 0)
+    assert products[0, 0] == pytest.approx(norms[0] ** 2, rel=1e-5)
+    assert sum(charged) > 2 * sum(choices.lengths)
+    found = told._gradient(model, choices, "exam", 0)
+    held, step = held_out("exam", choices, num=len(rows), seed=0), 1e-4
+    ends = []
+    for sign in (1, -1, -1):
+        with torch.no_grad():
+            for weight, slope in zip(model.parameters(), found, strict=True):
+                weight += sign * step * slope.double()
+        ends.append(float(evaluate(model, [held]).losses[0, 0]))
+    assert (ends[0] - ends[2]) / (2 * step) == pytest.approx(norms[0] ** 2, rel=1e-2)
 
 
 def test_fewer_questions_are_whole_questions(exam):

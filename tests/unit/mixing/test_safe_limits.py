@@ -61,14 +61,14 @@ def test_draws_differ_at_the_mixture_in_use_by_less_than_elsewhere():
 def test_the_upper_end_keeps_the_limit_and_goes_as_far_as_it():
     told = limits(a=0.1)
     plain = solve(FIT.law, constraints=told, **PROBLEM).mixture
-    safe = solve_safely(FIT.law, DRAWS, 0.9, constraints=told, **PROBLEM).mixture
-    (loose,), (kept,) = (limits_at(m, FIT.law, DRAWS, told, 0.9) for m in (plain, safe))
+    safe = solve_safely(FIT.law, DRAWS, constraints=told, **PROBLEM).mixture
+    (loose,), (kept,) = (limits_at(m, FIT.law, DRAWS, told) for m in (plain, safe))
     assert not loose.kept
     assert kept.kept
     assert kept.binds
     assert kept.interval[1] <= kept.limit + TOLERANCE
     drawn = DRAWS.predict(safe.weights)[:, 0, 0]
-    assert np.mean(drawn <= told.max_loss["a"] + TOLERANCE) >= 0.94
+    assert np.mean(drawn <= told.max_loss["a"] + TOLERANCE) >= 0.78
     assert safe["c"] < plain["c"]
 
 
@@ -76,10 +76,10 @@ def test_a_limit_that_is_kept_anyway_changes_nothing():
     told = limits(a=2.0)
     plain, safe = (
         solve(FIT.law, constraints=told, **PROBLEM),
-        solve_safely(FIT.law, DRAWS, 0.9, constraints=told, **PROBLEM),
+        solve_safely(FIT.law, DRAWS, constraints=told, **PROBLEM),
     )
     assert plain.mixture == safe.mixture
-    (found,) = limits_at(safe.mixture, FIT.law, DRAWS, told, 0.9)
+    (found,) = limits_at(safe.mixture, FIT.law, DRAWS, told)
     assert found.kept
     assert not found.binds
 
@@ -88,16 +88,16 @@ def test_where_no_mixture_keeps_it_for_sure_the_nearest_is_taken():
     told = limits(a=0.0, b=0.0, c=0.0)
     told = Constraints(max_loss={m: x + 5e-5 for m, x in told.max_loss.items()}, current_loss=told.current_loss)
     wide = fitted(reference=UNIFORM).draws(num_draws=60, noise=0.05 * np.random.default_rng(0).normal(size=(60, 8, 3)))
-    found = solve_safely(FIT.law, wide, 0.9, constraints=told, **PROBLEM).mixture
-    at = limits_at(found, FIT.law, wide, told, 0.9)
+    found = solve_safely(FIT.law, wide, constraints=told, **PROBLEM).mixture
+    at = limits_at(found, FIT.law, wide, told)
     assert not all(x.kept for x in at)
     assert all(x.foretold <= x.limit + TOLERANCE for x in at)
 
 
 def test_limits_of_others_beside_it_are_met_by_the_mixture_itself():
     told = limits(a=0.1)
-    safe = solve_safely(FIT.law, DRAWS, 0.9, constraints=told, **PROBLEM).mixture
-    lower = tightened(told, limits_at(safe, FIT.law, DRAWS, told, 0.9))
+    safe = solve_safely(FIT.law, DRAWS, constraints=told, **PROBLEM).mixture
+    lower = tightened(told, limits_at(safe, FIT.law, DRAWS, told))
     assert lower.max_loss["a"] < told.max_loss["a"]
     assert lower.violation(safe, dict(zip(NAMES, FIT.law.predict(safe.weights)[0], strict=True))) <= 1e-6
 

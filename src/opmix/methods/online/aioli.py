@@ -6,6 +6,8 @@ In a round the loss is taken to fall linearly in the mixture: `L_i(t) - L_i(t + 
 2. exponentiated gradient: `p_j <- p_j exp(eta sum_i A_ij)` with A shifted to be non-negative and divided by its sum;
 3. the rest of the round on p.
 
+With targets, i runs over them, each row of A weighed as the objective weighs it.
+
 Assumed, or different: the run begins with one short stint on the start mixture, because a mixer is told losses only after a stint; least
 squares over all sweeps, which is the paper's average where sweeps are whole; in short runs sweeps and their steps shrink until they take at
 most `sweep_share` of a round, and rounds are never shorter than twice the number of domains.
@@ -97,7 +99,7 @@ class Aioli:
             matrix = matrix if earlier is None else (1 - self.ema) * matrix + self.ema * np.array(earlier)
             start = uniform(num)
         new |= {"matrix": listed(matrix), "round": state["round"] + 1, "sweeping": False}
-        new["weights"] = listed(exponentiated(start, self.eta * matrix.sum(axis=0)))
+        new["weights"] = listed(exponentiated(start, self.eta * (matrix * seen.counts[:, None]).sum(axis=0)))
         return new, stint(new, max(1, state["every"] - state["sweeps"] * state["sweep_steps"] * num))
 
 

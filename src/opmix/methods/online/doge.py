@@ -6,6 +6,8 @@ With g_k the gradient of domain k's training loss and h_e that of the held-out l
 
 The answer is the average of a over the run. Normalisation and clipping are those of the published code.
 
+With targets, e runs over them, each h_e weighed as the objective weighs it (the paper's out-of-domain generalisation).
+
 Assumed, or different: h is measured on held-out rows (the paper's universal generalisation takes another training batch); the paper
 weights losses by a and draws evenly, ours draws by a; a stint of n steps counts as n updates with the gradients at its end; the peak rate
 is taken as 5e-4 and scaled by our schedule.
@@ -60,7 +62,7 @@ class GradientAlignment:
         assert seen.gradients is not None
         assert seen.gradient_norms is not None
         steps = seen.step - state["step"]
-        scores = alignment(seen.gradients, seen.gradient_norms, self.limit)
+        scores = alignment(seen.gradients * seen.counts, seen.gradient_norms, self.limit)
         moved = exponentiated(state["weights"], steps * self.rate * seen.learning_rate / self.mu * scores)
         new = {**state, "step": seen.step, "weights": listed(smoothed(moved, self.smoothing))}
         return new, stint(new)

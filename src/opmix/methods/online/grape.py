@@ -7,7 +7,7 @@ and value of task n's held-out loss, the rate of improvement `RoI_n = (l_n befor
     p_k <- p_k exp( lr <g_k, sum_n z_n h_n / l_n> / mu_domain)       every 10 steps
 
 (`h_n / l_n` is the gradient of log l_n; intervals and both mu are the defaults of the published trainer.) Tasks here are the stage's
-domains' held-out sets.
+domains' held-out sets; with targets these, z beginning at their weights.
 
 Assumed, or different: a stint of n steps counts as n / 10 updates of p and n / 100 of z, with the gradients at its end; the published peak
 rate is taken as 5e-4 and scaled by our schedule; one stint moves no log weight by more than `largest` against the mean, because alignments
@@ -64,6 +64,8 @@ class Grape:
         assert seen.held_out is not None
         steps, rate = seen.step - state["step"], self.rate * seen.learning_rate
         tasks = np.array(state["tasks"])
+        if seen.weights is not None and state["before"] is None:  # targets: the weights they begin with
+            tasks = seen.weights / seen.weights.sum()
         if state["before"] is not None:
             before = np.array(state["before"])
             improved = (before - seen.held_out) / before

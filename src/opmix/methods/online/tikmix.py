@@ -9,7 +9,8 @@ solved by SLSQP from the uniform mixture, as in the paper; w_prior is the mixtur
 
 Assumed: H is a multiple of the identity (the paper's inverse-Hessian products need second-order passes; first-order alignment is what
 DoGE and GRAPE use), so this is TiKMiX-*style*; a row of S with no positive entry is scaled by its largest size instead, which keeps the
-sign; where SLSQP finds no point that obeys the constraints, the mixture stays. TiKMiX-M (a regression on more influences) is left out.
+sign; where SLSQP finds no point that obeys the constraints, the mixture stays; with targets i runs over them, all alike, as the paper's
+tasks do. TiKMiX-M (a regression on more influences) is left out.
 """
 
 from __future__ import annotations
