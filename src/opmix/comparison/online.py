@@ -86,9 +86,8 @@ class OnlineTraining:
 
     def _senses(self, names: tuple[str, ...]) -> SignalSources:
         stage = self.at.stage
-        targets = {n: t for n, t in stage.targets.items() if n in self.at.data.targets}
-        served = served_sets(targets, stage.settings.solve.weights, names)
-        valid = self.at.data.only([*names, *targets]).evaluated("valid")
+        served = served_sets(stage.settings.targets, stage.settings.solve.weights, names)
+        valid = self.at.data.only([*names, *stage.settings.targets]).evaluated("valid")
         sets = [self._held_out(n, rows) for n, rows in valid.items() if n in (served or names)]
         return SignalSources(
             evaluate=lambda model: evaluate(model, sets).losses[0],

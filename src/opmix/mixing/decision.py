@@ -148,8 +148,7 @@ def decide(
         raise InfeasibleError([*stopped.conflicts, *attainable_limits(fit.law, coordinates, constraints)]) from stopped
     draws = fit.draws(num_draws=rule.draws, seed=rule.seed, noise=noise)
     if safe_limits and constraints.max_loss:
-        problem = {"coordinates": coordinates, "settings": settings, "constraints": constraints}
-        optimum = solve_safely(fit.law, draws, **problem)
+        optimum = solve_safely(fit.law, draws, coordinates=coordinates, settings=settings, constraints=constraints)
     optima = solve_draws(draws, coordinates, settings, constraints, optimum.mixture)
 
     scored = {"proposal": optimum.mixture, **{name: m.on(fit.law.domains) for name, m in candidates.items()}}
