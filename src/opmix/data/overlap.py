@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+from opmix.data.cache import TokenizedDomain, TokenSplit
 from opmix.data.chat.conversation import domain_kind, iter_conversations
 from opmix.data.choice import iter_questions, target_kind
 from opmix.data.sources import TOKEN_FORMATS, SourceFile, iter_documents, resolve
@@ -50,11 +53,40 @@ def overlaps(domains: Mapping[str, Domain], targets: Mapping[str, Domain]) -> li
     Raises:
         DataError: A source cannot be read.
     """
-    stretches = {name: _target_stretches(d) for name, d in targets.items()}
-    every = set().union(*stretches.values())
+    return _compared(
+        {name: _target_stretches(d) for name, d in targets.items()},
+        {name: partial(_sampled, d) for name, d in domains.items()},
+    )
+
+
+def token_overlaps(
+    domains: Mapping[str, TokenizedDomain], targets: Mapping[str, TokenizedDomain], tokenizer: Any
+) -> list[Overlap]:
+    """The same where only tokens are at hand: documents are read back, of a domain's training split evenly spread ones."""
+    return _compared(
+        {
+            name: _stretches(
+                (text for split in (t.valid, t.test) for text in _read_back(split, tokenizer)), 6 * _TARGET_WORDS
+            )
+            for name, t in targets.items()
+        },
+        {name: partial(_read_back, d.train, tokenizer) for name, d in domains.items()},
+    )
+
+
+def _read_back(split: TokenSplit, tokenizer: Any) -> Iterator[str]:
+    """Documents, every so manieth where all are too many."""
+    for i in range(0, split.num_documents, 1 + split.num_bytes // _DOMAIN_CHARACTERS):
+        ids = split.tokens[split.offsets[i] : split.offsets[i + 1]]
+        yield tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+
+
+def _compared(stretches: Mapping[str, set[int]], texts: Mapping[str, Callable[[], Iterator[str]]]) -> list[Overlap]:
+    """Of targets, by their stretches, with domains, by their texts."""
+    every: set[int] = set().union(*stretches.values())
     found = []
-    for name, domain in domains.items() if every else ():
-        seen = every & _stretches(_sampled(domain), _DOMAIN_CHARACTERS)
+    for name, sampled in texts.items() if every else ():
+        seen = every & _stretches(sampled(), _DOMAIN_CHARACTERS)
         for target, own in stretches.items():
             if own and (share := len(own & seen) / len(own)) >= TELLING:
                 found.append(Overlap(target=target, domain=name, share=share))

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from opmix.config import SearchConfig, parse_config
 from opmix.data import MixtureStream, TokenizedDomain
+from opmix.data.overlap import token_overlaps
 from opmix.domain import ChatOptions
 from opmix.errors import ConfigError, StoreError
 from opmix.mixing.mixture import Mixture
@@ -110,6 +111,9 @@ class RemixCallback(TrainerCallback):
         self.switches: list[Switch] = []
         self.results: list[SearchResult] = []
         self._targets = self._prepared(self._config(1, {}))  # complain now, not in the middle of a run
+        self._shared = tuple(map(str, token_overlaps(stream.data, self._targets[0], stream.tokenizer)))
+        for sentence in self._shared:
+            (progress or Silent()).note(sentence)
 
     # -- what the Trainer calls ---------------------------------------------------------------------------------
 
@@ -209,6 +213,7 @@ class RemixCallback(TrainerCallback):
             sequence_length=self.stream.sequence_length,
             objective=CAUSAL_LM,
             targets=targets,
+            shared=self._shared,
         )
 
     def _rows_per_step(self, args: TrainingArguments) -> int:

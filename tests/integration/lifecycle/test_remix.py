@@ -12,6 +12,7 @@ from opmix.data import MixtureStream, prepare_domain
 from opmix.domain import Domain, Source
 from opmix.errors import ConfigError, DataError, StoreError
 from opmix.mixture_search import callback
+from opmix.progress import Silent
 from opmix.testing import tiny_adapter, tiny_model, tiny_tokenizer, toy_documents
 from opmix.training.factory import stack_rows
 
@@ -257,6 +258,17 @@ def test_targets_decide_what_the_stream_goes_on_with(make_stream, toys, tmp_path
     assert "manual" not in callback_.switches[0].mixture
     with pytest.raises(DataError, match=r"target 'manual': .*nowhere\.jsonl"):
         opmix.RemixCallback(make_stream(), at=[STEP], out=tmp_path, targets={"manual": "nowhere.jsonl"})
+
+
+def test_a_target_whose_text_is_in_the_stream_is_named_before_training(make_stream, toys, tmp_path):
+    dev = tmp_path / "dev.jsonl"
+    dev.write_bytes((toys.folder / "data" / "alpha.jsonl").read_bytes())
+    seen, notes = Silent(), []
+    seen.note = notes.append
+    settings = {**SMALL, "targets": {"manual": str(dev)}, "cache_dir": str(tmp_path / "cache"), "progress": seen}
+    opmix.RemixCallback(make_stream(), at=[4 * STEP], out=tmp_path / "out", **settings)
+    (told,) = [note for note in notes if "manual" in note]
+    assert "of its text is in what domain 'alpha' trains on" in told
 
 
 def test_trainers_that_cannot_be_used(make_stream, tmp_path, monkeypatch):

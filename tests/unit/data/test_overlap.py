@@ -1,13 +1,14 @@
 """Text of targets that is trained on too is found and told with its share."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from opmix.data import overlap
-from opmix.data.overlap import TELLING, overlaps
+from opmix.data import overlap, prepare_domain
+from opmix.data.overlap import TELLING, overlaps, token_overlaps
 from opmix.domain import Domain, Source
-from opmix.testing import toy_documents
+from opmix.testing import tiny_tokenizer, toy_documents
 
 
 def domain(folder, name, rows):
@@ -53,3 +54,21 @@ def test_a_large_domain_is_sampled(tmp_path, texts, monkeypatch):
     assert overlaps({"late": late}, {"dev": domain(tmp_path, "dev", alpha)})[0].share == pytest.approx(1)
     monkeypatch.setattr(overlap, "_DOMAIN_CHARACTERS", 1000)  # its start alone
     assert overlaps({"late": late}, {"dev": domain(tmp_path, "dev", alpha)}) == []
+
+
+def test_the_same_is_told_from_tokens_alone(tmp_path, texts):
+    """A stream may have no files: documents are read back."""
+    alpha, beta = texts
+    tokenizer = tiny_tokenizer([*alpha, *beta])
+    told = {
+        "web": domain(tmp_path, "web", [*beta, *alpha[:10]]), "other": domain(tmp_path, "other", beta),
+        "dev": domain(tmp_path, "dev", alpha),
+    }  # fmt: skip
+    made = {
+        n: prepare_domain(replace(d, valid=None, holdout=0.2), tokenizer, cache_dir=tmp_path) for n, d in told.items()
+    }
+    dev = {"dev": made.pop("dev")}
+    (found,) = token_overlaps(made, dev, tokenizer)
+    assert (found.target, found.domain) == ("dev", "web")
+    assert 0 < found.share < 1
+    assert token_overlaps({"other": made["other"]}, dev, tokenizer) == []
