@@ -6,7 +6,7 @@ from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
-from typer.models import ArgumentInfo, OptionInfo
+from typer.models import ArgumentInfo
 from typer.testing import CliRunner
 
 from opmix.cli.main import app
@@ -65,7 +65,7 @@ def _paths_of_verbs():
         for name, hint in get_type_hints(verb.callback, include_extras=True).items():
             kind, told = (*get_args(hint), None, None)[:2]
             if Path in (kind, *get_args(kind)) or list[Path] in get_args(kind):
-                option = [f"--{name.replace(chr(95), chr(45))}"] if isinstance(told, OptionInfo) else []
+                option = [d for d in (told.default, *(told.param_decls or ())) if str(d).startswith("--")][:1]
                 yield pytest.param(verb.name, [*before, *option, NO_PATH], id=f"{verb.name}-{name}")
             before += ["x"] if isinstance(told, ArgumentInfo) else []
 

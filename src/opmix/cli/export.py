@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opmix.cli.values import number
+from opmix.domain import user_path
 from opmix.errors import ConfigError
 
 if TYPE_CHECKING:
-    from opmix.exporters import Export
+    from opmix.exporters import Export, ExportOptions
     from opmix.exporters.plan import Unit
 
 _UNITS: tuple[Unit, ...] = ("documents", "sequences", "tokens")
@@ -28,6 +29,12 @@ def export(
     run: Annotated[Path | None, typer.Argument(help="Run folder with mixture.json.")] = None,
     to: Annotated[str | None, typer.Option("--to", help="The trainer; see --list.", autocompletion=_trainers)] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the trainers, their units and limits.")] = False,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            "--into", help="In place of --to: your axolotl or LLaMA-Factory YAML; its numbers change in place."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="File to write; standard output otherwise.")] = None,
     tokens: Annotated[str | None, typer.Option("--tokens", help="Budget, such as 2e9; the run's otherwise.")] = None,
     unit: Annotated[
@@ -59,9 +66,10 @@ def export(
     if list_:
         _show_list()
         return
-    if run is None or to is None:
+    if run is None or (to is None) == (into is None):
         raise ConfigError(
-            "export: RUN and --to are needed, as in `opmix export RUN --to trl`; see --list for the trainers"
+            "export: RUN and one of --to and --into are needed, as in `opmix export RUN --to trl`; see --list for the "
+            "trainers"
         )
     from opmix.exporters import ExportOptions, export_run
 
@@ -74,8 +82,21 @@ def export(
         available={n: round(_number("--available", v)) for n, v in _named(available or []).items()},
         base=base,
     )
+    if into is not None:
+        _write_back(run, into, options)
+        return
+    assert to is not None
     result = export_run(run, to, options)
     _write(result, out)
+
+
+def _write_back(run: Path, into: Path, options: ExportOptions) -> None:
+    from opmix.scaffold.write_back import write_back
+
+    found, warnings = write_back(run, user_path(into), options)
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"{into}: the mixture is in it, for {found.trainer}")
 
 
 def _write(result: Export, out: Path | None) -> None:

@@ -68,6 +68,12 @@ def init(
             "--target", help="File or folder that the mixture is for; may be repeated. Else a folder targets/."
         ),
     ] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="In place of a folder: an axolotl or LLaMA-Factory YAML; its model, LoRA and data."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("search.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
@@ -76,6 +82,9 @@ def init(
 
     if tokens is not None and not 1 <= tokens < float("inf"):
         raise ConfigError(f"--tokens: {tokens:g}; expected a positive number of tokens, such as 2e9")
+    if from_ is not None:
+        _init_from(from_, out, tokens, model, force=force)
+        return
 
     from opmix.cli.console import Display
     from opmix.scaffold import first_config
@@ -91,6 +100,17 @@ def init(
             progress=display,
         )
     show_first_config(result)
+
+
+def _init_from(path: Path, out: Path, tokens: float | None, model: str | None, *, force: bool) -> None:
+    from opmix.domain import user_path
+    from opmix.scaffold import search_from_trainer
+
+    config, found = search_from_trainer(user_path(path), user_path(out), tokens=tokens, model=model, force=force)
+    typer.echo(f"{out}: model {config.model.name}, domains {', '.join(config.domains)}, from {found.trainer}'s {path}")
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"next: opmix validate {out}; opmix search {out}; opmix export RUN --into {path}")
 
 
 def validate(
