@@ -12,7 +12,7 @@ On a GPU, from the root of the repository (every arm is a process; the records, 
 Resumable: an arm whose record is there is not run again, one that was interrupted goes on from its last finished step. `--arms` takes
 names or beginnings of names (`--arms alone replay-sft`). The arms, in groups:
 
-    base                  the checkpoint, judged
+    base, shown           the checkpoint, judged; and asked in several ways with the answer before it: the best way is the teacher's
     alone-OBJECTIVE-RATE  the first skill alone, at every learning rate; the one of least `valid` loss is used from then on
     sequential, replay, opmix - sft, sdft      two skills after another: new data only; 10 % of what was before; OP-Mix decides
     frozen-sdft           sequential, taught by the frozen copy of the stage's start instead of weights that follow
@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from teachable_world import FIRST, OLD, RATES, SECOND, TINY, Sizes, World, device_facts, distillation, read
+from teachable_world import ASKS, FIRST, OLD, RATES, SECOND, TINY, Sizes, World, device_facts, distillation, read
 
 import opmix
 from opmix.cli.console import quiet_libraries
@@ -55,7 +55,7 @@ WHY: dict[str, dict[str, Any]] = {
     "skip3": {"skip_tokens": 3},
     "cool": {"temperature": 0.5},
     "live": {"teacher": "live"},
-    "show": {"demonstration": "{prompt}\n\nThe right answer is:\n{demonstration}\n\nGive the right answer."},
+    "words": {"demonstration": ASKS["words"]},
 }
 REHEARSED = ("sequential-sft", "opmix-sft-quarter", "replay-sdft")
 """Of `--quick`, with what they follow."""
@@ -79,10 +79,10 @@ class Arm:
     @property
     def follows(self) -> list[str]:
         """Names of arms that must be done before."""
-        if self.how == "base":
-            return []
+        if self.stages == 0:
+            return [] if self.how == "base" else ["base"]
         swept = [] if self.rate is not None else [f"alone-{self.objective}-{r:g}" for r in RATES[self.objective]]
-        return ["base", *swept]
+        return ["base", *(["shown"] if self.objective == "sdft" else []), *swept]
 
     @property
     def weight(self) -> float:
@@ -105,7 +105,8 @@ def all_arms() -> dict[str, Arm]:
         found += [Arm(f"opmix-{objective}{end}", objective, "search", fraction=f) for end, f in ends.items()]
     found += [Arm("frozen-sdft", "sdft", "sequential", sdft=(("teacher", "frozen"),))]
     found += [Arm(f"why-{n}", "sdft", "sequential", stages=1, sdft=tuple(c.items())) for n, c in WHY.items()]
-    return {"base": Arm("base", "sft", "base", stages=0, rate=0.0), **{a.name: a for a in found}}
+    begin = [Arm(name, "sft", name, stages=0, rate=0.0) for name in ("base", "shown")]
+    return {a.name: a for a in [*begin, *found]}
 
 
 ARMS = all_arms()
@@ -121,7 +122,13 @@ def chosen_rate(world: World, objective: str, seed: int) -> float:
     return min(tried, key=lambda r: tried[r]["stages"][0]["judged"]["valid"][FIRST])
 
 
-def life(world: World, arm: Arm, seed: int, rate: float, tokens: Sequence[int]) -> dict[str, Any]:
+def chosen_ask(world: World, seed: int) -> str:
+    """How the checkpoint, shown the answer, is right most often over both skills: that is what a teacher needs."""
+    shown = read(record_of(world, "shown", seed))["shown"]
+    return max(ASKS, key=lambda ask: sum(s["right"] / s["total"] for s in shown[ask].values()))
+
+
+def life(world: World, arm: Arm, seed: int, rate: float, tokens: Sequence[int], ask: str | None) -> dict[str, Any]:
     """What `opmix.run` is told."""
     sizes, stages, before = world.sizes, [], {OLD: 1.0}
     for name, budget in zip((FIRST, SECOND)[: arm.stages], tokens, strict=False):
@@ -133,10 +140,11 @@ def life(world: World, arm: Arm, seed: int, rate: float, tokens: Sequence[int]) 
         stages.append({**stage, "objective": arm.objective})
     # Writing is one call of the model a token, whatever the batch: a student's rows of a step all at once, if memory lasts.
     micro = sizes.batch if arm.objective == "sdft" else max(1, sizes.batch // 2)
+    told = {"demonstration": ASKS[ask] if ask else "", **dict(arm.sdft)}
     return {
         "model": {"name": str(world.start.resolve()), "device": world.device}, "old_mixture": {OLD: 1.0}, "seeds": [seed],
         "domains": {n: f for n, f in world.files.items() if n in (OLD, FIRST, SECOND)[: arm.stages + 1]},
-        "sequence_length": sizes.length, "stages": stages, "sdft": distillation(sizes, **dict(arm.sdft)),
+        "sequence_length": sizes.length, "stages": stages, "sdft": distillation(sizes, **told),
         "trainer": {"learning_rate": rate, "batch": sizes.batch, "micro_batch": micro, "weight_decay": 0.0,
                     "gradient_checkpointing": True},
         "probes": {"steps": max(1, round(sizes.probe_steps * arm.fraction)), "adaptive": False},
@@ -151,17 +159,20 @@ def run_arm(world: World, arm: Arm, seed: int, first_seed: int) -> None:
     found: dict[str, Any] = {"arm": arm.name, "seed": seed, "facts": world.facts, "device": device_facts(world.device)}
     if arm.name == "base":
         world.begin()
-        for changes in ({}, *WHY.values()):  # once, not by every process
-            world.chats((OLD, FIRST, SECOND), DistillationSettings(**distillation(world.sizes, **changes)))
+        for text in ASKS.values():  # once, not by every process
+            world.chats((OLD, FIRST, SECOND), DistillationSettings(**distillation(world.sizes, demonstration=text)))
         found |= {"tokens": world.stage_tokens(), "judged": world.judge(world.start)}
+    elif arm.name == "shown":
+        found["shown"] = world.shown()
     else:
+        ask = chosen_ask(world, first_seed) if arm.objective == "sdft" else None
         rate = chosen_rate(world, arm.objective, first_seed) if arm.rate is None else arm.rate
         # Where the first stage is an `alone` arm's, it is that one: the second is appended to it.
         alone = arm.how == "sequential" and not arm.sdft
         home = (
             world.out / "lives" / (f"alone-{arm.objective}-{rate:g}-seed{seed}" if alone else f"{arm.name}-seed{seed}")
         )
-        told = life(world, arm, seed, rate, read(record_of(world, "base", first_seed))["tokens"])
+        told = life(world, arm, seed, rate, read(record_of(world, "base", first_seed))["tokens"], ask)
         opmix.run(told, out=home, progress=None)
         lived = read_life(home)["seeds"][str(seed)]["stages"]
         stages = []
@@ -172,7 +183,14 @@ def run_arm(world: World, arm: Arm, seed: int, first_seed: int) -> None:
                 "searches": [read(p) for p in sorted(folder.glob("search-*/mixture.json"))],
                 "judged": world.judge(folder / "model"), "number": number,
             })  # fmt: skip
-        found |= {"objective": arm.objective, "how": arm.how, "rate": rate, "fraction": arm.fraction, "stages": stages}
+        found |= {
+            "objective": arm.objective,
+            "how": arm.how,
+            "rate": rate,
+            "ask": ask,
+            "fraction": arm.fraction,
+            "stages": stages,
+        }
         if not alone:
             for model in home.glob("seed-*/*/model"):
                 shutil.rmtree(model)

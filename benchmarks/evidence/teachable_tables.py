@@ -20,12 +20,14 @@ ALL = tuple(name for names in GROUPS.values() for name in names)
 
 def analyse(records: Path, results: Path) -> str:
     """Write `results` (JSON) and the tables beside it; returns the tables."""
-    rows = [row_of(read(path)) for path in sorted(records.glob("*.json"))]
+    found = [read(path) for path in sorted(records.glob("*.json"))]
+    shown = next((r["shown"] for r in found if r["arm"] == "shown"), {})
+    rows = [row_of(r) for r in found if r["arm"] != "shown"]
     if not rows:
         raise SystemExit(f"{records}: no records; run `teachable.py run` first")
     base = next(r for r in rows if r["arm"] == "base")
-    tables = [learned(base, rows), lived(base, rows), reached(base, rows), foretold(rows)]
-    told, reach, foretold_rows = "\n".join(t for t, _ in tables), tables[2][1], tables[3][1]
+    tables = [(demonstrated(shown), None), learned(base, rows), lived(base, rows), reached(base, rows), foretold(rows)]
+    told, reach, foretold_rows = "\n".join(t for t, _ in tables), tables[3][1], tables[4][1]
     content = {
         "facts": base["facts"],
         "device": base["device"],
@@ -42,7 +44,7 @@ def row_of(found: Mapping[str, Any]) -> Row:
     """Of a record what tables need: of every stage mixture, losses, scores and FLOPs; outcomes and searches are left in the record."""
     kept = {
         k: found[k]
-        for k in ("arm", "seed", "facts", "device", "objective", "how", "rate", "fraction", "seconds")
+        for k in ("arm", "seed", "facts", "device", "objective", "how", "rate", "ask", "fraction", "seconds")
         if k in found
     }
     if found["arm"] == "base":
@@ -83,6 +85,12 @@ def flops(row: Mapping[str, Any], kind: str | None = None) -> float:
 def table(title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     lines = [f"### {title}", "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in body), ""])
+
+
+def demonstrated(shown: Mapping[str, Any]) -> str:
+    """What a teacher is worth before anything is trained."""
+    body = [[ask, *(f"{s['right']} of {s['total']}" for s in found.values())] for ask, found in shown.items()]
+    return table("The checkpoint, shown the answer", ["shown", *SKILLS], body)
 
 
 def learned(base: Row, rows: Sequence[Row]) -> tuple[str, None]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import numpy as np
 import torch
 
 from opmix.data import TokenSplit
@@ -25,10 +26,13 @@ from opmix.probes.evaluation import evaluate
 from opmix.probes.held_out import held_out
 from opmix.progress import Silent
 from opmix.scores import extractor_of, score_split
+from opmix.scores.generate import greedy_answers
+from opmix.scores.task import question_and_answer
 from opmix.settings import as_json
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
+from opmix.training.distillation import SelfDistillation
 from opmix.training.plan import supervised_per_step
-from opmix.training.settings import DistillationSettings
+from opmix.training.settings import DEMONSTRATION, DistillationSettings
 from opmix.training.stage_data import StageData, prepare_data, stop_ids
 
 OLD, FIRST, SECOND = "code_mbpp", "tool_use", "biomed_pubmedqa"
@@ -38,6 +42,12 @@ NEVER = ("math_gsm8k", "medical_medquad")
 TEXTS = ("speeches_us", "medical_nih", "code_python")
 RATES = {"sft": (1e-4, 3e-4, 1e-3), "sdft": (3e-5, 1e-4, 3e-4)}
 """Learning rates that are tried, of full training."""
+ASKS = {
+    "words": DEMONSTRATION,
+    "right": "{prompt}\n\nThe right answer is:\n{demonstration}\n\nGive the right answer.",
+    "repeat": "{demonstration}\n\nThe lines above answer the following. Repeat them word for word.\n\n{prompt}",
+}
+"""How a teacher may be shown the answer; the one after which the checkpoint is right most often is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,21 +177,60 @@ class World:
             "same": self._always(domain.test, extract),
         }
 
+    def shown(self) -> dict[str, Any]:
+        """How often the checkpoint is right, on training questions, when it is shown the answer in each of the ways, and when not."""
+        model, found = load_model(self.start, dtype="float32", device=self.device), {}
+        for skill in SKILLS:
+            for ask, text in {"nothing": "", **ASKS}.items():
+                told = distillation(self.sizes, demonstration=text)
+                data = self.chats((skill,), DistillationSettings(**told))
+                assert isinstance(data.objective, SelfDistillation)
+                contexts, split, extract = (
+                    data.objective.contexts[skill],
+                    data.domains[skill].train,
+                    self.extractor(skill),
+                )
+                chosen = (
+                    np.linspace(0, split.num_documents - 1, min(self.sizes.items, split.num_documents))
+                    .astype(int)
+                    .tolist()
+                )
+                pairs = [question_and_answer(split, i) for i in chosen]
+                shown = [
+                    contexts.tokens[contexts.offsets[i] : contexts.offsets[i + 1]].astype(np.int64) for i in chosen
+                ]
+                said = greedy_answers(
+                    model, [q for q, _ in pairs] if ask == "nothing" else shown, stop_ids=data.objective.stop_ids,
+                    max_new_tokens=self.sizes.scored, batch_size=64,
+                )  # fmt: skip
+                same = [
+                    self.compared(extract, a) == self.compared(extract, b)
+                    for a, (_, b) in zip(said, pairs, strict=True)
+                ]
+                found.setdefault(ask, {})[skill] = {"right": sum(same), "total": len(same)}
+        return found
+
+    def compared(self, extract: Any, answer: Any) -> Any:
+        """What of an answer counts."""
+        return extract(self.tokenizer.decode(answer, skip_special_tokens=True))
+
     def extractor(self, skill: str) -> Any:
         """Toy answers hold no JSON."""
         return extractor_of("first_word" if self.data is None else SKILLS[skill])
 
     def _always(self, split: TokenSplit, extract: Any) -> float:
-        from opmix.scores.task import question_and_answer
-
-        answers = [question_and_answer(split, i)[1] for i in range(split.num_documents)]
-        said = [extract(self.tokenizer.decode(a, skip_special_tokens=True)) for a in answers]
+        said = [self.compared(extract, question_and_answer(split, i)[1]) for i in range(split.num_documents)]
         return max(map(said.count, set(said))) / len(said)
 
     @property
     def facts(self) -> dict[str, Any]:
         """What a record must have been made with."""
-        return {**asdict(self.sizes), "toy": self.data is None, "model": Path(self.model).name if self.model else None}
+        return {
+            **asdict(self.sizes),
+            "toy": self.data is None,
+            "asks": sorted(ASKS),
+            "model": Path(self.model).name if self.model else None,
+        }
 
 
 def distillation(sizes: Sizes, **changes: Any) -> dict[str, Any]:
