@@ -87,6 +87,7 @@ def test_completion_offers_verbs_options_and_choices(shell):
     assert "auto" in complete(shell, "discover", "--domains", "a")
     assert "llamafactory" in complete(shell, "export", "r", "--to", "l")
     assert "number" in complete(shell, "eval", "m", "--extractor", "n")
+    assert "mlflow" in complete(shell, "fit", "r.csv", "--from", "m")
 
 
 @pytest.mark.slow

@@ -58,13 +58,24 @@ def search(
         show_verification(made, folder)
 
 
+def _sources(incomplete: str) -> list[str]:
+    from opmix.trackers import READERS
+
+    return [name for name in ("table", *READERS) if name.startswith(incomplete)]
+
+
 def fit(
     ratios: Annotated[
         Path, typer.Argument(help="Ratios by run, or one table with ratio_* and loss_* columns; or a tracker's runs.")
     ],
     metrics: Annotated[Path | None, typer.Argument(help="Losses by run, joined by run id.")] = None,
     from_: Annotated[
-        str, typer.Option("--from", help="table, wandb (CSV, JSON, folder), mlflow (mlruns, .db, CSV), tensorboard.")
+        str,
+        typer.Option(
+            "--from",
+            help="table, wandb (CSV, JSON, folder), mlflow (mlruns, .db, CSV), tensorboard.",
+            autocompletion=_sources,
+        ),
     ] = "table",
     ratio_prefix: Annotated[str, typer.Option("--ratio-prefix", help="Trackers: of the shares' names.")] = "ratio/",
     metric_prefix: Annotated[str, typer.Option("--metric-prefix", help="Trackers: of the losses' names.")] = "eval/",

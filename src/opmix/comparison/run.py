@@ -38,6 +38,15 @@ class CompareResult:
     content: Mapping[str, Any]
     """Of `compare.json`."""
 
+    def __repr__(self) -> str:
+        rows = self.content["table"]
+        best = [f"{row['entrant']} {row['mean_loss']['mean']:.4f}" for row in rows[:4]]
+        more = f", and {len(rows) - 4} more" if len(rows) > 4 else ""
+        return (
+            f"{len(rows)} methods compared, reference {self.content['reference']}, in {self.folder}\n"
+            f"mean test loss, nats per token, best first: {', '.join(best)}{more}"
+        )
+
     def _repr_html_(self) -> str:
         from opmix.report.compare import comparison_table
 

@@ -43,6 +43,20 @@ class LifeResult:
     content: Mapping[str, Any]
     """Of `life.json`: per seed and stage mixture, losses, forgetting and cost; means and deviations over seeds."""
 
+    def __repr__(self) -> str:
+        stages, seeds = self.content["stages"], self.content["seeds"]
+        last, forgotten = stages[-1], [x["mean"] for s in stages for x in s["forgetting"].values()]
+        top = sorted(last["mixture"].items(), key=lambda item: -item[1]["mean"])
+        shares = ", ".join(f"{name} {share['mean']:.3f}" for name, share in top[:8])
+        lines = [
+            f"a life of {len(stages)} stages, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, in {self.folder}",
+            f"mean test loss at the end: {last['mean_test_loss']['mean']:.4f} nats per token",
+            f"last mixture: {shares}" + (f", and {len(top) - 8} smaller" if len(top) > 8 else ""),
+            f"most forgotten in a stage: {max(forgotten, default=0.0):+.4f} nats",
+            f"model: {self.model()}",
+        ]
+        return "\n".join(lines)
+
     def _repr_html_(self) -> str:
         from opmix.report.notebook import life_html
 

@@ -62,3 +62,31 @@ def test_a_mixture_is_a_table():
     safe(text)
     assert "<caption>Mixture</caption>" in text
     assert "0.7500" in text
+
+
+def test_print_of_a_life_or_comparison_is_a_few_lines(tmp_path):
+    from comparison_sample import write_comparison
+
+    from opmix.comparison.run import CompareResult
+    from opmix.lifecycle.life import LifeResult
+    from opmix.results.lives import read_comparison
+
+    spread = {"sd": None, "n": 1}
+    mixture = {f"d{i}": {"mean": 0.1, **spread} for i in range(10)}
+    stage = {
+        "name": "s",
+        "mixture": mixture,
+        "forgetting": {"d1": {"mean": 0.25, **spread}},
+        "mean_test_loss": {"mean": 3.5, **spread},
+    }
+    life = {"stages": [stage], "seeds": {"0": {"stages": [], "model": "seed-0/01-s/model"}}}
+    told = repr(LifeResult(folder=tmp_path, content=life)).splitlines()
+    assert len(told) == 5
+    assert "3.5000" in told[1]
+    assert "and 2 smaller" in told[2]
+    assert "+0.2500" in told[3]
+    assert told[4].endswith("seed-0/01-s/model")
+    content = read_comparison(write_comparison(tmp_path))
+    told = repr(CompareResult(folder=tmp_path, content=content)).splitlines()
+    assert len(told) == 2
+    assert content["table"][0]["entrant"] in told[1]
