@@ -78,6 +78,17 @@ def hub_dataset(address: str) -> dict[str, Any]:
     return found | ({"split": split} if split else {})
 
 
+def hub_address(source: Source) -> str:
+    """The address of a hub source, as `hub_dataset` reads it.
+
+    Examples:
+        >>> hub_address(Source(**hub_dataset("hf://org/name@v1/en:test")))
+        'hf://org/name@v1/en:test'
+    """
+    config = f"/{source.config_name}" if source.config_name else ""
+    return f"{HUB}{source.paths[0]}{config}{f':{source.split}' if source.split else ''}"
+
+
 def user_path(text: str | Path, base: Path | None = None) -> Path:
     """A path as somebody wrote it: `~` is expanded, relative to `base`.
 
@@ -182,7 +193,7 @@ class Domain:
     holdout: Annotated[float, Bounds(gt=0, lt=0.5)] = 0.05
     """Share of the documents split off `train` for each missing held-out set, in (0, 0.5)."""
     kind: Kind | None = None
-    """None: told from the first row of a local `train`; a hub dataset counts as text."""
+    """None: told from the first row of `train`."""
     chat: ChatOptions = ChatOptions()
 
     def __post_init__(self) -> None:

@@ -55,7 +55,14 @@ def first_screen(
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="Text in files: a sub-folder or a file for each domain.")] = Path(),
+    places: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="A folder of text: a sub-folder or a file for each domain. Or several folders, files and datasets "
+            "of the hub (org/name): each a domain. Else the folder you are in.",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="Checkpoint folder, .gguf file or hub name; else a placeholder.")
     ] = None,
@@ -77,7 +84,7 @@ def init(
     out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("search.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Write a commented search.yaml for a folder of text: finds domains, formats, text fields and sizes."""
+    """Write a commented search.yaml for your data: finds domains, formats, text fields, conversations and sizes."""
     from opmix.errors import ConfigError
 
     if tokens is not None and not 1 <= tokens < float("inf"):
@@ -91,7 +98,7 @@ def init(
 
     with Display() as display:
         result = first_config(
-            folder,
+            places or ["."],
             out,
             model=model,
             tokens=None if tokens is None else round(tokens),

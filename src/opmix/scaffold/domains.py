@@ -18,6 +18,7 @@ from opmix.data.sources import COMPRESSED, SUFFIXES, TOKEN_FORMATS, format_of
 from opmix.domain import SPLITS, Domain, Kind, Source, SourceFormat, Split
 from opmix.errors import DataError
 from opmix.scaffold.layout import SPLIT_WORDS, Found, kind_of
+from opmix.scaffold.places import hub_sources
 
 
 @dataclass
@@ -55,8 +56,11 @@ def draft(found: Found, name: str, tokenizer: Any = None) -> DomainDraft:
     """
     result = DomainDraft(name, found.label)
     try:
+        if found.hub:
+            result.sources, result.kind, result.sizes = hub_sources(found, tokenizer, result.notes)
+            return result
         if found.arrow is not None:
-            result.sources = _arrow_sources(found)
+            result.sources, result.kind = _arrow_sources(found)
         else:
             result.sources, result.kind = _file_sources(found, result.notes)
         result.sizes = {
@@ -145,12 +149,6 @@ def _schema(files: Sequence[Path], kind: SourceFormat | None) -> Schema:
     """
     schemas = {f: schema_of(read_rows(f, kind or "jsonl").rows) for f in spread(files, SAMPLED_FILES)}
     for file, schema in schemas.items():
-        if schema.kind == "chat" and schema.field == "conversations":
-            raise DataError(
-                f"{file}: chats under 'conversations'; expected `messages` with role and content, or `prompt` and "
-                "`completion`; "
-                "rename the keys"
-            )
         if schema.kind == "none":
             rows = read_rows(file, kind or "jsonl").rows
             keys = sorted({key for row in rows for key in row})[:8]
@@ -169,7 +167,7 @@ def _schema(files: Sequence[Path], kind: SourceFormat | None) -> Schema:
     return next(iter(schemas.values()))
 
 
-def _arrow_sources(found: Found) -> dict[Split, Source]:
+def _arrow_sources(found: Found) -> tuple[dict[Split, Source], Kind]:
     folder = found.files["train"][0]
     splits: dict[Split, str | None] = {"train": None}
     if found.arrow:
@@ -181,9 +179,11 @@ def _arrow_sources(found: Found) -> dict[Split, Source]:
     loaded = datasets.load_from_disk(str(folder))
     part = loaded[splits["train"]] if found.arrow else loaded
     schema = schema_of(list(part.select(range(min(len(part), 100)))))
-    if schema.kind != "text":
+    if schema.kind == "none":
         raise DataError(f"{folder}: no column holds plain text (it has {', '.join(part.column_names)}); expected one")
-    return {s: Source(paths=(str(folder),), split=name, field=schema.field) for s, name in splits.items()}
+    kind: Kind = "chat" if schema.kind == "chat" else "text"
+    key = "text" if kind == "chat" else schema.field
+    return {s: Source(paths=(str(folder),), split=name, field=key) for s, name in splits.items()}, kind
 
 
 def patterns(files: Sequence[Path]) -> tuple[str, ...]:

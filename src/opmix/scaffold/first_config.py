@@ -13,11 +13,12 @@ import yaml
 
 from opmix.config import SearchConfig, parse_config
 from opmix.domain import PLACEHOLDER, user_path
-from opmix.errors import ConfigError, DataError, ModelError
+from opmix.errors import ConfigError, ModelError
 from opmix.progress import Progress, Silent
 from opmix.runs.files import write_text
 from opmix.scaffold.domains import DomainDraft, draft
-from opmix.scaffold.layout import domain_names, find_domains
+from opmix.scaffold.layout import domain_names
+from opmix.scaffold.places import check_places, find_all
 from opmix.scaffold.render import HELD_OUT_SEQUENCES, PROBE_EPOCHS, Settings, render
 from opmix.scaffold.targets import FOLDER, find_targets
 
@@ -43,7 +44,7 @@ class FirstConfig:
 
 
 def first_config(
-    folder: Path,
+    places: str | Path | Sequence[str | Path],
     out: Path,
     *,
     model: str | None = None,
@@ -52,29 +53,28 @@ def first_config(
     force: bool = False,
     progress: Progress | None = None,
 ) -> FirstConfig:
-    """Look at a folder and write a configuration for it that `opmix search` runs as it is.
+    """Look at data and write a configuration for it that `opmix search` runs as it is.
 
     Args:
-        folder: Text in files; see `opmix.scaffold.layout.find_domains` for the layouts.
+        places: A folder of text in files (see `opmix.scaffold.layout.find_domains` for the layouts), or several folders, files and datasets
+            of the hub, each a domain (see `opmix.scaffold.places.find_all`).
         out: The YAML file.
         model: Checkpoint folder, `.gguf` file or hub name; None: a placeholder, and sizes are guessed from bytes.
         tokens: Training tokens of the stretch; None: as many as the folder holds.
-        targets: Files or folders that the mixture is for, beside those in a sub-folder `targets` of `folder`.
+        targets: Files or folders that the mixture is for, beside those in a sub-folder `targets` of a folder.
         force: Replace an existing file.
         progress: Told which domain is looked at.
 
     Raises:
         ConfigError: The file exists, or fewer than two domains can be used.
-        DataError: No such folder, or no data in it.
+        DataError: No such folder or dataset, or no data in it.
         StoreError: The file cannot be written.
     """
-    user_path(folder)
-    if not folder.exists():
-        raise DataError(f"{folder}: no such folder; expected text in files, a sub-folder or a file for each domain")
+    given = [places] if isinstance(places, str | Path) else list(places)
+    check_places(given)
     if out.exists() and not force:
         raise ConfigError(f"{out}: exists already; expected a new file; give --force to replace it, or another --out")
-    place = Path(os.path.abspath(folder))  # noqa: PTH100 (`resolve` would leave a folder of links)
-    found = [each for each in find_domains(place) if each.label != FOLDER]
+    found = [each for each in find_all(given) if each.label != FOLDER]
     tokenizer, limit, notes = _model_facts(model)
     names = domain_names(each.label for each in found)
     drafts = []
@@ -84,10 +84,10 @@ def first_config(
             advance(number, len(found))
     usable = [each for each in drafts if not each.problem]
     if len(usable) < 2:
-        raise ConfigError(_too_few(folder, usable, drafts))
+        raise ConfigError(_too_few(" ".join(map(str, given)), usable, drafts))
     settings = _settings(usable, out.name, _beside(model, out.parent), limit, tokens, counted=tokenizer is not None)
-    aims = find_targets(place, targets, [each.name for each in usable])
-    text = render(drafts, settings, folder=folder, base=out.parent.resolve(), targets=aims)
+    aims = find_targets(given, targets, [each.name for each in usable])
+    text = render(drafts, settings, places=given, base=out.parent.resolve(), targets=aims)
     config = parse_config(yaml.safe_load(text), where=str(out))
     write_text(out, text)
     return FirstConfig(
@@ -155,7 +155,7 @@ def _beside(model: str | None, base: Path) -> str | None:
     return str(path) if path.is_absolute() else os.path.relpath(path.resolve(), base.resolve())
 
 
-def _too_few(folder: Path, usable: list[DomainDraft], drafts: list[DomainDraft]) -> list[str]:
+def _too_few(folder: str, usable: list[DomainDraft], drafts: list[DomainDraft]) -> list[str]:
     reasons = [f"{each.label}: left out: {each.problem}" for each in drafts if each.problem]
     if not usable:
         return [f"{folder}: none of its {len(drafts)} domain(s) can be used; expected at least two", *reasons]

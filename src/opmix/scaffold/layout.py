@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from opmix.data.sources import COMPRESSED, format_of
-from opmix.domain import SourceFormat, Split
+from opmix.domain import Source, SourceFormat, Split
 from opmix.errors import DataError
 
 SPLIT_WORDS: dict[str, Split] = {
@@ -67,6 +67,8 @@ class Found:
     files: dict[Split, list[Path]] = field(default_factory=dict)
     arrow: tuple[str, ...] | None = None
     """A `save_to_disk` folder: the names of its splits, none if it has no such division."""
+    hub: dict[Split, Source] = field(default_factory=dict)
+    """Splits of a dataset of the hub, which has no files here."""
 
     def add(self, split: Split, path: Path) -> None:
         """One more file."""
@@ -116,6 +118,21 @@ def find_domains(folder: Path) -> list[Found]:
         else:
             _merge(found, _one_domain(path))
     return [found[label] for label in sorted(found)]
+
+
+def domain_of(place: Path) -> list[Found]:
+    """A file or folder as one domain; the domains of a folder that has sub-folders of data, none of them named as splits.
+
+    Raises:
+        DataError: Nothing in it looks like data.
+    """
+    if place.is_file():
+        label, split = flat_name(place)
+        return [Found(label or place.stem, {split or "train": [place]})]
+    if format_of(place) == "arrow":
+        return [_one_domain(place)]
+    files, folders = _inside(place)
+    return [_one_domain(place)] if files and not folders else find_domains(place)
 
 
 def flat_name(path: Path) -> tuple[str, Split | None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from opmix.data.inspect.survey import BYTES_PER_TOKEN
-from opmix.domain import SPLITS, Source
+from opmix.domain import SPLITS, Source, hub_address
 from opmix.scaffold.domains import DomainDraft
 from opmix.scaffold.targets import TargetDraft
 
@@ -44,19 +44,19 @@ def render(
     drafts: Sequence[DomainDraft],
     settings: Settings,
     *,
-    folder: Path,
+    places: Sequence[str | Path],
     base: Path,
     targets: Sequence[TargetDraft] = (),
 ) -> str:
-    """The text of `search.yaml`; paths relative to `base` if `folder` was given as a relative path."""
-    relative = not folder.is_absolute()
+    """The text of `search.yaml`; paths relative to `base` unless one of `places` was given as an absolute path."""
+    relative = not any(Path(place).is_absolute() for place in places)
     how = (
         "the model's tokenizer, on samples"
         if settings.counted
         else f"{BYTES_PER_TOKEN:g} bytes a token; the model's tokenizer may differ"
     )
     lines = [
-        f"# Written by `opmix init` for {comment(str(folder))}. Next:",
+        f"# Written by `opmix init` for {comment(' '.join(map(str, places)))}. Next:",
         f"#   opmix validate {comment(settings.file)}    checks it without training anything",
         f"#   opmix search {comment(settings.file)}      finds the mixture",
         "# Paths are relative to this file. Every key: docs/search.md.",
@@ -188,8 +188,9 @@ def _domain(each: DomainDraft, base: Path, *, relative: bool) -> list[str]:
 
 
 def _source(split: str, source: Source, base: Path, *, relative: bool) -> list[str]:
-    paths = [_path(path, base, relative=relative) for path in source.paths]
-    usual = {"format": None, "field": "text", "split": None}
+    hub = source.format == "hub"
+    paths = [hub_address(source)] if hub else [_path(path, base, relative=relative) for path in source.paths]
+    usual = {"field": "text", "max_tokens": None} if hub else {"format": None, "field": "text", "split": None}
     options = {key: getattr(source, key) for key, value in usual.items() if getattr(source, key) != value}
     listed = [f"{scalar(path)}" for path in paths]
     if not options and len(paths) == 1:
@@ -200,7 +201,9 @@ def _source(split: str, source: Source, base: Path, *, relative: bool) -> list[s
         lines.append(f"      paths: {listed[0]}" if len(paths) == 1 else "      paths:")
     if len(paths) > 1:
         lines += [f"{deep}- {path}" for path in listed]
-    return lines + [f"      {key}: {scalar(value)}" for key, value in options.items()]
+    return lines + [
+        f"      {key}: {scalar(value) if isinstance(value, str) else value}" for key, value in options.items()
+    ]
 
 
 def _path(pattern: str, base: Path, *, relative: bool) -> str:

@@ -28,18 +28,19 @@ class TargetDraft:
     kind: Kind = "text"
 
 
-def find_targets(folder: Path, given: Sequence[Path], taken: Sequence[str]) -> list[TargetDraft]:
+def find_targets(places: Sequence[str | Path], given: Sequence[Path], taken: Sequence[str]) -> list[TargetDraft]:
     """Targets of a folder of data, and those that were named.
 
     Args:
-        folder: Of the data; every file or sub-folder of its `targets` is one, as domains are.
+        places: Of the data; every file or sub-folder of a folder's `targets` is one, as domains are.
         given: Files, or folders that are one target each.
         taken: Names of domains.
 
     Raises:
         DataError: One of them cannot be read.
     """
-    found = find_domains(folder / FOLDER) if (folder / FOLDER).is_dir() else []
+    folders = [Path(os.path.abspath(place)) / FOLDER for place in places]  # noqa: PTH100 (as below)
+    found = [each for folder in folders if folder.is_dir() for each in find_domains(folder)]
     found += [_one(Path(os.path.abspath(path))) for path in given]  # noqa: PTH100 (`resolve` would follow links)
     names = domain_names([*taken, *(f"target {each.label}" if each.label in taken else each.label for each in found)])
     free = list(names.values())[len(taken) :]

@@ -286,7 +286,7 @@ def check_objective(objective: str, chats: list[str]) -> None:
         raise ConfigError(
             f"objective: {objective!r}, but no domain holds conversations; expected at least one with `messages`, or "
             "`prompt` and "
-            "`completion` (a hub dataset needs `kind: chat`)"
+            "`completion`"
         )
 
 

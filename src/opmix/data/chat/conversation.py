@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Any
 
+from opmix.data.hub import check_there
 from opmix.data.readers import WholeRow, check_utf8
 from opmix.data.sources import TOKEN_FORMATS, place, read_rows, resolve
 from opmix.domain import CHAT_COLUMNS, Domain, Kind, RowSchema, Source
@@ -253,7 +255,7 @@ def iter_conversations(source: Source, *, domain: str | None = None) -> Iterator
 
 
 def domain_kind(domain: Domain) -> Kind:
-    """What a domain holds: as said, or as the first row of a local `train` shows.
+    """What a domain holds: as said, or as the first row of `train` shows.
 
     Raises:
         DataError: The source cannot be read.
@@ -261,19 +263,40 @@ def domain_kind(domain: Domain) -> Kind:
     return domain.kind or ("text" if row_schema(domain) == "text" else "chat")
 
 
+def first_row(domain: Domain) -> Any:
+    """The first row of `train`; None where it has no rows, or is a hub dataset out of reach, which whoever reads it will say.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    file = resolve(domain.train, domain=domain.name)[0]
+    if file.format in (*TOKEN_FORMATS, "text"):
+        return None
+    if file.format == "hub":
+        return _first_of_hub(domain.train)
+    rows = read_rows(file, domain.train, WholeRow(), place(domain.name, file.path))
+    return next(islice(rows, 1), None)
+
+
+@cache
+def _first_of_hub(source: Source) -> Any:
+    try:
+        check_there(source)
+        (file,) = resolve(source)
+        return next(islice(read_rows(file, source, WholeRow(), file.path), 1), None)
+    except DataError:
+        return None
+
+
 def row_schema(domain: Domain) -> RowSchema:
-    """What the rows of a domain hold, as the first row of a local `train` shows; a hub dataset counts as text.
+    """What the rows of a domain hold, as the first row of `train` shows; a hub dataset that cannot be had counts as text.
 
     Raises:
         DataError: The source cannot be read.
     """
     if domain.kind == "text":
         return "text"
-    file = resolve(domain.train, domain=domain.name)[0]
-    if file.format in (*TOKEN_FORMATS, "text", "hub"):
-        return "text"
-    rows = read_rows(file, domain.train, WholeRow(), place(domain.name, file.path))
-    row = next(islice(rows, 1), None)
+    row = first_row(domain)
     if not isinstance(row, dict) or (domain.train.field in row and domain.kind is None):
         return "text"
     schema = schema_of([name for name, value in row.items() if value is not None])

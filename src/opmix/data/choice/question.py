@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
-from opmix.data.chat.conversation import domain_kind
+from opmix.data.chat.conversation import domain_kind, first_row
 from opmix.data.readers import WholeRow, check_utf8
 from opmix.data.sources import TOKEN_FORMATS, place, read_rows, resolve
 from opmix.domain import Domain, Kind, Source
@@ -87,10 +86,7 @@ def target_kind(domain: Domain) -> Kind:
     """
     if domain.kind is not None:
         return domain.kind
-    file = resolve(domain.train, domain=domain.name)[0]
-    if file.format in (*TOKEN_FORMATS, "text", "hub"):
-        return "text"
-    row = next(islice(read_rows(file, domain.train, WholeRow(), place(domain.name, file.path)), 1), None)
+    row = first_row(domain)
     asks = isinstance(row, dict) and domain.train.field not in row and any(key in row for key in _OPTIONS)
     return "choice" if asks else domain_kind(domain)
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
+from opmix.data.readers import WholeRow, read_jsonl
 from opmix.domain import SourceFormat
 from opmix.errors import DataError
 
@@ -102,7 +103,10 @@ def _json_rows(path: Path) -> Rows:
     head = read_head(path)
     if not head.whole and b"\n" not in head.data:  # one enormous first line
         head = read_head(path, None)
-    lines = head.data.removeprefix(b"\xef\xbb\xbf").splitlines()
+    start = head.data.removeprefix(b"\xef\xbb\xbf")
+    if start.lstrip().startswith(b"["):
+        return _array_rows(path)
+    lines = start.splitlines()
     if not head.whole:
         lines = lines[:-1]
     filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
@@ -111,6 +115,16 @@ def _json_rows(path: Path) -> Rows:
     size = max(seen if head.whole else path.stat().st_size * head.expansion, 1)
     stretch = size / max(sum(len(line) + 1 for _, line in filled[:MAX_ROWS]), 1)
     return Rows(rows, len(filled) if head.whole else round(size * len(filled) / max(seen, 1)), head.whole, stretch)
+
+
+def _array_rows(path: Path) -> Rows:
+    """The first rows of one JSON array, which can only be read whole."""
+    rows = tuple(read_jsonl(path, WholeRow(), str(path)))
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}: item {number} is a JSON {type(row).__name__}; expected an array of objects")
+    first = rows[:MAX_ROWS]
+    return Rows(first, len(rows), True, len(rows) / max(len(first), 1))
 
 
 def _object(line: bytes, where: str) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from opmix.domain import CHAT_COLUMNS
+
 USUAL_FIELDS = ("text", "content", "document", "raw_content", "body", "article", "code", "passage", "markdown")
 """Names that hold the text more often than not, most common first."""
-_CHATS = ("messages", "conversations")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,8 @@ class Schema:
 def schema_of(rows: Sequence[dict[str, Any]]) -> Schema:
     """The schema that all rows share.
 
-    The text is the first of `USUAL_FIELDS` that holds a string in every row; else the key, filled everywhere, that holds the
-    most characters. Chats are lists of messages, or a prompt beside a completion.
+    Rows without a `text` that have the columns of a conversation (`opmix.domain.CHAT_COLUMNS`) are conversations. The text is the first of
+    `USUAL_FIELDS` that holds a string in every row; else the key, filled everywhere, that holds the most characters.
 
     Examples:
         >>> schema_of([{"id": "7", "content": "some words"}]).field
@@ -41,11 +42,11 @@ def schema_of(rows: Sequence[dict[str, Any]]) -> Schema:
     shared = [key for key in rows[0] if all(key in row for row in rows)]
     strings = [key for key in shared if all(isinstance(row[key], str) for row in rows)]
     usual = [key for key in USUAL_FIELDS if key in strings]
-    if not usual:
-        chat = next((key for key in _CHATS if key in shared and all(_is_chat(row[key]) for row in rows)), None)
-        chat = chat or ("prompt and completion" if {"prompt", "completion"} <= set(shared) else None)
-        if chat is not None:
-            return Schema("chat", chat)
+    if "text" not in strings:  # as `opmix.data.row_schema` tells them
+        for chat, needed in CHAT_COLUMNS.items():
+            lists = [key for key in needed if key in ("messages", "conversations")]
+            if set(needed) <= set(shared) and all(_is_chat(row[key]) for key in lists for row in rows):
+                return Schema("chat", chat)
     if not strings:
         return Schema("none")
     longest = max(strings, key=lambda key: sum(len(row[key]) for row in rows))
