@@ -24,7 +24,12 @@ CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
 
 def chats(count=60):
     return [
-        {"messages": [{"role": "user", "content": f"what is {i}?"}, {"role": "assistant", "content": f"it is {i} " * 9}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"what is {i}?"},
+                {"role": "assistant", "content": f"it is {i} " * 9},
+            ]
+        }
         for i in range(count)
     ]
 
@@ -46,7 +51,10 @@ def repository(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hub-cache"))
     _first_of_hub.cache_clear()
     configs = []
-    for config, rows in (("talk", chats()), ("prose", [{"id": i, "body": r["text"]} for i, r in enumerate(texts("web"))])):
+    for config, rows in (
+        ("talk", chats()),
+        ("prose", [{"id": i, "body": r["text"]} for i, r in enumerate(texts("web"))]),
+    ):
         write_rows(tmp_path / "org" / "name" / config / "train.jsonl", rows)
         write_rows(tmp_path / "org" / "name" / config / "validation.jsonl", rows[:40])
         files = [{"split": s, "path": f"{config}/{s}.jsonl"} for s in ("train", "validation")]
@@ -73,7 +81,9 @@ def test_a_dataset_of_the_hub_becomes_a_domain_a_configuration(repository):
 
 def test_the_kind_of_a_hub_dataset_is_told_from_its_columns(repository):
     def kind(config, **more):
-        return domain_kind(Domain(name="d", train=Source(paths=("org/name",), format="hub", config_name=config, **more)))
+        return domain_kind(
+            Domain(name="d", train=Source(paths=("org/name",), format="hub", config_name=config, **more))
+        )
 
     assert (kind("talk"), kind("prose"), kind("prose", field="body")) == ("chat", "text", "text")
 
