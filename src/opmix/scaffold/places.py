@@ -33,8 +33,8 @@ def check_places(places: Sequence[str | Path]) -> None:
         text = str(place)
         if not text.startswith(HUB) and not user_path(place).exists() and not _NAME.fullmatch(text):
             raise DataError(
-                f"{text}: no such folder; expected text in files, a sub-folder or a file for each domain, or org/name of "
-                "a dataset of the hub"
+                f"{text}: no such folder; expected text in files, a sub-folder or a file for each domain, or org/name "
+                "of a dataset of the hub"
             )
 
 
@@ -75,8 +75,8 @@ def _on_hub(address: str) -> list[Found]:
     if len(parts) > _MOST_CONFIGURATIONS:
         shown = ", ".join(list(parts)[:8])
         raise DataError(
-            f"{address}: {len(parts)} configurations ({shown}, ...); expected at most {_MOST_CONFIGURATIONS}; name those "
-            f"that you want, as in {HUB}{source.paths[0]}/{next(iter(parts))}"
+            f"{address}: {len(parts)} configurations ({shown}, ...); expected at most {_MOST_CONFIGURATIONS}; name "
+            f"those that you want, as in {HUB}{source.paths[0]}/{next(iter(parts))}"
         )
     named = source.paths[0].partition("@")[0].rpartition("/")[2]
     found = []
