@@ -18,7 +18,19 @@ from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.design import coordinates_of
 from opmix.mixing.mixture import Mixture
 from opmix.probes.settings import ProbeSettings, ProxySettings
-from opmix.settings import Bounds, Count, Given, NotNegative, Positive, Processes, Share, changed, settings
+from opmix.settings import (
+    Bounds,
+    Count,
+    Given,
+    NotNegative,
+    Positive,
+    Processes,
+    ReadAs,
+    Share,
+    changed,
+    number,
+    settings,
+)
 from opmix.settings.loading import nearest, read_yaml, validated
 from opmix.target import LOSS_LIMIT, Targets, target_problems
 from opmix.training.arguments import TrainerArguments
@@ -151,7 +163,7 @@ class SearchSettings:
 
     targets: Targets = field(default_factory=dict)
     """What the mixture is for, by name; none: the domains themselves."""
-    sequence_length: Count = 1024
+    sequence_length: Annotated[int, Bounds(ge=2, le=10**9), ReadAs(number)] = 1024
     document_mask: bool = False
     """Keep attention inside documents when sequences are packed."""
     sdft: DistillationSettings = DistillationSettings()
@@ -199,8 +211,11 @@ class SearchConfig(SearchSettings):
                 Mixture.of(self.old_mixture)
             except ConfigError as error:
                 problems.append(f"old_mixture: {error}")
-        if self.solve.objective == "weighted" and not self.solve.weights and not self.targets:
-            problems.append("solve.weights: empty; objective 'weighted' needs a weight per domain")
+        if self.solve.objective == "weighted" and not any(self.solve.weights.values()) and not self.targets:
+            given = "all weights are 0" if self.solve.weights else "empty"
+            problems.append(
+                f"solve.weights: {given}; objective 'weighted' needs a weight per domain, one of them above 0"
+            )
         if problems:
             raise ConfigError(problems)
 

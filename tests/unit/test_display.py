@@ -4,7 +4,7 @@ import pytest
 
 from opmix.errors import ConfigError
 from opmix.progress import Silent
-from opmix.progress.display import Display, shown
+from opmix.progress.display import Display, shown, table, tell, terminal
 
 
 def test_auto_is_silent_where_nobody_looks(capsys):
@@ -34,6 +34,25 @@ def test_a_given_display_and_none_are_left_alone():
 def test_another_word_is_refused():
     with pytest.raises(ConfigError, match="expected 'auto'"), shown("loud"):
         pass
+
+
+def test_tables_have_one_style_and_sentences_break_between_words(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    sentence = "a sentence of several words that is longer than the terminal is wide"
+    console = terminal()
+    tell(console, sentence)
+    assert capsys.readouterr().out == sentence + "\n"
+    monkeypatch.setattr("rich.console.Console.is_terminal", property(lambda self: True))
+    tell(console, sentence)
+    lines = capsys.readouterr().out.splitlines()
+    assert [word for line in lines for word in line.split()] == sentence.split()
+    assert max(map(len, lines)) <= 40
+    shown = table("domain", "share", title="Shares")
+    shown.add_row("web", "0.5")
+    console.print(shown)
+    drawn = capsys.readouterr().out
+    assert not set(drawn) & set("│┃|┏└")
+    assert all(len(line) <= 40 for line in drawn.splitlines())
 
 
 def test_bars_of_finished_tasks_go_away_and_leave_no_count_running(monkeypatch):

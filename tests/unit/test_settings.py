@@ -225,6 +225,25 @@ def test_what_transformers_refuses_is_said_before_any_work(arguments, words):
         checked_arguments(arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"label_smoothing_factor": 0.1},
+        {"neftune_noise_alpha": 5},
+        {"gradient_checkpointing": True},
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
+        {"optim": "sgd", "optim_args": "momentum=0.9"},
+        {"optim": "adafactor"},
+        {"eval_strategy": "steps", "eval_steps": 5, "load_best_model_at_end": True, "save_steps": 5},
+        {"push_to_hub": True},
+        {"max_grad_norm": 0},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_what_training_takes_is_taken(arguments):
+    assert checked_arguments(arguments) == arguments
+
+
 def test_trackers_are_looked_for_where_something_is_reported(monkeypatch):
     monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)

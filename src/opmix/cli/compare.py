@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE
-from rich.table import Column, Table
+from rich.table import Column
 
 
 def compare(
@@ -51,13 +50,13 @@ def methods(
 ) -> None:
     """List every method that `opmix compare` knows, with a line each."""
     from opmix.methods.registry import ENTRIES
-    from opmix.progress.display import terminal
+    from opmix.progress.display import table, terminal
 
     if as_json:
         rows = [{k: getattr(e, k) for k in ("name", "title", "family", "line", "paper")} for e in ENTRIES]
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         return
-    table = Table("method", "decides", "what it does", "paper", box=SIMPLE, padding=(0, 1), pad_edge=False)
+    shown = table("method", "decides", "what it does", "paper")
     said = {
         "fixed": "a rule",
         "searched": "before the run",
@@ -67,31 +66,28 @@ def methods(
     for family, when in said.items():
         for entry in ENTRIES:
             if entry.family == family:
-                table.add_row(entry.name, when, entry.line, entry.paper)
-    terminal().print(table)
+                shown.add_row(entry.name, when, entry.line, entry.paper)
+    terminal().print(shown)
 
 
 def show(content: Mapping[str, Any], folder: Path) -> None:
     """One row an entrant, best first."""
-    from opmix.progress.display import terminal
+    from opmix.progress.display import table, terminal
 
     reference = content["reference"]
-    table = Table(
+    shown = table(
         Column("entrant", no_wrap=True),
         "test loss",
         f"against {reference}",
         "forgotten",
         "search",
         "FLOPs in all",
-        box=SIMPLE,
-        padding=(0, 1),
-        pad_edge=False,
         title=f"Mean test loss over {_seeds(content)}, nats per token",
     )
     for row in content["table"]:
         searched, trained = row["search_flops"]["mean"], row["training_flops"]["mean"]
         share = f"{searched / trained:.0%}" if trained else "no training"
-        table.add_row(
+        shown.add_row(
             row["entrant"],
             _spread(row["mean_loss"]),
             _spread(row.get("difference"), sign=True),
@@ -100,7 +96,7 @@ def show(content: Mapping[str, Any], folder: Path) -> None:
             f"{row['total_flops']['mean']:.2e}",
         )
     console = terminal()
-    console.print(table)
+    console.print(shown)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 

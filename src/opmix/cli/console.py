@@ -7,9 +7,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
-from opmix.progress.display import Display, terminal
+from opmix.progress.display import Display, table, tell, terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,8 +33,8 @@ def show_fit(result: FitResult, folder: Path | None) -> None:
     """Laws, mixture and decision of `opmix fit`."""
     console = terminal()
     for note in result.notes:
-        console.print(f"note: {note}")
-    laws = Table(
+        tell(console, f"note: {note}")
+    laws = table(
         "eval set",
         "LOO error",
         "Spearman",
@@ -58,14 +56,14 @@ def show_search(result: SearchResult, folder: Path) -> None:
     _show_verdict(console, result.verdict, "current")
     _show_payoff(console, result)
     for line in limit_sentences(read_limits(result.proposal.evidence)):
-        console.print(line)
+        tell(console, line)
     if (second := Opinion.read(result.proposal.evidence)) is not None:
-        console.print(second.sentence())
-    console.print(str(result.proposal.check["verdict"]))
+        tell(console, second.sentence())
+    tell(console, str(result.proposal.check["verdict"]))
     share = result.search_share
-    console.print(f"The search cost {share:.1%} of the stage's training FLOPs.")
+    tell(console, f"The search cost {share:.1%} of the stage's training FLOPs.")
     for note in result.notes:
-        console.print(f"note: {note}")
+        tell(console, f"note: {note}")
     _show_report(console, folder)
 
 
@@ -78,21 +76,21 @@ def _show_payoff(console: Console, result: SearchResult) -> None:
         return
     moved = result.verdict.decision.action == "move"
     level = f"{result.verdict.decision_settings.interval_level:.0%} interval"
-    title = f"Against {told.reference}, {'as recommended' if moved else 'if moved'}: nats, a minus is a gain"
-    table = Table("eval set", "", "weight", "change", level, "of its loss now", title=title)
+    title = f"Gain over {told.reference} in nats, {'as recommended' if moved else 'if moved'}"
+    shown = table("eval set", "", "weight", "gain", level, "of its loss now", title=title)
     for name in (*told.targets, *(n for n in told.changes if n not in told.targets)):
         change = told.changes[name]
         what = "no say" if name in told.silent else "target" if name in told.targets else "domain"
         low, high = change.interval
-        table.add_row(
+        shown.add_row(
             name,
             what,
             f"{told.weights[name]:.0%}",
-            f"{change.nats:+.4f}",
-            f"{low:+.4f} to {high:+.4f}",
-            f"{change.percent:+.1f} %",
+            f"{0.0 - change.nats:+.4f}",
+            f"{0.0 - high:+.4f} to {0.0 - low:+.4f}",
+            f"{0.0 - change.percent:+.1f} %",
         )
-    console.print(table)
+    console.print(shown)
 
 
 def show_demo(result: DemoResult, folder: Path) -> None:
@@ -100,34 +98,34 @@ def show_demo(result: DemoResult, folder: Path) -> None:
     console = terminal()
     _show_verdict(console, result.search.verdict, "current")
     arms = {n: {"predicted": a.predicted, "measured": a.measured} for n, a in result.comparison.arms.items()}
-    table = Table(
+    shown = table(
         "eval set",
         *(f"{arm} {kind}" for arm in arms for kind in ("predicted", "measured")),
         title="Held-out loss, nats per token",
     )
     for metric in result.search.law.metrics:
         cells = [f"{arms[a][k][metric]:.4f}" for a in arms for k in ("predicted", "measured")]
-        table.add_row(metric, *cells)
-    console.print(table)
-    console.print(result.comparison.sentence)
+        shown.add_row(metric, *cells)
+    console.print(shown)
+    tell(console, result.comparison.sentence)
     _show_report(console, folder)
 
 
 def _show_verdict(console: Console, verdict: Verdict, reference: str) -> None:
     level = f"{verdict.decision_settings.interval_level:.0%} interval"
     kept = next(a.mixture for a in verdict.alternatives if a.name == reference)
-    table = Table("domain", "mixture", "optimum", level, reference, title="Token shares")
+    shown = table("domain", "mixture", "optimum", level, reference, title="Token shares")
     for domain, share in verdict.mixture.items():
         low, high = verdict.interval[domain]
-        table.add_row(
+        shown.add_row(
             domain,
             f"{share:.3f}",
             f"{verdict.optimum.mixture[domain]:.3f}",
             f"{low:.3f} - {high:.3f}",
             f"{kept[domain]:.3f}",
         )
-    console.print(table)
-    console.print(verdict.decision.reason, style="bold")
+    console.print(shown)
+    tell(console, verdict.decision.reason, style="bold")
 
 
 def _show_report(console: Console, folder: Path | None) -> None:

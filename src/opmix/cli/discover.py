@@ -67,15 +67,15 @@ def discover(
 
 def show_discovery(result: Discovery, *, index_only: bool) -> None:
     """The domains, largest first."""
-    from rich.table import Column, Table
+    from rich.table import Column
     from rich.text import Text
 
-    from opmix.progress.display import terminal
+    from opmix.progress.display import table, terminal
     from opmix.scaffold.render import count
 
     console = terminal()
     total = sum(domain.text_bytes for domain in result.domains)
-    table = Table(
+    shown = table(
         Column("domain", overflow="fold"),
         "documents",
         "of the text",
@@ -84,8 +84,8 @@ def show_discovery(result: Discovery, *, index_only: bool) -> None:
     )
     for each in result.domains:
         share = f"{each.text_bytes / max(total, 1):.1%}"
-        table.add_row(Text(each.name), count(each.documents), share, Text(", ".join(each.terms)))
-    console.print(table)
+        shown.add_row(Text(each.name), count(each.documents), share, Text(", ".join(each.terms)))
+    console.print(shown)
     how = (
         f"the highest of {min(result.scores)} to {max(result.scores)} domains" if result.scores else "as many as asked"
     )

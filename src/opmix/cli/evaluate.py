@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from opmix.compute.budget import speaks
 from opmix.runs.files import write_json
@@ -84,27 +83,27 @@ def evaluate(
 
 
 def _show(paths: Sequence[str], scores: Sequence[Sequence[TaskScore]], found: Sequence[Difference]) -> None:
-    from opmix.progress.display import terminal
+    from opmix.progress.display import table, terminal
 
     console = terminal()
     for path, many in zip(paths, scores, strict=True):
-        table = Table("task", "metric", "score", "95 %", "items", title=path)
+        shown = table("task", "metric", "score", "95 %", "items", title=path)
         for s in many:
-            table.add_row(
+            shown.add_row(
                 s.task, s.metric, f"{s.value:.4f}", _interval(s.interval), "" if s.total is None else str(s.total)
             )
-        console.print(table)
+        console.print(shown)
         for s in many:
             if s.details.get("left_out"):
                 console.print(f"note: {s.task}: {s.details['left_out']} questions too long for the model, left out")
     if found:
-        table = Table(
+        shown = table(
             "task", "metric", "difference", "95 %", "items", "McNemar p", title="First less second, same items"
         )
         for d in found:
             p = "" if d.p_value is None else f"{d.p_value:.3g}"
-            table.add_row(d.task, d.metric, f"{d.difference:+.4f}", _interval(d.interval), str(d.total), p)
-        console.print(table)
+            shown.add_row(d.task, d.metric, f"{d.difference:+.4f}", _interval(d.interval), str(d.total), p)
+        console.print(shown)
 
 
 def _interval(interval: tuple[float, float] | None) -> str:

@@ -126,15 +126,14 @@ def _write(result: Export, out: Path | None) -> None:
 
 
 def _show_list() -> None:
-    from rich.table import Table
 
     from opmix.exporters import EXPORTERS
-    from opmix.progress.display import terminal
+    from opmix.progress.display import table, terminal
 
-    table = Table("--to", "trainer", "unit", "what it cannot express")
+    shown = table("--to", "trainer", "unit", "what it cannot express")
     for exporter in EXPORTERS.values():
-        table.add_row(exporter.name, exporter.trainer, exporter.unit, exporter.limits)
-    terminal().print(table)
+        shown.add_row(exporter.name, exporter.trainer, exporter.unit, exporter.limits)
+    terminal().print(shown)
 
 
 def _unit(text: str | None) -> Unit | None:

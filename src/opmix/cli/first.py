@@ -179,23 +179,21 @@ def show_checks(checks: Sequence[Check]) -> None:
 
 def show_validation(result: Validation) -> None:
     """Domains, checks and cost."""
-    from rich.table import Table
-
     from opmix.preflight.plan import LifeCost
-    from opmix.progress.display import terminal
+    from opmix.progress.display import table, terminal
     from opmix.scaffold.render import count
 
     console = terminal()
     if result.sizes:
-        table = Table(
+        shown = table(
             "domain", "files", "documents", "tokens", "held out", title="Domains (tokens of text are estimates)"
         )
         for name, splits in result.sizes.items():
             train, valid = splits.get("train"), splits.get("valid")
             held = "split off" if "valid" not in splits else "?" if valid is None else count(valid.tokens)
             cells = ("?",) * 3 if train is None else (str(train.files), count(train.documents), count(train.tokens))
-            table.add_row(name, *cells, held)
-        console.print(table)
+            shown.add_row(name, *cells, held)
+        console.print(shown)
     show_checks(result.checks)
     if isinstance(cost := result.cost, LifeCost):
         each = " a seed" if cost.seeds > 1 else ""
@@ -225,20 +223,18 @@ def show_validation(result: Validation) -> None:
 
 def show_first_config(result: FirstConfig) -> None:
     """What was found and what to do next."""
-    from rich.table import Table
-
-    from opmix.progress.display import terminal
+    from opmix.progress.display import table, terminal
     from opmix.scaffold.render import count
 
     console = terminal()
-    table = Table("domain", "documents", "tokens", "held out", "from", title="Domains (tokens are estimates)")
+    shown = table("domain", "documents", "tokens", "held out", "from", title="Domains (tokens are estimates)")
     for each in result.domains:
         train, source = each.sizes["train"], each.sources["train"]
         field = "" if source.field == "text" else f", field {source.field!r}"
         held = ", ".join(split for split in each.sources if split != "train") or "split off"
         files = f"{train.files} file{'s' if train.files > 1 else ''}{field}"
-        table.add_row(each.name, count(train.documents), count(train.tokens), held, files)
-    console.print(table)
+        shown.add_row(each.name, count(train.documents), count(train.tokens), held, files)
+    console.print(shown)
     if result.config.targets:
         console.print(f"targets, never trained on: {', '.join(result.config.targets)}", soft_wrap=True)
     for each in result.left_out:

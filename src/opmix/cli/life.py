@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from opmix.compute.budget import speaks
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from opmix.lifecycle.status import RunStatus
 
 
@@ -122,7 +122,7 @@ def _looker(folder: Path, config: Path | None) -> Callable[[], RunStatus]:
 
 def show_life(content: Mapping[str, Any], folder: Path) -> None:
     """One table per stage, then where things are."""
-    from opmix.progress.display import terminal
+    from opmix.progress.display import tell, terminal
 
     console = terminal()
     for seed, life in content["seeds"].items():
@@ -130,7 +130,7 @@ def show_life(content: Mapping[str, Any], folder: Path) -> None:
             several = f", seed {seed}" if len(content["seeds"]) > 1 else ""
             console.print(stage_table(number, stage, several))
             for line in stage_sentences(stage):
-                console.print(line, soft_wrap=True)
+                tell(console, line)
     if len(content["seeds"]) > 1:
         console.print(seeds_table(content))
     for seed, life in content["seeds"].items():
@@ -140,8 +140,10 @@ def show_life(content: Mapping[str, Any], folder: Path) -> None:
 
 def stage_table(number: int, stage: dict[str, Any], suffix: str = "") -> Table:
     """Mixture, interval, predicted and measured losses, forgetting."""
+    from opmix.progress.display import table
+
     decided: Mapping[str, Any] = next((p for p in reversed(stage["parts"]) if p["decided"]), {})
-    table = Table(
+    shown = table(
         "domain",
         "share",
         "interval",
@@ -149,16 +151,13 @@ def stage_table(number: int, stage: dict[str, Any], suffix: str = "") -> Table:
         "valid",
         "test",
         "forgotten",
-        box=SIMPLE,
-        padding=(0, 1),
-        pad_edge=False,
         title=f"Stage {number}: {stage['name']}{suffix}, {stage['tokens']:,} tokens; nats per token",
     )
     for domain, test in stage["losses"]["test"].items():
         valid = stage["losses"]["valid"][domain]
         low, high = decided.get("interval", {}).get(domain, (None, None))
         forgotten = stage["forgetting"].get(domain)
-        table.add_row(
+        shown.add_row(
             domain,
             f"{stage['mixture'].get(domain, 0.0):.3f}",
             "" if low is None else f"{low:.2f}-{high:.2f}",
@@ -170,11 +169,11 @@ def stage_table(number: int, stage: dict[str, Any], suffix: str = "") -> Table:
     targets = stage.get("targets", {})
     for number, (target, test) in enumerate(targets.get("test", {}).items()):
         if not number:
-            table.add_section()
+            shown.add_section()
         aimed = "target" if target in targets["aimed_at"] else "measured"
         told = _number(decided.get("predicted", {}).get(target))
-        table.add_row(target, aimed, "", told, _change(targets["valid"][target]), _change(test), "")
-    return table
+        shown.add_row(target, aimed, "", told, _change(targets["valid"][target]), _change(test), "")
+    return shown
 
 
 def stage_sentences(stage: dict[str, Any]) -> list[str]:
@@ -196,21 +195,25 @@ def stage_sentences(stage: dict[str, Any]) -> list[str]:
 
 def seeds_table(content: Mapping[str, Any]) -> Table:
     """Mean and standard deviation over seeds."""
-    table = Table("stage", "n", "mean test loss", "shares", title="Over seeds: mean +- standard deviation")
+    from opmix.progress.display import table
+
+    shown = table("stage", "n", "mean test loss", "shares", title="Over seeds: mean +- standard deviation")
     for stage in content["stages"]:
         shares = ", ".join(f"{d} {_spread(s, 3)}" for d, s in stage["mixture"].items())
-        table.add_row(stage["name"], str(stage["n"]), _spread(stage["mean_test_loss"], 4), shares)
-    return table
+        shown.add_row(stage["name"], str(stage["n"]), _spread(stage["mean_test_loss"], 4), shares)
+    return shown
 
 
 def _status_view(found: RunStatus) -> Group:
-    table = Table("step", "state", "why, or when", title=str(found.folder))
+    from opmix.progress.display import table
+
+    shown = table("step", "state", "why, or when", title=str(found.folder))
     colours = {"done": "green", "stale": "yellow", "running": "bold cyan", "left": "dim"}
     for step in found.steps:
-        table.add_row(
+        shown.add_row(
             step.name, Text(step.state, style=colours[step.state]), "; ".join(step.why[:3]) or (step.finished or "")
         )
-    return Group(table, *_account(found))
+    return Group(shown, *_account(found))
 
 
 def _account(found: RunStatus) -> list[Text]:

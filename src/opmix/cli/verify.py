@@ -47,17 +47,15 @@ def verify(
 
 def show_verification(made: Verification, run: Path) -> None:
     """Tables and sentences on standard output."""
-    from rich.table import Table
-
-    from opmix.progress.display import terminal
+    from opmix.progress.display import table, tell, terminal
 
     console = terminal()
     heads = ("eval set", "trained on it", "interpolated", "by the law", "trained - interpolated", "KL")
-    table = Table(*heads, title="The proposal, nats per token")
+    shown = table(*heads, title="The proposal, nats per token")
     first = made.points[0]
     for e, metric in enumerate(made.metrics):
         difference = f"{first.direct[e] - first.proxy[e]:+.4f} +- {first.error[e]:.4f}"
-        table.add_row(
+        shown.add_row(
             metric,
             f"{first.direct[e]:.4f}",
             f"{first.proxy[e]:.4f}",
@@ -65,9 +63,9 @@ def show_verification(made: Verification, run: Path) -> None:
             difference,
             f"{first.kl[e]:.4f}",
         )
-    console.print(table)
+    console.print(shown)
     for sentence in made.sentences:
-        console.print(sentence)
+        tell(console, sentence)
     if made.full is not None:
         full = made.full
         console.print(

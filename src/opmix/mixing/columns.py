@@ -78,8 +78,11 @@ def read_columns(path: Path, *, id_column: str | None = None) -> Columns:
         raise DataError(f"{path}: no column {id_column!r} to join on; the ratios table identifies runs by it")
     key = id_column or next((lowered[name] for name in ID_COLUMNS if name in lowered), None)
     if key is None:
+        other = next((name for mark, name in (("\t", "tabs"), (";", "semicolons")) if mark in header[0]), None)
         raise DataError(
-            f"{path}: no run id among {header[:6]}...; expected a column {' or '.join(map(repr, ID_COLUMNS[:2]))}"
+            f"{path}: columns are parted by {other}; expected commas; write the table again as CSV"
+            if other and len(header) == 1
+            else f"{path}: no run id among {header[:6]}...; expected a column {' or '.join(map(repr, ID_COLUMNS[:2]))}"
         )
     at = header.index(key)
     ids = tuple(_normal_id(cells[at]) for _, cells in rows)

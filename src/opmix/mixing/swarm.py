@@ -18,6 +18,10 @@ ROUNDING = 0.02
 """Rows of ratios may add up to one within this much (rounded at the source); they are renormalised with a note."""
 
 
+_LARGEST = 1e6
+"""Of anything that a law is fitted to; perplexities of untrained models are below."""
+
+
 @dataclass(frozen=True)
 class Swarm:
     """Runs joined by id, ready to fit."""
@@ -89,7 +93,8 @@ def read_swarm(ratios: Path, metrics: Path | None = None, directions: Directions
     if metrics is None:
         other = table
         ratio_names = [n for n in table.names if n.startswith("ratio_")]
-        offered = [n for n in table.names if n.startswith("loss_") or n in named]
+        losses_of = (n for n in table.names if n.startswith("loss_") and not _counts(n.removeprefix("loss_")))
+        offered = list(dict.fromkeys([*losses_of, *(n for n in table.names if n in named)]))
         if not ratio_names or not offered:
             raise DataError(
                 f"{ratios}: columns {list(table.names)[:6]}...; a joined table needs ratio_* and loss_* columns "
@@ -106,10 +111,28 @@ def read_swarm(ratios: Path, metrics: Path | None = None, directions: Directions
     names = directions.of(offered, other.names, other.path)
     losses = other.select(names, table.ids)
     _finite(losses, table.ids, names, other.path)
+    _check_losses(losses, directions, names, table.ids, other.path)
     notes = [f"column(s) not taken for shares or losses: {_shown(list(dict.fromkeys(passed)))}"] if passed else []
     if ids := list(formula_like(table.ids)):
         notes.append(f"a spreadsheet would run {_shown(ids)} as a formula: open the tables written here as text")
     return joined(table, ratio_names, *directions.as_losses(losses, names), notes=notes)
+
+
+def _check_losses(
+    losses: FloatArray, directions: Directions, names: Sequence[str], ids: Sequence[str], path: Path
+) -> None:
+    """Refuse numbers that are no losses: negative ones whose direction is not said, and those of diverged runs."""
+    for name, column in zip(names, losses.T, strict=True):
+        if column.max() < 0 and name not in (*directions.maximize, *directions.minimize):
+            raise DataError(
+                f"{path}: {name!r} is negative in every run, which no loss of text is; of log-likelihoods, where more "
+                f"is better, give --maximize {name!r} (or --minimize, if less is)"
+            )
+        if (worst := float(np.abs(column).max())) > _LARGEST:
+            run = ids[int(np.abs(column).argmax())]
+            raise DataError(
+                f"{path}: run {run!r}: {name} is {worst:g}; expected losses below {_LARGEST:g} (drop diverged runs)"
+            )
 
 
 def as_loss(score: FloatArray, name: str) -> tuple[FloatArray, str]:

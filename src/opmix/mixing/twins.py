@@ -60,15 +60,10 @@ class InterferenceCheck:
         mean = float(np.mean([t.difference.mean() for t in self.twins]))
         share = abs(mean) / spread if spread > 0 else float("inf")
         side = "worse" if mean > 0 else "better"
-        start = f"Averaged probes are {abs(mean):.4f} nats {side} than one probe trained on the same mixture, "
-        size = f"{share:.0%} of what mixtures differ by"
-        corrected = (
-            f"the law corrects for all but {self.left:.4f} nats"
-            if self.corrected
-            else "a term for it did not improve the law"
-        )
-        added = f"{self.structural:.4f} nats are added to the noise of every predicted difference"
-        return f"{start}{size}; {corrected}, and {added}."
+        start = f"Check of the simulation: an average of probes is {abs(mean):.4f} nats {side} than a probe trained on "
+        size = f"that mixture, {share:.0%} of what mixtures differ by"
+        corrected = f"The law corrects for all but {self.left:.4f} nats of it, and" if self.corrected else "For it"
+        return f"{start}{size}. {corrected} {self.structural:.4f} nats are added to the noise of predicted differences."
 
     def json(self, design: StageDesign, metrics: tuple[str, ...], spread: float) -> dict[str, Any]:
         """For `mixture.json`."""

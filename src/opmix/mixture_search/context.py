@@ -359,14 +359,13 @@ def repetition(name: str, probe: float, stage: float) -> list[str]:
     """
     if probe > max(1.5, stage):
         return [
-            f"a probe repeats {name} {probe:.1f} times, the stage {stage:.1f} times at the law's optimum; its gain may "
-            "be misjudged, "
-            "so train probes for fewer steps or give it more text"
+            f"a probe reads {name} {probe:.1f} times over, the stage would read it {stage:.1f} times at the law's "
+            "optimum; its gain may be misjudged, so train probes for fewer steps or give it more text"
         ]
     if stage > max(4.0, 4 * probe):
         return [
-            f"the stage would repeat {name} {stage:.1f} times at the law's optimum, a probe only {probe:.1f} times; "
-            "its gain is then "
-            "over-estimated, so limit max_epochs or give it more text"
+            f"the stage would read {name} {stage:.1f} times over at the law's optimum, and a probe reads "
+            f"{f'{probe:.0%} of it' if probe < 1 else f'it {probe:.1f} times'}; its gain is then over-estimated, so "
+            "limit max_epochs or give it more text"
         ]
     return []

@@ -22,14 +22,22 @@ def device_named(name: str | torch.device | None) -> torch.device:
     """The device that a setting names; None: `default_device()`.
 
     Raises:
-        ModelError: torch knows no such device.
+        ModelError: torch knows no such device, or there is none here.
     """
     try:
-        return default_device() if name is None else torch.device(name)
+        device = default_device() if name is None else torch.device(name)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ModelError(
             f"model.device: {str(name)[:80]!r} is no device; expected cpu, cuda, cuda:1, mps, ..."
         ) from error
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        said = " ".join(str(error).split())[:150]
+        raise ModelError(
+            f"model.device: {str(name)!r} is not here ({said}); expected a device of this machine; leave it out"
+        ) from error
+    return device
 
 
 def resolve_dtype(dtype: DtypeName, device: torch.device) -> torch.dtype:

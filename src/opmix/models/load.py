@@ -106,11 +106,13 @@ def load_tokenizer(
 MOST_LAYERS = 10_000
 
 
-def empty_model(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def empty_model(
+    config: PreTrainedConfig, *, trust_remote_code: bool = False, attn_implementation: str | None = None
+) -> PreTrainedModel:
     """The causal LM of a configuration on the meta device: shapes and names, no numbers, hardly any memory.
 
     Raises:
-        ModelError: The configuration is not that of a causal LM, or has layers without end.
+        ModelError: The configuration is not that of a causal LM, or has layers without end; or there is no such attention here.
     """
     name = str(config.name_or_path or config.model_type)
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
@@ -121,6 +123,15 @@ def empty_model(config: PreTrainedConfig, *, trust_remote_code: bool = False) ->
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # sizes of a configuration that no model can have
         raise explain(name, error, "model") from error
+    if attn_implementation is not None:
+        try:
+            model.set_attn_implementation(attn_implementation)
+        except Exception as error:  # unknown, not of this model, or its package is missing: each raises another kind
+            said = " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"model.attn_implementation: {attn_implementation!r} cannot be had ({said}); expected 'sdpa', 'eager' "
+                "or one that is installed; leave it out"
+            ) from error
     _check_loaded(name, model, ())
     return model
 

@@ -20,6 +20,7 @@ from opmix.lifecycle.steps import DataFacts, StageRows, chain
 from opmix.preflight.chats import check_fit
 from opmix.preflight.checks import Findings, failed
 from opmix.preflight.plan import MAX_EPOCHS, LifeCost
+from opmix.preflight.sources import check_cache
 from opmix.preflight.targets import check_targets
 from opmix.preflight.validation import Sizes, Validation, check_model, check_sources, kind_of, readable
 from opmix.progress import Progress
@@ -61,6 +62,7 @@ def check_life(content: Mapping[str, Any], base: Path, progress: Progress) -> Va
     template = life.chat_template is not None
     with findings.catching("chat_template"):
         ModelConfig(name="", chat_template=life.chat_template).template(base)
+    check_cache(life.search.cache_dir, findings)
     check_sources(life.domains, base, tokenizer, findings, result.sizes, progress, template=template)
     result.targets = check_targets(
         life.targets,

@@ -70,13 +70,17 @@ def model_facts(config: ModelConfig, name: str, probes: ProbeSettings) -> ModelF
         ModelError: Nothing there, no causal LM, files missing, or no layer for the adapters.
         AdapterError: Probes as the settings say cannot be put on it.
     """
+    from opmix.models.device import device_named
     from opmix.models.files import load_model_config
     from opmix.models.load import empty_model, model_shape, parameter_counts, reached_share
     from opmix.probes.kinds import check_probes, modules_in_full, probe_weights
 
     _check_files(Path(name))
     loaded = load_model_config(name, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    model = empty_model(loaded, trust_remote_code=config.trust_remote_code)
+    device_named(config.device)
+    model = empty_model(
+        loaded, trust_remote_code=config.trust_remote_code, attn_implementation=config.attn_implementation
+    )
     if getattr(loaded, "quantization_config", None) is None:  # quantised weights are packed: of other shapes
         _check_weights(Path(name), {n: tuple(p.shape) for n, p in model.state_dict().items()})
     check_probes(model, probes)

@@ -1,7 +1,8 @@
-"""Files that stand in two places: text that is trained on must not judge."""
+"""Files that stand in two places: text that is trained on must not judge; and whether tokens can be kept."""
 
 from __future__ import annotations
 
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,22 @@ from opmix.data.sources import resolve
 from opmix.domain import SPLITS, Domain, Split
 from opmix.errors import DataError
 from opmix.preflight.checks import Findings
+from opmix.preflight.machine import existing
+from opmix.runs.files import default_cache_dir
+
+
+def check_cache(cache_dir: str | None, findings: Findings) -> None:
+    """Tokens can be kept where they are to be."""
+    folder = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+    try:
+        with tempfile.TemporaryDirectory(dir=existing(folder)):
+            pass
+    except OSError as error:
+        findings.fail(
+            "cache_dir",
+            f"{folder}: nothing can be written there ({error.strerror})",
+            "give a folder that is yours to write",
+        )
 
 
 def check_overlap(domains: Mapping[str, Domain], findings: Findings) -> None:

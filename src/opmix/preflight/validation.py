@@ -16,7 +16,7 @@ from opmix.preflight.chats import check_fit
 from opmix.preflight.checks import Check, Findings, failed
 from opmix.preflight.model_facts import ModelFacts, model_facts
 from opmix.preflight.plan import LifeCost, PlannedCost, check_plan
-from opmix.preflight.sources import check_overlap
+from opmix.preflight.sources import check_cache, check_overlap
 from opmix.preflight.targets import check_targets, target_rows
 from opmix.probes.settings import ProbeSettings, reach_notes
 from opmix.progress import Progress
@@ -72,6 +72,7 @@ def check_search(content: Mapping[str, Any], base: Path, progress: Progress) -> 
     check_sources(parts.domains, base, tokenizer, findings, result.sizes, progress, template=template)
     check_overlap({n: d.located(base) for n, d in parts.domains.items() if n in result.sizes}, findings)
     if result.config is not None:
+        check_cache(result.config.cache_dir, findings)
         _check_conversations(result.config, base, tokenizer, result.sizes, findings)
         _check_objective(result.config, base, result.sizes, findings)
         result.targets = check_targets(

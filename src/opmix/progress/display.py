@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Literal, Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.table import Column, Table
 
 from opmix.errors import ConfigError
 from opmix.progress import Advance, Progress
@@ -23,6 +25,18 @@ _WORTH_A_LINE = 1.0  # seconds a task must take to be told of there
 def terminal(*, stderr: bool = False, quiet: bool = False) -> Console:
     """A console that shows text as it is: `[en]` in a name is no style, `:x:` no picture, numbers are not coloured."""
     return Console(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
+
+
+def table(*columns: Column | str, title: str | None = None) -> Table:
+    """The one style of tables in a terminal: no frame, a line below the heads, nothing wider than it must be."""
+    made = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title=title, title_justify="left")
+    made.title_style = "bold"
+    return made
+
+
+def tell(console: Console, sentence: str, style: str | None = None) -> None:
+    """A sentence: broken between words where somebody looks, whole in a file or pipe."""
+    console.print(sentence, style=style, soft_wrap=not console.is_terminal)
 
 
 class Display:

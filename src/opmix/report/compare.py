@@ -87,7 +87,7 @@ def _opening(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
         el(
             "figure",
             pareto_panel(points, content["reference"]),
-            el("figcaption", "Loss against all FLOPs; names on the frontier"),
+            el("figcaption", "Loss against all FLOPs; the line is the frontier"),
         ),
         el(
             "figure",

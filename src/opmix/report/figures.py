@@ -25,8 +25,15 @@ from opmix.report.html import Html
 WIDTH, HEIGHT = 3.5, 2.35  # inches at 100 units each; the grid scales it
 MAX_POINTS = 300
 
-INK, MUTED, RULE, ACCENT, SECOND = "#010101", "#020202", "#030303", "#040404", "#050505"
-_VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", ACCENT: "--accent", SECOND: "--second"}
+INK, MUTED, RULE, ACCENT, SECOND, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
+_VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    RULE: "--rule",
+    ACCENT: "--accent",
+    SECOND: "--second",
+    PAPER: "--paper",
+}
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "opmix",
@@ -212,7 +219,16 @@ def _apart(values: Sequence[float], gap: float) -> list[float]:
 
 
 def _short(name: str, limit: int = 15) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"
+    """A name that is too long, without its middle: what tells names apart stands at their ends as often as at their beginnings.
+
+    Examples:
+        >>> _short("domain_with_a_long_name_7", 12), _short("web")
+        ('domain…ame_7', 'web')
+    """
+    if len(name) <= limit:
+        return name
+    end = (limit - 1) // 2
+    return f"{name[: limit - 1 - end]}…{name[-end:]}"
 
 
 def _panel(draw: Callable[[Any], None], label: str, *, right: float = 0.98) -> Html:

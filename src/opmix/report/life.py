@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from opmix.compute.cost import SEARCH_PURPOSES
@@ -68,12 +69,47 @@ def _opening(content: Mapping[str, Any], lives: Sequence[Sequence[Stage]]) -> Ht
     )
     return el(
         "section",
-        el("h1", "A life of mixtures"),
+        el("h1", _heading(content, lives)),
+        el("p", _lead(content, worst), class_="lead"),
         keys,
         el("div", figure, _final_table(content, first), class_="split"),
         id="summary",
         aria_label="Summary",
     )
+
+
+def _heading(content: Mapping[str, Any], lives: Sequence[Sequence[Stage]]) -> str:
+    """How the mean test loss came out, over seeds; of what was measured before the first training, if that was not from scratch."""
+    stages, final = lives[0], content["stages"][-1]["mean_test_loss"]["mean"]
+    over = f"over {len(stages)} stages" if len(stages) > 1 else "in one stage"
+    pairs = []
+    for life in lives:
+        first, last = life[0]["losses"]["test"], life[-1]["losses"]["test"]
+        known = (
+            [d for d, loss in first.items() if loss["before"] is not None and d in last]
+            if life[0]["old_mixture"]
+            else []
+        )
+        if known:
+            pairs.append((fmean(first[d]["before"] for d in known), fmean(last[d]["after"] for d in known)))
+    if not pairs:
+        return f"From scratch to a test loss of {number(final)} {over}"
+    before, after = fmean(b for b, _ in pairs), fmean(a for _, a in pairs)
+    return f"Test loss {'fell' if after < before else 'rose'} from {number(before)} to {number(after)} {over}"
+
+
+def _lead(content: Mapping[str, Any], worst: tuple[str, float] | None) -> str:
+    """What was forgotten, and what the searches did."""
+    if worst is None:
+        forgotten = "There was nothing old to forget"
+    elif worst[1] <= 0:
+        forgotten = "Nothing that was known before a stage was worse after it"
+    else:
+        forgotten = f"Most was forgotten of {worst[0]}: {number(worst[1], sign=True)} nats in one stage"
+    decided = [p for s in next(iter(content["seeds"].values()))["stages"] for p in s["parts"] if p["decided"]]
+    moved = sum(part.get("action") == "move" for part in decided)
+    searches = f"{moved} of {len(decided)} searches moved the mixture" if decided else "no mixture was searched for"
+    return f"{forgotten}; {searches}."
 
 
 def _key(name: str, value: Html | str, note: str) -> Html:
@@ -122,7 +158,7 @@ def _stages(content: Mapping[str, Any]) -> Html:
                     number(told, sign=True),
                 )
             )
-        head = ["Domain", "Share", "Interval", "Before", "After", "Change", "Probes' change"]
+        head = ["Domain", "Share", "Interval", "Before", "After", "Change of loss", "By the probes"]
         blocks.append(
             table(head, rows, caption="Share and loss; what short probes predicted beside what the whole stage did")
         )
@@ -237,9 +273,11 @@ def _cost(lives: Sequence[Sequence[Stage]]) -> Html:
         tokens, flops = stage["cost"]["tokens"], stage["cost"]["flops"]
         for purpose in flops:
             rows.append(row(stage["name"], purpose, count(tokens[purpose]), scientific(flops[purpose])))
-        rows.append(row(stage["name"], "search of training", "", percent(stage["cost"]["search_share"])))
+        share = f"{percent(stage['cost']['search_share'])} of its training"
+        rows.append(row(stage["name"], "search in all", "", share, class_="total"))
     shown = table(["Stage", "Purpose", "Tokens", "FLOPs"], rows, caption="Ledger, first seed", class_="narrow")
-    return el("section", el("h2", "Cost"), shown, id="cost")
+    lead = "Tokens that were computed with; only those of training are the stage's own, the others bought its decision."
+    return el("section", el("h2", "Cost"), el("p", lead, class_="lead"), shown, id="cost")
 
 
 def _deviation(value: Mapping[str, Any]) -> str:

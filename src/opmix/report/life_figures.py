@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from opmix.report.figures import ACCENT, INK, MUTED, RULE, SECOND, _panel, _short
+from opmix.report.figures import ACCENT, INK, MUTED, PAPER, RULE, SECOND, _apart, _panel, _short
 from opmix.report.html import Html
 
 _COLOURS = (ACCENT, SECOND, MUTED)
@@ -31,6 +31,9 @@ def stream_panel(
     """
 
     def draw(axes: Any) -> None:
+        from matplotlib.patheffects import withStroke
+
+        last: list[tuple[str, float]] = []
         edges = np.array([0.0, *ends])
         floor = np.zeros(len(mixtures))
         for index, name in enumerate(names):
@@ -39,10 +42,25 @@ def stream_panel(
             axes.stairs(floor + shares, edges, baseline=floor, fill=True, color=colour, alpha=alpha, linewidth=0)
             widths = np.diff(edges) * (shares >= _ROOM_FOR_A_NAME)
             widest = int(np.argmax(widths))
-            if widths[widest] > 0.12 * edges[-1]:
+            if shares[-1] > 0:
+                last.append((name, float(floor[-1] + shares[-1] / 2)))
+            elif widths[widest] > 0.12 * edges[-1]:
                 middle, height = (edges[widest] + edges[widest + 1]) / 2, floor[widest] + shares[widest] / 2
-                axes.text(middle, height, _short(name, 12), ha="center", va="center", fontsize=7, color=INK)
+                shown = axes.text(middle, height, _short(name, 12), ha="center", va="center", fontsize=7, color=INK)
+                shown.set_path_effects([withStroke(linewidth=2.5, foreground=PAPER)])
             floor = floor + shares
+        for (name, height), beside in zip(last, _apart([h for _, h in last], 0.062), strict=True):
+            axes.annotate(
+                _short(name, 16),
+                (edges[-1], height),
+                xytext=(1.04, beside),
+                textcoords=axes.get_yaxis_transform(),
+                va="center",
+                fontsize=7,
+                color=INK,
+                annotation_clip=False,
+                arrowprops={"arrowstyle": "-", "color": RULE, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 0},
+            )
         for at, name in stages:
             axes.axvline(at, color=RULE, linewidth=0.8)
             axes.annotate(
@@ -60,7 +78,7 @@ def stream_panel(
         axes.set_ylabel("share of tokens")
 
     shown = "; ".join(f"{name}: " + ", ".join(f"{m.get(name, 0):.2f}" for m in mixtures) for name in names)
-    return _panel(draw, f"Mixture over the life. {shown}")
+    return _panel(draw, f"Mixture over the life. {shown}", right=0.76)
 
 
 def loss_panel(

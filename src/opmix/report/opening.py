@@ -31,6 +31,8 @@ TOP_DOMAINS = 12
 TOP_METRICS = 6
 TOP_ALTERNATIVES = 5
 FEW_DOMAINS = 8
+_NARROW = 5.0
+"""Percent below which whole numbers say too little of an interval."""
 
 
 def find(document: MixtureFile, name: str | None) -> AlternativeEntry | None:
@@ -129,14 +131,15 @@ def _mixture_row(
         label += f", current {percent(now.get(name, 0.0))}"
     cells: list[str | Html] = [bar(share, interval, scale, label=label, ticks=ticks), percent(share)]
     if intervals:
-        cells.append(span(interval, 0, scale=100))
+        narrow = interval is not None and 100 * (interval[1] - interval[0]) < _NARROW
+        cells.append(span(interval, 1 if narrow else 0, scale=100))
     if now is not None:
         cells.append(f"{number(100 * (share - now.get(name, 0.0)), 1, sign=True)}")
     return row(name, *cells)
 
 
 def predictions(document: MixtureFile, model: Model) -> Html:
-    """Predicted loss per eval set now, after the reference and after the mixture, with the change."""
+    """Predicted loss per eval set now, after the reference and after the mixture, with the gain: what of the loss is saved."""
     name = reference_name(document)
     found = find(document, name)
     reference = model.vector(found.mixture) if found and found.mixture else None
@@ -152,7 +155,7 @@ def predictions(document: MixtureFile, model: Model) -> Html:
     head += ["Now"] if document.baseline else []
     head += [f"After {name}"] if base is not None else []
     head += ["After proposal"]
-    head += ["", "Change"] if change is not None else []
+    head += ["", "Gain"] if change is not None else []
     mean = _mean_row(document, model, target, reference, after, base)
     keeps = document.decision is not None and document.decision.action == "keep"
     title = "What the proposal would buy" if keeps else "What it will buy"
@@ -164,10 +167,10 @@ def predictions(document: MixtureFile, model: Model) -> Html:
     return join([shown, folded(f"{len(rows) - TOP_METRICS} more eval sets, smaller changes", rest)])
 
 
-def change_scale(change: FloatArray | None, interval: FloatArray | None) -> Scale:
-    """One scale for all rows."""
-    values = [] if change is None else change.tolist()
-    return Scale.around(values, [] if interval is None else interval.ravel().tolist())
+def gain_scale(change: FloatArray | None, interval: FloatArray | None) -> Scale:
+    """One scale for the gains of all rows."""
+    values = [] if change is None else (-change).tolist()
+    return Scale.around(values, [] if interval is None else (-interval).ravel().tolist())
 
 
 def _prediction_rows(
@@ -178,15 +181,15 @@ def _prediction_rows(
     change: FloatArray | None,
     interval: FloatArray | None,
 ) -> list[Html]:
-    scale = change_scale(change, interval)
+    scale = gain_scale(change, interval)
     rows = []
     for e, metric in enumerate(model.metrics):
         cells: list[str | Html] = [number(document.baseline.get(metric))] if document.baseline else []
         if base is not None and change is not None:
-            ends = None if interval is None else (float(interval[0, e]), float(interval[1, e]))
-            value = float(change[e])
-            label = f"{metric}: {number(value, sign=True)} nats, interval {span(ends, sign=True) or 'unknown'}"
-            picture = whisker(value, ends, scale, label=label, kind="dot" if value <= 0 else "dot worse")
+            ends = None if interval is None else (-float(interval[1, e]), -float(interval[0, e]))
+            value = -float(change[e])
+            label = f"{metric}: gain {number(value, sign=True)} nats, interval {span(ends, sign=True) or 'unknown'}"
+            picture = whisker(value, ends, scale, label=label, kind="dot" if value >= 0 else "dot worse")
             cells += [number(float(base[e])), number(float(after[e])), picture, number(value, sign=True)]
         else:
             cells.append(number(float(after[e])))
@@ -208,15 +211,16 @@ def _mean_row(
         cells.append(number(float(model.weights @ known)))
     if reference is None or base is None:
         return row("Mean", *cells, number(float(model.weights @ after)), class_="total")
-    change, ends = model.mean_change(target, reference)
-    scale = change_scale(*model.change(target, reference))
-    label = f"mean: {number(change, sign=True)} nats, interval {span(ends, sign=True) or 'unknown'}"
-    picture = whisker(change, ends, scale, label=label, kind="dot" if change <= 0 else "dot worse")
+    change, interval = model.mean_change(target, reference)
+    gain, ends = -change, None if interval is None else (-interval[1], -interval[0])
+    scale = gain_scale(*model.change(target, reference))
+    label = f"mean: gain {number(gain, sign=True)} nats, interval {span(ends, sign=True) or 'unknown'}"
+    picture = whisker(gain, ends, scale, label=label, kind="dot" if gain >= 0 else "dot worse")
     cells += [number(float(model.weights @ base)), number(float(model.weights @ after)), picture]
     return row(
         "Mean" if np.ptp(model.weights) < 1e-12 else "Weighted mean",
         *cells,
-        number(change, sign=True),
+        number(gain, sign=True),
         class_="total",
     )
 

@@ -271,6 +271,7 @@ def whatif_data(data: ReportData, model: Model) -> dict[str, Any]:
         "start": presets[0]["x"],
         "reference": reference if reference in names else "uniform",
         "reach": _reach(data, model),
+        "coordinate": _telling(model, np.array(presets[0]["x"])),
         "level": model.level,
         "draws": draws_for_view(model.draws),
     }
@@ -301,6 +302,15 @@ def _inside(model: Model, k: int) -> str:
         return ""
     top = sorted(shares.items(), key=lambda item: -item[1])
     return ", ".join(f"{d} {percent(s, 0)}" for d, s in top[:3]) + (f" and {len(top) - 3} more" if len(top) > 3 else "")
+
+
+def _telling(model: Model, start: FloatArray) -> int:
+    """The coordinate along whose share the mean loss changes most, the others in the proportions that they start with."""
+    shares = np.linspace(0.0, 1.0, 21)
+    means = [model.predict(model.profile(start, k, shares)) @ model.weights for k in range(len(model.coordinates))]
+    spread = [float(np.ptp(mean)) for mean in means]
+    # Two coordinates are one line, and tell the same; the later is the new one.
+    return max(range(len(spread)), key=lambda k: (spread[k] > max(spread) * (1 - 1e-6), k))
 
 
 def _reach(data: ReportData, model: Model) -> list[list[float]] | None:

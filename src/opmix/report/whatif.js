@@ -13,7 +13,7 @@
     [name, name === "count" ? value : floats(value)]));
   const state = {
     x: data.start.slice(), locked: new Array(K).fill(false), ceilings: new Array(K).fill(1), kl: data.kl,
-    objective: data.objective, best: null, metric: -1, coordinate: K - 1, span: 1,
+    objective: data.objective, best: null, metric: -1, coordinate: data.coordinate, span: 1,
   };
   const preset = (name) => data.presets.find((p) => p.name === name);
   const reference = preset(data.reference) || data.presets[data.presets.length - 1];
@@ -101,7 +101,7 @@
       $("predictions").append(make("tr", i ? {} : { class: "total" }, make("th", { scope: "row" }, name), ...cells));
       lines.push({ cells, zero, wire, dot });
     });
-    $("against").textContent = `Against ${reference.label}`;
+    $("against").textContent = `Gain over ${reference.label}`;
     $("level").textContent = draws ? `${Math.round(100 * data.level)} % interval` : "";
   }
 
@@ -157,12 +157,12 @@
     const { cells, zero, wire, dot } = line;
     cells[0].textContent = number(entry.loss);
     cells[1].textContent = entry.range ? entry.range.map((v) => number(v)).join(" to ") : "";
-    cells[3].textContent = number(entry.delta, 3, true);
-    cells[4].textContent = number(entry.own, 3, true);
+    cells[3].textContent = number(-entry.delta, 3, true);
+    cells[4].textContent = number(-entry.own, 3, true);
     zero.setAttribute("d", `M${WIDE / 2} 0L${WIDE / 2} 16`);
-    const ends = entry.deltaRange ? entry.deltaRange.map(place) : null;
+    const ends = entry.deltaRange ? entry.deltaRange.map((v) => place(-v)).reverse() : null;
     wire.setAttribute("d", ends ? `M${ends[0]} 8L${ends[1]} 8` : "");
-    const at = place(entry.delta);
+    const at = place(-entry.delta);
     dot.setAttribute("d", `M${at} 8L${at + 0.01} 8`);
     dot.setAttribute("class", entry.delta > 0 ? "dot worse" : "dot");
   }
@@ -196,10 +196,10 @@
   function headline(entry) {
     const better = entry.delta <= 0;
     $("headline").textContent = number(entry.loss);
-    $("headline-delta").textContent = `${number(entry.delta, 4, true)} against ${reference.label}` +
-      (entry.deltaRange ? ` [${entry.deltaRange.map((v) => number(v, 4, true)).join(", ")}]` : "");
+    $("headline-delta").textContent = `gain ${number(-entry.delta, 4, true)} over ${reference.label}` +
+      (entry.deltaRange ? ` [${entry.deltaRange.map((v) => number(-v, 4, true)).reverse().join(", ")}]` : "");
     $("headline-delta").className = better ? "good" : "bad";
-    $("headline-own").textContent = `${number(entry.own, 4, true)} against the proposal`;
+    $("headline-own").textContent = `${number(-entry.own, 4, true)} over the proposal`;
     const extra = state.best === null ? null : numerics.objective(problem(), state.x) - state.best;
     $("excess").textContent = extra === null || !Number.isFinite(extra) ? (extra === null ? "" : "outside the prior's support")
       : extra < 5e-7 ? "at the optimum of these settings"

@@ -154,17 +154,20 @@ def try_arguments(arguments: Mapping[str, Any], where: str = "trainer", *, track
 
 
 def _try_trainer(arguments: Any) -> None:
-    """Make the Trainer, the optimizer and the schedule of these arguments, on a model of one layer.
+    """Make the Trainer, the optimizer and the schedule of these arguments, on a model of one layer of a few weights.
 
     Raises:
         Exception: Whatever libraries raise for what they do not take, or miss.
     """
     import torch
-    from transformers import Trainer
+    from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 
+    size = dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"), 8)
+    with torch.random.fork_rng(devices=[]):
+        model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=1, num_attention_heads=1))
     arguments.push_to_hub = arguments.load_best_model_at_end = False  # would ask the hub, and for data
     arguments.eval_strategy = "no"
-    trainer = Trainer(model=torch.nn.Sequential(torch.nn.Linear(2, 2)), args=arguments)
+    trainer = Trainer(model=model, args=arguments)
     if arguments.optim_target_modules is None:  # else the names are those of the user's model
         trainer.create_optimizer_and_scheduler(num_training_steps=10)
 

@@ -81,14 +81,16 @@ class TestOverLong:
         rows = rows_of(self.SIZES)
         assert rows.lengths.tolist() == [4]
         assert (rows.report.conversations, rows.report.truncated, rows.report.dropped) == (3, 0, 2)
-        assert "of 3 conversations 0 were cut to 10 tokens and 2 left out" in (rows.report.note("d", 10, "drop") or "")
+        assert "d: 2 are left out of 3 conversations, longer than 10 tokens" in (
+            rows.report.note("d", 10, "drop") or ""
+        )
 
     def test_cut_on_the_right_and_left_out_if_no_answer_is_left(self):
         rows = rows_of(self.SIZES, truncate="right", packing=False)
         assert rows.lengths.tolist() == [4, 10]
         assert rows.supervised.tolist() == [2, 2]
         assert (rows.report.truncated, rows.report.dropped) == (1, 1)
-        assert "1 were cut on the right to 10" in (rows.report.note("d", 10, "right") or "")
+        assert "1 are cut on the right" in (rows.report.note("d", 10, "right") or "")
 
     def test_cut_on_the_left_keeps_the_answers(self):
         rows = rows_of(self.SIZES, truncate="left", packing=False)

@@ -90,6 +90,10 @@ NOT_TABLES = {
     "a short row": ("run,ratio_a,ratio_b,loss_x\n1,0.5,0.5\n", r":2: 3 fields where the header has 4"),
     "a line break in a domain": ('run,"ratio_web\ntouch X",ratio_b,loss_x\n1,0.5,0.5,3\n', "without line breaks"),
     "an escape in a run": ("run,ratio_a,ratio_b,loss_x\n\x1b[31m,0.5,0.5,3\n", "without line breaks"),
+    "a likelihood": ("run,ratio_a,ratio_b,loss_x\n1,0.5,0.5,-3\n2,0.4,0.6,-4\n", "negative in every run.*--maximize"),
+    "a diverged run": ("run,ratio_a,ratio_b,loss_x\n1,0.5,0.5,3\nr7,0.4,0.6,1e30\n", "run 'r7': loss_x is 1e.30"),
+    "semicolons": ("run;ratio_a;ratio_b;loss_x\n1;0.5;0.5;3\n", "parted by semicolons; expected commas"),
+    "tabs": ("run\tratio_a\tratio_b\tloss_x\n1\t0.5\t0.5\t3\n", "parted by tabs; expected commas"),
     "a score": ("run,ratio_a,ratio_b,acc\n1,0.5,0.5,0.3\n", "needs ratio_\\* and loss_\\* columns"),
 }
 
@@ -108,6 +112,16 @@ def test_what_is_no_loss_is_passed_over_and_said(tmp_path):
     assert swarm.table.domains == ("web", "code")
     assert swarm.table.metrics == ("x",)
     assert all(name in swarm.notes[0] for name in ("Unnamed: 0", "kind", "train_runtime", "state", "eval/step"))
+
+
+def test_counters_are_no_losses_whatever_is_put_before_them(tmp_path):
+    joined = "run,ratio_a,ratio_b,loss_x,loss_step,loss_train_runtime\na,0.5,0.5,3,1,9\nb,0.4,0.6,4,2,8\n"
+    swarm = read_swarm(*write(tmp_path, joined=joined))
+    assert swarm.table.metrics == ("loss_x",)
+    assert "loss_step" in swarm.notes[0]
+    both = "run,ratio_a,ratio_b,nll\na,0.5,0.5,-3\nb,0.4,0.6,-4\n"
+    kept = read_swarm(*write(tmp_path, joined=both), None, Directions(maximize=("nll",)))
+    assert kept.table.losses.ravel().tolist() == [3, 4]
 
 
 def test_a_loss_with_one_cell_of_text_is_an_error_with_its_line(tmp_path):

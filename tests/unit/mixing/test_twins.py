@@ -38,7 +38,8 @@ def test_the_sentence_says_which_is_worse_and_by_what_share():
     assert "50% of what mixtures differ by" in check(([0.02], [0.0])).verdict(0.04)
     assert "0.0200 nats better" in check(([-0.02], [0.0])).verdict(0.04)
     assert "inf%" in check(([0.02], [0.0])).verdict(0.0)
-    assert "did not improve the law" in check(([0.02], [0.0]), corrected=False).verdict(1.0)
+    assert "corrects" in check(([0.02], [0.0])).verdict(1.0)
+    assert "corrects" not in check(([0.02], [0.0]), corrected=False).verdict(1.0)
 
 
 def test_without_twins_nothing_is_claimed():

@@ -1,7 +1,9 @@
 import json
 import shutil
+from importlib.util import find_spec
 
 import pytest
+import torch
 import yaml
 from lives import content
 from typer.testing import CliRunner
@@ -95,12 +97,46 @@ def test_all_problems_come_at_once(config, corpus, tmp_path):
         ({"trainer": {"lr_scheduler_type": "wsdd"}}, "trainer", "wsdd"),
         ({"probes": {"target_modules": ["nothing"]}}, "model", "matches no layer"),
         ({"proxies": {"count": 2}, "law": "log_linear"}, "probes", "2"),
+        ({"sequence_length": 1}, "settings", "greater than or equal to 2"),
+        ({"solve": {"objective": "weighted", "weights": {"alpha": 0, "beta": 0}}}, "settings", "all weights are 0"),
+        ({"cache_dir": __file__}, "cache_dir", "nothing can be written there"),
+        ({"trainer": {"adam_epsilon": 0}}, "trainer", "expected above 0"),
     ],
 )
 def test_what_does_not_fit(config, changes, name, words):
     _, check = config
     found = failures(check(**changes))
     assert words in found[name], found
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("attn_implementation", "nope", "'nope' cannot be had"),
+        pytest.param(
+            "attn_implementation",
+            "flash_attention_2",
+            "'flash_attention_2' cannot be had",
+            marks=pytest.mark.skipif(find_spec("flash_attn") is not None, reason="it can be had"),
+        ),
+        pytest.param(
+            "device",
+            "cuda",
+            "'cuda' is not here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="it is here"),
+        ),
+    ],
+)
+def test_what_this_machine_does_not_have(config, tiny_folder, setting, value, words):
+    _, check = config
+    assert words in failures(check(model={"name": str(tiny_folder), setting: value}))["model"]
+
+
+def test_a_source_is_as_large_as_it_is_read(config, corpus):
+    content, check = config
+    cut = {"paths": str(corpus / "alpha" / "train.jsonl.gz"), "max_tokens": 1}
+    found = failures(check(domains={**content["domains"], "alpha": {"train": cut}}))
+    assert found["domains.alpha"].startswith("1 documents; splitting held-out sets off leaves")
 
 
 def test_constraints_that_hang_on_the_estimate_are_a_warning(config, tmp_path):

@@ -7,7 +7,7 @@ from comparison_sample import NAMES, write_comparison
 
 from opmix.errors import StoreError
 from opmix.report import write_report
-from opmix.report.compare_figures import Spent, frontier
+from opmix.report.compare_figures import Spent, forgetting_panel, frontier, pareto_panel
 
 
 def test_a_comparison_becomes_one_page_with_every_entrant(tmp_path):
@@ -37,6 +37,14 @@ def test_a_damaged_file_is_named(tmp_path, text):
     (tmp_path / "compare.json").write_text(text)
     with pytest.raises(StoreError, match=r"compare\.json: (cannot be read|schema|damaged)"):
         write_report(tmp_path)
+
+
+def test_every_point_of_a_few_has_its_name():
+    points = [Spent(f"method_{i}", 1e12 * (1 + i % 3), 3 + i / 50) for i in range(8)]
+    drawn = pareto_panel(points, "method_3")
+    assert all(f"{point.name}<" in drawn or f"{point.name} -->" in drawn for point in points)
+    beside = forgetting_panel([(p.name, p.loss, i / 10) for i, p in enumerate(points)], "method_3")
+    assert all(f"{point.name}<" in beside for point in points)
 
 
 def test_the_frontier_is_what_no_other_beats():

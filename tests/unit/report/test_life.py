@@ -42,6 +42,17 @@ def test_a_life_becomes_one_page_with_every_section(folder):
     assert len(page) < 500_000
 
 
+def test_the_first_line_is_how_it_came_out(folder):
+    page = write_report(folder).read_text()
+    assert "<h1>Test loss fell from 5.000 to 4.150 over 2 stages</h1>" in page
+    assert "Most was forgotten of web: +0.150 nats in one stage; 1 of 1 searches moved the mixture." in page
+    content = json.loads((folder / "life.json").read_text())
+    for life in content["seeds"].values():
+        life["stages"][0]["old_mixture"] = {}
+    (folder / "life.json").write_text(json.dumps(content))
+    assert "<h1>From scratch to a test loss of 0.150 over 2 stages</h1>" in write_report(folder).read_text()
+
+
 def test_names_and_reasons_are_text_not_markup(folder):
     page = write_report(folder).read_text()
     assert "<script>alert(1)" not in page

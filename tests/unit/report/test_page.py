@@ -8,13 +8,16 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import samples
 from html_page import Page
 
 from opmix.errors import StoreError
 from opmix.report import build_report, load_report_data, write_report
-from opmix.report.page import fill
+from opmix.report.figures import Curve, profile_panel
+from opmix.report.model import build_model
+from opmix.report.page import fill, whatif_data
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&$x^2$ @css@ \u2028"
 
@@ -114,7 +117,27 @@ def test_keeping_the_mixture_shows_what_the_proposal_would_have_bought(edited):
     assert "Keep the current mixture" in text
     assert "Gain inside the noise" in text
     assert "What the proposal would buy" in text
-    assert "\u22120.136" in text  # math, at the proposal and not at the kept mixture
+    assert "+0.136" in text  # math, at the proposal and not at the kept mixture
+
+
+def test_what_if_begins_with_the_coordinate_that_changes_most(folders):
+    data = load_report_data(folders["rebalancing"])
+    model = build_model(data)
+    shown = whatif_data(data, model)
+    start, shares = np.array(shown["start"]), np.linspace(0, 1, 41)
+    means = [model.predict(model.profile(start, k, shares)) @ model.weights for k in range(len(model.coordinates))]
+    assert np.ptp(means[shown["coordinate"]]) > 0.99 * max(map(np.ptp, means))
+    line = load_report_data(folders["continual"])
+    assert whatif_data(line, build_model(line))["coordinate"] == 1  # of two, the new one
+
+
+def test_curves_keep_both_ends_of_long_names():
+    x = np.linspace(0, 1, 5)
+    curves = [Curve(x, 3 - i * x, label=f"domain_with_a_long_name_{i}") for i in range(3)]
+    drawn = profile_panel(curves, [0, 1, 2], 3.0, xlabel="share", label="curves")
+    shown = set(re.findall(r">(domain[^<]*)<", drawn))
+    assert len(shown) == 3
+    assert {name[-1] for name in shown} == {"0", "1", "2"}
 
 
 def test_hostile_names_stay_names(tmp_path):

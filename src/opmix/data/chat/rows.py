@@ -29,10 +29,11 @@ class RowReport:
         if not self.truncated and not self.dropped:
             return None
         where = "" if truncate == "drop" else f" on the {truncate}"
+        told = [f"{self.truncated} are cut{where}"] if self.truncated else []
+        told += [f"{self.dropped} are left out"] if self.dropped else []
         return (
-            f"{name}: of {self.conversations} conversations {self.truncated} were cut{where} to {length} tokens and "
-            f"{self.dropped} "
-            "left out; a longer sequence_length keeps them"
+            f"{name}: {' and '.join(told)} of {self.conversations} conversations, longer than {length} tokens; "
+            "a longer sequence_length keeps them"
         )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 from opmix.data.chat.conversation import domain_kind, iter_conversations
 from opmix.data.choice import iter_questions
@@ -33,13 +35,16 @@ def empty_splits(domain: Domain, documents: int) -> tuple[Split, ...]:
     kinds = {file.format for file in resolve(domain.train, domain=domain.name)}
     if not rule.carved or documents > FEW or kinds & {*TOKEN_FORMATS, "hub"}:
         return ()
+    keys: Iterator[str]
     if domain.kind == "choice":
-        counts = Counter(rule.split_of(question.key) for question in iter_questions(domain.train, domain=domain.name))
+        keys = (question.key for question in iter_questions(domain.train, domain=domain.name))
     elif domain_kind(domain) == "chat":
-        chats = iter_conversations(domain.train, domain=domain.name)
-        counts = Counter(rule.split_of(chat.prompt_key) for chat in chats)
+        keys = (chat.prompt_key for chat in iter_conversations(domain.train, domain=domain.name))
     else:
-        counts = Counter(rule.split_of(document) for document in iter_documents(domain.train, domain=domain.name))
+        keys = iter_documents(domain.train, domain=domain.name)
+    if domain.train.max_tokens is not None:  # no further than the source is read
+        keys = islice(keys, documents)
+    counts = Counter(map(rule.split_of, keys))
     return tuple(split for split in ("train", *rule.carved) if not counts[split])
 
 

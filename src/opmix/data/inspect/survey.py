@@ -73,14 +73,16 @@ def survey(
     stored = sum(stored_bytes(Path(file.path)) for file in files)
     sampled = sum(size.stored_bytes for size in sizes)
     factor = stored / sampled if len(seen) < len(files) and sampled else 1.0
-    documents = sum(size.documents for size in sizes)
+    documents, rows = sum(size.documents for size in sizes), sum(size.row_tokens for size in sizes)
+    if source.max_tokens is not None and rows * factor > source.max_tokens:
+        factor = max(source.max_tokens, rows / max(documents, 1)) / rows  # the document that completes them is read
     return Size(
         files=len(files),
         stored_bytes=stored,
         documents=round(documents * factor),
         text_bytes=round(sum(size.text_bytes for size in sizes) * factor),
         tokens=round(sum(size.tokens for size in sizes) * factor),
-        row_tokens=round(sum(size.row_tokens for size in sizes) * factor),
+        row_tokens=round(rows * factor),
         exact=all(size.exact for size in sizes) and factor == 1,
     )
 
