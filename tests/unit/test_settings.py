@@ -200,7 +200,9 @@ def test_values_that_cannot_be_are_named(name, value, expected):
     assert list(caught.value.problems) == [f"stages.1.trainer.{name}: {value!r}; {expected}"]
 
 
-@pytest.mark.parametrize("key", ["num_proc", "executor.slots", "probes.rank", "probes.alpha", "solve.kl", "decision.draws"])
+@pytest.mark.parametrize(
+    "key", ["num_proc", "executor.slots", "probes.rank", "probes.alpha", "solve.kl", "decision.draws"]
+)
 def test_counts_have_an_end(key):
     content = {"model": "m", "domains": {"a": "a.jsonl", "b": "b.jsonl"}, "budget": 1000}
     apply_override(content, f"{key}=10000000000")
