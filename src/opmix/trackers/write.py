@@ -21,6 +21,8 @@ from opmix.settings.loading import nearest
 Log = Callable[[dict[str, float]], Any]
 """Takes numbers by name, as `wandb.log`, `trackio.log` and `mlflow.log_metrics` do."""
 PROJECT = "opmix"
+_OWN_RUN: dict[str, dict[str, Any]] = {"wandb": {"reinit": "create_new"}, "mlflow": {"nested_run": True}}
+"""So that a run of somebody's, or of a life's training, that is open meanwhile stays open."""
 
 
 class Tracker(Protocol):
@@ -137,7 +139,8 @@ def _logged(
 
     PartialState()  # trackers ask it whether this is the first process
     kind = LOGGER_TYPE_TO_CLASS[name]
-    tracker: Any = kind(project, str(folder)) if kind.requires_logging_directory else kind(project)
+    own = _OWN_RUN.get(name, {})
+    tracker: Any = kind(project, str(folder), **own) if kind.requires_logging_directory else kind(project, **own)
     tracker.start()
     try:
         # Lists are no hyperparameters to TensorBoard.

@@ -61,8 +61,8 @@ def test_a_tracker_is_closed_even_where_it_fails(result, monkeypatch):
     class Failing:
         requires_logging_directory = False
 
-        def __init__(self, name):
-            seen.append(name)
+        def __init__(self, name, **own):
+            seen.append((name, own))
 
         def start(self):
             seen.append("start")
@@ -76,8 +76,8 @@ def test_a_tracker_is_closed_even_where_it_fails(result, monkeypatch):
         def finish(self):
             seen.append("finish")
 
-    monkeypatch.setattr("accelerate.tracking.LOGGER_TYPE_TO_CLASS", {"trackio": Failing})
-    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["trackio"])
+    monkeypatch.setattr("accelerate.tracking.LOGGER_TYPE_TO_CLASS", {"mlflow": Failing})
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["mlflow"])
     with pytest.raises(OSError, match="no connection"):
-        log_decision(result.file(), result.table, "trackio", project="mine")
-    assert seen == ["mine", "start", ", ".join(result.table.points), "finish"]
+        log_decision(result.file(), result.table, "mlflow", project="mine")
+    assert seen == [("mine", {"nested_run": True}), "start", ", ".join(result.table.points), "finish"]
