@@ -232,11 +232,14 @@ def _check_conversations(config: SearchConfig, base: Path, tokenizer: Any, sizes
 
 
 def _check_objective(config: SearchConfig, base: Path, sizes: Sizes, findings: Findings) -> None:
-    for name in sizes:
-        if config.objective == "causal_lm" and kind_of(config.domains[name].located(base)) == "chat":
+    chats = [name for name in sizes if kind_of(config.domains[name].located(base)) == "chat"]
+    if config.objective == "causal_lm":
+        for name in chats:
             findings.fail(
                 "objective", f"causal_lm, but domain {name!r} holds conversations", "set objective to sft or sdft"
             )
+    elif not chats and set(sizes) == set(config.domains):
+        findings.fail("objective", f"{config.objective}, but no domain holds conversations", "leave it out")
 
 
 def kind_of(domain: Domain) -> Kind:

@@ -99,6 +99,7 @@ def test_all_problems_come_at_once(config, corpus, tmp_path):
         ({"proxies": {"count": 2}, "law": "log_linear"}, "probes", "2"),
         ({"sequence_length": 1}, "settings", "greater than or equal to 2"),
         ({"solve": {"objective": "weighted", "weights": {"alpha": 0, "beta": 0}}}, "settings", "all weights are 0"),
+        ({"objective": "sft"}, "objective", "sft, but no domain holds conversations"),
         ({"cache_dir": __file__}, "cache_dir", "nothing can be written there"),
         ({"trainer": {"adam_epsilon": 0}}, "trainer", "expected above 0"),
     ],
