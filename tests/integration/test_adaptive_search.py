@@ -217,8 +217,8 @@ def test_the_estimate_says_at_most(unstopped):
 def test_repetition_is_told_where_probe_and_stage_differ():
     assert repetition("code", 0.2, 0.9) == []
     assert repetition("code", 3.0, 3.5) == []  # repeated, but as the stage will
-    assert "2.0 times, the stage 0.5 times" in repetition("code", 2.0, 0.5)[0]
-    assert "the stage would repeat code 8.0 times" in repetition("code", 0.5, 8.0)[0]
+    assert "2.0 times over, the stage would read it 0.5 times" in repetition("code", 2.0, 0.5)[0]
+    assert "the stage would read code 8.0 times over" in repetition("code", 0.5, 8.0)[0]
 
 
 def test_every_probe_starts_where_the_others_do(unstopped):
