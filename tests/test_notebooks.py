@@ -11,7 +11,7 @@ NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
 
 
 def test_outputs_are_stripped():
-    assert len(NOTEBOOKS) == 3
+    assert len(NOTEBOOKS) == 4
     for name in NOTEBOOKS:
         for cell in json.loads((FOLDER / name).read_text())["cells"]:
             if cell["cell_type"] == "code":
