@@ -69,7 +69,8 @@ class Opinion:
         top = sorted(self.mixture.items(), key=lambda item: -item[1])[:_SHOWN]
         shares = ", ".join(f"{name} {share:.2f}" for name, share in top)
         more = ", ..." if len(self.mixture) > _SHOWN else ""
-        return f"second opinion (the probes' predictions mixed; nothing trained, limits left out): {shares}{more}; {self.verdict}"
+        how = "the probes' predictions mixed; nothing trained, limits left out"
+        return f"second opinion ({how}): {shares}{more}; {self.verdict}"
 
     def json(self) -> dict[str, Any]:
         """What the file holds."""
