@@ -201,6 +201,11 @@ AFTER: dict[str, Callable[[Newcomer, str], None]] = {
 }
 
 
+def _heed_interrupts() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def manners(who: Newcomer) -> None:
     """What nobody should meet: a version that is not told, a traceback for a typo, a Ctrl-C without a word, a long print."""
     _said("opmix ")(who, who.opmix("--version", within=NO_WAIT))
@@ -213,6 +218,7 @@ def manners(who: Newcomer) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "opmix", "run", "lifecycle.yaml", "--out", "runs/stopped"],
         cwd=who.folder, env=who.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=_heed_interrupts,
     )  # fmt: skip
     until = time.monotonic() + PATIENCE
     while not (who.folder / "runs" / "stopped" / "events.jsonl").exists() and time.monotonic() < until:
