@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -35,8 +35,6 @@ class _Factors:
     J: FloatArray  # (M, 2 + K): constant, covariate, exponents
     free: tuple[FloatArray, bool]
     held: tuple[FloatArray, bool]
-    spread_free: FloatArray  # (M, 2 + K): the inverse on J's rows
-    spread_held: FloatArray
 
     @classmethod
     def of(cls, Z: FloatArray, v: FloatArray | None, growth: FloatArray, weight: FloatArray) -> _Factors:
@@ -51,20 +49,37 @@ class _Factors:
             matrix[empty, empty] = scale
             matrix[np.diag_indices_from(matrix)] += _RIDGE * scale
             factors.append(cho_factor(matrix, lower=True))
-        without = J.copy()
+        return cls(J, *factors)
+
+    @cached_property
+    def spread_free(self) -> FloatArray:
+        """The inverse on J's rows, (M, 2 + K)."""
+        found: FloatArray = cho_solve(self.free, self.J.T).T
+        return found
+
+    @cached_property
+    def spread_held(self) -> FloatArray:
+        """The same with the constant held."""
+        without = self.J.copy()
         without[:, 0] = 0.0
-        return cls(J, factors[0], factors[1], cho_solve(factors[0], J.T).T, cho_solve(factors[1], without.T).T)
+        found: FloatArray = cho_solve(self.held, without.T).T
+        return found
 
     def solved(
         self, gradient: FloatArray, *, held: np.ndarray, left_out: np.ndarray | None, weight: FloatArray
     ) -> FloatArray:
         """The inverse matrix on gradients (B, 2 + K), the constant held where `held`."""
         gradient = np.where(held[:, None] & _constant(gradient), 0.0, gradient)
-        step = np.where(held[:, None], cho_solve(self.held, gradient.T).T, cho_solve(self.free, gradient.T).T)
+        step = np.empty_like(gradient)
+        spread = np.empty_like(gradient)
+        for rows, factor, name in ((held, self.held, "spread_held"), (~held, self.free, "spread_free")):
+            if rows.any():
+                step[rows] = cho_solve(factor, gradient[rows].T).T
+                if left_out is not None:
+                    spread[rows] = getattr(self, name)[left_out[rows]]
         if left_out is None:
             return step
         # Sherman and Morrison: the matrix without one point.
-        spread = np.where(held[:, None], self.spread_held[left_out], self.spread_free[left_out])
         row, own = self.J[left_out], weight[left_out]
         rest = np.maximum(1.0 - own * np.einsum("bk,bk->b", row, spread), _LEAST_REST)
         return step + spread * (own * np.einsum("bk,bk->b", row, step) / rest)[:, None]
@@ -84,6 +99,7 @@ def refit(
     left_out: np.ndarray | None = None,
     delta: float,
     highest: FloatArray,
+    iterations: int = _ITERATIONS,
 ) -> Parameters:
     """Minimise the Huber loss of B laws from one fitted law on.
 
@@ -95,6 +111,7 @@ def refit(
         left_out: Point that each refit goes without, (B,); None: none.
         delta: Huber's threshold, nats.
         highest: Upper bound of the constant, (B,); the lower one is zero.
+        iterations: At most.
 
     Returns:
         The refitted laws.
@@ -122,7 +139,7 @@ def refit(
     on = np.arange(batch)
     value, slope = told(theta, on)
     length, memory = np.ones(batch), _Memory.empty(batch, theta.shape[1])
-    for _ in range(_ITERATIONS):
+    for _ in range(iterations):
         held = (theta[on, 0] <= 0) & (slope[on, 0] > 0) | (theta[on, 0] >= highest[on]) & (slope[on, 0] < 0)
         without = None if left_out is None else left_out[on]
         step = -memory.applied(
