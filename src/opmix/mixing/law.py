@@ -336,11 +336,10 @@ def _multi_start(problem: LawProblem) -> Parameters:
 def _regressed(A: FloatArray, y: FloatArray, large: bool) -> FloatArray:
     """Least squares; of a large table by the normal equations, a start needs no more."""
     if not large:
-        return np.linalg.lstsq(A, y, rcond=None)[0]
+        return np.asarray(np.linalg.lstsq(A, y, rcond=None)[0], dtype=np.float64)
     normal = A.T @ A
     normal[np.diag_indices_from(normal)] += 1e-10 * np.diag(normal).max()
-    found: FloatArray = np.linalg.solve(normal, A.T @ y)
-    return found
+    return np.asarray(np.linalg.solve(normal, A.T @ y), dtype=np.float64)
 
 
 def _best(problem: LawProblem, params: Parameters, objective: FloatArray, num: int) -> Parameters:
