@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 SMOKE := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/kill_and_resume.py --kills 2 --fresh
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit slow test-cluster gpu-check matrix smoke same-bytes torture docs check format lint types fix clean
+.PHONY: help install demo test unit slow test-cluster gpu-check matrix bench smoke same-bytes torture docs check format lint types fix clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +60,9 @@ $(SMOKES:%=smoke-%): smoke-%:
 
 gpu-check: install ## What opmix rests on, tried on this machine's GPU; facts in runs/gpu-check/gpu-check.json (GPU="--only bf16,probes")
 	$(BIN)/python benchmarks/gpu_check.py $(GPU)
+
+bench: install ## Every speed as a ratio to its anchor, in one run; fails where one got much worse (BENCH="--only laws --repeats 3 --update")
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/bench.py $(BENCH)
 
 same-bytes: install ## The smoke runs of BASE (a commit; default HEAD~1) and of HEAD: same bytes (SAME="--only lifecycle --keep DIR")
 	$(BIN)/python benchmarks/same_bytes.py $(or $(BASE),HEAD~1) $(SAME)
