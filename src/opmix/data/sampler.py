@@ -148,8 +148,9 @@ def plan_mixture(
     used = [cursors.get(name, 0) for name in names]
     order = _schedule(mixture.weights, num_sequences)
     rows = np.empty(num_sequences, dtype=np.int64)
-    for k, name in enumerate(names):
-        where = np.flatnonzero(order == k)
+    ends = np.cumsum(np.bincount(order, minlength=len(names)))[:-1]
+    places = np.split(np.argsort(order, kind="stable"), ends)  # sorted once: a look at all indices for each domain is D N
+    for k, (name, where) in enumerate(zip(names, places, strict=True)):
         total = used[k] + len(where)
         check_repetition(name, mixture[name], total, available[name], (max_epochs or {}).get(name), sequence_length)
         rows[where] = draw(name, seed, used[k], len(where), available[name])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from typing import Self
 
@@ -72,10 +73,12 @@ class _Simplex(Mapping[str, float]):
         return cls(names, np.full(len(names), 1 / max(len(names), 1)))
 
     def __getitem__(self, name: str) -> float:
-        try:
-            return float(self.weights[self.names.index(name)])
-        except ValueError:
-            raise KeyError(name) from None
+        return float(self.weights[self._places[name]])
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Where each name's weight is: a search through the names would be quadratic in all that reads a mixture."""
+        return {name: place for place, name in enumerate(self.names)}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -116,7 +119,8 @@ class Mixture(_Simplex):
         Raises:
             ConfigError: A domain with a positive share is not in `names`.
         """
-        lost = [name for name, weight in self.items() if weight > 0 and name not in names]
+        among = set(names)
+        lost = [name for name, weight in self.items() if weight > 0 and name not in among]
         if lost:
             raise ConfigError(f"mixture has shares of {', '.join(map(repr, lost))}, which are not among {list(names)}")
         return type(self)(names, [self.get(name, 0.0) for name in names])
