@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from opmix.domain import Domain, Source
 from opmix.mixing.mixture import InterpolationWeights, Mixture
 from opmix.models.load import load_model, load_tokenizer, model_fingerprint, model_shape
 from opmix.probes.evaluation import HeldOut, evaluate
-from opmix.probes.settings import ProbeSettings
+from opmix.probes.settings import ProbeKindName, ProbeSettings
 from opmix.probes.tasks import ProbeRuntime, ProbeTask, ProxyEvaluator, probe_arguments, train_probe
 from opmix.progress import Silent
 from opmix.runs.files import environment, write_json
@@ -118,6 +118,25 @@ def attention(bench: Bench) -> dict[str, Any]:
             found[kind] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     sdpa = found["sdpa"]
     return {"ok": isinstance(sdpa, dict) and sdpa["nats_apart"] < NEAR and sdpa["leak"] < LEAK, **found}
+
+
+def kinds(bench: Bench) -> dict[str, Any]:
+    """Probes of every kind: interpolated to itself alone each is what was trained; the model is given back."""
+    model = bench.model(torch.float32, tie_word_embeddings=True)
+    runtime = ProbeRuntime(model=model, shape=model_shape(model), rows=bench.rows, progress=Silent())
+    before, base, facts = model_fingerprint(model), bench.losses(model), {}
+    for kind in get_args(ProbeKindName):
+        settings = ProbeSettings(steps=STEPS, rank=8, kind=kind)
+        task = ProbeTask(
+            probe="web", mixture=dict(MIX), settings=settings, trainer=probe_arguments(settings, TRAINER), seed=0, stop=STEPS,
+            out=bench.folder / "kinds" / kind, parts=bench.folder / f"{kind}-kind-parts", key=kind,
+        )  # fmt: skip
+        train_probe(task, runtime)
+        evaluator = ProxyEvaluator(runtime=runtime, settings=settings, held_out=bench.held_out, backend="merge")
+        found = evaluator.evaluate([task.out], [InterpolationWeights(("web",), [1.0])]).points.losses[0]
+        facts[kind] = float(base[0] - found[0])
+    back = model_fingerprint(model) == before
+    return {"ok": back and all(gain > 0 for gain in facts.values()), "given_back": back, "learned_nats": facts}
 
 
 def probes(bench: Bench) -> dict[str, Any]:
@@ -213,7 +232,7 @@ def gguf(bench: Bench) -> dict[str, Any]:
 
 
 CHECKS: dict[str, Callable[[Bench], dict[str, Any]]] = {
-    "device": device_facts, "bf16": bf16, "attention": attention, "probes": probes, "compile": compiled, "slots": slots,
+    "device": device_facts, "bf16": bf16, "attention": attention, "probes": probes, "kinds": kinds, "compile": compiled, "slots": slots,
     "ranks": ranks, "gguf": gguf,
 }  # fmt: skip
 

@@ -359,24 +359,24 @@ def analyse(args: argparse.Namespace) -> None:
     from predictors import write_lines
 
     write_lines(RESULTS, {**told, "trainer": TRAINER, "rows": rows, "trainings": trainings})
+    print(
+        "| cell | probes | r (rank) | new, or most raised, share: found, best | regret | that of replaying 90 %, or of uniform | gain foretold | measured |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for r in rows:
+        plain_arm = "uniform" if "uniform" in r["against_arms"] else "0.10"
+        found, best = (" + ".join(f"{m[n]:.2f}" for n in leading(r)) for m in (r["mixture"], r["best"]))
+        low, high = r["gain_interval"]
         print(
-            {
-                k: r[k]
-                for k in (
-                    "cell",
-                    "seed",
-                    "probes",
-                    "action",
-                    "r",
-                    "regret",
-                    "followed_regret",
-                    "gain",
-                    "covered",
-                    "search_share",
-                )
-            }
+            f"| {r['cell']} | {r['probes']} | {r['r']:.2f} ({r['spearman']:.2f}) | {found}, {best} "
+            f"| {100 * r['followed_regret']:.2f} % | {-100 * r['against_arms'][plain_arm]:+.1f} % "
+            f"| {r['foretold_gain']:+.3f} ({low:+.2f} to {high:+.2f}) | {r['gain']:+.3f} |"
         )
+
+
+def leading(row: Mapping[str, Any]) -> Sequence[str]:
+    """The new domains, or the one that the search raised most."""
+    return CELLS[row["cell"]].new or (max(row["mixture"], key=row["mixture"].__getitem__),)
 
 
 def judged(

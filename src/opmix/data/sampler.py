@@ -149,7 +149,9 @@ def plan_mixture(
     order = _schedule(mixture.weights, num_sequences)
     rows = np.empty(num_sequences, dtype=np.int64)
     ends = np.cumsum(np.bincount(order, minlength=len(names)))[:-1]
-    places = np.split(np.argsort(order, kind="stable"), ends)  # sorted once: a look at all indices for each domain is D N
+    places = np.split(
+        np.argsort(order, kind="stable"), ends
+    )  # sorted once: a look at all indices for each domain is D N
     for k, (name, where) in enumerate(zip(names, places, strict=True)):
         total = used[k] + len(where)
         check_repetition(name, mixture[name], total, available[name], (max_epochs or {}).get(name), sequence_length)

@@ -248,7 +248,8 @@ def _differences(module: Any, names: Sequence[str]) -> Iterator[tuple[str, dict[
     }
     for name, original in module.original_module.named_parameters():
         full = {
-            number: parameters[name].detach().float() - original.detach().float()
+            # Read from a file they lie on the CPU, and the base's own weights where the model is.
+            number: parameters[name].detach().float().to(original.device) - original.detach().float()
             for number, parameters in trained.items()
         }
         if full:

@@ -9,12 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from rounding import ROUNDINGS, assert_same_up_to_rounding
+from torch import nn
 
 from opmix.errors import AdapterError
 from opmix.mixing.mixture import InterpolationWeights, Mixture
 from opmix.models.load import base_parameters, load_model, model_fingerprint
-from opmix.probes.adapters import DeltaSet
+from opmix.probes.adapters import DeltaSet, _differences
 from opmix.probes.interpolation import MergeProxies, ScaleProxies, make_proxies
 from opmix.probes.preserve_state import preserve_model_state
 from opmix.testing import tiny_adapter, tiny_model
@@ -379,3 +381,10 @@ def test_the_base_comes_back_from_under_adapters_where_unload_does_not_give_it(t
     base.save_pretrained(tmp_path)
     assert model_fingerprint(load_model(tmp_path, device="cpu")) == before
     assert model_fingerprint(tiny_adapter(tiny_model(), "a", 1, **FULL).unload()) != before
+
+
+def test_differences_lie_where_the_model_does_though_the_file_was_read_elsewhere():
+    wrapped = ModulesToSaveWrapper(nn.Embedding(4, 2, device="meta"), "a")
+    wrapped.modules_to_save["a"] = nn.Embedding(4, 2)
+    (_, difference, shape), *more = _differences(wrapped, ["a"])
+    assert (difference[0].device.type, shape, more) == ("meta", (4, 2), [])
