@@ -359,9 +359,17 @@ def analyse(args: argparse.Namespace) -> None:
     from predictors import write_lines
 
     write_lines(RESULTS, {**told, "trainer": TRAINER, "rows": rows, "trainings": trainings})
-    print(
-        "| cell | probes | r (rank) | new, or most raised, share: found, best | regret | that of replaying 90 %, or of uniform | gain foretold | measured |"
+    columns = (
+        "cell",
+        "probes",
+        "r (rank)",
+        "share found, best",
+        "regret",
+        "10 % new or uniform",
+        "gain foretold",
+        "measured",
     )
+    print(f"| {' | '.join(columns)} |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for r in rows:
         plain_arm = "uniform" if "uniform" in r["against_arms"] else "0.10"
