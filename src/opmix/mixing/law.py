@@ -327,7 +327,8 @@ def _multi_start(problem: LawProblem) -> Parameters:
         params, objective = problem.solve(np.tile(losses.T, (num_starts, 1)), params, max_iterations=steps)
         params, num_starts = _best(problem, params, objective, kept), kept
     for _ in range(_POLISH if problem.large else 0):
-        each = [problem.refit(losses[:, [e]].T, params.take(np.array([e]))) for e in range(num_metrics)]
+        starts = range(num_starts * num_metrics)  # metric after metric, start after start
+        each = [problem.refit(losses[:, [i % num_metrics]].T, params.take(np.array([i]))) for i in starts]
         params = Parameters(*(np.concatenate([getattr(p, f) for p in each]) for f in ("c", "z", "gamma")))
     params, objective = problem.solve(np.tile(losses.T, (num_starts, 1)), params, max_iterations=200)
     return _best(problem, params, objective, 1)
