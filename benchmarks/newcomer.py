@@ -69,14 +69,14 @@ class Newcomer:
         import pandas
         import zstandard
 
-        rows = {n: [{"text": t} for t in toy_documents(n, 200, seed=seed)] for n in NAMES}
+        rows = {n: [{"text": t} for t in toy_documents(n, 4000, seed=seed)] for n in NAMES}
         lines = {n: "".join(json.dumps(row) + "\n" for row in told).encode() for n, told in rows.items()}
         for name in ("web", "code", "dev", "my-data"):
             (self.folder / name).mkdir()
         (self.folder / "web" / "0.jsonl.gz").write_bytes(gzip.compress(lines["web"]))
         pandas.DataFrame(rows["code"]).to_parquet(self.folder / "code" / "0.parquet")
         (self.folder / "math.jsonl.zst").write_bytes(zstandard.compress(lines["math"]))
-        manual = toy_documents("manual", 60, seed=seed)
+        manual = toy_documents("manual", 1000, seed=seed)
         (self.folder / "dev" / "manual.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in manual))
         for name in NAMES:
             (self.folder / "my-data" / f"{name}.jsonl").write_bytes(lines[name])
