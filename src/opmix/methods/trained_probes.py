@@ -8,25 +8,21 @@ which a law of what tokens are worth cannot say. Not in arXiv 2605.15220.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from opmix.methods.candidates import best_measured
 from opmix.methods.outcome import SearchOutcome, decided
 from opmix.methods.second_opinion import second_opinion
-from opmix.mixing.constraints import Constraints
-from opmix.mixing.decision import confirm
 from opmix.mixing.design import StageDesign, design_stage
 from opmix.mixing.effective_tokens_fit import Discrepancy, EffectiveTokensFit, fit_effective_tokens
-from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
-from opmix.mixing.paired import loss_difference_error, objective_error, objective_values
+from opmix.mixing.mixture import FloatArray
+from opmix.mixing.paired import objective_values
 from opmix.mixing.posterior import resampling_noise
 from opmix.mixing.solver import SolveSettings
 from opmix.mixing.table import ProxyTable
 from opmix.mixing.twins import InterferenceCheck
-from opmix.protocols.law import LawFit
 from opmix.protocols.mixing_method import DecisionProblem, Fidelity, LawProposal, MethodContext, Simulation
 from opmix.results.opinion import KEY as SECOND
 
@@ -46,8 +42,6 @@ DISCREPANCY = {
 }
 """What a nat that probes foretell comes to in the stage, measured on the choosing cells of the race with probes of a quarter of the stage
 and two looks (a fifteenth: 6.9 and 1.9, with twice the spread for adapters); of `lora+embeddings` assumed."""
-SAME = 1e-3
-"""Shares that differ by less are one mixture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,103 +177,3 @@ def fit_law(found: Evidence, problem: DecisionProblem, discrepancy: Discrepancy)
 def relative_kl(fit: EffectiveTokensFit, design: StageDesign, settings: SolveSettings) -> float:
     """Weight of the KL term, nats."""
     return RELATIVE_KL * float(np.ptp(objective_values(fit.law.predict(design.probes.R), settings)))
-
-
-def best_measured(
-    context: MethodContext, outcome: SearchOutcome, discrepancy: Discrepancy | None = None
-) -> LawProposal:
-    """Train probes on the optimum and on its half-way to the mixture in use; the best that was measured wins.
-
-    "Keep" only where the mixture in use is best, or level: nothing beats its own probe as surely as the settings ask. Judged on the
-    held-out sequences that the law was not fitted to: those that chose the optimum like it by chance too. The error of a measured
-    gain counts sequences and what another order of the data would change; its probability counts that two were tried. A candidate
-    whose probe breaks a loss limit, or will in the stage by what a measured nat is worth there (`discrepancy`), is out.
-    """
-    proposal, probes = outcome.proposal, outcome.design.probes
-    verdict, current = proposal.verdict, context.stage.current
-    in_use = [i for i, row in enumerate(probes.R) if np.allclose(row, current.weights, atol=1e-9)]
-    allowed = next(a.feasible for a in verdict.alternatives if a.name == verdict.decision.reference)
-    optimum = verdict.optimum.mixture
-    if not in_use or not allowed or np.allclose(optimum.weights, current.weights, atol=SAME):
-        return proposal
-    tried = {"proposal": optimum, "halfway": Mixture(optimum.names, (optimum.weights + current.weights) / 2)}
-    rows = {name: mixture.weights for name, mixture in tried.items()}
-    trained = _trained(context, {probes.probes[in_use[0]]: probes.R[in_use[0]], **rows}, probes.domains)
-    unseen = _unseen(outcome.simulated, trained)
-    unseen_nll = [nll[:, kept] for nll, kept in zip(trained.nll, unseen, strict=True)]
-    tokens = [count[kept] for count, kept in zip(trained.tokens, unseen, strict=True)]
-    losses = np.stack([nll.sum(axis=1) / count.sum() for nll, count in zip(unseen_nll, tokens, strict=True)], axis=1)
-    values = objective_values(losses, verdict.settings)
-    at_current = dict(zip(trained.metrics, proposal.fit.law.predict(current.weights)[0], strict=True))
-    factor = (discrepancy or Discrepancy()).factor
-    broken = [_limits_broken(verdict.constraints, trained, 1 + i, at_current, factor) for i in range(len(tried))]
-    gains = values[0] - values[1:]
-    best = int(np.argmax(np.where([bool(b) for b in broken], -np.inf, gains)))
-    sequences = objective_error(loss_difference_error(unseen_nll, tokens, 0, 1 + best), verdict.settings)
-    noise = objective_error(_between_probes(proposal.fit, len(probes.R)), verdict.settings)
-    order = np.sqrt(2) * max(noise, _scatter(losses, values, verdict.settings))
-    error, count = float(np.hypot(sequences, order)), len(tried) - sum(map(bool, broken))
-    gain = float(gains[best]) if count else -np.inf
-    verdict = confirm(verdict, gain, error, list(tried.values())[best], tries=count)
-    candidates = [
-        {"name": name, "mixture": dict(mixture), "measured_gain": float(gain), "breaks": list(limits)}
-        for (name, mixture), gain, limits in zip(tried.items(), gains, broken, strict=True)
-    ]
-    made = {**proposal.evidence, "candidates": candidates}
-    return replace(proposal, verdict=verdict, mixture=verdict.mixture, evidence=made)
-
-
-def _scatter(losses: FloatArray, values: FloatArray, settings: SolveSettings) -> float:
-    """Standard deviation of one probe's objective by what the mixture in use, the optimum and their half-way (rows) leave of a line.
-
-    Losses of mixtures between two are below the line between theirs (convexity), and little below; the rest is the probes' own noise.
-    Sets are taken as independent or as one, whichever is worse.
-    """
-    bends = [np.array([-0.5, -0.5, 1.0]) @ part / np.sqrt(1.5) for part in (losses, values)]
-    return max(objective_error(np.abs(bends[0]), settings), float(np.sqrt(2) * max(bends[1], 0.0)))
-
-
-def _unseen(fitted: Simulation, trained: Simulation) -> list[npt.NDArray[np.bool_]]:
-    """By set, which of all sequences the law was not fitted to; all where there are no others."""
-    chosen = []
-    for few, every in zip(fitted.tokens, trained.tokens, strict=True):
-        kept = np.ones(len(every), dtype=bool)
-        if len(few) < len(every):
-            kept[:: fitted.fidelity.stride(len(every))] = False
-        chosen.append(kept)
-    return chosen
-
-
-def _limits_broken(
-    constraints: Constraints, trained: Simulation, row: int, at_current: Mapping[str, float], factor: float
-) -> tuple[str, ...]:
-    """Evaluation sets on which a measured candidate loses more than is allowed, now or in the stage.
-
-    Now: against the current model on the same sequences. In the stage: what the law foretells of the mixture in use (`at_current`), whose
-    probe is the first row, and `factor` times what the candidate's probe is worse than that one.
-    """
-    broken = []
-    for m, limit in constraints.max_loss.items():
-        e = trained.metrics.index(m)
-        now, got = float(trained.baseline[e]), float(trained.losses[row, e])
-        allowed = limit * now / constraints.current_loss.get(m, now)
-        staged = at_current[m] + factor * (got - float(trained.losses[0, e]))
-        if got > allowed or staged > limit:
-            broken.append(m)
-    return tuple(broken)
-
-
-def _trained(context: MethodContext, rows: dict[str, FloatArray], domains: tuple[str, ...]) -> Simulation:
-    """A probe on each row of shares, evaluated; one of the design is found, if its shares are the same to the last bit."""
-    design = ProbeDesign(tuple(rows), domains, np.stack(list(rows.values())))
-    points = [InterpolationWeights(design.probes, row) for row in np.eye(len(rows))]
-    return context.simulate(design, points, label="verification")
-
-
-def _between_probes(fit: LawFit, count: int) -> FloatArray:
-    """Standard deviation of one probe's losses by seed and order of the data, (E,) nats, as the law leaves it at the probes' ends.
-
-    What all `count` probes have in common there (the law foretells their course too low or too high) changes no comparison of two.
-    """
-    rest = fit.losses[:count] - fit.fitted[:count]
-    return np.asarray(np.std(rest, axis=0, ddof=1))

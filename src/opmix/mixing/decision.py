@@ -212,7 +212,13 @@ def decide(
 
 
 def confirm(
-    verdict: Verdict, direct_gain: float, direct_error: float, mixture: Mixture | None = None, *, tries: int = 1
+    verdict: Verdict,
+    direct_gain: float,
+    direct_error: float,
+    mixture: Mixture | None = None,
+    *,
+    tries: int = 1,
+    probes: int = 1,
 ) -> Verdict:
     """Let a direct measurement decide: move where it shows a gain as surely as asked for, else keep.
 
@@ -223,16 +229,17 @@ def confirm(
         mixture: What the probe was trained on; None: the optimum.
         tries: Probes of which this one was the best: the chance that it is so by luck is that many times as large (Bonferroni); 0: all
             broke a limit.
+        probes: Trained on each of the two, with the data in orders of their own; the gain is of their means.
     """
     rule, decision = verdict.decision_settings, verdict.decision
     if not tries:
         return _kept(verdict, "but every trained candidate breaks a limit on losses")
-    sure = gain_probability(direct_gain, direct_error, rule.min_gain)
-    sure = float(np.clip(1 - tries * (1 - sure), 0.0, 1.0))
+    sure = surely(direct_gain, direct_error, rule, tries=tries)
     known = f"+- {direct_error:.4f} nats (probability {sure:.0%})"
     if not np.isfinite(sure):
         known = "nats, of unknown error: a domain has fewer than two held-out sequences"
-    measured = f"one probe trained on each measured {direct_gain:+.4f} {known}"
+    trained = "one probe" if probes == 1 else "two probes"
+    measured = f"{trained} trained on each measured {direct_gain:+.4f} {known}"
     measured += f", the best of {tries} tried" if tries > 1 else ""
     direct = replace(decision, direct_gain=direct_gain, direct_error=direct_error)
     numbers = _numbers(decision)
@@ -243,6 +250,11 @@ def confirm(
         )
     joined = "but" if decision.action == "move" else "and"
     return _kept(replace(verdict, decision=direct), f"{joined} {measured}")
+
+
+def surely(gain: float, error: float, rule: DecisionSettings, *, tries: int = 1) -> float:
+    """Probability that the best of `tries` measured gains is one, in [0, 1]; NaN where the error is unknown."""
+    return float(np.clip(1 - tries * (1 - gain_probability(gain, error, rule.min_gain)), 0.0, 1.0))
 
 
 def _numbers(decision: Decision) -> str:

@@ -32,11 +32,18 @@ class PlannedProbe:
     inputs: Mapping[str, Any]
     """Of the record: `whole`, and where the run stops before its end."""
     task: ProbeTask
+    order: int = 0
+    """Of the data; see `Fidelity`."""
 
     def handed_out(self, save_every: int | None) -> Task:
         """For another process, with a checkpoint every so many steps."""
         said = {"probe": self.task.probe, "mixture": self.task.mixture, "stop": self.task.stop}
-        payload = {"number": self.number, **said, "save_every": save_every}
+        payload = {
+            "number": self.number,
+            **said,
+            "save_every": save_every,
+            **({"order": self.order} if self.order else {}),
+        }
         return Task(name=self.step, key=fingerprint(self.inputs), kind="probe", payload=payload)
 
 

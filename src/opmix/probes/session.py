@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from opmix.compute.budget import MICRO
 from opmix.compute.ledger import Entry, Ledger
 from opmix.execution.tasks import Task
@@ -35,6 +37,11 @@ from opmix.protocols.mixing_method import FULL, Fidelity, Simulation
 from opmix.runs.store import RunStore, fingerprint
 from opmix.training.checkpoints import drop_checkpoints
 from opmix.training.plan import supervised_per_step
+
+
+def seed_in_order(seed: int, order: int) -> int:
+    """A search's own seed, or one that follows from it and a number of another order of the data."""
+    return seed if order == 0 else int(np.random.SeedSequence([seed, order]).generate_state(1)[0] >> 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +91,7 @@ class ProbeSession:
         """
         before = [self.ledger.total("flops", [what]) for what in ("probes", "proxies")]
         base = self._base
-        probes = self._trained(design, base, fidelity.steps)
+        probes = self._trained(design, base, fidelity.steps, fidelity.order)
         swept = self._evaluated(Sweep(name=label, probes=probes, points=points, thinning=fidelity.thinning), base)
         return Simulation(
             metrics=swept.points.names,
@@ -163,7 +170,9 @@ class ProbeSession:
         runtime, base, said = replace(self.runtime, progress=progress), self._base, task.payload
         here = replace(self, runtime=runtime, evaluator=replace(self.evaluator, runtime=runtime))
         if task.kind == "probe":
-            probe = here._planned(said["number"], said["probe"], said["mixture"], base, said["stop"])
+            probe = here._planned(
+                said["number"], said["probe"], said["mixture"], base, said["stop"], said.get("order", 0)
+            )
             check_same(task, probe.step, probe.inputs)
             here._done(replace(probe, task=replace(probe.task, save_every=said["save_every"])))
         else:
@@ -172,7 +181,7 @@ class ProbeSession:
             here._swept(sweep, base)
 
     def _planned(
-        self, number: int, probe: str, mixture: Mapping[str, float], base: Mapping[str, Any], stop: int
+        self, number: int, probe: str, mixture: Mapping[str, float], base: Mapping[str, Any], stop: int, order: int
     ) -> PlannedProbe:
         """A probe that is to be trained to `stop`, and where it is kept."""
         arguments, objective = probe_arguments(self.settings, self.trainer), self.runtime.objective
@@ -183,6 +192,7 @@ class ProbeSession:
             "trainer": {name: value for name, value in arguments.items() if name != MICRO},
             "document_mask": self.document_mask,
             "objective": [objective.name, objective.settings()],
+            **({"order": order} if order else {}),
         }
         inputs = whole if stop == self.settings.num_steps else {**whole, "at": stop}
         place, name = self._place(number, probe, fingerprint(inputs), stop), f"probe_{number}"
@@ -191,7 +201,7 @@ class ProbeSession:
             mixture=mixture,
             settings=self.settings,
             trainer=arguments,
-            seed=self.seed,
+            seed=seed_in_order(self.seed, order),
             stop=stop,
             out=self.store.folder / "probes" / place,
             parts=self.store.folder / "probes" / f"{place.removesuffix(f'-at-{stop}')}-parts",
@@ -199,12 +209,14 @@ class ProbeSession:
             name=name,
             document_mask=self.document_mask,
         )
-        return PlannedProbe(number=number, step=f"probe-{place}", whole=whole, inputs=inputs, task=task)
+        return PlannedProbe(number=number, step=f"probe-{place}", whole=whole, inputs=inputs, task=task, order=order)
 
-    def _trained(self, design: ProbeDesign, base: Mapping[str, Any], stop: int | None) -> dict[str, Path]:
+    def _trained(
+        self, design: ProbeDesign, base: Mapping[str, Any], stop: int | None, order: int = 0
+    ) -> dict[str, Path]:
         """The folder of every probe by its fingerprint, in the design's order."""
         stop = stop or self.settings.num_steps
-        probes = [self._planned(n, p, dict(design.row(p)), base, stop) for n, p in enumerate(design.probes)]
+        probes = [self._planned(n, p, dict(design.row(p)), base, stop, order) for n, p in enumerate(design.probes)]
         if self.elsewhere is not None:
             whole = {probe.step: self._is_whole(probe) for probe in probes}
             tasks = [probe.handed_out(self.elsewhere.save_every) for probe in probes]

@@ -55,6 +55,8 @@ class Fidelity:
     """Optimizer steps after which the probes are looked at, of the run that the settings plan; None: at its end."""
     thinning: int = 1
     """Every how manieth held-out sequence is used."""
+    order: int = 0
+    """Of the data, and where a probe starts: 0 is the search's own, every other number another."""
 
     def stride(self, sequences: int) -> int:
         """The same for an evaluation set of so many sequences: four stay where there are four."""

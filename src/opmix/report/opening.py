@@ -244,7 +244,8 @@ def candidates_brief(document: MixtureFile) -> Html | None:
     found = document.evidence.get("candidates") or ()
     if not found or document.decision is None:
         return None
-    gains = {str(c["name"]): float(c["measured_gain"]) for c in found} | {document.decision.reference: 0.0}
+    gains = {str(c["name"]): float(c.get("measured_again", c["measured_gain"])) for c in found}
+    gains |= {document.decision.reference: 0.0}
     scale, own = Scale.around(gains.values()), recommended(document)
     rows = []
     for name, gain in sorted(gains.items(), key=lambda item: -item[1]):

@@ -100,7 +100,7 @@ class FakeContext:
         if self.flattery is not None:
             losses = losses + averaged[:, None] * self.flattery(mixtures)
         tokens = np.resize(np.asarray(self.tokens, dtype=np.float64), self.sequences)
-        losses = losses + np.array([self._ordered(mixture, losses.shape[1]) for mixture in mixtures])
+        losses = losses + np.array([self._ordered(mixture, losses.shape[1], fidelity.order) for mixture in mixtures])
         stride = fidelity.stride(self.sequences)
         own = self._sequences(losses.shape[1])[:, ::stride]
         tokens = tokens[::stride]
@@ -116,7 +116,7 @@ class FakeContext:
             gram=design.R @ design.R.T,
             fidelity=fidelity,
             probe_tokens=seen,
-            training_flops=self.step_flops * self._new_steps(design, steps),
+            training_flops=self.step_flops * self._new_steps(design, steps, fidelity.order),
             evaluation_flops=self.sequence_flops * (len(points) + 1) * len(tokens) * len(nll),
         )
 
@@ -143,16 +143,16 @@ class FakeContext:
         shape = (num_metrics, self.sequences, len(self.stage.domains))
         return self.noise * np.random.default_rng(self.seed).standard_normal(shape)
 
-    def _ordered(self, mixture: FloatArray, num_metrics: int) -> FloatArray:
-        """What the order of a probe's data adds to its losses, (E,); the same for the same probe."""
-        drawn = np.random.default_rng([self.seed, 1, *np.round(1e6 * mixture).astype(int)])
+    def _ordered(self, mixture: FloatArray, num_metrics: int, order: int) -> FloatArray:
+        """What the order of a probe's data adds to its losses, (E,); the same for the same probe in the same order."""
+        drawn = np.random.default_rng([self.seed, 1, *np.round(1e6 * mixture).astype(int), *([order] if order else [])])
         return self.order * drawn.standard_normal(num_metrics)
 
-    def _new_steps(self, design: ProbeDesign, steps: int) -> int:
+    def _new_steps(self, design: ProbeDesign, steps: int, order: int) -> int:
         """Steps of all probes that were not trained for an earlier simulation."""
         new = 0
         for row in design.R:
-            key = tuple(np.round(row, 9))
+            key = (order, *np.round(row, 9))
             done = self._trained.get(key, 0)
             new += max(0, steps - done)
             self._trained[key] = max(steps, done)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from opmix.methods import candidates
 from opmix.methods.trained_probes import TrainedProbes
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
@@ -178,3 +179,50 @@ def test_searches_seldom_move_where_nothing_can_be_gained(noise):
     uniform = dict.fromkeys(DOMAINS, 1 / 3)
     actions = [METHOD.propose(context(uniform, flat, seed=s, **noise)).verdict.decision.action for s in range(60)]
     assert actions.count("move") <= 60 * 0.1 + 2 * np.sqrt(60 * 0.1 * 0.9)
+
+
+def unsure(count=30):
+    """Contexts in which probes' own noise is as large as what there is to gain."""
+    return [context({"web": 0.5, "code": 0.2, "math": 0.3}, order=0.02, seed=seed) for seed in range(count)]
+
+
+def test_a_candidate_that_does_not_convince_is_trained_once_more():
+    again = []
+    for fake in unsure():
+        proposal = METHOD.propose(fake)
+        calls = {call.label: call for call in fake.calls}
+        if (second := calls.get("verification-again")) is None:
+            continue
+        again.append(proposal)
+        assert second.fidelity.order == 1
+        first = calls["verification"]
+        assert np.array_equal(second.design.R[0], first.design.R[0])  # the mixture in use, and the better candidate
+        assert any(np.array_equal(second.design.R[1], row) for row in first.design.R[1:])
+        decision = proposal.verdict.decision
+        assert "two probes trained on each" in decision.reason
+        tried = [c for c in proposal.evidence["candidates"] if "measured_again" in c]
+        assert [c["measured_again"] for c in tried] == [decision.direct_gain]
+        assert decision.direct_gain != pytest.approx(tried[0]["measured_gain"])
+        kept = np.allclose(proposal.mixture.weights, fake.stage.current.weights)
+        assert kept == (decision.action == "keep")
+    assert {p.verdict.decision.action for p in again} == {"move", "keep"}
+
+
+@pytest.mark.slow
+def test_a_second_look_finds_more_of_what_there_is_to_gain(monkeypatch):
+    def moves():
+        return sum(METHOD.propose(fake).verdict.decision.action == "move" for fake in unsure())
+
+    twice = moves()
+    monkeypatch.setattr(candidates, "WORTH_A_SECOND_LOOK", 1.0)
+    assert twice > moves()
+
+
+def test_what_convinces_or_is_hopeless_is_not_trained_again():
+    for old in (
+        {"web": 0.8, "code": 0.1, "math": 0.1},
+        dict(solve(truth(6400), settings=SolveSettings(kl=0.0)).mixture),
+    ):
+        fake = context(old)
+        METHOD.propose(fake)
+        assert "verification-again" not in [call.label for call in fake.calls]
