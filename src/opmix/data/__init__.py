@@ -5,9 +5,10 @@ from opmix.data.chat.conversation import domain_kind, iter_conversations, row_sc
 from opmix.data.chat.rows import ChatRows
 from opmix.data.dataset import GroupedDataset, MixtureDataset, pad_rows
 from opmix.data.packing import PackedSequences, held_out_batch
+from opmix.data.periodic import plan_stretch
 from opmix.data.prepare import prepare_domain
 from opmix.data.rows import Rows, supervised_per_row
-from opmix.data.sampler import MixturePlan, plan_mixture
+from opmix.data.sampler import MixturePlan, Plan, plan_mixture
 from opmix.data.sources import iter_documents, source_fingerprint
 from opmix.data.stream import MixtureStream
 from opmix.data.token_plan import plan_supervised
@@ -19,6 +20,7 @@ __all__ = [
     "MixturePlan",
     "MixtureStream",
     "PackedSequences",
+    "Plan",
     "Rows",
     "TokenSplit",
     "TokenizedDomain",
@@ -28,6 +30,7 @@ __all__ = [
     "iter_documents",
     "pad_rows",
     "plan_mixture",
+    "plan_stretch",
     "plan_supervised",
     "prepare_domain",
     "row_schema",

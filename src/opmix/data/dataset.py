@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from opmix.data.rows import Rows, pad_right
-from opmix.data.sampler import MixturePlan
+from opmix.data.sampler import Plan
 
 Tensors = dict[str, torch.Tensor]
 
@@ -28,7 +28,7 @@ class MixtureDataset(Dataset[Tensors]):
         document_mask: Positions of text restart at each document, which keeps attention inside documents.
     """
 
-    def __init__(self, domains: Mapping[str, Rows], plan: MixturePlan, *, document_mask: bool = False) -> None:
+    def __init__(self, domains: Mapping[str, Rows], plan: Plan, *, document_mask: bool = False) -> None:
         self._rows = [domains[name] for name in plan.names]
         self._plan = plan
         self._document_mask = document_mask
@@ -43,7 +43,8 @@ class MixtureDataset(Dataset[Tensors]):
         return len(self._plan)
 
     def __getitem__(self, index: int) -> Tensors:
-        rows, row = self._rows[self._plan.domain[index]], int(self._plan.row[index])
+        domain, row = map(int, self._plan.at(index))
+        rows = self._rows[domain]
         ids = rows[row]
         item = {"input_ids": ids, "labels": rows.labels(row)}
         if self._positions:

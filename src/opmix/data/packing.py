@@ -69,7 +69,7 @@ class PackedSequences:
     @property
     def lengths(self) -> Int64:
         """Tokens of each sequence, (n,)."""
-        return np.full(len(self), self.sequence_length, dtype=np.int64)
+        return np.broadcast_to(np.int64(self.sequence_length), len(self))  # one number, however many there are
 
     @property
     def supervised(self) -> Int64:

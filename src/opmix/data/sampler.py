@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import heapq
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,48 @@ from opmix.mixing.mixture import Mixture
 _SCALE = 1 << 48  # shares as integers: exact windows, no float drift over billions of draws
 
 
+class Plan(Protocol):
+    """Domain and sequence at every index of a training stream: as an array (`MixturePlan`) or computed (`periodic`)."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Domains."""
+
+    @property
+    def available(self) -> tuple[int, ...]:
+        """Sequences each domain has."""
+
+    @property
+    def seed(self) -> int:
+        """Of the permutations."""
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        """Sequences of each domain drawn ahead of the first index; empty: none."""
+
+    def __len__(self) -> int:
+        """Sequences."""
+
+    def at(self, index: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Domains (as indices into `names`) and rows at some indices, both of the shape of `index`."""
+
+    def __getitem__(self, part: slice) -> Plan:
+        """A stretch of the stream, such as what is left after a resume."""
+
+    def cursors(self) -> dict[str, int]:
+        """Sequences of each domain drawn up to the end of this stretch, those before it included."""
+
+    def counts(self) -> dict[str, int]:
+        """Sequences drawn of each domain."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the order."""
+
+
 @dataclass(frozen=True, eq=False)
 class MixturePlan:
-    """Domain and sequence at every index of a training stream.
+    """Domain and sequence at every index of a training stream, as arrays; see `Plan`.
 
     Attributes:
         names: Domains.
@@ -49,6 +88,11 @@ class MixturePlan:
 
     def __len__(self) -> int:
         return len(self.domain)
+
+    def at(self, index: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Domains (as indices into `names`) and rows at some indices."""
+        index = np.asarray(index, dtype=np.int64)
+        return np.asarray(self.domain[index], dtype=np.int64), np.asarray(self.row[index], dtype=np.int64)
 
     def __getitem__(self, part: slice) -> MixturePlan:
         """A stretch of the stream, such as what is left after a resume."""
@@ -146,7 +190,7 @@ def plan_mixture(
         )
     cursors = {} if previous is None else previous.cursors()
     used = [cursors.get(name, 0) for name in names]
-    order = _schedule(mixture.weights, num_sequences)
+    order = schedule(*integer_shares(mixture.weights), num_sequences)
     rows = np.empty(num_sequences, dtype=np.int64)
     ends = np.cumsum(np.bincount(order, minlength=len(names)))[:-1]
     places = np.split(
@@ -163,9 +207,8 @@ def plan_mixture(
     return MixturePlan(names, order, rows, tuple(available[n] for n in names), seed, before)
 
 
-def _schedule(shares: npt.NDArray[np.float64], num: int) -> npt.NDArray[np.int16]:
-    """Order of domains in which every prefix n has |count_k - p_k n| < 1 for every k."""
-    scaled, whole = _integers(shares)
+def schedule(scaled: Sequence[int], whole: int, num: int) -> npt.NDArray[np.int16]:
+    """Order of domains in which every prefix n has |count_k - n scaled_k / whole| < 1 for every k; after `whole` the counts are exact."""
     order = np.empty(num, dtype=np.int16)
     # Occurrence c of domain k may come from step floor(c / p) + 1 on and must have come by step ceil((c + 1) / p).
     waiting: list[tuple[int, int, int]] = [(1, k, 0) for k, a in enumerate(scaled) if a > 0]
@@ -181,7 +224,7 @@ def _schedule(shares: npt.NDArray[np.float64], num: int) -> npt.NDArray[np.int16
     return order
 
 
-def _integers(shares: npt.NDArray[np.float64]) -> tuple[list[int], int]:
+def integer_shares(shares: npt.NDArray[np.float64]) -> tuple[list[int], int]:
     """Shares as integers of a whole: exact where they are simple fractions, else to 2^-48."""
     simple = [Fraction(float(s)).limit_denominator(100_000) for s in shares]
     if sum(simple) == 1 and all(abs(float(f) - s) < 1e-12 for f, s in zip(simple, shares, strict=True)):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opmix.data.rows import Int64
-from opmix.data.sampler import MixturePlan, check_repetition, draw
+from opmix.data.sampler import MixturePlan, Plan, check_repetition, draw
 from opmix.errors import DataError
 from opmix.mixing.mixture import Mixture
 
@@ -26,7 +26,7 @@ def plan_supervised(
     seed: int,
     min_rows: int = 1,
     max_epochs: Mapping[str, float] | None = None,
-    previous: MixturePlan | None = None,
+    previous: Plan | None = None,
 ) -> MixturePlan:
     """Plan a stretch of `tokens` supervised tokens on `mixture`.
 
@@ -77,7 +77,9 @@ def plan_supervised(
     order = np.argsort(np.concatenate(due), kind="stable")
     domain, row = domain[order], np.concatenate(rows)[order]
     if previous is not None:
-        domain, row = np.concatenate([previous.domain, domain]), np.concatenate([previous.row, row])
+        earlier = previous.at(np.arange(len(previous)))
+        domain = np.concatenate([earlier[0].astype(np.int16), domain])
+        row = np.concatenate([earlier[1], row])
     before = () if previous is None or not previous.before else previous.before
     before += (0,) * (len(names) - len(before)) if before else ()
     return MixturePlan(names, domain, row, available, seed, before)

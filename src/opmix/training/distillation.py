@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from transformers import GenerationConfig, Trainer
 
 from opmix.compute.flops import ModelShape
-from opmix.data import ChatRows, MixtureDataset, MixturePlan, Rows, TokenSplit, pad_rows
+from opmix.data import ChatRows, MixtureDataset, Plan, Rows, TokenSplit, pad_rows
 from opmix.errors import DataError, ModelError
 from opmix.models.load import base_model_of, load_model, model_shape
 from opmix.runs.files import files_signature
@@ -90,7 +90,7 @@ class SelfDistillation:
             return made
         return {**made, "teacher_model": files_signature(Path(other)) if Path(other).exists() else other}
 
-    def dataset(self, rows: Mapping[str, Rows], plan: MixturePlan, *, document_mask: bool) -> Dataset[Any]:
+    def dataset(self, rows: Mapping[str, Rows], plan: Plan, *, document_mask: bool) -> Dataset[Any]:
         """Prompts and contexts of conversations, rows of text."""
         return DistillationDataset(rows, self.contexts, plan, document_mask=document_mask)
 
@@ -129,7 +129,7 @@ class DistillationDataset(Dataset[dict[str, torch.Tensor]]):
     """Items are `prompt` and `context` (t,) of a conversation, or what `MixtureDataset` gives of a text."""
 
     def __init__(
-        self, rows: Mapping[str, Rows], contexts: Mapping[str, TokenSplit], plan: MixturePlan, *, document_mask: bool
+        self, rows: Mapping[str, Rows], contexts: Mapping[str, TokenSplit], plan: Plan, *, document_mask: bool
     ) -> None:
         self._rows, self._contexts, self._plan = rows, contexts, plan
         self._texts = MixtureDataset(rows, plan, document_mask=document_mask)
@@ -143,8 +143,9 @@ class DistillationDataset(Dataset[dict[str, torch.Tensor]]):
         return len(self._plan)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        name = self._plan.names[self._plan.domain[index]]
-        rows, row = self._rows[name], int(self._plan.row[index])
+        domain, row = map(int, self._plan.at(index))
+        name = self._plan.names[domain]
+        rows = self._rows[name]
         if not isinstance(rows, ChatRows):
             return self._texts[index]
         member = rows.members(row)[0]

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch.utils.data import Dataset
 
 from opmix.compute.flops import ModelShape
-from opmix.data import MixtureDataset, MixturePlan, Rows, pad_rows
+from opmix.data import MixtureDataset, Plan, Rows, pad_rows
 from opmix.training.factory import TrainerFactory, default_trainer
 from opmix.training.settings import ObjectiveName
 
@@ -49,7 +49,7 @@ class Objective(Protocol):
     def settings(self) -> dict[str, Any]:
         """What a run's result depends on besides model, rows and trainer arguments: part of its fingerprint."""
 
-    def dataset(self, rows: Mapping[str, Rows], plan: MixturePlan, *, document_mask: bool) -> Dataset[Any]:
+    def dataset(self, rows: Mapping[str, Rows], plan: Plan, *, document_mask: bool) -> Dataset[Any]:
         """The rows of the plan, one an item."""
 
     def collate(self, items: Sequence[Any]) -> Any:
@@ -80,7 +80,7 @@ class CrossEntropy:
         """Nothing: the rows say it all."""
         return {}
 
-    def dataset(self, rows: Mapping[str, Rows], plan: MixturePlan, *, document_mask: bool) -> Dataset[Any]:
+    def dataset(self, rows: Mapping[str, Rows], plan: Plan, *, document_mask: bool) -> Dataset[Any]:
         """`MixtureDataset`."""
         return MixtureDataset(rows, plan, document_mask=document_mask)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,16 @@ from torch.utils.data import Dataset
 from opmix.compute.budget import ACCUMULATION, PER_DEVICE, Batch, for_transformers, sequences_per_step, world_size
 from opmix.compute.cost import Cost
 from opmix.compute.flops import ModelShape
-from opmix.data import GroupedDataset, MixturePlan, Rows, plan_mixture, plan_supervised, supervised_per_row
-from opmix.mixing.mixture import Mixture
+from opmix.data import (
+    GroupedDataset,
+    PackedSequences,
+    Plan,
+    Rows,
+    plan_stretch,
+    plan_supervised,
+    supervised_per_row,
+)
+from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.training.objectives import CAUSAL_LM, Objective, Usage
 
 _MORE_ROWS = 0.25
@@ -32,7 +40,7 @@ _MORE_ROWS = 0.25
 class TrainingPlan:
     """What one run reads."""
 
-    plan: MixturePlan
+    plan: Plan
     dataset: Dataset[Any]
     """From the first row on, the rows of `previous` included."""
     arguments: Mapping[str, Any]
@@ -93,7 +101,7 @@ def plan_training(
     before, accumulation, ranks = None if previous is None else previous.plan, 0, world_size()
     if objective.grouped or any(r.conversations for r in rows.values()):
         fixed = 0 if previous is None else previous.accumulation
-        plan = plan_supervised(
+        plan: Plan = plan_supervised(
             mixture,
             steps * supervised_per_step(rows, arguments),
             {n: r.supervised for n, r in rows.items()},
@@ -105,7 +113,7 @@ def plan_training(
         num = len(plan) - (0 if before is None else len(before))
         accumulation = fixed or _accumulation(num / steps, Batch.of(arguments).micro, ranks)
     else:
-        plan = plan_mixture(
+        plan = plan_stretch(
             mixture,
             steps * sequences_per_step(arguments),
             {name: len(r) for name, r in rows.items()},
@@ -116,11 +124,10 @@ def plan_training(
         )
     done = len(before) if before is not None else 0
     part = plan[done:]
-    supervised = _gather(rows, part, "supervised")
     dataset: Dataset[Any] = objective.dataset(rows, plan, document_mask=document_mask)
     ends, arguments = None, for_transformers(arguments)
     if accumulation:
-        ends = done + group_ends(supervised, steps * accumulation * ranks)
+        ends = done + group_ends(_gather(rows, part, "supervised"), steps * accumulation * ranks)
         if previous is not None and previous.ends is not None:
             ends = np.concatenate([previous.ends, ends])
         dataset = GroupedDataset(dataset, ends, objective.collate)
@@ -146,14 +153,22 @@ def first_steps(plan: TrainingPlan, rows: Mapping[str, Rows], steps: int) -> Tra
     return replace(plan, steps=steps, **_amounts(rows, plan.plan[:count]))
 
 
-def _amounts(rows: Mapping[str, Rows], part: MixturePlan) -> dict[str, Any]:
-    supervised = _gather(rows, part, "supervised")
-    drawn = np.bincount(part.domain, weights=supervised, minlength=len(part.names))
+def _amounts(rows: Mapping[str, Rows], part: Plan) -> dict[str, Any]:
+    drawn = drawn_tokens(rows, part, "supervised")
     return {
-        "row_tokens": int(_gather(rows, part, "lengths").sum()),
-        "supervised_tokens": int(supervised.sum()),
+        "row_tokens": int(drawn_tokens(rows, part, "lengths").sum()),
+        "supervised_tokens": int(drawn.sum()),
         "shares": {name: float(d / drawn.sum()) for name, d in zip(part.names, drawn, strict=True)},
     }
+
+
+def drawn_tokens(rows: Mapping[str, Rows], part: Plan, what: Literal["supervised", "lengths"]) -> FloatArray:
+    """Supervised tokens or all tokens of the rows of a plan, by domain, (D,)."""
+    if all(isinstance(rows[name], PackedSequences) for name in part.names):  # rows of one length: counting them will do
+        return np.array([n * float(rows[name].sequence_length) for name, n in part.counts().items()])
+    domain, _ = part.at(np.arange(len(part)))
+    weights = _gather(rows, part, what).astype(np.float64)
+    return np.bincount(domain, weights=weights, minlength=len(part.names)).astype(np.float64)
 
 
 def _accumulation(rows_per_step: float, micro: int, ranks: int) -> int:
@@ -162,13 +177,14 @@ def _accumulation(rows_per_step: float, micro: int, ranks: int) -> int:
     return max(1, min(wanted, int(rows_per_step / ranks)))
 
 
-def _gather(rows: Mapping[str, Rows], plan: MixturePlan, what: str) -> npt.NDArray[np.int64]:
+def _gather(rows: Mapping[str, Rows], plan: Plan, what: str) -> npt.NDArray[np.int64]:
     """`supervised` or `lengths` of every row of the plan, (N,)."""
+    domain, row = plan.at(np.arange(len(plan)))
     values = np.zeros(len(plan), dtype=np.int64)
     for k, name in enumerate(plan.names):
-        mine = plan.domain == k
+        mine = domain == k
         if mine.any():
-            values[mine] = getattr(rows[name], what)[plan.row[mine]]
+            values[mine] = getattr(rows[name], what)[row[mine]]
     return values
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.protocols.online_mixer import MixerSegment
 from opmix.training.factory import stack_rows
 from opmix.training.objectives import Objective
-from opmix.training.plan import TrainingPlan, plan_training, supervised_per_step
+from opmix.training.plan import TrainingPlan, drawn_tokens, plan_training, supervised_per_step
 
 DOMAINS = "opmix_domains"
 """Key of a batch's domains, (n,), beside what the model takes."""
@@ -180,17 +180,14 @@ class SegmentRows:
         indices, plan = places.flatten().tolist(), self._plan
         if plan.ends is not None:
             first = int(plan.ends[indices[0] - 1]) if indices[0] else 0
-            batch, where = plan.dataset[indices[0]], slice(first, int(plan.ends[indices[0]]))
-            return {**batch, DOMAINS: torch.from_numpy(plan.plan.domain[where].astype(np.int64))}
+            batch, where = plan.dataset[indices[0]], np.arange(first, int(plan.ends[indices[0]]))
+            return {**batch, DOMAINS: torch.from_numpy(plan.plan.at(where)[0])}
         batch = stack_rows([plan.dataset[i] for i in indices])
-        return {**batch, DOMAINS: torch.from_numpy(plan.plan.domain[indices].astype(np.int64))}
+        return {**batch, DOMAINS: torch.from_numpy(plan.plan.at(indices)[0])}
 
-    def counted(self, what: str) -> FloatArray:
+    def counted(self, what: Literal["supervised", "lengths"]) -> FloatArray:
         """`supervised` or `lengths` of the rows of all stints so far, by domain, (D,)."""
-        plan, sums = self._plan.plan[self._first_row :], np.zeros(len(self.domains))
-        for k, name in enumerate(self.domains):
-            sums[k] = getattr(self.rows[name], what)[plan.row[plan.domain == k]].sum()
-        return sums
+        return drawn_tokens(self.rows, self._plan.plan[self._first_row :], what)
 
     @property
     def whole(self) -> TrainingPlan:
