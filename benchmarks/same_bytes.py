@@ -24,7 +24,7 @@ from typing import Any
 SMOKES = {"lifecycle": "run", "instruction": "run", "compare": "compare"}
 # Fields and files that hold a time, or a size of memory; reports are compared by writing them again.
 MEASURED = {"seconds", "time", "finished", "created", "started", "peak_memory", "solver_seconds", "commit"}
-SKIPPED = {"README.md", "report.html", "timing.json", "progress.json", "lock"}
+SKIPPED = {"README.md", "report.html", "timing.json", "trace.jsonl", "progress.json", "lock"}
 SHOWN = 6  # differing fields printed a file
 
 

@@ -33,10 +33,10 @@ def search(
 
     settings = load_config(config, set_ or [])
 
-    from opmix.api import run_search
-    from opmix.cli.console import Display, quiet_libraries, show_search
+    from opmix.cli.console import Display, importing, show_search
 
-    quiet_libraries()
+    with importing():
+        from opmix.api import run_search
     folder = out or Path("runs") / config.stem
     with Display(silent=as_json or not speaks()) as display:
         result = run_search(settings, base=config.parent.resolve(), out=folder, progress=display)
@@ -170,12 +170,12 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """The whole path in minutes on a CPU: real text, a small model, the proposal against uniform, and a report."""
-    from opmix.cli.console import Display, quiet_libraries, show_demo
+    from opmix.cli.console import Display, importing, show_demo
 
-    quiet_libraries()
     with Display(silent=as_json) as display:
         display.note("loading torch and transformers")
-        from opmix.demo import run_demo
+        with importing():
+            from opmix.demo import run_demo
 
         result = run_demo(out, seed=seed, progress=display)
     if as_json:

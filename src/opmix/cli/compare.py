@@ -29,12 +29,12 @@ def compare(
 
     settings, folder = load_compare(config, set_ or []), out or Path("runs") / config.stem
 
-    from opmix.cli.console import Display, quiet_libraries
+    from opmix.cli.console import Display, importing
 
     with Display(silent=as_json) as display:
         display.note("loading torch and transformers")
-        quiet_libraries()
-        from opmix.comparison.run import run_compare
+        with importing():
+            from opmix.comparison.run import run_compare
 
         result = run_compare(
             settings, out=folder, base=config.parent.resolve(), redo=redo, only=only or (), progress=display

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,21 @@ if TYPE_CHECKING:
     from opmix.demo import DemoResult
     from opmix.fit import FitResult
     from opmix.mixing.decision import Verdict
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import torch and transformers, silenced, and leave the half million objects of the two out of garbage collection for good.
+
+    Every Trainer has garbage collected when it begins, which takes half a second and more where all of them are looked at.
+    """
+    gc.disable()
+    try:
+        quiet_libraries()
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def quiet_libraries() -> None:
@@ -133,4 +151,4 @@ def _show_report(console: Console, folder: Path | None) -> None:
         console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
-__all__ = ["Display", "quiet_libraries", "show_demo", "show_fit", "show_search"]
+__all__ = ["Display", "importing", "quiet_libraries", "show_demo", "show_fit", "show_search"]

@@ -14,6 +14,8 @@ from rich.console import Group
 from rich.text import Text
 
 from opmix.compute.budget import speaks
+from opmix.errors import StoreError
+from opmix.runs.trace import WAITING, WORK, Spent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,12 +38,12 @@ def run(
 
     settings, folder = load_lifecycle(config, set_ or []), out or Path("runs") / config.stem
 
-    from opmix.cli.console import Display, quiet_libraries
+    from opmix.cli.console import Display, importing
 
     with Display(silent=as_json or not speaks()) as display:
         display.note("loading torch and transformers")
-        quiet_libraries()
-        from opmix.lifecycle.life import run_life
+        with importing():
+            from opmix.lifecycle.life import run_life
 
         result = run_life(settings, out=folder, base=config.parent.resolve(), redo=redo, progress=display)
     if not speaks():
@@ -58,6 +60,10 @@ def status(
         Path | None, typer.Option("--config", help="Against this lifecycle.yaml: what would be stale, and why.")
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until the run is finished.")] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", help="File to write: what the time went into, for Perfetto or chrome://tracing."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
 ) -> None:
     """What of a run is done, stale (and why) or left; tokens, FLOPs and time spent, and an estimate of the rest."""
@@ -65,6 +71,8 @@ def status(
 
     look = _looker(folder, config)
     found = look()
+    if trace is not None:
+        _write_trace(folder, trace)
     if as_json:
         sys.stdout.write(json.dumps(_status_json(found), indent=2) + "\n")
         return
@@ -83,6 +91,16 @@ def status(
             time.sleep(1)
             found = look()
             live.update(_status_view(found))
+
+
+def _write_trace(folder: Path, file: Path) -> None:
+    from opmix.runs.trace import FILE, read_spans, write_chrome
+
+    spans = read_spans(folder)
+    if not spans:
+        raise StoreError(f"{folder / FILE}: no spans of work; expected those that `opmix run` or `opmix search` writes")
+    write_chrome(spans, file)
+    sys.stderr.write(f"{file}: {len(spans)} spans; open it in https://ui.perfetto.dev\n")
 
 
 def _told_as_lines(look: Callable[[], RunStatus], found: RunStatus, pause: float = 1.0) -> Iterator[Any]:
@@ -224,6 +242,8 @@ def _account(found: RunStatus) -> list[Text]:
         )
         for purpose, flops in spent.flops.items()
     ]
+    if found.spent_on.total:
+        lines.append(Text(_waiting(found.spent_on)))
     peak = max((step.peak_memory or 0 for step in found.steps), default=0)
     if peak:
         lines.append(Text(f"peak memory {peak / 1e9:.2f} GB"))
@@ -245,12 +265,21 @@ def _account(found: RunStatus) -> list[Text]:
     return lines
 
 
+def _waiting(spent: Spent) -> str:
+    """The share of the time in which nothing was trained or evaluated, and what took most of it."""
+    rest = [(kind, s / spent.total) for kind, s in spent.seconds.items() if kind not in WORK]
+    parts = ", ".join(f"{WAITING.get(kind, kind)} {share:.1%}" for kind, share in rest if share >= 0.005)
+    return f"waiting {spent.waiting:.1%} of {_time(spent.total)}" + (f": {parts}" if parts else "")
+
+
 def _status_json(found: RunStatus) -> dict[str, Any]:
     return {
         "folder": str(found.folder),
         "spent": found.spent.json(),
         "flops_left": found.flops_left,
         "seconds_left": found.seconds_left,
+        "waiting": found.spent_on.waiting if found.spent_on.total else None,
+        "seconds_by_kind": dict(found.spent_on.seconds),
         "holder": found.holder,
         "task": found.task,
         "changed": found.changed,

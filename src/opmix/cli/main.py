@@ -12,6 +12,7 @@ from opmix.cli.last_net import DEBUG, last_net
 from opmix.cli.values import Verb
 from opmix.cli.verify import verify
 from opmix.compute.budget import world_size
+from opmix.runs.trace import command_began
 
 app = typer.Typer(
     name="opmix",
@@ -46,6 +47,7 @@ app.command("task", hidden=True, cls=Verb)(task.task)
 
 def main() -> None:
     """Entry point: whatever a verb raises becomes one message and an exit code; `--debug` may stand anywhere."""
+    command_began()
     arguments = [a for a in sys.argv[1:] if a != DEBUG]
     try:
         with last_net(debug=len(arguments) < len(sys.argv) - 1):

@@ -13,11 +13,11 @@ def task(
     name: Annotated[str | None, typer.Argument(help="Of the task; none: names are read from standard input.")] = None,
 ) -> None:
     """Do tasks of a run folder; their results are records there."""
-    from opmix.cli.console import quiet_libraries
-    from opmix.execution.worker import do_one, serve
-    from opmix.mixture_search.worker import search_worker
+    from opmix.cli.console import importing
 
-    quiet_libraries()
+    with importing():
+        from opmix.execution.worker import do_one, serve
+        from opmix.mixture_search.worker import search_worker
     if name is None:
         serve(folder, lambda: search_worker(folder))
     else:

@@ -31,10 +31,10 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
 ) -> None:
     """Train an adapter on the proposed mixture itself and hold the simulation against it."""
-    from opmix.cli.console import Display, quiet_libraries
-    from opmix.mixture_search.verify import verify_run
+    from opmix.cli.console import Display, importing
 
-    quiet_libraries()
+    with importing():
+        from opmix.mixture_search.verify import verify_run
     with Display(silent=as_json) as display:
         made = verify_run(
             run, points=points, full=full, refine=refine, max_rounds=max_rounds, base=base, progress=display

@@ -36,11 +36,13 @@ from opmix.data.tokenization import (
 )
 from opmix.domain import SPLITS, Domain, Source, Split
 from opmix.errors import DataError
+from opmix.runs.trace import span
 
 Progress = Callable[[str, int, int | None], None]
 """Called with the domain's name, the documents tokenised so far of one source, and their total once known."""
 
 
+@span("tokenise", "tokenising")
 def prepare_domain(
     domain: Domain,
     tokenizer: PreTrainedTokenizerBase,

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from opmix.data import readers
 from opmix.domain import Source, SourceFormat, user_path
 from opmix.errors import ConfigError, DataError
+from opmix.runs.trace import span
 
 SUFFIXES: dict[str, SourceFormat] = {
     ".jsonl": "jsonl",
@@ -236,6 +237,7 @@ def iter_token_documents(
             yield np.array(tokens[start:])
 
 
+@span("fingerprint of files", "fingerprints")
 def source_fingerprint(source: Source, *, domain: str | None = None) -> str:
     """A hash of what a source's documents are read from.
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from opmix.errors import DataError
 
@@ -131,6 +131,29 @@ def bos_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return int(bos) if list(ids)[:1] == [bos] else None
 
 
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """The ids of each text and nothing else: no special tokens, padding or truncation.
+
+    Where the tokenizer's own call is that of all fast ones, its back end is asked for ids without offsets: a fifth less time.
+    """
+    kind = type(tokenizer)
+    plain = getattr(kind, "_encode_plus", None) is PreTrainedTokenizerFast._encode_plus
+    plain = plain and kind.__call__ is PreTrainedTokenizerBase.__call__
+    rows = tokenizer(
+        texts[:1] if plain else texts,  # also sets what the back end does
+        add_special_tokens=False,
+        padding=False,
+        truncation=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,  # no warning that a document is longer than the model's window
+    )["input_ids"]
+    if not plain:
+        return list(rows)
+    rest = tokenizer.backend_tokenizer.encode_batch_fast(texts[1:], add_special_tokens=False)
+    return [*rows, *(encoding.ids for encoding in rest)]
+
+
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, bos: int | None = None) -> Encoded:
     """Tokenise n texts: no special tokens but one EOS after each, and `bos` before each that does not spell it out itself.
 
@@ -141,15 +164,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, bo
     parts: list[npt.NDArray[np.uint32]] = []
     last = -1
     for group in _grouped((owner, piece) for owner, text in enumerate(texts) for piece in _pieces(text)):
-        rows = tokenizer(
-            [piece for _, piece in group],
-            add_special_tokens=False,
-            padding=False,
-            truncation=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # no warning that a document is longer than the model's window
-        )["input_ids"]
+        rows = _ids(tokenizer, [piece for _, piece in group])
         # EOS comes when the next document starts: a document may be several pieces, in several groups.
         ids: list[list[int]] = []
         for (owner, _), row in zip(group, rows, strict=True):

@@ -16,6 +16,7 @@ from opmix.errors import OpMixError
 from opmix.execution.tasks import Task, file_of, read_task, say_failed
 from opmix.progress import Progress, Silent
 from opmix.runs.progress_file import ProgressFile
+from opmix.runs.trace import traced
 
 Do = Callable[[Task, Progress], None]
 """Does a task and leaves its record."""
@@ -30,7 +31,8 @@ def do_one(folder: Path, name: str, do: Do) -> None:
     task = read_task(folder, name)
     said = file_of(folder, name, "progress")
     try:
-        do(task, ProgressFile(said, Silent()))
+        with traced(folder):
+            do(task, ProgressFile(said, Silent()))
     except OpMixError as error:
         say_failed(folder, task, error)
         raise

@@ -29,6 +29,7 @@ from opmix.progress import Progress
 from opmix.report.card import Card, CardPart
 from opmix.runs.files import default_cache_dir, files_signature, write_json, writing_prefix
 from opmix.runs.store import RunStore, fingerprint
+from opmix.runs.trace import span
 from opmix.scores.task_questions import without_tasks
 from opmix.settings import as_json
 from opmix.training.factory import TrainerFactory
@@ -103,6 +104,7 @@ class LifeRuntime:
             )
         return model
 
+    @span("save a model", "saving")
     def save(self, model: Any, folder: Path, parts: Sequence[CardPart] = ()) -> str:
         """Save model, tokenizer and card (`parts`: what it was trained on) whole or not at all; returns the model's fingerprint."""
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -134,6 +136,7 @@ class LifeRuntime:
             )
 
 
+@span("read the data", "loading")
 def make_runtime(
     life: LifecycleConfig, base: Path, store: RunStore, progress: Progress, make_trainer: TrainerFactory | None
 ) -> LifeRuntime:

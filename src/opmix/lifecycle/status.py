@@ -24,6 +24,7 @@ from opmix.results.files import read_object
 from opmix.results.manifest import Manifest
 from opmix.runs.files import alive
 from opmix.runs.store import RunStore, lock_holder
+from opmix.runs.trace import Spent, read_spans
 from opmix.settings.loading import validated
 
 State = Literal["done", "stale", "running", "left"]
@@ -58,6 +59,8 @@ class RunStatus:
     """What that process is doing: task, done, total."""
     changed: tuple[str, ...]
     """Domains whose files have changed since they were read."""
+    spent_on: Spent = field(default_factory=lambda: Spent({}))
+    """Where the time went, as the run's own trace says; empty where there is none."""
 
     @property
     def spent(self) -> Cost:
@@ -180,7 +183,12 @@ def status_of(folder: Path, steps: Sequence[Step], changed: tuple[str, ...] = ()
         read_object(folder / "progress.json") if holder is not None and (folder / "progress.json").is_file() else None
     )
     return RunStatus(
-        folder=folder, steps=tuple(_statuses(store, steps, running)), holder=holder, task=task, changed=changed
+        folder=folder,
+        steps=tuple(_statuses(store, steps, running)),
+        holder=holder,
+        task=task,
+        changed=changed,
+        spent_on=Spent.of(read_spans(folder)),
     )
 
 

@@ -33,6 +33,7 @@ from opmix.results.timing import TimingFile
 from opmix.runs.progress_file import ProgressFile
 from opmix.runs.ranks import ranks_here
 from opmix.runs.store import RunStore
+from opmix.runs.trace import span
 from opmix.settings import as_json
 from opmix.trackers import check_trackers, log_decision
 from opmix.trackers.write import PROJECT, Log
@@ -210,10 +211,12 @@ def run_search(
         shown = ProgressFile(out / "progress.json", progress or Silent()) if ranks.first else Silent()
         context = SearchContext(config, base or Path.cwd(), store, shown, make_trainer)
         clock = [time.perf_counter()]
-        context.prepare(model, tokenizer, data)
-        context.note_estimate()
+        with span("prepare the search", "loading"):
+            context.prepare(model, tokenizer, data)
+            context.note_estimate()
         clock.append(time.perf_counter())
-        proposal = context.method.propose(context)
+        with span("decide", "deciding"):
+            proposal = context.method.propose(context)
         clock.append(time.perf_counter())
         proposal, remarks = _with_savings(context, proposal)
         proposal = _with_limits(_with_payoff(context, proposal))

@@ -17,11 +17,13 @@ from transformers import (
 
 from opmix.errors import ConfigError
 from opmix.models.load import MOST_LAYERS
+from opmix.runs.trace import span
 from opmix.settings.loading import nearest
 
 END = "<eos>"
 
 
+@span("train a tokenizer", "tokenising")
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int, *, special_tokens: Sequence[str] = (), chat_template: str | None = None
 ) -> PreTrainedTokenizerFast:
@@ -49,6 +51,7 @@ def train_tokenizer(
     return made
 
 
+@span("new model", "loading")
 def new_model(architecture: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     """A randomly initialised causal LM, float32 on the CPU.
 

@@ -28,6 +28,7 @@ from opmix.compute.flops import ModelShape
 from opmix.errors import ModelError
 from opmix.models.device import DtypeName, device_named, resolve_dtype
 from opmix.models.files import explain, locate
+from opmix.runs.trace import span
 
 _HASH_CHUNK = 1 << 24
 """Elements hashed at a time: bounds the copy that leaves the accelerator."""
@@ -72,7 +73,8 @@ def load_model(
     }
     given = {key: value for key, value in options.items() if value is not None}
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **given)
+        with span("load a model", "loading"):
+            model, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **given)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever safetensors, torch and transformers raise for damaged files
@@ -95,7 +97,8 @@ def load_tokenizer(
     options = {"revision": revision, "gguf_file": gguf_file}
     given = {key: value for key, value in options.items() if value is not None}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **given)
+        with span("load a tokenizer", "loading"):
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **given)
     except Exception as error:  # the tokenizers library raises bare ones
         raise explain(source, error, "tokenizer") from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
@@ -269,6 +272,7 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
     )
 
 
+@span("fingerprint of a model", "fingerprints")
 def model_fingerprint(model: nn.Module) -> str:
     """Hash of the base model's parameters: names, dtypes, shapes and bytes, in a fixed order.
 

@@ -28,6 +28,7 @@ from opmix.probes.token_losses import (
 )
 from opmix.protocols.mixing_method import Fidelity
 from opmix.runs.ranks import ranks_here
+from opmix.runs.trace import span
 
 WHOLE_LOGITS = 1 << 27
 """Logits of a batch that may exist at once where they cannot be avoided."""
@@ -154,6 +155,7 @@ class Evaluation:
         return np.stack([nll.sum(axis=1) / num_bytes.sum() / np.log(2) for nll, num_bytes in rows], axis=1)
 
 
+@span("evaluate", "evaluating")
 def evaluate(
     model: nn.Module,
     held_out: Sequence[HeldOut],
@@ -176,6 +178,7 @@ def evaluate(
     return _checked(_collect(held_out, [nll]), ["the model"])
 
 
+@span("evaluate simulated models", "evaluating")
 def evaluate_proxies(
     proxies: Proxies,
     points: Sequence[InterpolationWeights],
@@ -204,6 +207,7 @@ Entered = Callable[[], AbstractContextManager[nn.Module]]
 """Makes a model exist for a while, such as `lambda: proxies.at(weights)` or `lambda: nullcontext(model)`."""
 
 
+@span("compare simulated models", "evaluating")
 def predictive_kl(
     context_a: Entered, context_b: Entered, held_out: Sequence[HeldOut], *, batch_tokens: int = 2048
 ) -> FloatArray:
@@ -261,6 +265,7 @@ def _evaluate_all(
     return [held.losses_of(ranks.gathered(nll)) for held, nll in zip(held_out, np.split(flat, ends[:-1]), strict=True)]
 
 
+@span("evaluate", "evaluating")
 def token_nll(model: nn.Module, held_out: Sequence[HeldOut], *, batch_tokens: int = 8192) -> list[FloatArray]:
     """Nats of every scored token of each evaluation set, (N_e,), in the order of its sequences.
 

@@ -17,6 +17,7 @@ from opmix.probes.kinds import names_of
 from opmix.probes.tasks import ProbeTask
 from opmix.progress import Progress
 from opmix.runs.store import RunStore, fingerprint
+from opmix.runs.trace import span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,8 @@ class Elsewhere:
 
     def do(self, store: RunStore, tasks: Sequence[Task], progress: Progress, intact: Callable[[Task], bool]) -> None:
         """Have tasks done that are not; see `fan_out`."""
-        fan_out(store, tasks, self.executor, progress=progress, tries=self.tries, intact=intact)
+        with span("other processes work", "training"):
+            fan_out(store, tasks, self.executor, progress=progress, tries=self.tries, intact=intact)
 
 
 def check_same(task: Task, name: str, inputs: Mapping[str, Any]) -> None:

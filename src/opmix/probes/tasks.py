@@ -27,6 +27,7 @@ from opmix.probes.settings import ProbeSettings
 from opmix.progress import Progress
 from opmix.runs.files import DAMAGED_ARRAY
 from opmix.runs.ranks import ranks_here
+from opmix.runs.trace import span
 from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, quiet, run_training
 from opmix.training.objectives import CAUSAL_LM, Objective, Usage
 from opmix.training.plan import TrainingTotals, first_steps, plan_training, training_cost
@@ -120,7 +121,8 @@ def train_probe(task: ProbeTask, runtime: ProbeRuntime) -> TrainingTotals:
             ranks = ranks_here()
             with ranks.agreed():
                 if ranks.first:
-                    attached.save(task.out)
+                    with span("keep a probe", "saving"):
+                        attached.save(task.out)
     done = plan if task.stop == steps else first_steps(plan, runtime.rows, task.stop)
     length = next(iter(runtime.rows.values())).sequence_length
     return training_cost(done, usage, objective, runtime.shape, length, attached.adapter_parameters)

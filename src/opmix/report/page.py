@@ -34,6 +34,7 @@ from opmix.results.lives import read_comparison, read_life
 from opmix.results.manifest import Manifest
 from opmix.results.mixture import MixtureFile
 from opmix.runs.files import writing_prefix
+from opmix.runs.trace import span
 
 _LABELS = {"size": "by size", "current": "current", "uniform": "uniform", "proposal": "proposal"}
 _NAV = {
@@ -71,6 +72,7 @@ _COMPARE_NAV = {
 }
 
 
+@span("report", "reports")
 def write_report(folder: Path) -> Path:
     """Read a run folder and write `report.html` into it, whole or not at all.
 

@@ -35,6 +35,7 @@ from opmix.runs.files import (
     writing_prefix,
 )
 from opmix.runs.ranks import Ranks, ranks_here
+from opmix.runs.trace import span, traced
 
 LEASE = 600.0
 """Seconds after which the lock of another machine that nobody has touched is broken."""
@@ -69,6 +70,7 @@ class RunStore:
         self._holder: tuple[int, str] | None = None
         self._released = threading.Event()
         self._ends = ExitStack()
+        self._trace = ExitStack()
 
     def __enter__(self) -> Self:
         with self.ranks.agreed():
@@ -86,11 +88,13 @@ class RunStore:
         self.check_command()
         self._acquire()
         remove_leftovers(self.folder, "**/.writing-*")
+        self._trace.enter_context(traced(self.folder))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ends.close()
+        self._trace.close()
         self._released.set()
         if self._holder is not None and lock_holder(self.folder) == self._holder:
             self._lock.unlink(missing_ok=True)
@@ -263,14 +267,22 @@ class RunStore:
         if found is not None:
             return found, True
         self._check_held()
+        with span(name, "step"):
+            return self._new(name, key, inputs, work, together=together), False
+
+    def _new(
+        self, name: str, key: str, inputs: Mapping[str, Any], work: Callable[[], Mapping[str, Any]], *, together: bool
+    ) -> dict[str, Any]:
+        """Do a step that is not found."""
         started, result = time.perf_counter(), None
         if together:
             result = plain(work())
         with self.ranks.agreed():
             if self.ranks.first:
                 result = result if together else plain(work())
-                self._write(name, key, inputs, result, time.perf_counter() - started)
-        return dict(self.ranks.shared(result or {})), False
+                with span("record", "saving"):
+                    self._write(name, key, inputs, result, time.perf_counter() - started)
+        return dict(self.ranks.shared(result or {}))
 
     def _write(self, name: str, key: str, inputs: Mapping[str, Any], result: Any, seconds: float) -> None:
         sync_new(self.folder, time.time() - seconds - 1)

@@ -20,10 +20,12 @@ from transformers import PreTrainedTokenizerBase
 from opmix.errors import ConfigError, DataError, ModelError
 from opmix.models.load import load_model, load_tokenizer
 from opmix.probes.token_losses import evaluating
+from opmix.runs.trace import span
 from opmix.scores.intervals import wilson
 from opmix.scores.paired import TaskScore, binary
 
 
+@span("lm-evaluation-harness", "evaluating")
 def harness_scores(
     model: Any,
     tokenizer: PreTrainedTokenizerBase | None,

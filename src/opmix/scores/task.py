@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from opmix.data import TokenSplit
 from opmix.errors import DataError
 from opmix.models.load import base_model_of
+from opmix.runs.trace import span
 from opmix.scores.extract import Extractor
 from opmix.scores.generate import Int64, greedy_answers
 from opmix.scores.intervals import wilson
@@ -59,6 +60,7 @@ def question_and_answer(split: TokenSplit, document: int) -> tuple[Int64, Int64]
     return ids[:first], ids[first:][mask[first:] == 1]
 
 
+@span("ask for answers", "evaluating")
 def score_split(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from opmix.compute.budget import world_size
 from opmix.data import pad_rows
 from opmix.errors import ConfigError, StoreError, TrainingError
+from opmix.runs.trace import add_span, span
 from opmix.training.isolation import check_isolation
 
 _SHOWN = {"report_to", "run_name", "project", "trackio_space_id"}
@@ -124,6 +126,29 @@ class LossGuard(TrainerCallback):
                 )
 
 
+class TracedPauses(TrainerCallback):
+    """Traces what is no training while a Trainer trains: its beginning, and checkpoints. Called after all others."""
+
+    def __init__(self) -> None:
+        self._from = time.time()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What comes before the first step is over."""
+        add_span("begin to train", "loading", self._from)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A checkpoint may follow."""
+        self._from = time.time()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """It follows now."""
+        self._from = time.time()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """It is written."""
+        add_span("checkpoint", "saving", self._from)
+
+
 class StepProgress(TrainerCallback):
     """Tells a progress display how far a run is."""
 
@@ -161,15 +186,17 @@ def run_training(factory: TrainerFactory, spec: TrainSpec) -> Trainer:
         TrainingError: The loss is not finite, or the trainer stopped early.
         StoreError: A checkpoint cannot be written.
     """
-    check_attention(spec)
-    trainer = factory(spec)
+    with span("prepare the trainer", "loading"):
+        check_attention(spec)
+        trainer = factory(spec)
     if spec.optimizer_state is not None and spec.resume_from is None:
         take_over_optimizer(trainer, spec.optimizer_state)
-    for callback in spec.last_callbacks:
+    for callback in (*spec.last_callbacks, TracedPauses()):
         trainer.add_callback(callback)
     wanted = spec.stop_at or spec.steps
     try:
-        output = trainer.train(resume_from_checkpoint=str(spec.resume_from) if spec.resume_from else None)
+        with span("train", "training"):
+            output = trainer.train(resume_from_checkpoint=str(spec.resume_from) if spec.resume_from else None)
     except (OSError, SafetensorError) as error:
         raise StoreError(
             f"{spec.output_dir}: writing a checkpoint failed ({error}); free space there and run the same command "

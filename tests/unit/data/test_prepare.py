@@ -128,6 +128,28 @@ class TestContents:
         assert [tokenizer.decode(row) for row in ids] == ["a", text, "b"]
         assert bounds[-1] == len(encoded.ids)
 
+    def test_ids_without_offsets_are_those_of_the_tokenizers_own_call(
+        self, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        texts = ["the quick brown fox", "", "jumps over " * 50, f"a {tokenizer.eos_token} b", "日本 \U0001f600"]
+        tokenizer(texts, truncation=True, max_length=4)  # what a call elsewhere left set
+        asked: list[int] = []
+
+        class Own(type(tokenizer)):  # type: ignore[misc]
+            def __call__(self, text, *args, **kwargs):  # type: ignore[no-untyped-def]
+                asked.append(len(text))
+                return super().__call__(text, *args, **kwargs)
+
+        for split in (False, True):
+            monkeypatch.setattr(tokenizer, "split_special_tokens", split)
+            fast = tokenization.encode_texts(tokenizer, texts)
+            monkeypatch.setattr(tokenizer, "__class__", Own)
+            slow = tokenization.encode_texts(tokenizer, texts)
+            monkeypatch.undo()
+            assert asked.pop() == len(texts)
+            np.testing.assert_array_equal(fast.ids, slow.ids)
+            np.testing.assert_array_equal(fast.lengths, slow.lengths)
+
     def test_token_files(self, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
         texts = [f"the fox {i}" for i in range(60)]
         ids = [i for text in texts for i in (*tokenizer(text)["input_ids"], tokenizer.eos_token_id)]
