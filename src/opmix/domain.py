@@ -22,7 +22,7 @@ CHAT_COLUMNS: dict[RowSchema, tuple[str, ...]] = {
     "instruction and output": ("instruction", "output"),
 }
 """What the rows of a schema must have; the first that fits counts. ShareGPT's are those of `conversations`."""
-SourceFormat = Literal["jsonl", "text", "parquet", "arrow", "hub", "npy", "bin"]
+SourceFormat = Literal["jsonl", "text", "parquet", "arrow", "hub", "npy", "bin", "megatron", "datatrove"]
 Split = Literal["train", "valid", "test"]
 Kind = Literal["text", "chat", "choice"]
 """`choice`: questions with options, which only targets hold."""
@@ -120,7 +120,8 @@ class Source:
     paths: tuple[str, ...]
     """Files, globs, folders, or one hub name."""
     format: SourceFormat | None = None
-    """None: told from the file name (`.jsonl[.gz|.zst]`, `.json`, `.txt`, `.parquet`, `.npy`, `.bin`, a folder)."""
+    """None: told from the file name (`.jsonl[.gz|.zst]`, `.json`, `.txt`, `.parquet`, `.npy`, `.bin`, a folder).
+    `megatron` (`.bin` beside `.idx`) and `datatrove` (`.ds` beside `.ds.index`) must be said."""
     field: str = "text"
     """Column or JSON key that holds a document's text."""
     split: str | None = None

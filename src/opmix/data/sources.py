@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opmix.data import readers
+from opmix.data.token_files import beside, open_tokens
 from opmix.domain import Source, SourceFormat, user_path
 from opmix.errors import ConfigError, DataError
 from opmix.runs.trace import span
@@ -31,7 +32,7 @@ SUFFIXES: dict[str, SourceFormat] = {
     ".bin": "bin",
 }
 COMPRESSED = (".gz", ".zst")
-TOKEN_FORMATS: tuple[SourceFormat, ...] = ("npy", "bin")
+TOKEN_FORMATS: tuple[SourceFormat, ...] = ("npy", "bin", "megatron", "datatrove")
 _ROLE = {
     "train": re.compile(r"train(ing)?(?![a-z])", re.IGNORECASE),
     "held out": re.compile(r"(valid(ation)?|val|dev|test|eval|heldout|held_out)(?![a-z])", re.IGNORECASE),
@@ -142,6 +143,7 @@ def resolve(source: Source, *, domain: str | None = None) -> tuple[SourceFile, .
                     f"{place(domain, str(path))}: unknown kind of file; expected {', '.join(SUFFIXES)} "
                     f"(text and JSON also with {' or '.join(COMPRESSED)}); set the source's `format`"
                 )
+            path = path.with_suffix(".bin") if kind == "megatron" else path  # its index may be named instead
             files[str(path)] = kind
     if len({kind in TOKEN_FORMATS for kind in files.values()}) > 1:
         raise DataError(
@@ -152,7 +154,7 @@ def resolve(source: Source, *, domain: str | None = None) -> tuple[SourceFile, .
 
 
 def holds_tokens(source: Source, *, domain: str | None = None) -> bool:
-    """Whether the source is already tokenised (`.npy`, `.bin`).
+    """Whether the source is already tokenised (see `TOKEN_FORMATS`).
 
     Raises:
         DataError: See `resolve`.
@@ -208,10 +210,10 @@ def read_rows(file: SourceFile, source: Source, pick: readers.Pick[T], where: st
 def iter_token_documents(
     source: Source, eos_id: int, *, domain: str | None = None
 ) -> Iterator[npt.NDArray[np.integer[Any]]]:
-    """The documents of a source of token ids, split at the end-of-sequence id, which is left out.
+    """The documents of a source of token ids, split where the format or the end-of-sequence id says; that id is left out.
 
     Args:
-        source: A source of `.npy` or `.bin` files; `source.dtype` is the integer type of the latter.
+        source: A source of token files; `source.dtype` is the integer type of `.bin` ones.
         eos_id: The id that ends a document.
         domain: Whose source it is, for messages.
 
@@ -225,8 +227,15 @@ def iter_token_documents(
         where = place(domain, file.path)
         if file.format not in TOKEN_FORMATS:
             raise DataError(f"{where}: holds text, not token ids; expected .npy or .bin; read it with iter_documents")
-        tokens = readers.read_tokens(Path(file.path), source.dtype if file.format == "bin" else None, where)
-        start = 0
+        opened = open_tokens(Path(file.path), file.format, source.dtype, where)
+        tokens, start = opened.tokens, 0
+        if opened.ends is not None:
+            for end in opened.ends.tolist():
+                document = np.array(tokens[start : end - 1 if end > start and tokens[end - 1] == eos_id else end])
+                if len(document):
+                    yield document
+                start = end
+            continue
         for block in range(0, len(tokens), readers.BLOCK):
             ends = np.flatnonzero(tokens[block : block + readers.BLOCK] == eos_id) + block
             for end in ends.tolist():
@@ -271,7 +280,7 @@ def _contents(file: SourceFile) -> list[tuple[str, str | Path]]:
         inside = sorted(inner for inner in path.rglob("*") if inner.is_file())
         return [(f"{file.format}/{inner.relative_to(path).as_posix()}", inner) for inner in inside]
     label = path.suffix if path.suffix in COMPRESSED else ""
-    return [(f"{file.format}{label}", path)]
+    return [(f"{file.format}{label}", part) for part in (path, *beside(path, file.format))]
 
 
 def _digest(label: str, content: str | Path, domain: str | None) -> str:

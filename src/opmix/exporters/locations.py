@@ -121,7 +121,7 @@ def _builder(name: str, path: str, format_: str | None, split: str | None) -> tu
     if format_ == "arrow" or any((place / mark).is_file() for mark in _ARROW_MARKS):
         folder = place / split if split and (place / split).is_dir() else place
         return "arrow", (str(folder / "*.arrow"),)
-    if format_ in ("npy", "bin") or place.suffix in (".npy", ".bin"):
+    if format_ in ("npy", "bin", "megatron", "datatrove") or place.suffix in (".npy", ".bin"):
         raise DataError(
             f"domain {name!r}: {path} holds token ids and this trainer reads text; give --path {name}=TEXT_FILES"
         )

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from opmix.data.chat.conversation import iter_conversations
 from opmix.data.choice import iter_questions
 from opmix.data.inspect.samples import MAX_ROWS, read_head, read_rows
-from opmix.data.readers import read_tokens
 from opmix.data.sources import TOKEN_FORMATS, SourceFile, iter_documents, resolve
+from opmix.data.token_files import open_tokens
 from opmix.domain import Kind, Source
 from opmix.errors import DataError
 
@@ -111,7 +111,7 @@ def _measure(file: SourceFile, source: Source, domain: str, kind: Kind, tokenize
     path = Path(file.path)
     where = f"domain {domain!r}: {path}"
     if file.format in TOKEN_FORMATS:
-        tokens = read_tokens(path, source.dtype if file.format == "bin" else None, where)
+        tokens = open_tokens(path, file.format, source.dtype, where).tokens
         if not len(tokens):
             raise DataError(f"{where}: holds no token; expected at least one document; remove it or make it again")
         _check_ids(tokens[: 1 << 20], tokenizer, where)
