@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,20 +10,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own idiom)
 from torch import nn
 
+from opmix.models.heads import evaluating, separate_head
 from opmix.models.load import base_model_of
 
 CHUNK_TOKENS = 1024
 """Tokens whose logits exist at once; fewer for large vocabularies."""
 _CHUNK_ELEMENTS = 1 << 26
 """Logits that exist at once, 256 MB in float32."""
-_ALTERED = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "logits_scaling",
-    "lm_head_multiplier",
-    "output_multiplier_scale",
-)
-"""Settings of a config that do something to the logits after the LM head."""
 
 
 @dataclass(frozen=True)
@@ -45,31 +37,6 @@ class Batch:
     def shape(self) -> torch.Size:
         """(b, T)."""
         return self.inputs["input_ids"].shape
-
-
-def separate_head(model: nn.Module, ids: torch.Tensor) -> nn.Module | None:
-    """The LM head, where applying it to the backbone's last hidden state gives the model's logits, else None.
-
-    Known alterations are read off the config; whatever else an architecture does is found by trying a few
-    tokens.
-    """
-    inner: Any = base_model_of(model)
-    config = inner.config.get_text_config()
-    if any(getattr(config, name, None) not in (None, 1, 1.0) for name in _ALTERED):
-        return None
-    head = inner.get_output_embeddings()
-    if head is None or inner.base_model is inner:
-        return None
-    few = ids[:1, :16]
-    try:
-        ours = head(inner.base_model(input_ids=few, use_cache=False).last_hidden_state).float()
-    except (AttributeError, TypeError, RuntimeError):
-        return None
-    theirs = inner(input_ids=few, use_cache=False).logits.float()
-    tolerance = 1e-4 if head.weight.dtype in (torch.float32, torch.float64) else 2e-2
-    same = ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max())
-    # Neither side finite: not for us to judge here, the loss will say so.
-    return head if same or not bool(torch.isfinite(theirs).all()) else None
 
 
 def scored_states(model: nn.Module, head: nn.Module | None, batch: Batch) -> torch.Tensor:
@@ -109,20 +76,16 @@ def sequence_nll(model: nn.Module, head: nn.Module | None, batch: Batch) -> torc
     return tokens.sum(dim=1) if tokens.device.type == "mps" else tokens.double().sum(dim=1)
 
 
-@contextmanager
-def evaluating(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Eval mode and no gradients, every module's own mode back afterwards; `dtype`: autocast to it."""
-    modes = [(module, module.training) for module in model.modules()]
-    device = next(model.parameters()).device.type
-    low = dtype in (torch.bfloat16, torch.float16)
-    try:
-        model.eval()
-        with torch.inference_mode(), torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=low):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _vocabulary(head: nn.Module) -> int:
     return int(getattr(head, "out_features", 0) or head.weight.shape[0])
+
+
+__all__ = [
+    "Batch",
+    "evaluating",
+    "logits_in_chunks",
+    "scored_nll",
+    "scored_states",
+    "separate_head",
+    "sequence_nll",
+]

@@ -23,6 +23,7 @@ from opmix.compute.budget import world_size
 from opmix.data import pad_rows
 from opmix.errors import ConfigError, StoreError, TrainingError
 from opmix.runs.trace import add_span, span
+from opmix.training.chunked_loss import ChunkedTrainer
 from opmix.training.isolation import check_isolation
 
 _SHOWN = {"report_to", "run_name", "project", "trackio_space_id"}
@@ -86,7 +87,7 @@ def default_trainer(spec: TrainSpec, kind: type[Trainer] = Trainer) -> Trainer:
         train_sampling_strategy="sequential",
         **{**defaults, **spec.arguments},
     )
-    trainer = kind(
+    trainer = (ChunkedTrainer if kind is Trainer else kind)(
         model=spec.model,
         args=arguments,
         train_dataset=spec.dataset,
