@@ -10,6 +10,7 @@ from rounding import assert_same_up_to_rounding
 from opmix.errors import DataError, TrainingError
 from opmix.mixing.mixture import InterpolationWeights
 from opmix.mixing.paired import loss_difference_error
+from opmix.models import heads
 from opmix.probes import token_losses
 from opmix.probes.evaluation import HeldOut, evaluate, evaluate_proxies, predictive_kl
 from opmix.probes.interpolation import make_proxies
@@ -53,7 +54,7 @@ def test_altered_logits_are_not_chunked(arch):
 
 
 def test_an_unknown_alteration_is_found_by_trying(monkeypatch):
-    monkeypatch.setattr(token_losses, "_ALTERED", ())
+    monkeypatch.setattr(heads, "_ALTERED", ())
     ids = torch.as_tensor(IDS)
     with torch.no_grad():
         assert token_losses.separate_head(tiny_model("granite"), ids) is None
