@@ -107,13 +107,15 @@ class Trial:
             o: {method: self._found(self.search_file(method, o)) for method in (*LAWS, *self.swarms)}
             for o in self.objectives
         }
+        for o in self.objectives:  # what the law would have had, had no trained candidate been asked
+            made[o]["unconfirmed"] = self._found(self.search_file("search", o), "optimum")
         alone = np.mean([made[o]["search"].weights for o in self.objectives if o != MEAN], axis=0)
         made[MEAN]["mean of optima"] = Mixture(self.cell.domains, alone / alone.sum())
         made[MEAN]["normalised gains"] = self._found(self.search_file("search", NORMALISED))
         return made
 
-    def _found(self, file: str) -> Mixture:
-        return Mixture(self.cell.domains, np.array(self.read(file)["mixture"]))
+    def _found(self, file: str, what: str = "mixture") -> Mixture:
+        return Mixture(self.cell.domains, np.array(self.read(file)[what]))
 
     # -- units of work -------------------------------------------------------------------------------------------
 
