@@ -163,3 +163,10 @@ def test_no_files_import_each_other_in_a_circle():
     assert imports["opmix.api"], "the imports were not found"
     assert house.circles(imports) == []
     assert house.circles({"a": {"b"}, "b": {"a"}, "c": {"a"}}) == [["a", "b"]]
+
+
+def test_the_page_on_architecture_shows_every_folder():
+    page = (ROOT.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = page.partition("```")[2].partition("```")[0]
+    folders = {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()}
+    assert {name for name in folders if f"{name}/" not in tree} == set()

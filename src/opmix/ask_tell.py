@@ -27,7 +27,7 @@ from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.paired import objective_values
 from opmix.mixing.solver import SolveSettings
 from opmix.mixing.table import ProxyTable
-from opmix.mixture_search.feasible import check_decision, prior_of, problem_of
+from opmix.mixture_search.feasible import check_decision, problem_of, solve_settings_of
 from opmix.protocols.law import LawFit
 from opmix.protocols.mixing_method import DecisionProblem, LawProposal
 from opmix.results.asked import NAME, AskedFile, AskedRun
@@ -35,7 +35,6 @@ from opmix.results.manifest import Manifest
 from opmix.runs.files import plain
 from opmix.runs.store import RunStore
 from opmix.settings.loading import nearest
-from opmix.target import objective_weights
 
 CURRENT, PROPOSAL = "current", "proposal"
 """Names of the runs that are no part of the design: the model as it is now, and the optimum."""
@@ -262,25 +261,11 @@ class AskTell:
         return design, fit, verdict
 
     def _settings(self, fit: LawFit, current: Mapping[str, float] | None) -> SolveSettings:
-        solve, metrics = self._config.solve, fit.law.metrics
-        weighted = (
-            bool(self._config.targets)
-            or solve.objective == "weighted"
-            or (solve.objective == "perplexity" and bool(solve.weights))
-        )
-        omega = objective_weights(self._config.targets, solve.weights, metrics) if weighted else None
+        metrics = fit.law.metrics
         reference = fit.law.predict(self.stage.current.weights)[0]
         if current is not None:
             reference = np.array([current[m] for m in metrics])
-        if omega is not None and solve.objective == "worst_case":  # sets without a weight are never the worst
-            reference = np.where(omega > 0, reference, np.inf)
-        return SolveSettings(
-            objective="weighted" if omega is not None and solve.objective == "mean" else solve.objective,
-            omega=omega,
-            reference=reference,
-            kl=self._config.kl,
-            prior=prior_of(self._config, self.stage),
-        )
+        return solve_settings_of(self._config, self.stage, reference, metrics)
 
     def _table(self) -> ProxyTable:
         runs = [run for run in self.runs if run.name not in (CURRENT, PROPOSAL)]
@@ -360,6 +345,11 @@ def _checked(given: Mapping[str, Any]) -> tuple[SearchConfig, dict[str, int]]:
     taken = [n for n in (*given["domains"], *given["targets"]) if (*given["domains"], *given["targets"]).count(n) > 1]
     if taken:
         problems.append(f"domains, targets: {sorted(set(taken))} named twice; expected each name once")
+    if given["solve"].get("unit", "nats") != "nats":
+        problems.append(
+            f"solve.unit: {given['solve']['unit']!r}, which needs the bytes of each token; expected nats (or "
+            "tell losses in bits per byte: the law takes them as they are)"
+        )
     if problems:
         raise ConfigError(problems)
     content = {

@@ -8,15 +8,15 @@ every prefix of any length. Rows are a keyed permutation of each epoch that is c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from opmix.data.sampler import MixturePlan, Plan, check_repetition, integer_shares, plan_mixture, schedule
-from opmix.errors import DataError
+from opmix.data.joined_plan import JoinedPlan, inside
+from opmix.data.sampler import MixturePlan, Plan, check_repetition, continued, integer_shares, plan_mixture, schedule
 from opmix.mixing.mixture import Mixture
 
 Int64 = npt.NDArray[np.int64]
@@ -80,7 +80,7 @@ class PeriodicPlan:
 
     def at(self, index: npt.ArrayLike) -> tuple[Int64, Int64]:
         """Domains and rows at some indices."""
-        asked = _inside(index, self.length)
+        asked = inside(index, self.length)
         place = np.atleast_1d(asked) + self.first  # numpy warns of overflow in numbers, not in arrays
         turn, place = np.divmod(place, len(self.cycle.order))
         domain = self.cycle.order[place].astype(np.int64)
@@ -125,69 +125,6 @@ class PeriodicPlan:
         return hashlib.blake2b(repr(("periodic-1", *parts)).encode(), digest_size=16).hexdigest()
 
 
-@dataclass(frozen=True, eq=False)
-class JoinedPlan:
-    """Plans one after the other, of which each goes on where the one before it ends; see `Plan`."""
-
-    parts: tuple[Plan, ...]
-    """At least one; the domains of each are the first of the next one's."""
-    names: tuple[str, ...]
-    available: tuple[int, ...]
-    seed: int
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
-
-    def at(self, index: npt.ArrayLike) -> tuple[Int64, Int64]:
-        """Domains and rows at some indices."""
-        index = _inside(index, len(self))
-        domain, row = np.empty(index.shape, dtype=np.int64), np.empty(index.shape, dtype=np.int64)
-        first = 0
-        for part in self.parts:
-            mine = (index >= first) & (index < first + len(part))
-            if mine.any():
-                domain[mine], row[mine] = part.at(index[mine] - first)
-            first += len(part)
-        return domain, row
-
-    def __getitem__(self, part: slice) -> JoinedPlan:
-        """A stretch of the stream."""
-        start, stop, step = part.indices(len(self))
-        if step != 1:
-            raise ValueError(f"plan[::{step}]: a stretch of the stream has step 1")
-        kept, first = [], 0
-        for own in self.parts:
-            end = first + len(own)
-            if first < stop and end > start:
-                kept.append(own[max(start - first, 0) : stop - first])
-            first = end
-        if not kept:  # nothing, of which it still counts where it is
-            at = next((p for p in self.parts if start <= len(p) or not (start := start - len(p))), self.parts[-1])
-            kept = [at[start:start]]
-        return replace(self, parts=tuple(kept))
-
-    @property
-    def before(self) -> tuple[int, ...]:
-        """Sequences of each domain drawn ahead of the first index."""
-        known = self.parts[0].before
-        return known + (0,) * (len(self.names) - len(known))
-
-    def cursors(self) -> dict[str, int]:
-        """Sequences of each domain drawn up to the end of this stretch, those before it included."""
-        return {**dict.fromkeys(self.names, 0), **self.parts[-1].cursors()}
-
-    def counts(self) -> dict[str, int]:
-        """Sequences drawn of each domain."""
-        each = [part.counts() for part in self.parts]
-        return {name: sum(counts.get(name, 0) for counts in each) for name in self.names}
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the parts'."""
-        parts = (self.names, self.available, [part.fingerprint for part in self.parts])
-        return hashlib.blake2b(repr(("joined-1", *parts)).encode(), digest_size=16).hexdigest()
-
-
 def plan_stretch(
     mixture: Mixture,
     num_sequences: int,
@@ -206,17 +143,9 @@ def plan_stretch(
     Raises:
         DataError: As `plan_mixture`.
     """
-    if num_sequences < PERIODIC_FROM and (previous is None or isinstance(previous, MixturePlan)):
-        return plan_mixture(
-            mixture,
-            num_sequences,
-            available,
-            seed=seed,
-            max_epochs=max_epochs,
-            previous=previous,
-            sequence_length=sequence_length,
-        )
-    return plan_periodic(
+    small = num_sequences < PERIODIC_FROM and (previous is None or isinstance(previous, MixturePlan))
+    plan: Callable[..., Plan] = plan_mixture if small else plan_periodic
+    return plan(
         mixture,
         num_sequences,
         available,
@@ -247,18 +176,9 @@ def plan_periodic(
         >>> len(plan), plan.counts()
         (1000000000, {'a': 750000000, 'b': 250000000})
     """
-    old = () if previous is None else previous.names
-    names = old + tuple(name for name in mixture.names if name not in old)
-    missing = [name for name in names if name not in available]
-    if missing:
-        raise DataError(f"domain {missing[0]!r}: no count of its sequences; expected one for each of {list(names)}")
-    if previous is not None and (previous.seed != seed or previous.available != tuple(available[n] for n in old)):
-        raise DataError(
-            "the previous phase was planned with another seed or other data; a stream must be planned as one"
-        )
-    mixture, sizes = mixture.on(names), tuple(available[name] for name in names)
-    cursors = {} if previous is None else previous.cursors()
-    start = tuple(cursors.get(name, 0) for name in names)
+    mixture, start = continued(mixture, available, seed, previous)
+    names = mixture.names
+    sizes = tuple(available[name] for name in names)
     plan = PeriodicPlan(names, sizes, seed, Cycle.of(mixture.weights), start, 0, num_sequences)
     for name, total in plan.cursors().items():
         check_repetition(name, mixture[name], total, available[name], (max_epochs or {}).get(name), sequence_length)
@@ -321,16 +241,3 @@ def _rounded(shares: npt.NDArray[np.float64]) -> tuple[list[int], int]:
     each = np.floor(exact).astype(np.int64)
     each[np.argsort(-(exact - each), kind="stable")[: whole - int(each.sum())]] += 1
     return each.tolist(), whole
-
-
-def _inside(index: npt.ArrayLike, length: int) -> Int64:
-    """Indices as an array, negative ones from the end.
-
-    Raises:
-        IndexError: One is outside.
-    """
-    found = np.asarray(index, dtype=np.int64)
-    found = np.where(found < 0, found + length, found)
-    if found.size and (found.min() < 0 or found.max() >= length):
-        raise IndexError(f"sequence {int(found.max())} of {length}")
-    return found

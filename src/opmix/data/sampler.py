@@ -178,18 +178,8 @@ def plan_mixture(
         >>> plan.counts(), plan.repetitions()["a"]
         ({'a': 6, 'b': 2}, 1.5)
     """
-    old = () if previous is None else previous.names
-    names = old + tuple(name for name in mixture.names if name not in old)
-    mixture = mixture.on(names)
-    missing = [name for name in names if name not in available]
-    if missing:
-        raise DataError(f"domain {missing[0]!r}: no count of its sequences; expected one for each of {list(names)}")
-    if previous is not None and (previous.seed != seed or previous.available != tuple(available[n] for n in old)):
-        raise DataError(
-            "the previous phase was planned with another seed or other data; a stream must be planned as one"
-        )
-    cursors = {} if previous is None else previous.cursors()
-    used = [cursors.get(name, 0) for name in names]
+    mixture, used = continued(mixture, available, seed, previous)
+    names = mixture.names
     order = schedule(*integer_shares(mixture.weights), num_sequences)
     rows = np.empty(num_sequences, dtype=np.int64)
     ends = np.cumsum(np.bincount(order, minlength=len(names)))[:-1]
@@ -205,6 +195,27 @@ def plan_mixture(
     before = () if previous is None or not previous.before else previous.before
     before += (0,) * (len(names) - len(before)) if before else ()
     return MixturePlan(names, order, rows, tuple(available[n] for n in names), seed, before)
+
+
+def continued(
+    mixture: Mixture, available: Mapping[str, int], seed: int, previous: Plan | None
+) -> tuple[Mixture, tuple[int, ...]]:
+    """A mixture over the domains of the whole stream, and how many sequences of each were drawn before.
+
+    Raises:
+        DataError: A domain without a count, or a previous phase of another seed or other data.
+    """
+    old = () if previous is None else previous.names
+    names = old + tuple(name for name in mixture.names if name not in old)
+    missing = [name for name in names if name not in available]
+    if missing:
+        raise DataError(f"domain {missing[0]!r}: no count of its sequences; expected one for each of {list(names)}")
+    if previous is not None and (previous.seed != seed or previous.available != tuple(available[n] for n in old)):
+        raise DataError(
+            "the previous phase was planned with another seed or other data; a stream must be planned as one"
+        )
+    cursors = {} if previous is None else previous.cursors()
+    return mixture.on(names), tuple(cursors.get(name, 0) for name in names)
 
 
 def schedule(scaled: Sequence[int], whole: int, num: int) -> npt.NDArray[np.int16]:

@@ -19,7 +19,7 @@ from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.solver import SolveSettings
 from opmix.mixture_search.estimate import DomainSize, estimate_search, eval_sequences
-from opmix.mixture_search.feasible import check_decision, prior_of, problem_of
+from opmix.mixture_search.feasible import check_decision, problem_of, solve_settings_of
 from opmix.mixture_search.hand_over import elsewhere
 from opmix.mixture_search.payoff import silent_targets
 from opmix.progress import Progress
@@ -28,7 +28,7 @@ from opmix.results.payoff import Silent
 from opmix.runs.files import default_cache_dir
 from opmix.runs.store import RunStore, fingerprint
 from opmix.settings import changed
-from opmix.target import LOSS_LIMIT, objective_weights
+from opmix.target import LOSS_LIMIT
 from opmix.training.arguments import checked_arguments
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
@@ -139,23 +139,8 @@ class SearchContext:
 
     def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
         """See `MethodContext`."""
-        solve = self.config.solve
-        objective, omega = solve.objective, None
-        if self.config.targets or objective == "weighted" or (objective == "perplexity" and solve.weights):
-            omega = objective_weights(self.config.targets, solve.weights, metrics)
-            omega = omega * [m not in self.silent for m in metrics]
-        if solve.unit == "bpb":  # a mean of bits per byte is one of nats per token with other weights
-            size = self.prepared.bytes_per_token
-            omega = (np.ones(len(metrics)) if omega is None else omega) / [size.get(m, 1.0) for m in metrics]
-        if omega is not None and objective == "worst_case":  # sets without a weight are never the worst
-            baseline = np.where(omega > 0, baseline, np.inf)
-        return SolveSettings(
-            objective="weighted" if omega is not None and objective == "mean" else objective,
-            omega=omega,
-            reference=baseline,
-            kl=self.config.kl,
-            prior=prior_of(self.config, self.stage),
-        )
+        size = self.prepared.bytes_per_token
+        return solve_settings_of(self.config, self.stage, baseline, metrics, silent=self.silent, bytes_per_token=size)
 
     def constraints(self, baseline: Mapping[str, float]) -> Constraints:
         """See `MethodContext`."""

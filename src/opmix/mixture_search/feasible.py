@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -11,9 +11,10 @@ from opmix.errors import ConfigError
 from opmix.methods.op_mix import method_of
 from opmix.mixing.design import StageDesign, coordinates_of, new_domains
 from opmix.mixing.log_linear import LogLinearLaw
-from opmix.mixing.mixture import Mixture
+from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.solver import Coordinates, SolveSettings, solve
 from opmix.protocols.mixing_method import DecisionProblem
+from opmix.target import objective_weights
 
 
 def problem_of(config: SearchConfig, available: Mapping[str, int]) -> DecisionProblem:
@@ -54,6 +55,43 @@ def prior_of(config: SearchConfig, problem: DecisionProblem) -> Mixture:
         return problem.by_size
     coordinates = coordinates_of(problem.domains, problem.old, config.new_domains)
     return coordinates.mixture(np.full(len(coordinates.names), 1 / len(coordinates.names)))
+
+
+def solve_settings_of(
+    config: SearchConfig,
+    problem: DecisionProblem,
+    baseline: FloatArray,
+    metrics: Sequence[str],
+    *,
+    silent: Collection[str] = (),
+    bytes_per_token: Mapping[str, float] | None = None,
+) -> SolveSettings:
+    """What a search minimises.
+
+    Args:
+        config: The search.
+        problem: Its decision.
+        baseline: The current model's losses, (E,) nats per token.
+        metrics: E evaluation sets.
+        silent: Targets that have no say.
+        bytes_per_token: Of evaluation sets, for means of bits per byte; None: there is no other unit than nats.
+    """
+    solve = config.solve
+    objective, omega = solve.objective, None
+    if config.targets or objective == "weighted" or (objective == "perplexity" and solve.weights):
+        omega = objective_weights(config.targets, solve.weights, metrics)
+        omega = omega * [m not in silent for m in metrics]
+    if solve.unit == "bpb" and bytes_per_token is not None:  # a mean of bits per byte is one of nats with other weights
+        omega = (np.ones(len(metrics)) if omega is None else omega) / [bytes_per_token.get(m, 1.0) for m in metrics]
+    if omega is not None and objective == "worst_case":  # sets without a weight are never the worst
+        baseline = np.where(omega > 0, baseline, np.inf)
+    return SolveSettings(
+        objective="weighted" if omega is not None and objective == "mean" else objective,
+        omega=omega,
+        reference=baseline,
+        kl=config.kl,
+        prior=prior_of(config, problem),
+    )
 
 
 def check_decision(

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
-from accelerate.state import AcceleratorState, GradientState
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from opmix.errors import ModelError
+from opmix.training.process_state import preserve_process_state, restorer
 
 
 def plain_model(model: Any) -> PreTrainedModel:
@@ -59,20 +55,16 @@ def preserve_model_state(model: PreTrainedModel) -> Iterator[None]:
     modules = list(model.modules())
     kept = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     holders = [vars(module) for module in modules] + [vars(config) for config in _configs(modules)]
-    restore = [_restorer(holder) for holder in [*holders, GradientState._shared_state, AcceleratorState._shared_state]]
-    # The legacy generator is what the Trainer seeds.
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    restore = [restorer(holder) for holder in holders]
     for parameter, _, _ in kept:
         parameter.grad = None
     for module in modules:
         if vars(module).get("_compiled_call_impl") is not None:
             module._compiled_call_impl = None
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with preserve_process_state():
             yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
         for put_back in restore:
             put_back()
         for parameter, flag, gradient in kept:
@@ -91,17 +83,3 @@ def _configs(modules: list[nn.Module]) -> list[Any]:
         found[id(config)] = config
         waiting += [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
     return list(found.values())
-
-
-def _restorer(holder: dict[str, Any]) -> Callable[[], None]:
-    """Remember a mapping and the containers in it; both are put back in place, since handles of hooks point at them."""
-    containers = [(value, value.copy()) for value in holder.values() if isinstance(value, dict | list | set)]
-    return partial(_put_back, holder, dict(holder), containers)
-
-
-def _put_back(holder: dict[str, Any], values: dict[str, Any], containers: list[tuple[Any, Any]]) -> None:
-    for container, content in containers:
-        container.clear()
-        container.extend(content) if isinstance(container, list) else container.update(content)
-    holder.clear()
-    holder.update(values)

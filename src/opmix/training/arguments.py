@@ -141,10 +141,12 @@ def try_arguments(arguments: Mapping[str, Any], where: str = "trainer", *, track
     import torch
     from transformers import TrainingArguments
 
+    from opmix.training.process_state import preserve_process_state
+
     check_trackers(arguments.get("report_to"), f"{where}.report_to", strict=False)
     defaults = {"report_to": "none", "use_cpu": not torch.cuda.is_available()}
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, preserve_process_state():  # may be inside somebody's own training
             made = TrainingArguments(output_dir=folder, **{**defaults, **for_transformers(arguments)})
             made.report_to = made.report_to if trackers else []
             _try_trainer(made)
@@ -159,14 +161,12 @@ def _try_trainer(arguments: Any) -> None:
     Raises:
         Exception: Whatever libraries raise for what they do not take, or miss.
     """
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 
     size = dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"), 8)
-    with torch.random.fork_rng(devices=[]):
-        model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=1, num_attention_heads=1))
     arguments.push_to_hub = arguments.load_best_model_at_end = False  # would ask the hub, and for data
     arguments.eval_strategy = "no"
+    model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=1, num_attention_heads=1))
     trainer = Trainer(model=model, args=arguments)
     if arguments.optim_target_modules is None:  # else the names are those of the user's model
         trainer.create_optimizer_and_scheduler(num_training_steps=10)
