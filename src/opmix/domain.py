@@ -22,7 +22,8 @@ CHAT_COLUMNS: dict[RowSchema, tuple[str, ...]] = {
     "instruction and output": ("instruction", "output"),
 }
 """What the rows of a schema must have; the first that fits counts. ShareGPT's are those of `conversations`."""
-SourceFormat = Literal["jsonl", "text", "parquet", "arrow", "hub", "npy", "bin", "megatron", "datatrove"]
+SourceFormat = Literal["jsonl", "text", "parquet", "arrow", "hub", "npy", "bin", "megatron", "datatrove", "litdata"]
+_NOT_TOKENS: tuple[SourceFormat, ...] = ("jsonl", "text", "parquet", "arrow", "hub")
 Split = Literal["train", "valid", "test"]
 Kind = Literal["text", "chat", "choice"]
 """`choice`: questions with options, which only targets hold."""
@@ -121,7 +122,8 @@ class Source:
     """Files, globs, folders, or one hub name."""
     format: SourceFormat | None = None
     """None: told from the file name (`.jsonl[.gz|.zst]`, `.json`, `.txt`, `.parquet`, `.npy`, `.bin`, a folder).
-    `megatron` (`.bin` beside `.idx`) and `datatrove` (`.ds` beside `.ds.index`) must be said."""
+    `megatron` (`.bin` beside `.idx`), `datatrove` (`.ds` beside `.ds.index`) and `litdata` (`chunk-*.bin` beside `index.json`) must be
+    said."""
     field: str = "text"
     """Column or JSON key that holds a document's text."""
     split: str | None = None
@@ -132,10 +134,16 @@ class Source:
     """Raw `.bin` files of token ids: their integer type."""
     max_tokens: Count | None = None
     """Read no further than the document that completes so many tokens; None: to the end. For streams that have none, or too far away."""
+    in_place: bool = False
+    """Training reads files of token ids where they lie: nothing of them is copied or hashed but what is held out."""
 
     def __post_init__(self) -> None:
         if not self.paths or any(not path for path in self.paths):
             raise ConfigError("paths: empty; give at least one file, glob, folder or hub name")
+        if self.in_place and self.format in _NOT_TOKENS:
+            raise ConfigError(f"in_place: of {self.format}; expected files of token ids; leave it out")
+        if self.in_place and self.max_tokens is not None:
+            raise ConfigError("max_tokens: beside in_place, which reads no further than training goes; leave one out")
 
     @classmethod
     def from_short(cls, value: Any) -> Any:
@@ -208,6 +216,16 @@ class Domain:
             problems.append(f"domain {self.name!r}: max_epochs is {self.max_epochs}; expected a positive number")
         if not 0 < self.holdout < 0.5:
             problems.append(f"domain {self.name!r}: holdout is {self.holdout}; expected a share in (0, 0.5)")
+        for split in ("valid", "test"):
+            if (source := getattr(self, split)) is not None and source.in_place:
+                problems.append(
+                    f"domain {self.name!r}: {split}.in_place: what judges is measured whole; expected it of train "
+                    "alone; leave it out, with max_tokens where there is much"
+                )
+        if self.train.in_place and self.kind in ("chat", "choice"):
+            problems.append(
+                f"domain {self.name!r}: train.in_place: of kind {self.kind}; expected token ids; leave it out"
+            )
         if problems:
             raise ConfigError(problems)
 

@@ -58,6 +58,9 @@ class Target:
         if self.task is None and (self.limit is not None or self.include_path is not None):
             raise ConfigError("limit, include_path: of a task alone; remove them, or give task in place of valid")
 
+        if any(source is not None and source.in_place for source in (self.valid, self.test)):
+            raise ConfigError("in_place: a target is measured whole; expected it of a domain's train; leave it out")
+
     @classmethod
     def from_short(cls, value: Any) -> Any:
         """A path or a list of them stands for `valid`."""

@@ -22,6 +22,7 @@ from typing import IO, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from opmix.data.in_place import TokensInPlace
 from opmix.domain import Split
 from opmix.errors import DataError
 from opmix.runs.files import remove_leftovers, writing_prefix
@@ -40,10 +41,10 @@ class TokenSplit:
     split: Split
     fingerprint: str
     """Of the source's bytes, the split rule and the tokenizer; the cache's key."""
-    tokens: TokenArray
-    """(num_tokens,), mapped from the cache when `folder` is set."""
+    tokens: TokenArray | TokensInPlace
+    """(num_tokens,), mapped from the cache when `folder` is set, or where they lie."""
     offsets: Int64Array
-    """(num_documents + 1,): document i is `tokens[offsets[i]:offsets[i + 1]]`."""
+    """(num_documents + 1,): document i is `tokens[offsets[i]:offsets[i + 1]]`; empty where documents are not `counted`."""
     byte_counts: Int64Array
     """(num_documents,): UTF-8 bytes of each document's text, EOS not counted; of a conversation, of its supervised text."""
     folder: Path | None = None
@@ -61,9 +62,21 @@ class TokenSplit:
         return self.num_tokens if self.mask is None else int(np.count_nonzero(self.mask))
 
     @property
+    def counted(self) -> bool:
+        """Whether documents and bytes are known: not of what is read in place."""
+        return not isinstance(self.tokens, TokensInPlace)
+
+    @property
     def num_documents(self) -> int:
-        """Documents."""
+        """Documents, where they are `counted`."""
         return len(self.byte_counts)
+
+    def starts(self, first: int, last: int) -> Int64Array:
+        """Where documents begin among the tokens `first` to before `last`, (m,)."""
+        if isinstance(self.tokens, TokensInPlace):
+            return self.tokens.starts(first, last)
+        low, high = np.searchsorted(self.offsets, [first, last])
+        return np.asarray(self.offsets[low:high], dtype=np.int64)
 
     @cached_property
     def num_bytes(self) -> int:
@@ -80,7 +93,8 @@ class TokenSplit:
         if self.folder is not None:
             return _reload, (self.folder, self.domain, self.split, self.fingerprint)
         mask = None if self.mask is None else np.array(self.mask)
-        values = (np.array(self.tokens), np.array(self.offsets), np.array(self.byte_counts), mask)
+        tokens = self.tokens if isinstance(self.tokens, TokensInPlace) else np.array(self.tokens)
+        values = (tokens, np.array(self.offsets), np.array(self.byte_counts), mask)
         return _rebuild, (self.domain, self.split, self.fingerprint, *values)
 
 

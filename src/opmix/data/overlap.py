@@ -11,6 +11,7 @@ from typing import Any
 from opmix.data.cache import TokenizedDomain, TokenSplit
 from opmix.data.chat.conversation import domain_kind, iter_conversations
 from opmix.data.choice import iter_questions, target_kind
+from opmix.data.in_place import TokensInPlace
 from opmix.data.sources import TOKEN_FORMATS, SourceFile, iter_documents, resolve
 from opmix.domain import Domain, Kind, Source
 from opmix.settings import changed
@@ -76,6 +77,9 @@ def token_overlaps(
 
 def _read_back(split: TokenSplit, tokenizer: Any) -> Iterator[str]:
     """Documents, every so manieth where all are too many."""
+    if isinstance(split.tokens, TokensInPlace):
+        yield from (tokenizer.decode(ids.tolist(), skip_special_tokens=True) for ids in split.tokens.samples())
+        return
     for i in range(0, split.num_documents, 1 + split.num_bytes // _DOMAIN_CHARACTERS):
         ids = split.tokens[split.offsets[i] : split.offsets[i + 1]]
         yield tokenizer.decode(ids.tolist(), skip_special_tokens=True)

@@ -62,9 +62,7 @@ class PackedSequences:
     def boundaries(self, index: int) -> Int64:
         """Positions inside the sequence at which a document begins."""
         first = self._first(index)
-        low, high = np.searchsorted(self.split.offsets, [first, first + self.sequence_length])
-        starts: Int64 = np.asarray(self.split.offsets[low:high], dtype=np.int64) - first
-        return starts
+        return self.split.starts(first, first + self.sequence_length) - first
 
     @property
     def lengths(self) -> Int64:
@@ -98,7 +96,9 @@ class PackedSequences:
         return positions
 
     def num_bytes(self, index: int) -> float:
-        """UTF-8 bytes of the sequence; a document cut by its edge counts by its share of tokens."""
+        """UTF-8 bytes of the sequence; a document cut by its edge counts by its share of tokens. NaN: not known."""
+        if not self.split.counted:
+            return float("nan")
         first = self._first(index)
         last = first + self.sequence_length
         offsets = self.split.offsets

@@ -24,6 +24,9 @@ Uint64 = npt.NDArray[np.uint64]
 
 PERIODIC_FROM = 1 << 22
 """Sequences of a stretch from which its plan is periodic: as an array it would take 40 MB and seconds, growing with its length."""
+PERMUTED_TO = 1 << 26
+"""Sequences of a domain up to which an epoch's order is an array, of half a gigabyte at most: those of longer ones are computed, however
+short the stretch."""
 LONGEST_CYCLE = 1 << 17
 """Sequences. Shares that are fractions of no more are kept exactly, others to less than two in so many."""
 _FEW = 64
@@ -135,15 +138,17 @@ def plan_stretch(
     previous: Plan | None = None,
     sequence_length: int | None = None,
 ) -> Plan:
-    """Plan a stretch of any length on `mixture`: as an array, or as a cycle where it has `PERIODIC_FROM` sequences or follows one.
+    """Plan a stretch of any length on `mixture`: as an array, or as a cycle where it is long.
 
+    Long is a stretch of `PERIODIC_FROM` sequences, one that follows such a one, and one over a domain of more than `PERMUTED_TO`.
     The two kinds read a domain in different orders. Where one follows the other, each domain's epoch that is under way is finished in
     the new order, so that inside it a sequence may come twice and another not at all.
 
     Raises:
         DataError: As `plan_mixture`.
     """
-    small = num_sequences < PERIODIC_FROM and (previous is None or isinstance(previous, MixturePlan))
+    small = num_sequences < PERIODIC_FROM and max(available.values(), default=0) <= PERMUTED_TO
+    small = small and (previous is None or isinstance(previous, MixturePlan))
     plan: Callable[..., Plan] = plan_mixture if small else plan_periodic
     return plan(
         mixture,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,8 @@ from opmix.data.chat.template import ChatFormat, chat_format
 from opmix.data.choice.question import Question, iter_questions
 from opmix.data.choice.rows import FORMAT as CHOICE_FORMAT
 from opmix.data.choice.rows import encode_questions
-from opmix.data.sources import holds_tokens, iter_documents, iter_token_documents, source_fingerprint
+from opmix.data.in_place import TokensInPlace, held_out_stripes
+from opmix.data.sources import holds_tokens, iter_documents, iter_token_documents, resolve, source_fingerprint
 from opmix.data.split import SplitRule
 from opmix.data.tokenization import (
     Document,
@@ -112,7 +113,7 @@ class _Preparation:
         """The splits that come from one source: those in the cache from there, the others in one pass."""
         origin = source_fingerprint(source, domain=self.domain.name)
         keys = {split: self._key(origin, source, rule, split) for split in splits}
-        found = self._load(keys)
+        found = self._in_place(source, rule, keys) if source.in_place else self._load(keys)
         missing = tuple(split for split in splits if split not in found)
         if missing and source.max_tokens is not None:
             missing = splits  # where reading stops depends on the documents of all of them
@@ -126,6 +127,25 @@ class _Preparation:
                 "it was written; expected it to stay; keep other programs from clearing the cache"
             )
         return found
+
+    def _in_place(self, source: Source, rule: SplitRule, keys: Mapping[Split, str]) -> dict[Split, TokenSplit]:
+        """Training where the files lie; what is held out of them is copied."""
+        name, none = self.domain.name, np.zeros(0, dtype=np.int64)
+        whole = TokensInPlace(resolve(source, domain=name), source.dtype, self.eos, name)
+        stripes = held_out_stripes(whole, rule, name)
+        for sample in whole.samples():
+            self._check_document(sample)
+        found = self._load({split: keys[split] for split in stripes})
+        for split, stretches in stripes.items():
+            if split not in found:
+                alone = SplitRule(carved=(), holdout=rule.holdout)
+                self._tokenize(source, alone, (split,), {split: keys[split]}, whole.documents(stretches))
+                found |= self._load({split: keys[split]})
+        rest = whole.without([stretch for stretches in stripes.values() for stretch in stretches])
+        train = TokenSplit(
+            domain=name, split="train", fingerprint=keys["train"], tokens=rest, offsets=none, byte_counts=none
+        )
+        return {**found, "train": train}
 
     def _key(self, origin: str, source: Source, rule: SplitRule, split: Split) -> str:
         part = "whole" if not rule.carved else rule.describe(split)
@@ -146,9 +166,14 @@ class _Preparation:
         return {split: found for split, found in loaded.items() if found is not None}
 
     def _tokenize(
-        self, source: Source, rule: SplitRule, splits: tuple[Split, ...], missing: Mapping[Split, str]
+        self,
+        source: Source,
+        rule: SplitRule,
+        splits: tuple[Split, ...],
+        missing: Mapping[Split, str],
+        documents: Iterable[Document] | None = None,
     ) -> None:
-        """One pass over a source that writes the missing ones of its splits."""
+        """One pass over a source, or some documents of it, that writes the missing ones of its splits."""
         name = self.domain.name
         dtype = np.dtype("<u2" if self.size <= 1 << 16 else "<u4")
         counts, read = dict.fromkeys(splits, 0), dict.fromkeys(splits, 0)
@@ -171,7 +196,7 @@ class _Preparation:
                 s: stack.enter_context(SplitWriter(self.cache_dir, key, dtype, masked=masked))
                 for s, key in missing.items()
             }
-            batches = batched(self._documents(source), keep=wanted)
+            batches = batched(self._documents(source) if documents is None else documents, keep=wanted)
             done = 0
             encode = partial(encode_questions if self.choice else encode_batch, bos=self.bos)
             encode = encode if self.chat is None else partial(encode_chats, self.chat)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opmix.data import readers
-from opmix.data.token_files import beside, open_tokens
+from opmix.data.token_files import TOKENS_OF_FOLDER, beside, open_tokens
 from opmix.domain import Source, SourceFormat, user_path
 from opmix.errors import ConfigError, DataError
 from opmix.runs.trace import span
@@ -32,7 +33,7 @@ SUFFIXES: dict[str, SourceFormat] = {
     ".bin": "bin",
 }
 COMPRESSED = (".gz", ".zst")
-TOKEN_FORMATS: tuple[SourceFormat, ...] = ("npy", "bin", "megatron", "datatrove")
+TOKEN_FORMATS: tuple[SourceFormat, ...] = ("npy", "bin", "megatron", "datatrove", "litdata")
 _ROLE = {
     "train": re.compile(r"train(ing)?(?![a-z])", re.IGNORECASE),
     "held out": re.compile(r"(valid(ation)?|val|dev|test|eval|heldout|held_out)(?![a-z])", re.IGNORECASE),
@@ -89,8 +90,11 @@ def _expand(pattern: str, source: Source, where: str) -> list[Path]:
     if not path.is_dir() or format_of(path) == "arrow" or source.format == "arrow":
         return [path]
     inside = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file, path))
-    kinds = [(file, format_of(file)) for file in inside]
-    known = [file for file, kind in kinds if kind and source.format in (None, kind)]
+    if source.format in TOKENS_OF_FOLDER:
+        known = [file for file in inside if file.match(TOKENS_OF_FOLDER[source.format])]
+    else:
+        kinds = [(file, format_of(file)) for file in inside]
+        known = [file for file, kind in kinds if kind and source.format in (None, kind)]
     if not known:
         wanted = source.format or ", ".join(SUFFIXES)
         raise DataError(
@@ -149,6 +153,11 @@ def resolve(source: Source, *, domain: str | None = None) -> tuple[SourceFile, .
         raise DataError(
             f"{place(domain, source.paths[0])}: text and token ids in one source; expected one of the two; "
             "make them two domains, or keep one kind of file"
+        )
+    if source.in_place and (text := [path for path, kind in files.items() if kind not in TOKEN_FORMATS]):
+        raise DataError(
+            f"{place(domain, text[0])}: in_place, and this is no file of token ids; expected one of "
+            f"{', '.join(TOKEN_FORMATS)}; leave in_place out, and its tokens are kept in the cache"
         )
     return tuple(SourceFile(path=path, format=kind) for path, kind in files.items())
 
@@ -230,7 +239,7 @@ def iter_token_documents(
         opened = open_tokens(Path(file.path), file.format, source.dtype, where)
         tokens, start = opened.tokens, 0
         if opened.ends is not None:
-            for end in opened.ends.tolist():
+            for end in opened.ends[:].tolist():
                 document = np.array(tokens[start : end - 1 if end > start and tokens[end - 1] == eos_id else end])
                 if len(document):
                     yield document
@@ -250,8 +259,9 @@ def iter_token_documents(
 def source_fingerprint(source: Source, *, domain: str | None = None) -> str:
     """A hash of what a source's documents are read from.
 
-    Files count by their bytes and order, not by their names; a hub dataset by name, configuration, split and
-    revision (an unpinned one is taken not to change: pin it with `name@revision`).
+    Files count by their bytes and order, not by their names; those read in place, of which there is too much to hash, by their names,
+    sizes and times of change; a hub dataset by name, configuration, split and revision (an unpinned one is taken not to change: pin it
+    with `name@revision`).
 
     Returns:
         32 hexadecimal digits.
@@ -262,6 +272,9 @@ def source_fingerprint(source: Source, *, domain: str | None = None) -> str:
     total = hashlib.blake2b(digest_size=16)
     files = resolve(source, domain=domain)
     contents = [content for file in files for content in _contents(file)]
+    if source.in_place:
+        total.update(repr(("in-place-1", _known_by(contents, domain), source.dtype)).encode())
+        return total.hexdigest()
     with ThreadPoolExecutor(max_workers=4) as pool:
         digests = list(pool.map(lambda item: _digest(item[0], item[1], domain), contents))
     kinds = {file.format for file in files}
@@ -281,6 +294,20 @@ def _contents(file: SourceFile) -> list[tuple[str, str | Path]]:
         return [(f"{file.format}/{inner.relative_to(path).as_posix()}", inner) for inner in inside]
     label = path.suffix if path.suffix in COMPRESSED else ""
     return [(f"{file.format}{label}", part) for part in (path, *beside(path, file.format))]
+
+
+def _known_by(contents: Sequence[tuple[str, str | Path]], domain: str | None) -> list[tuple[str, str, int, int]]:
+    """Format, name below what all have in common, size and time of change of files."""
+    paths = [Path(path) for _, path in contents]
+    folder = os.path.commonpath([path.parent for path in paths])
+    try:
+        stats = [path.stat() for path in paths]
+    except OSError as error:
+        raise DataError(f"{place(domain, str(error.filename))}: cannot be read ({error.strerror})") from error
+    return [
+        (label, path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns)
+        for (label, _), path, stat in zip(contents, paths, stats, strict=True)
+    ]
 
 
 def _digest(label: str, content: str | Path, domain: str | None) -> str:

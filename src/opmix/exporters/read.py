@@ -129,7 +129,8 @@ def _domain(
     # Held-out documents without files of their own lie among the training documents: a trainer reads them as well.
     carved = [split for split in ("valid", "test") if entry is not None and getattr(entry, split) is None]
     inside = [counts[split] for split in ("train", *carved) if split in counts]
-    tokens, documents = sum(c["tokens"] for c in inside), sum(c["documents"] for c in inside)
+    tokens, counted = sum(c["tokens"] for c in inside), all("documents" in c for c in inside)
+    documents = sum(c["documents"] for c in inside) if counted else 0  # of what is read in place nobody knows
     train = counts.get("train")
     path = options.paths.get(name) or options.paths.get("", "").replace("{domain}", name) or None
     return DomainPlan(

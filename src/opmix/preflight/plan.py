@@ -10,6 +10,7 @@ from typing import Any
 
 from opmix.compute.budget import sequences_per_step
 from opmix.config import SearchConfig
+from opmix.data.in_place import HELD_OUT_TOKENS
 from opmix.data.inspect.splits import empty_splits
 from opmix.data.inspect.survey import Size
 from opmix.domain import Split
@@ -192,6 +193,9 @@ def _check_held_out(config: SearchConfig, sizes: Sizes, findings: Findings) -> N
         else:
             tokens = None if train is None else round(train.row_tokens * config.domains[name].holdout)
             remedy = "raise holdout, add text, or shorten sequence_length"
+            if tokens is not None and config.domains[name].train.in_place:
+                tokens = min(tokens, HELD_OUT_TOKENS)
+                remedy = "give valid a source of its own, or shorten sequence_length"
         if tokens is None:
             continue
         if tokens < 2 * length:

@@ -115,14 +115,21 @@ class StageData:
         ]
 
     def counts(self, name: str, split: Split) -> dict[str, int]:
-        """Tokens, bytes and documents of a split; of conversations also their supervised tokens, which `bytes` are of."""
+        """Tokens, bytes and documents of a split; of conversations their supervised tokens too, in place tokens alone."""
         tokens = self.sets[name][split]
+        if not tokens.counted:
+            return {"tokens": tokens.num_tokens}
         counts = {"tokens": tokens.num_tokens, "bytes": tokens.num_bytes, "documents": tokens.num_documents}
         return counts if tokens.mask is None else {**counts, "supervised_tokens": tokens.supervised_tokens}
 
     def notes(self) -> list[str]:
         """What was cut or left out, and what is measured and trained on alike."""
         notes: list[str | None] = list(self.shared)
+        if there := [name for name, domain in self.domains.items() if not domain.train.counted]:
+            notes.append(
+                f"{', '.join(there)}: read where the files lie, which are known by their names, sizes and times of "
+                "change alone; their documents are not counted, and copies of held-out ones may be among them"
+            )
         for name, rows in self.train.items():
             if isinstance(rows, ChatRows):
                 notes.append(rows.report.note(name, self.sequence_length, self.options[name].truncate))

@@ -160,6 +160,13 @@ class TestJoining:
         return plan
 
     @pytest.mark.usefixtures("small")
+    def test_a_short_stretch_over_a_vast_domain_makes_no_order_of_all_its_rows(self) -> None:
+        plan = plan_stretch(Mixture.of({"a": 0.5, "b": 0.5}), 10, {"a": 10**12, "b": 5}, seed=0)
+        assert isinstance(plan, PeriodicPlan)
+        domains, rows = plan.at(np.arange(10))
+        assert np.bincount(domains).tolist() == [5, 5]
+        assert rows[domains == 0].max() > 10**9
+
     def test_short_stretches_are_arrays_as_ever(self) -> None:
         mixture = mixture_of([1, 3])
         found = plan_stretch(mixture, 99, {"d0": 40, "d1": 30}, seed=5)
