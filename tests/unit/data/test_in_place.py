@@ -20,8 +20,11 @@ from opmix.data.sources import SourceFile, resolve
 from opmix.data.split import SplitRule
 from opmix.domain import Domain, Source
 from opmix.errors import ConfigError, DataError
+from opmix.progress import Silent
 from opmix.target import Target
 from opmix.testing import tiny_tokenizer
+from opmix.training.settings import DistillationSettings
+from opmix.training.stage_data import prepare_data
 
 EOS = 0
 RULE = SplitRule(carved=("valid", "test"), holdout=0.1)
@@ -143,6 +146,22 @@ class TestPreparing:
         assert len(a) == len(b)
         assert all(a[i].tolist() == b[i].tolist() for i in range(len(a)))
         assert all(a.position_ids(i).tolist() == b.position_ids(i).tolist() for i in range(len(a)))
+
+    def test_documents_that_nobody_counted_are_not_said_to_be_none(self, domain: Domain, tmp_path: Path) -> None:
+        data = prepare_data(
+            {"web": domain},
+            tiny_tokenizer(),
+            objective=None,
+            sdft=DistillationSettings(),
+            sequence_length=64,
+            cache_dir=tmp_path / "cache",
+            num_proc=1,
+            progress=Silent(),
+        )
+        assert set(data.counts("web", "train")) == {"tokens"}
+        assert set(data.counts("web", "valid")) == {"tokens", "bytes", "documents"}
+        assert data.notes() == [note for note in data.notes() if "names, sizes and times of change alone" in note] != []
+        assert np.isnan(data.train["web"].num_bytes(0))
 
     def test_other_times_sizes_or_names_are_other_data(self, domain: Domain, tmp_path: Path) -> None:
         known = [source_fingerprint(domain.train)]
