@@ -11,14 +11,17 @@ import typer
 def task(
     folder: Annotated[Path, typer.Argument(help="Run folder that tasks were handed out in.")],
     name: Annotated[str | None, typer.Argument(help="Of the task; none: names are read from standard input.")] = None,
+    attempt: Annotated[
+        str | None, typer.Option(help="End as soon as the task's job file names another attempt; none: go on.")
+    ] = None,
 ) -> None:
     """Do tasks of a run folder; their results are records there."""
     from opmix.cli.console import importing
 
     with importing():
-        from opmix.execution.worker import do_one, serve
+        from opmix.execution.worker import do_alone, serve
         from opmix.mixture_search.worker import search_worker
     if name is None:
         serve(folder, lambda: search_worker(folder))
     else:
-        do_one(folder, name, search_worker(folder))
+        do_alone(folder, name, lambda: search_worker(folder), attempt=attempt)

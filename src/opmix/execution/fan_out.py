@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from opmix.errors import TrainingError
-from opmix.execution.tasks import Executor, Task, failure_of, file_of, hand_out
+from opmix.execution.attempts import note_of
+from opmix.execution.stragglers import Stragglers
+from opmix.execution.tasks import Executor, Task, failure_of, file_of, hand_out, running_in
 from opmix.progress import Advance, Progress
 from opmix.runs.store import RunStore
 
@@ -44,63 +47,97 @@ def fan_out(
 
     results = {task.name: found(task) for task in tasks}
     waiting = deque(task for task in tasks if results[task.name] is None)
-    begun, total = Counter[str](), len(waiting)
-    if not total:
-        return [result for result in results.values() if result is not None]
+    begun, done, total = Counter[str](), 0, len(waiting)
     for task in waiting:
         hand_out(store.folder, task)
-    with (
-        _shown(progress, store.folder, waiting, executor.slots) as (look, advance),
-        closing(executor.run(store.folder, waiting)) as events,
-    ):
-        for ended in events:
-            look()
-            if ended is None:
-                continue
-            task = ended.task
-            begun[task.name] += 1
-            results[task.name] = found(task)
-            if results[task.name] is not None:
-                advance(sum(results[t.name] is not None for t in tasks) - (len(tasks) - total), total)
-                continue
-            if (failure := failure_of(store.folder, task)) is not None:
-                raise failure
-            said = f"{task.name} on {ended.place}: {ended.error or 'it ended without a record'}"
-            if begun[task.name] >= tries:
-                raise TrainingError(
-                    f"{said}; that was try {begun[task.name]} of {tries}. What other tasks finished is kept: mend the "
-                    "cause and run the same command again"
-                )
-            progress.note(f"{said}; it is begun again from its last checkpoint")
-            hand_out(store.folder, task)
-            waiting.append(task)
+    if total:
+        with (
+            _shown(progress, store.folder, waiting, executor.slots) as watched,
+            closing(executor.run(store.folder, waiting)) as events,
+        ):
+            for ended in events:
+                watched.look()
+                if ended is None:
+                    continue
+                task = ended.task
+                begun[task.name] += 1
+                results[task.name] = found(task)
+                watched.ended(task.name, well=results[task.name] is not None)
+                if results[task.name] is not None:
+                    done += 1
+                    watched.advance(done, total)
+                    continue
+                if (failure := failure_of(store.folder, task)) is not None:
+                    raise failure
+                said = f"{task.name} on {ended.place}: {ended.error or 'it ended without a record'}"
+                if begun[task.name] >= tries:
+                    raise TrainingError(
+                        f"{said}; that was try {begun[task.name]} of {tries}. What other tasks finished is kept: mend the "
+                        "cause and run the same command again"
+                    )
+                progress.note(f"{said}; it is begun again from its last checkpoint")
+                hand_out(store.folder, task)
+                waiting.append(task)
     return [result for result in results.values() if result is not None]
 
 
+_EVERY = 0.5  # seconds between two looks at what processes say, however much happens
+_BARS = 16  # tasks that are shown one by one
+
+
+class _Watched:
+    """What the processes of tasks say in files: a bar each, up to a number, and who is slow."""
+
+    def __init__(self, progress: Progress, folder: Path, names: Iterable[str], advance: Advance) -> None:
+        self._progress, self._folder, self._names, self.advance = progress, folder, frozenset(names), advance
+        self._bars: dict[str, tuple[Advance, ExitStack]] = {}
+        self._stragglers = Stragglers()
+        self._last = -_EVERY
+
+    def look(self) -> None:
+        """Show what is said, at most so often."""
+        if time.monotonic() - self._last < _EVERY:
+            return
+        self._last = time.monotonic()
+        running = running_in(self._folder) & self._names
+        for name in self._bars.keys() - running:
+            self._bars.pop(name)[1].close()
+        for name in sorted(running):
+            self._stragglers.seen(name)
+            if name in self._bars or len(self._bars) < _BARS:
+                self._show(name)
+        for name, seconds, usual in self._stragglers.slow():
+            note = note_of(self._folder, name)
+            job = "" if note is None or note.job is None else f" (job {note.job})"
+            self._progress.note(f"{name}{job} has taken {seconds:.0f} s so far; its siblings took {usual:.0f} s")
+
+    def _show(self, name: str) -> None:
+        try:
+            said = json.loads(file_of(self._folder, name, "progress").read_text(encoding="utf-8"))
+            what, done, total = str(said["task"]), int(said["done"]), int(said["total"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return
+        if name not in self._bars:
+            stack = ExitStack()
+            self._bars[name] = stack.enter_context(self._progress.task(what, total)), stack
+        self._bars[name][0](done, total)
+
+    def ended(self, name: str, *, well: bool) -> None:
+        """A task's process has ended."""
+        self._stragglers.ended(name, well=well)
+        if name in self._bars:
+            self._bars.pop(name)[1].close()
+
+    def close(self) -> None:
+        """Take the bars away."""
+        for _, stack in self._bars.values():
+            stack.close()
+
+
 @contextmanager
-def _shown(
-    progress: Progress, folder: Path, tasks: Sequence[Task], slots: int
-) -> Iterator[tuple[Callable[[], None], Advance]]:
-    """A bar for all, and one for each that runs, as their processes say in files."""
-    bars: dict[str, tuple[Advance, ExitStack]] = {}
+def _shown(progress: Progress, folder: Path, tasks: Sequence[Task], slots: int) -> Iterator[_Watched]:
+    """A bar for all, and one for each of those that run."""
     names = [task.name for task in tasks]
-
-    def look() -> None:
-        for name in names:
-            try:
-                said = json.loads(file_of(folder, name, "progress").read_text(encoding="utf-8"))
-                what, done, total = str(said["task"]), int(said["done"]), int(said["total"])
-            except (OSError, ValueError, TypeError, KeyError):
-                said = None
-            if said is None:  # not begun, or over
-                if name in bars:
-                    bars.pop(name)[1].close()
-                continue
-            if name not in bars:
-                stack = all_bars.enter_context(ExitStack())
-                bars[name] = stack.enter_context(progress.task(what, total)), stack
-            bars[name][0](done, total)
-
-    with ExitStack() as all_bars:
-        many = f"{len(names)} tasks on {slots} slots" if len(names) > 1 else f"{len(names)} task"
-        yield look, all_bars.enter_context(progress.task(many, len(names)))
+    many = f"{len(names)} tasks on {slots} slots" if len(names) > 1 else f"{len(names)} task"
+    with progress.task(many, len(names)) as advance, closing(_Watched(progress, folder, names, advance)) as watched:
+        yield watched

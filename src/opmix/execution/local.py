@@ -13,11 +13,10 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from opmix.execution.tasks import Ended, Task
+from opmix.execution.tasks import Ended, Task, last_words
 
 _LOOK = 0.5  # seconds between two looks around
 _PATIENCE = 10.0  # seconds that a process is given to end
-_SHOWN = 4  # lines of a log that an error repeats
 
 
 class LocalExecutor:
@@ -124,13 +123,7 @@ class _Slot:
         self.end()
         code = _there(self._process).returncode
         how = f"its process was killed by signal {-code}" if code < 0 else f"its process ended with code {code}"
-        return Ended(task=task, error=f"{how}{self._last_words()}", place=place)
-
-    def _last_words(self) -> str:
-        with self._log.open("rb") as log:
-            log.seek(self._from)
-            lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-        return f" ({self._log}: {' | '.join(lines[-_SHOWN:])})" if lines else f" (nothing in {self._log})"
+        return Ended(task=task, error=f"{how}{last_words(self._log, self._from)}", place=place)
 
     def ask_to_end(self) -> None:
         """Close the process's input: it ends, whatever it does (`worker.serve`)."""

@@ -3,6 +3,7 @@
     tasks/<name>.json             what is to be done
     tasks/<name>.progress.json    how far it is, as its process says
     tasks/<name>.failed.json      an error that would come again
+    tasks/<name>.job.json         who does it, where a scheduler started it (`attempts`)
     steps/<name>.json             its record: the only way a result comes back
 
 No function is pickled and no object travels: a process is told a folder and a name.
@@ -11,8 +12,10 @@ No function is pickled and no object travels: a process is told a folder and a n
 from __future__ import annotations
 
 import json
+import os
 from collections import deque
 from collections.abc import Generator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,8 +69,16 @@ class Executor(Protocol):
 
 
 def file_of(folder: Path, name: str, kind: str = "") -> Path:
-    """Where a task lies, or with `kind` (`progress`, `failed`) what its process says of it."""
+    """Where a task lies, or with `kind` (`progress`, `failed`, `job`) what is said of it."""
     return folder / "tasks" / f"{name}.{kind}.json" if kind else folder / "tasks" / f"{name}.json"
+
+
+def running_in(folder: Path) -> set[str]:
+    """Names of the tasks whose processes say how far they are."""
+    end = ".progress.json"
+    with suppress(OSError), os.scandir(folder / "tasks") as files:
+        return {file.name.removesuffix(end) for file in files if file.name.endswith(end)}
+    return set()
 
 
 def hand_out(folder: Path, task: Task) -> None:
@@ -111,3 +122,23 @@ def failure_of(folder: Path, task: Task) -> OpMixError | None:
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return error_named(kind, message)
+
+
+def last_words(log: Path, since: int = 0) -> str:
+    """The last lines of what a process printed, in brackets, for an error.
+
+    Args:
+        log: File.
+        since: Bytes that were there before.
+    """
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(since, log.stat().st_size - _TAIL))
+            lines = [line for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    return f" ({log}: {' | '.join(lines[-_SHOWN:])})" if lines else f" (nothing in {log})"
+
+
+_TAIL = 1 << 16
+_SHOWN = 4  # lines of a log that an error repeats

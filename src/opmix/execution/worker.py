@@ -1,4 +1,4 @@
-"""The process that does tasks: one that it is told by name, or those that it reads from standard input, one after another.
+"""The process that does tasks: one that it is told by name (`do_alone`), or those that it reads from standard input (`serve`).
 
 Loading torch and a model takes longer than many tasks; so a process of this machine stays for the next one.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from opmix.errors import OpMixError
+from opmix.execution.attempts import LOOK, end_when_withdrawn
 from opmix.execution.tasks import Task, file_of, read_task, say_failed
 from opmix.progress import Progress, Silent
 from opmix.runs.progress_file import ProgressFile
@@ -38,6 +39,32 @@ def do_one(folder: Path, name: str, do: Do) -> None:
         raise
     finally:
         said.unlink(missing_ok=True)
+
+
+def do_alone(
+    folder: Path, name: str, make: Callable[[], Do], *, attempt: str | None = None, every: float = LOOK
+) -> None:
+    """Do one task in a process of its own.
+
+    Args:
+        folder: The run folder.
+        name: Of the task.
+        make: Loads what tasks are done with; an error of ours is left for whoever waits, as one of the task is.
+        attempt: The process ends as soon as this is not the wanted one any more; None: it is done whoever else does it.
+        every: Seconds between two looks at that.
+
+    Raises:
+        OpMixError: It cannot be done.
+    """
+    if attempt is not None:
+        end_when_withdrawn(folder, name, attempt, every=every)
+    task = read_task(folder, name)
+    try:
+        do = make()
+    except OpMixError as error:
+        say_failed(folder, task, error)
+        raise
+    do_one(folder, name, do)
 
 
 def serve(folder: Path, make: Callable[[], Do]) -> None:

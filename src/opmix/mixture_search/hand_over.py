@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from opmix.compute.budget import world_size
 from opmix.config import ModelConfig, SearchConfig
 from opmix.errors import ConfigError
+from opmix.execution.attempts import withdraw_all
 from opmix.execution.settings import ExecutorSettings
 from opmix.runs.files import write_json
 from opmix.runs.store import RunStore
@@ -48,19 +49,21 @@ def elsewhere(
         ConfigError: The executor cannot do this search; says why.
     """
     wanted = config.executor
+    if wanted.kind == "local":
+        withdraw_all(store.folder)
     if not wanted.elsewhere:
         return None
     if make_trainer is not None:
         raise ConfigError(
-            f"executor.slots: {wanted.slots}; make_trainer is an object of this process, which others cannot have; "
-            "expected one slot with it"
+            f"{_said(wanted)}; make_trainer is an object of this process, which others cannot have; expected one slot with it"
         )
-    from opmix.execution.local import LocalExecutor
+    from opmix.execution.engines import executor_of
     from opmix.probes.evaluation import device_of
     from opmix.probes.handed_out import Elsewhere
 
     device = device_of(model).type
     devices = devices_of(wanted, device)
+    check_precision(wanted, config.model.dtype, device)
     told = changed(config, executor=ExecutorSettings(), model=_told_model(config.model, store, model, given, device))
 
     copy = store.folder / _COPY
@@ -78,23 +81,45 @@ def elsewhere(
         executor.close()
         shutil.rmtree(copy, ignore_errors=True)
 
-    executor = LocalExecutor(wanted.slots, devices=devices, prepare=prepare)
+    executor = executor_of(wanted, device=device, devices=devices, prepare=prepare)
     store.before_release(release)
     return Elsewhere(executor=executor, tries=wanted.tries, save_every=wanted.save_every)
 
 
+def _said(wanted: ExecutorSettings) -> str:
+    return f"executor.slots: {wanted.slots}" if wanted.kind == "local" else f"executor.kind: {wanted.kind}"
+
+
+def check_precision(wanted: ExecutorSettings, dtype: str, device: str) -> None:
+    """Refuse GPUs for tasks where what a model's precision is depends on the device, and there is none here.
+
+    Args:
+        wanted: The settings.
+        dtype: As the model's settings say.
+        device: Type of the device that the model is on here.
+
+    Raises:
+        ConfigError: Tasks would see another model.
+    """
+    if wanted.resources.gpus and device != "cuda" and dtype == "auto":
+        raise ConfigError(
+            f"model.dtype: auto; it is bfloat16 on the GPUs of executor.resources.gpus and float32 here, on {device}: expected "
+            "the same model everywhere: set model.dtype, or start this command on a node with a GPU"
+        )
+
+
 def devices_of(wanted: ExecutorSettings, device: str) -> list[str]:
-    """GPU of each slot, as `CUDA_VISIBLE_DEVICES` names it; empty: the model is on the CPU.
+    """GPU of each slot of this machine, as `CUDA_VISIBLE_DEVICES` names it; empty: it needs none.
 
     Raises:
         ConfigError: More slots than GPUs, or a launcher's ranks.
     """
     if world_size() > 1:
         raise ConfigError(
-            f"executor.slots: {wanted.slots}; WORLD_SIZE is {world_size()}: expected one of both, ranks that train "
+            f"{_said(wanted)}; WORLD_SIZE is {world_size()}: expected one of both, ranks that train "
             "together or slots that train apart"
         )
-    if device != "cuda":
+    if device != "cuda" or wanted.kind != "local":
         return []
     import torch
 

@@ -150,16 +150,29 @@ def _kept(config: SearchConfig, name: str) -> float:
 
 
 def _check_executor(config: SearchConfig, findings: Findings) -> None:
-    """There is a GPU for each slot, where the model goes on GPUs."""
-    if not config.executor.elsewhere:
+    """There is a GPU for each slot, where the model goes on GPUs; or somebody who would start the tasks."""
+    wanted = config.executor
+    if not wanted.elsewhere:
         return
-    from opmix.mixture_search.hand_over import devices_of
+    from opmix.execution.engines import engine_of
+    from opmix.mixture_search.hand_over import check_precision, devices_of
     from opmix.models.device import default_device
 
+    device = (config.model.device or str(default_device())).partition(":")[0]
     with findings.catching("executor"):
-        devices = devices_of(config.executor, (config.model.device or str(default_device())).partition(":")[0])
-        what = f"GPUs {', '.join(devices)}" if devices else "one thread each unless OMP_NUM_THREADS says otherwise"
-        findings.ok("executor", f"{config.executor.slots} processes: {what}")
+        devices = devices_of(wanted, device)
+        check_precision(wanted, config.model.dtype, device)
+        engine = engine_of(wanted, device)
+        if engine is None:
+            what = f"GPUs {', '.join(devices)}" if devices else "one thread each unless OMP_NUM_THREADS says otherwise"
+            findings.ok("executor", f"{wanted.slots} processes: {what}")
+            return
+        try:
+            findings.ok(
+                "executor", f"{wanted.slots} tasks at once: {engine.check()}; all must see the run folder and the data"
+            )
+        finally:
+            engine.close()
 
 
 def _check_length(config: SearchConfig, model: ModelFacts | None, findings: Findings) -> None:

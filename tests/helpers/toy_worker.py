@@ -1,4 +1,4 @@
-"""A process of `LocalExecutor` for tests, without torch: tasks square a number, dawdle, fail, or die once or always."""
+"""A process of an executor for tests, without torch: tasks square a number, dawdle, fail, or die once or always."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from opmix.errors import TrainingError
-from opmix.execution.worker import serve
+from opmix.execution.worker import do_alone, serve
 from opmix.runs.store import RunStore
 
 
@@ -25,8 +25,10 @@ def worker(folder: Path):
             os.kill(os.getpid(), signal.SIGKILL)
         with progress.task(task.name, 3) as advance:
             advance(1, 3)
-            (folder / f"begun-{task.name}").write_text(str(os.getpid()))
-            time.sleep(said.get("seconds", 0.0))
+            begun = folder / f"begun-{task.name}"
+            seconds = 0.0 if begun.exists() else said.get("dawdles_once", 0.0)
+            begun.write_text(str(os.getpid()))
+            time.sleep(seconds + said.get("seconds", 0.0))
         seen = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
         RunStore(folder).step(
             task.name, {"number": said["number"]}, lambda: {"square": said["number"] ** 2, "pid": os.getpid(), **seen}
@@ -36,4 +38,9 @@ def worker(folder: Path):
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), lambda: worker(Path(sys.argv[1])))
+    folder, *alone = sys.argv[1:]
+    if alone:
+        name, _, attempt = alone
+        do_alone(Path(folder), name, lambda: worker(Path(folder)), attempt=attempt, every=0.1)
+    else:
+        serve(Path(folder), lambda: worker(Path(folder)))
