@@ -72,8 +72,8 @@ def fan_out(
                 said = f"{task.name} on {ended.place}: {ended.error or 'it ended without a record'}"
                 if begun[task.name] >= tries:
                     raise TrainingError(
-                        f"{said}; that was try {begun[task.name]} of {tries}. What other tasks finished is kept: mend the "
-                        "cause and run the same command again"
+                        f"{said}; that was try {begun[task.name]} of {tries}. What other tasks finished is kept: "
+                        "mend the cause and run the same command again"
                     )
                 progress.note(f"{said}; it is begun again from its last checkpoint")
                 hand_out(store.folder, task)

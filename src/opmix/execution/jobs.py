@@ -210,8 +210,8 @@ class JobExecutor:
         self._refusals += 1
         if not others and self._refusals >= _REFUSALS:
             raise TrainingError(
-                f"executor.kind {self.engine.kind}: no task could be started in {self._refusals} tries: {error}; what is "
-                "finished is kept: mend the cause and run the same command again"
+                f"executor.kind {self.engine.kind}: no task could be started in {self._refusals} tries: {error}; "
+                "what is finished is kept: mend the cause and run the same command again"
             )
         self._not_before = time.monotonic() + (_AGAIN if others else self.engine.poll_seconds)
 

@@ -59,7 +59,8 @@ class OnRay:
             told = ", ".join(f"{amount:g} {kind}" for kind, amount in needs.items() if amount)
             have = "; ".join(", ".join(f"{node.get(kind, 0):g} {kind}" for kind in needs) for node in nodes)
             raise ConfigError(f"executor.resources: {told} for a task; no node of the cluster has as much ({have})")
-        return f"tasks of a Ray cluster of {len(nodes)} node{'s' * (len(nodes) > 1)}, {self._resources.cpus} CPU and {self._gpus} GPU each"
+        each = f"{self._resources.cpus} CPU and {self._gpus} GPU each"
+        return f"tasks of a Ray cluster of {len(nodes)} node{'s' * (len(nodes) > 1)}, {each}"
 
     def _connected(self) -> Any:
         import ray
@@ -72,8 +73,8 @@ class OnRay:
         except Exception as error:
             said = " ".join(str(error).split())[:300]
             raise ConfigError(
-                f"executor.ray.address: {self._wanted.address!r}; no cluster of Ray answers there ({said}); start one (`ray start "
-                "--head`), or name its address"
+                f"executor.ray.address: {self._wanted.address!r}; no cluster of Ray answers there ({said}); start one "
+                "(`ray start --head`), or name its address"
             ) from error
         self._ours = True
         return ray

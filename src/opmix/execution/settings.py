@@ -100,8 +100,8 @@ def _problems_of(name: str, template: str | None) -> list[str]:
     problems = []
     if wrong := sorted(named - known):
         problems.append(
-            f"{name}: {{{wrong[0]}}} is not known; expected {', '.join(f'{{{word}}}' for word in sorted(known))} (a brace of "
-            "one's own is written twice)"
+            f"{name}: {{{wrong[0]}}} is not known; expected {', '.join(f'{{{word}}}' for word in sorted(known))} "
+            "(a brace of one's own is written twice)"
         )
     if name in ("run", "submit") and not {"command", "name"} & named:
         problems.append(f"{name}: {template!r} does not say what to do; expected {{command}} in it")

@@ -44,8 +44,8 @@ class Slurm:
         """See `Engine`."""
         if missing := [name for name in ("sbatch", "squeue", "scancel") if shutil.which(name) is None]:
             raise ConfigError(
-                f"executor.kind: slurm; {', '.join(missing)} not found on this machine; start this command where jobs are "
-                "submitted (a login node), or choose another executor"
+                f"executor.kind: slurm; {', '.join(missing)} not found on this machine; start this command where "
+                "jobs are submitted (a login node), or choose another executor"
             )
         try:
             ended = answer(["sbatch", "--test-only", *self._options()], told=self._script("true", {}))

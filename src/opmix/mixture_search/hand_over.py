@@ -55,7 +55,8 @@ def elsewhere(
         return None
     if make_trainer is not None:
         raise ConfigError(
-            f"{_said(wanted)}; make_trainer is an object of this process, which others cannot have; expected one slot with it"
+            f"{_said(wanted)}; make_trainer is an object of this process, which others cannot have; expected one slot "
+            "with it"
         )
     from opmix.execution.engines import executor_of
     from opmix.probes.evaluation import device_of
@@ -103,8 +104,8 @@ def check_precision(wanted: ExecutorSettings, dtype: str, device: str) -> None:
     """
     if wanted.resources.gpus and device != "cuda" and dtype == "auto":
         raise ConfigError(
-            f"model.dtype: auto; it is bfloat16 on the GPUs of executor.resources.gpus and float32 here, on {device}: expected "
-            "the same model everywhere: set model.dtype, or start this command on a node with a GPU"
+            f"model.dtype: auto; it is bfloat16 on the GPUs of executor.resources.gpus and float32 here, on "
+            f"{device}: expected the same model everywhere: set model.dtype, or start this command on a node with a GPU"
         )
 
 
