@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+from functools import cache
 from pathlib import Path
 
 import house
@@ -39,8 +40,10 @@ FLOORS = [
 FLOOR_OF = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 
+@cache
 def modules():
-    found = sorted(p for p in ROOT.rglob("*.py"))
+    """Every module's path, text and syntax tree, read once."""
+    found = [(p, text := p.read_text(), ast.parse(text)) for p in sorted(ROOT.rglob("*.py"))]
     assert len(found) > 40
     return found
 
@@ -60,11 +63,11 @@ def imports_of(tree: ast.AST):
 
 def test_imports_point_down():
     wrong, seen = [], 0
-    for path in modules():
+    for path, _, tree in modules():
         if path.parent == ROOT and path.name == "__init__.py":
             continue
         here = room(path)
-        for target in imports_of(ast.parse(path.read_text())):
+        for target in imports_of(tree):
             seen += 1
             if FLOOR_OF[target] > FLOOR_OF[here] or (
                 FLOOR_OF[target] == FLOOR_OF[here] and target != here and {target, here} - PEERS
@@ -93,11 +96,10 @@ PEERS = {
 
 def test_modules_and_functions_stay_small():
     long = []
-    for path in modules():
-        text = path.read_text()
+    for path, text, tree in modules():
         if len(text.splitlines()) > 400:
             long.append(f"{path.relative_to(ROOT)}: {len(text.splitlines())} lines")
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
                 length = (node.end_lineno or 0) - first.lineno + 1
@@ -120,10 +122,10 @@ def test_the_public_surface_is_complete_sorted_and_documented():
 
 
 def test_the_library_never_prints():
-    for path in modules():
+    for path, _, tree in modules():
         calls = [
             n
-            for n in ast.walk(ast.parse(path.read_text()))
+            for n in ast.walk(tree)
             if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "print"
         ]
         assert not calls, path
@@ -134,17 +136,16 @@ def test_few_files_lie_loose_at_the_root():
 
 
 def test_the_formatter_is_never_switched_off():
-    assert [str(p.relative_to(ROOT)) for p in modules() if "fmt: skip" in (t := p.read_text()) or "fmt: off" in t] == []
+    assert [str(p.relative_to(ROOT)) for p, text, _ in modules() if "fmt: skip" in text or "fmt: off" in text] == []
 
 
 def test_code_lines_have_at_most_120_columns():
     """Prose (docstrings, comments) may be as long as the linter says."""
     long = []
-    for path in modules():
-        text = path.read_text()
+    for path, text, tree in modules():
         prose = {
             line
-            for node in ast.walk(ast.parse(text))
+            for node in ast.walk(tree)
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
             for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
         }
@@ -158,7 +159,7 @@ def test_code_lines_have_at_most_120_columns():
 
 def test_no_files_import_each_other_in_a_circle():
     """Lazy imports and those for types count: what needs each other to be read belongs in one file."""
-    trees = {house.module_name(p, ROOT.parent): ast.parse(p.read_text()) for p in modules()}
+    trees = {house.module_name(path, ROOT.parent): tree for path, _, tree in modules()}
     imports = {name: house.imported(tree, set(trees)) - {name} for name, tree in trees.items()}
     assert imports["opmix.api"], "the imports were not found"
     assert house.circles(imports) == []

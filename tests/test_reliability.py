@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def rows(section):
     return {first.strip(): last.strip() for first, _, last in cells[1:]}
 
 
+@cache
 def functions_of_the_tree():
     """`file::function` of every test, methods among them."""
     found = set()

@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+from typer.testing import CliRunner
 
 from opmix.cli import main
 from opmix.cli.last_net import STOPPED, last_net
@@ -89,5 +90,4 @@ def test_a_stopped_verb_releases_its_lock_and_says_that_it_resumes(tmp_path, num
 
 
 def test_the_version_is_an_option():
-    done = subprocess.run([sys.executable, "-m", "opmix", "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("opmix 0.")
+    assert CliRunner().invoke(main.app, ["--version"]).stdout.startswith("opmix 0.")

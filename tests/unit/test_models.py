@@ -1,5 +1,8 @@
 """Loading, LoRA targets, counts and fingerprints, on real two-layer models."""
 
+import socket
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +83,22 @@ def test_a_checkpoint_without_its_head_is_refused(tmp_path):
     LlamaModel(tiny_model().config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"lm_head\.weight"):
         models.load_model(tmp_path, device="cpu")
+
+
+def test_a_hub_whose_address_nobody_knows_is_not_waited_for(monkeypatch):
+    def unknown(*_, **__):
+        raise socket.gaierror("Name or service not known")
+
+    def waits(seconds):
+        pytest.fail(f"waited {seconds} s")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(model_files, "getproxies", dict)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(time, "sleep", waits)
+    for load in (model_files.load_model_config, models.load_tokenizer, models.load_model):
+        with pytest.raises(ModelError, match="neither a folder here nor reachable on the model hub"):
+            load("nobody/no-such-model-7")
 
 
 def test_an_unreachable_hub_name_is_explained(monkeypatch):

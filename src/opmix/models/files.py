@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import socket
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+from huggingface_hub import constants
 from transformers import AutoConfig, PreTrainedConfig
 
 from opmix.domain import PLACEHOLDER
@@ -22,10 +27,9 @@ def load_model_config(
         ModelError: Nothing there, or no configuration of a model.
     """
     source, gguf_file = locate(name_or_path)
-    options = {"revision": revision, "gguf_file": gguf_file}
-    given = {key: value for key, value in options.items() if value is not None}
+    given = reading(source, revision=revision, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **given)
+        return AutoConfig.from_pretrained(source, **given)
     except Exception as error:  # whatever transformers raises for what it cannot read
         raise explain(source, error, "model") from error
 
@@ -78,6 +82,23 @@ def locate(name_or_path: str | Path, *, tokenizer: bool = False) -> tuple[str, s
             f"model {text[:80]!r} is no folder here and cannot be a hub name; expected a folder or OWNER/NAME"
         )
     return text, None
+
+
+def reading(source: str, **options: Any) -> dict[str, Any]:
+    """Arguments of `from_pretrained`: the options that are set; without a network, for a hub name, what is in its cache at once."""
+    given = {key: value for key, value in options.items() if value is not None}
+    return given if Path(source).is_dir() or _network() else {**given, "local_files_only": True}
+
+
+def _network() -> bool:
+    """Whether the hub's name can be looked up, or a proxy does that: its client tries a name that nobody knows for 47 seconds."""
+    try:
+        return bool(
+            {"http", "https", "all"} & getproxies().keys()
+            or socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+        )
+    except OSError:
+        return False
 
 
 def _with_gguf(path: Path) -> tuple[str, str]:

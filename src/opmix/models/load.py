@@ -15,19 +15,13 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from opmix.compute.flops import ModelShape
 from opmix.errors import ModelError
 from opmix.models.device import DtypeName, device_named, resolve_dtype
-from opmix.models.files import explain, locate
+from opmix.models.files import explain, locate, reading
 from opmix.runs.trace import span
 
 _HASH_CHUNK = 1 << 24
@@ -64,14 +58,16 @@ def load_model(
     """
     target = device_named(device)
     source, gguf_file = locate(name_or_path)
-    options: dict[str, Any] = {
-        "dtype": resolve_dtype(dtype, target),
-        "revision": revision,
-        "trust_remote_code": trust_remote_code,
-        "attn_implementation": attn_implementation,
-        "gguf_file": gguf_file,
-    }
-    given = {key: value for key, value in options.items() if value is not None}
+    given = reading(
+        source,
+        dtype=resolve_dtype(dtype, target),
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        attn_implementation=attn_implementation,
+        gguf_file=gguf_file,
+    )
+    if "local_files_only" in given:  # looking for an adapter has arguments of its own
+        given["adapter_kwargs"] = {"local_files_only": True}
     try:
         with span("load a model", "loading"):
             model, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **given)
@@ -94,11 +90,10 @@ def load_tokenizer(
         ModelError: Nothing there, or no tokenizer among the files.
     """
     source, gguf_file = locate(name_or_path, tokenizer=True)
-    options = {"revision": revision, "gguf_file": gguf_file}
-    given = {key: value for key, value in options.items() if value is not None}
+    given = reading(source, revision=revision, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
     try:
         with span("load a tokenizer", "loading"):
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **given)
+            tokenizer = AutoTokenizer.from_pretrained(source, **given)
     except Exception as error:  # the tokenizers library raises bare ones
         raise explain(source, error, "tokenizer") from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
