@@ -35,6 +35,13 @@ def export(
             "--into", help="In place of --to: your axolotl or LLaMA-Factory YAML; its numbers change in place."
         ),
     ] = None,
+    materialise: Annotated[
+        Path | None,
+        typer.Option("--materialise", help="Folder to write the data into as well, each domain's part of the budget."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="With --materialise: in place of the run's model's.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="File to write; standard output otherwise.")] = None,
     tokens: Annotated[str | None, typer.Option("--tokens", help="Budget, such as 2e9; the run's otherwise.")] = None,
     unit: Annotated[
@@ -82,12 +89,28 @@ def export(
         available={n: round(_number("--available", v)) for n, v in _named(available or []).items()},
         base=base,
     )
+    if materialise is not None and into is not None:
+        raise ConfigError("--materialise: beside --into, which changes numbers alone; expected --to; leave one out")
     if into is not None:
         _write_back(run, into, options)
         return
     assert to is not None
-    result = export_run(run, to, options)
-    _write(result, out)
+    if materialise is None:
+        _write(export_run(run, to, options), out)
+        return
+    _write(_materialised(run, to, user_path(materialise), options, tokenizer), out)
+
+
+def _materialised(run: Path, to: str, folder: Path, options: ExportOptions, tokenizer: str | None) -> Export:
+    from opmix.progress.display import Display
+    from opmix.scaffold.materialise import materialise
+
+    with Display() as display:
+        made = materialise(run, to, folder, options, tokenizer=tokenizer, progress=display)
+    for name, written in made.written.items():
+        there = ", there already" if written.again else ""
+        typer.echo(f"{name}: {written.tokens:,} tokens, {written.documents:,} documents{there}", err=True)
+    return made.export
 
 
 def _write_back(run: Path, into: Path, options: ExportOptions) -> None:

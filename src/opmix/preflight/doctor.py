@@ -11,7 +11,6 @@ from opmix.preflight.machine import (
     check_hub,
     check_memory,
     check_threads,
-    existing,
     free_memory,
 )
 from opmix.preflight.packages import check_packages, check_python
@@ -90,7 +89,7 @@ def _check_need(needed: float, have: tuple[float | None, str], findings: Finding
 def _check_room(tokens: float, adapters: float, cache: Path | None, runs: Path, findings: Findings) -> None:
     import shutil
 
-    from opmix.runs.files import default_cache_dir
+    from opmix.runs.files import default_cache_dir, existing
 
     folder = cache or default_cache_dir()
     for name, path, needed in (

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from opmix.preflight.checks import Findings
-from opmix.runs.files import default_cache_dir
+from opmix.runs.files import default_cache_dir, existing
 
 LITTLE_DISK = 5e9
 NO_DISK = 0.3e9
@@ -107,12 +107,6 @@ def check_disk(findings: Findings, runs: Path, cache: Path | None = None) -> Non
             )
         else:
             findings.ok(f"disk ({name})", f"{folder}: {free / 1e9:.0f} GB free")
-
-
-def existing(folder: Path) -> Path:
-    """The folder itself or the nearest one above it that exists."""
-    folder = folder.absolute()
-    return next(each for each in (folder, *folder.parents) if each.exists())
 
 
 def cores() -> int:

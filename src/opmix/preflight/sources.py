@@ -11,8 +11,7 @@ from opmix.data.sources import resolve
 from opmix.domain import SPLITS, Domain, Split
 from opmix.errors import DataError
 from opmix.preflight.checks import Findings
-from opmix.preflight.machine import existing
-from opmix.runs.files import default_cache_dir
+from opmix.runs.files import default_cache_dir, existing
 
 
 def check_cache(cache_dir: str | None, findings: Findings) -> None:

@@ -244,6 +244,12 @@ def source_commit() -> str | None:
     return told.stdout.strip() or None
 
 
+def existing(folder: Path) -> Path:
+    """The folder itself or the nearest one above it that exists."""
+    folder = folder.absolute()
+    return next(each for each in (folder, *folder.parents) if each.exists())
+
+
 def default_cache_dir() -> Path:
     """Where tokenised data are kept unless a configuration says otherwise: `$XDG_CACHE_HOME/opmix` or `~/.cache/opmix`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opmix"
