@@ -117,8 +117,8 @@ def _rows(
     for keep in kept.tolist():
         if (document := next(mine, None)) is None:
             raise DataError(
-                f"domain {domain.name!r}: fewer documents than were tokenised; expected the files that the cache was made "
-                "of; run the command again"
+                f"domain {domain.name!r}: fewer documents than were tokenised; expected the files that the cache was "
+                "made of; run the command again"
             )
         if keep:
             yield _chat_row(document, domain) if isinstance(document, Conversation) else {"text": document}
@@ -128,8 +128,8 @@ def _chat_row(chat: Conversation, domain: Domain) -> dict[str, Any]:
     given = any(message.role == "assistant" for message in chat.messages[: chat.first])
     if given or (domain.chat.supervise == "last" and len(chat.answers) > 1):
         raise DataError(
-            f"{chat.where}: answers that are not learned from, which a row of messages cannot say; expected one answer; "
-            "convert such rows yourself"
+            f"{chat.where}: answers that are not learned from, which a row of messages cannot say; expected one "
+            "answer; convert such rows yourself"
         )
     tools = {"tools": json.loads(chat.tools)} if chat.tools else {}
     return {"messages": [message.plain() for message in chat.messages], **tools}
@@ -145,8 +145,8 @@ def write_folder(folder: Path, key: str, made: Written, write: Callable[[Path], 
         record = read_object(folder / _RECORD, "`opmix export`") if (folder / _RECORD).is_file() else {}
         if record.get("key") != key:
             raise StoreError(
-                f"{folder}: holds something else; expected nothing, or what the same export wrote; remove it, or choose "
-                "another --materialise folder"
+                f"{folder}: holds something else; expected nothing, or what the same export wrote; remove it, or "
+                "choose another --materialise folder"
             )
         return Written(tokens=made.tokens, documents=made.documents, again=True)
     temporary = None
