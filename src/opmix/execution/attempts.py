@@ -57,7 +57,7 @@ def write_note(folder: Path, name: str, note: JobNote) -> None:
     Raises:
         StoreError: It cannot be written.
     """
-    write_json(file_of(folder, name, "job"), asdict(note))
+    write_json(file_of(folder, name, "job"), asdict(note), lasting=False)
 
 
 def note_of(folder: Path, name: str) -> JobNote | None:

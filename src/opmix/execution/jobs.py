@@ -22,6 +22,7 @@ from opmix.execution.tasks import Ended, Task, failure_of, last_words
 from opmix.runs.store import RunStore
 
 _LOOK = 0.5  # seconds between two looks around
+_TURN = 100  # jobs that are started before anybody looks around
 _LATE = 30.0  # seconds that a shared disk may hide a record from this machine
 _AGAIN = 20.0  # seconds before an engine that refused a task is asked again
 _REFUSALS = 3  # in a row, with nothing running, after which it is given up
@@ -144,8 +145,9 @@ class JobExecutor:
                 running |= self._adopted(folder, waiting)
             asked = -float("inf")
             while waiting or running:
-                while waiting and len(running) < self._slots and time.monotonic() >= self._not_before:
-                    self._begin(folder, waiting, running)
+                for _ in range(min(_TURN, self._slots - len(running))):
+                    if waiting and time.monotonic() >= self._not_before:
+                        self._begin(folder, waiting, running)
                 if time.monotonic() - asked >= self.engine.poll_seconds:
                     self._ask(running)
                     asked = time.monotonic()

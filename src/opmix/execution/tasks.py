@@ -89,7 +89,7 @@ def hand_out(folder: Path, task: Task) -> None:
     """
     for kind in ("progress", "failed"):
         file_of(folder, task.name, kind).unlink(missing_ok=True)
-    write_json(file_of(folder, task.name), asdict(task))
+    write_json(file_of(folder, task.name), asdict(task), lasting=False)
 
 
 def read_task(folder: Path, name: str) -> Task:

@@ -30,8 +30,9 @@ def _simplex_point(kind: str, names: Sequence[str], weights: npt.ArrayLike) -> t
     if len(set(names)) != len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ConfigError(f"{kind}: {', '.join(map(repr, twice))} named twice; expected each name once")
-    bad = [f"{n}={w:g}" for n, w in zip(names, array, strict=True) if not np.isfinite(w) or w < 0]
-    if bad:
+    wrong = np.flatnonzero(~(np.isfinite(array) & (array >= 0)))
+    if wrong.size:
+        bad = [f"{names[i]}={array[i]:g}" for i in wrong]
         raise ConfigError(f"{kind}: weights {', '.join(bad)}; expected finite numbers >= 0")
     if abs(array.sum() - 1) > SUM_TOLERANCE:
         raise ConfigError(

@@ -49,7 +49,7 @@ def elsewhere(
         ConfigError: The executor cannot do this search; says why.
     """
     wanted = config.executor
-    if wanted.kind == "local":
+    if wanted.kind == "local" and store.held:
         withdraw_all(store.folder)
     if not wanted.elsewhere:
         return None

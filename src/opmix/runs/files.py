@@ -26,8 +26,13 @@ from opmix.errors import StoreError
 from opmix.runs.ranks import ranks_here
 
 
-def write_text(path: Path, text: str) -> Path:
+def write_text(path: Path, text: str, *, lasting: bool = True) -> Path:
     """Write a file whole or not at all: temporary name, flush, rename. Of several ranks the first one writes.
+
+    Args:
+        path: File.
+        text: Its content.
+        lasting: Wait until the disk has it, which takes milliseconds; not needed where a power failure makes it useless anyway.
 
     Raises:
         StoreError: The folder cannot be written (full, read-only).
@@ -41,7 +46,8 @@ def write_text(path: Path, text: str) -> Path:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except OSError as error:
@@ -108,9 +114,10 @@ def alive(pid: int) -> bool:
     return pid > 0
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    """Write JSON atomically; NaN and infinity become null."""
-    return write_text(path, json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, content: Mapping[str, Any], *, lasting: bool = True) -> Path:
+    """Write JSON as `write_text` does; NaN and infinity become null."""
+    text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return write_text(path, text, lasting=lasting)
 
 
 def plain(value: Any) -> Any:

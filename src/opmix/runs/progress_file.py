@@ -29,9 +29,8 @@ class ProgressFile:
                 advance(done, of)
                 if time.time() - self._last >= _EVERY:
                     self._last = time.time()
-                    write_json(
-                        self._path, {"task": name, "done": done, "total": of, "started": started, "time": self._last}
-                    )
+                    said = {"task": name, "done": done, "total": of, "started": started, "time": self._last}
+                    write_json(self._path, said, lasting=False)
 
             yield both
 

@@ -103,6 +103,11 @@ class RunStore:
         if error is not None and unforeseen and (full := full_disk(error, self.folder)) is not None:
             raise full from error
 
+    @property
+    def held(self) -> bool:
+        """Whether this process holds the folder: processes that do its tasks do not."""
+        return self._holder is not None
+
     def before_release(self, end: Callable[[], None]) -> None:
         """Have something called before the lock is released, such as the end of processes that write here."""
         self._ends.callback(end)

@@ -7,6 +7,7 @@ import torch
 
 from opmix.config import parse_config
 from opmix.errors import ConfigError, StoreError
+from opmix.execution.attempts import JobNote, notes_in, write_note
 from opmix.mixture_search.hand_over import CONTEXT, devices_of, elsewhere
 from opmix.mixture_search.worker import search_worker
 from opmix.preflight.checks import Findings
@@ -32,6 +33,17 @@ def others(config, store, model, given=(None, None), make_trainer=None):
 
 def test_one_slot_is_this_process(tmp_path):
     assert others(config_of(executor={"slots": 1}), RunStore(tmp_path), tiny_model()) is None
+
+
+def test_whoever_holds_the_folder_and_does_its_works_has_jobs_of_schedulers_end_and_nobody_else(tmp_path):
+    (tmp_path / "tasks").mkdir()
+    note, alone = JobNote(attempt="a", key="k", engine="slurm", job="1"), config_of(executor={"slots": 1})
+    write_note(tmp_path, "probe-00", note)
+    others(alone, RunStore(tmp_path), tiny_model())  # as the process of a task does
+    assert notes_in(tmp_path) == {"probe-00": note}
+    with RunStore(tmp_path) as store:
+        others(alone, store, tiny_model())
+        assert notes_in(tmp_path) == {}
 
 
 def test_what_no_other_process_can_have_is_refused(tmp_path, monkeypatch):
