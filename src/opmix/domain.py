@@ -251,7 +251,13 @@ class Domain:
 def _named(domains: dict[str, Domain]) -> dict[str, Domain]:
     """Every domain with its key as its name."""
     problems, named = [], {}
+    alike: dict[str, str] = {}
     for name, domain in domains.items():
+        if (other := alike.setdefault(name.casefold(), name)) != name:
+            problems.append(
+                f"{name}: differs from {other!r} by upper and lower case alone; expected names that stay apart as names of "
+                "files; rename one of them"
+            )
         try:
             named[name] = changed(domain, name=name)
             if domain.kind == "choice":

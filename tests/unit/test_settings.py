@@ -71,6 +71,12 @@ def test_all_problems_come_at_once_with_their_place():
     assert any("domain name 'no good'" in problem for problem in found)
 
 
+def test_domains_that_case_alone_tells_apart_are_an_error():
+    domains = {"web": "a.jsonl", "Web": "b.jsonl", "code": "c.jsonl"}
+    (problem,) = problems_of(SearchConfig, {**SEARCH, "domains": domains})
+    assert problem.startswith("domains.Web: differs from 'web' by upper and lower case alone")
+
+
 @pytest.mark.parametrize("text", ["500M", "5e8", 500_000_000, 5e8, "0.5B", "500_000k"])
 def test_budgets_as_people_write_them(text):
     for budget in (text, {"tokens": text}):

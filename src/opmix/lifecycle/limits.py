@@ -104,14 +104,20 @@ def _said(stage: Stage, error: OpMixError) -> list[str]:
 
 
 def check_budgets(life: LifecycleConfig, data: DataFacts) -> None:
-    """Every stage's budget fits what its domains allow, with what earlier stages must at least have used.
+    """Every stage's budget is a step at least, and fits what its domains allow, with what earlier stages must at least have used.
 
     Raises:
-        ConfigError: All stages at once that ask for more than there can be.
+        ConfigError: All stages at once that ask for less than a step, or more than there can be.
     """
     problems, used = [], 0
     stages = resolve(life, data.stages)
     for stage in stages:
+        if stage.config.tokens < stage.step_tokens / 2:  # budgets are rounded to whole steps, and this one to none
+            problems.append(
+                f"stages.{stage.index}.tokens: {stage.config.tokens:,}; an optimizer step takes about "
+                f"{stage.step_tokens:,.0f} ({stage.rows_per_step} rows); expected one step at least; raise it, or lower "
+                "the batch of trainer"
+            )
         allowed = _allowed(stage, data)
         if all(math.isfinite(tokens) for tokens in allowed.values()):
             # Earlier stages can only have drawn on domains of this one by what the others could not give.

@@ -19,7 +19,7 @@ from opmix.lifecycle.status import planned_flops
 from opmix.lifecycle.steps import DataFacts, StageRows, chain
 from opmix.preflight.chats import check_fit
 from opmix.preflight.checks import Findings, failed
-from opmix.preflight.plan import MAX_EPOCHS, LifeCost
+from opmix.preflight.plan import MAX_EPOCHS, LifeCost, check_limits
 from opmix.preflight.sources import check_cache
 from opmix.preflight.targets import check_targets
 from opmix.preflight.validation import Sizes, Validation, check_model, check_sources, kind_of, readable
@@ -130,7 +130,7 @@ def _check_stages(life: LifecycleConfig, base: Path, sizes: Sizes, findings: Fin
     tokens = {n: size.tokens if (size := s.get("train")) is not None else None for n, s in sizes.items()}
     offers = []
     for stage in resolve(life):
-        offers.append(_offer(stage, kinds, tokens))
+        offers.append(_offer(stage, kinds, sizes))
     for stage in resolve(life, offers):
         chats = [n for n in stage.domains if kinds[n] == "chat"]
         where = f"stages.{stage.index}.objective"
@@ -142,6 +142,9 @@ def _check_stages(life: LifecycleConfig, base: Path, sizes: Sizes, findings: Fin
             )
         if stage.objective != "causal_lm" and not chats:
             findings.fail(where, f"{stage.objective}, but no domain of the stage holds conversations", "leave it out")
+        limits = stage.settings.solve.loss_limits
+        if stage.searched and limits != "none":
+            check_limits(f"stages.{stage.index}.solve.loss_limits", limits, findings)
         known = [t for n in stage.domains if (t := tokens[n]) is not None]
         if known and stage.tokens > MAX_EPOCHS * sum(known):
             findings.warn(
@@ -188,13 +191,15 @@ def _cost(life: LifecycleConfig, facts: DataFacts, shape: ModelShape) -> LifeCos
     )
 
 
-def _offer(stage: Stage, kinds: Mapping[str, Kind], tokens: Mapping[str, int | None]) -> StageRows:
-    """Rows of a stage's domains, as far as estimates tell; where nothing tells, enough."""
+def _offer(stage: Stage, kinds: Mapping[str, Kind], sizes: Sizes) -> StageRows:
+    """Rows of a stage's domains and their worth, as far as estimates tell; where nothing tells, enough of whole sequences."""
     length = stage.life.search.sequence_length
-    have = {n: t if (t := tokens[n]) is not None else stage.tokens for n in stage.domains}
+    known = {n: size for n in stage.domains if (size := sizes[n].get("train")) is not None}
+    have = {n: known[n].row_tokens if n in known else stage.tokens for n in stage.domains}
+    worth = {n: size.tokens / max(size.row_tokens, 1) for n, size in known.items()}
     chats = any(kinds[n] == "chat" for n in stage.domains)
     return StageRows(
         rows={n: max(1, round(_MORE * t / length)) for n, t in have.items()},
-        worth=dict.fromkeys(stage.domains, float(length)),
+        worth={n: length * worth.get(n, 1.0) for n in stage.domains},
         objective=stage.config.objective or ("sft" if chats else "causal_lm"),
     )

@@ -130,6 +130,7 @@ def check_plan(
     with findings.catching("probes"):
         design = context.method.design(context.stage)
     _check_constraints(context, known, findings)
+    check_limits("solve.loss_limits", config.loss_limits, findings)
     if design is None:
         return None
     _check_repetition(config, design, train, sizes, findings)
@@ -259,6 +260,18 @@ def _check_constraints(context: SearchContext, known: Mapping[str, Size], findin
             )
             return
         findings.ok("solve", "some mixture satisfies all constraints")
+
+
+def check_limits(where: str, limits: Mapping[str, float], findings: Findings) -> None:
+    """Limits below the current loss: whether any mixture meets them nobody knows before the probes."""
+    below = {n: f"{percent:g} %" for n, percent in limits.items() if percent < 0}
+    if below:
+        findings.warn(
+            where,
+            f"losses must fall below the current model's: {_listed(below)}; whether a mixture can is known only after the "
+            "probes, and where none can the search ends without one (its probes are kept)",
+            "0 allows no forgetting; weigh what should get better in solve.weights",
+        )
 
 
 def _check_repetition(

@@ -96,6 +96,14 @@ def test_budgets_beyond_the_caps():
     check_budgets(limited([fixed("one", 5000, domains=["alpha", "beta"])], alpha=1), data)  # beta has no limit
 
 
+def test_a_stage_shorter_than_a_step_is_an_error():
+    short = {**fixed("two", 1, add=["gamma"]), "tokens": STEP // 2 - 1}
+    one = fixed("one", 1, domains=["alpha", "beta"])
+    with pytest.raises(ConfigError, match=rf"stages\.1\.tokens: {STEP // 2 - 1}; an optimizer step takes about {STEP}"):
+        check_budgets(life(one, short), facts())
+    check_budgets(life(one, {**short, "tokens": STEP // 2}), facts())  # rounded to one step
+
+
 def test_budgets_count_what_earlier_stages_must_have_used():
     one = fixed("one", 50, domains=["alpha", "beta"])
     caps = {"alpha": 1, "beta": 1, "gamma": 1}

@@ -161,6 +161,15 @@ def test_warnings_of_repetition_and_noise(config, monkeypatch):
     assert not failures(checks)
 
 
+def test_a_limit_below_the_current_loss_is_said_to_be_uncertain(config):
+    _, check = config
+    said = [c for c in check(solve={"loss_limits": {"alpha": -99, "beta": 2}}) if c.name == "solve.loss_limits"]
+    assert [c.status for c in said] == ["warn"]
+    assert "alpha -99 %; whether a mixture can" in said[0].detail
+    assert "beta" not in said[0].detail
+    assert not [c for c in check(solve={"loss_limits": {"beta": 0}}) if c.name == "solve.loss_limits"]
+
+
 def test_held_out_text_that_is_trained_on(config, corpus):
     content, check = config
     file = str(corpus / "alpha" / "train.jsonl.gz")
