@@ -255,8 +255,8 @@ def _named(domains: dict[str, Domain]) -> dict[str, Domain]:
     for name, domain in domains.items():
         if (other := alike.setdefault(name.casefold(), name)) != name:
             problems.append(
-                f"{name}: differs from {other!r} by upper and lower case alone; expected names that stay apart as names of "
-                "files; rename one of them"
+                f"{name}: differs from {other!r} by upper and lower case alone; expected names that stay apart as "
+                "names of files; rename one of them"
             )
         try:
             named[name] = changed(domain, name=name)

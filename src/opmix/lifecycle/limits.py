@@ -115,8 +115,8 @@ def check_budgets(life: LifecycleConfig, data: DataFacts) -> None:
         if stage.config.tokens < stage.step_tokens / 2:  # budgets are rounded to whole steps, and this one to none
             problems.append(
                 f"stages.{stage.index}.tokens: {stage.config.tokens:,}; an optimizer step takes about "
-                f"{stage.step_tokens:,.0f} ({stage.rows_per_step} rows); expected one step at least; raise it, or lower "
-                "the batch of trainer"
+                f"{stage.step_tokens:,.0f} ({stage.rows_per_step} rows); expected one step at least; raise it, or "
+                "lower the batch of trainer"
             )
         allowed = _allowed(stage, data)
         if all(math.isfinite(tokens) for tokens in allowed.values()):

@@ -268,8 +268,8 @@ def check_limits(where: str, limits: Mapping[str, float], findings: Findings) ->
     if below:
         findings.warn(
             where,
-            f"losses must fall below the current model's: {_listed(below)}; whether a mixture can is known only after the "
-            "probes, and where none can the search ends without one (its probes are kept)",
+            f"losses must fall below the current model's: {_listed(below)}; whether a mixture can is known only after "
+            "the probes, and where none can the search ends without one (its probes are kept)",
             "0 allows no forgetting; weigh what should get better in solve.weights",
         )
 
