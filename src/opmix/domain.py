@@ -35,10 +35,23 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,79}$")
 
 
 PACKAGE = "package://"
+COMPRESSED = (".gz", ".zst")
+"""What files of text and JSON may end in besides."""
 HUB = "hf://"
 """Start of the address of a dataset on the Hugging Face hub."""
 PLACEHOLDER = "NAME-OR-FOLDER-OF-YOUR-MODEL"
 """What `opmix init` writes where no model is given."""
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is an address such as `https://...` or `s3://...`, which is streamed.
+
+    Examples:
+        >>> is_url("https://example.org/a.jsonl"), is_url("package://stdlib/*.py"), is_url("a/b.jsonl")
+        (True, False, False)
+    """
+    scheme, found, _ = path.partition("://")
+    return bool(found) and scheme.isalnum() and not path.startswith((PACKAGE, HUB))
 
 
 def located(path: str, base: Path) -> str:
@@ -47,6 +60,8 @@ def located(path: str, base: Path) -> str:
     Raises:
         ConfigError: No such package is installed, a path out of it, or a text that no system takes for a path.
     """
+    if is_url(path):
+        return path
     if not path.startswith(PACKAGE):
         return str(user_path(path, base))
     name, _, inside = path.removeprefix(PACKAGE).partition("/")
@@ -119,7 +134,7 @@ class Source:
     """
 
     paths: tuple[str, ...]
-    """Files, globs, folders, or one hub name."""
+    """Files, globs, folders, or one hub name; or URLs of files, which are streamed."""
     format: SourceFormat | None = None
     """None: told from the file name (`.jsonl[.gz|.zst]`, `.json`, `.txt`, `.parquet`, `.npy`, `.bin`, a folder).
     `megatron` (`.bin` beside `.idx`), `datatrove` (`.ds` beside `.ds.index`) and `litdata` (`chunk-*.bin` beside `index.json`) must be

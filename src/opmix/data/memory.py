@@ -14,8 +14,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from opmix.data.sources import COMPRESSED, SUFFIXES
-from opmix.domain import CHAT_COLUMNS, HUB, PACKAGE, SPLITS, Split
+from opmix.data.sources import SUFFIXES
+from opmix.domain import CHAT_COLUMNS, COMPRESSED, HUB, PACKAGE, SPLITS, Split, is_url
 from opmix.errors import ConfigError
 from opmix.runs.files import default_cache_dir, writing_prefix
 
@@ -131,7 +131,7 @@ def _is_paths(where: str, value: Any) -> bool:
 
 
 def _names_a_file(item: str | Path) -> bool:
-    if isinstance(item, Path) or item.startswith((HUB, PACKAGE)):
+    if isinstance(item, Path) or item.startswith((HUB, PACKAGE)) or (is_url(item) and not set(item) & set(" \n")):
         return True
     if len(item) > 1000 or "\n" in item:
         return False

@@ -23,7 +23,14 @@ from opmix.data.choice.question import Question, iter_questions
 from opmix.data.choice.rows import FORMAT as CHOICE_FORMAT
 from opmix.data.choice.rows import encode_questions
 from opmix.data.in_place import TokensInPlace, held_out_stripes
-from opmix.data.sources import holds_tokens, iter_documents, iter_token_documents, resolve, source_fingerprint
+from opmix.data.sources import (
+    forget_streams,
+    holds_tokens,
+    iter_documents,
+    iter_token_documents,
+    resolve,
+    source_fingerprint,
+)
 from opmix.data.split import SplitRule
 from opmix.data.tokenization import (
     Document,
@@ -219,17 +226,18 @@ class _Preparation:
             _check_counts(name, rule, counts, source)
             for writer in writers.values():
                 writer.commit()
+            forget_streams(source, self.cache_dir)
             self._report(done, done)
 
     def _documents(self, source: Source) -> Iterator[Document]:
         if self.choice:
             yield from iter_questions(source, domain=self.domain.name)
         elif self.chat is not None:
-            yield from iter_conversations(source, domain=self.domain.name)
+            yield from iter_conversations(source, domain=self.domain.name, keep=self.cache_dir)
         elif holds_tokens(source, domain=self.domain.name):
             yield from map(self._check_document, iter_token_documents(source, self.eos, domain=self.domain.name))
         else:
-            yield from iter_documents(source, domain=self.domain.name)
+            yield from iter_documents(source, domain=self.domain.name, keep=self.cache_dir)
 
     def _check_document(self, ids: npt.NDArray[np.integer[Any]]) -> Document:
         low, high = int(ids.min()), int(ids.max())

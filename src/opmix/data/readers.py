@@ -299,31 +299,6 @@ def read_arrow(folder: Path, source: Source, pick: Pick[T], where: str) -> Itera
     yield from _rows(found, pick, where)
 
 
-def read_hub(name: str, source: Source, pick: Pick[T], where: str) -> Iterator[T]:
-    """Documents of a Hugging Face dataset, streamed; `name@revision` pins the revision.
-
-    Raises:
-        DataError: The dataset cannot be reached or opened, or has no such column.
-    """
-    repository, _, revision = name.partition("@")
-    try:
-        stream = datasets.load_dataset(
-            repository,
-            source.config_name,
-            split=source.split or "train",
-            streaming=True,
-            revision=revision or None,
-        )
-        yield from _rows(stream, pick, where)
-    except DataError:
-        raise
-    except Exception as error:  # network, unknown name, unknown configuration: each raises another kind
-        raise DataError(
-            f"{where}: the dataset cannot be opened ({type(error).__name__}: {error}); expected a hub name "
-            "such as 'org/name' or a local folder; check the name, `config_name`, `split` and the network"
-        ) from error
-
-
 def _rows(rows: Any, pick: Pick[T], where: str) -> Iterator[T]:
     if rows.column_names is not None:
         rows = rows.select_columns(pick.columns(rows.column_names, where))

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from opmix.data import readers
+from opmix.data.streams import forget, read_stream
 from opmix.data.token_files import TOKENS_OF_FOLDER, beside, open_tokens
-from opmix.domain import Source, SourceFormat, user_path
+from opmix.domain import COMPRESSED, Source, SourceFormat, is_url, user_path
 from opmix.errors import ConfigError, DataError
 from opmix.runs.trace import span
 
@@ -32,7 +33,6 @@ SUFFIXES: dict[str, SourceFormat] = {
     ".npy": "npy",
     ".bin": "bin",
 }
-COMPRESSED = (".gz", ".zst")
 TOKEN_FORMATS: tuple[SourceFormat, ...] = ("npy", "bin", "megatron", "datatrove", "litdata")
 _ROLE = {
     "train": re.compile(r"train(ing)?(?![a-z])", re.IGNORECASE),
@@ -138,6 +138,14 @@ def resolve(source: Source, *, domain: str | None = None) -> tuple[SourceFile, .
     """
     if source.format == "hub":
         return tuple(SourceFile(path=name, format="hub") for name in source.paths)
+    addresses = [path for path in source.paths if is_url(path)]
+    if addresses and (len(addresses) < len(source.paths) or source.format in TOKEN_FORMATS):
+        raise DataError(
+            f"{place(domain, addresses[0])}: a URL beside files, or of token ids; expected URLs of text or JSON alone; "
+            "make them two domains, or copy the files"
+        )
+    if addresses:  # read as the hub's datasets are
+        return tuple(SourceFile(path=path, format="hub") for path in addresses)
     files: dict[str, SourceFormat] = {}
     for pattern in source.paths:
         for path in _expand(pattern, source, place(domain, pattern)):
@@ -171,7 +179,7 @@ def holds_tokens(source: Source, *, domain: str | None = None) -> bool:
     return resolve(source, domain=domain)[0].format in TOKEN_FORMATS
 
 
-def iter_documents(source: Source, *, domain: str | None = None) -> Iterator[str]:
+def iter_documents(source: Source, *, domain: str | None = None, keep: Path | None = None) -> Iterator[str]:
     """The documents of a source, streamed in a fixed order; empty ones are passed over.
 
     At most one document (for Parquet one batch of rows) is in memory at a time.
@@ -179,6 +187,7 @@ def iter_documents(source: Source, *, domain: str | None = None) -> Iterator[str
     Args:
         source: The source.
         domain: Whose source it is, for messages.
+        keep: Folder in which rows of streams are kept as they come, so that a read that was stopped goes on; None: they are not.
 
     Yields:
         A document's text.
@@ -191,13 +200,15 @@ def iter_documents(source: Source, *, domain: str | None = None) -> Iterator[str
         if file.format in TOKEN_FORMATS:
             raise DataError(f"{where}: holds token ids, not text; expected text; read it with iter_token_documents")
         texts = readers.read_text(Path(file.path), where) if file.format == "text" else None
-        for text in texts or read_rows(file, source, readers.TextField(source.field), where):
+        for text in texts or read_rows(file, source, readers.TextField(source.field), where, keep):
             if text:
                 yield text
 
 
-def read_rows(file: SourceFile, source: Source, pick: readers.Pick[T], where: str) -> Iterator[T]:
-    """What `pick` makes of each row of one file.
+def read_rows(
+    file: SourceFile, source: Source, pick: readers.Pick[T], where: str, keep: Path | None = None
+) -> Iterator[T]:
+    """What `pick` makes of each row of one file or stream; `keep`: see `iter_documents`.
 
     Raises:
         DataError: The file has no rows, or cannot be read.
@@ -211,9 +222,16 @@ def read_rows(file: SourceFile, source: Source, pick: readers.Pick[T], where: st
         case "arrow":
             return readers.read_arrow(path, source, pick, where)
         case "hub":
-            return readers.read_hub(file.path, source, pick, where)
+            return read_stream(file.path, source, pick, where, keep)
         case _:
             raise DataError(f"{where}: a {file.format} file has no rows; expected JSON Lines, Parquet or a dataset")
+
+
+def forget_streams(source: Source, keep: Path) -> None:
+    """Remove what is kept of a source's streams."""
+    for file in resolve(source):
+        if file.format == "hub":
+            forget(keep, file.path)
 
 
 def iter_token_documents(

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from opmix.domain import Source
+from opmix.domain import Source, is_url
 from opmix.errors import ConfigError, StoreError
 from opmix.exporters.plan import NEGLIGIBLE, DomainPlan, MixturePlan, Unit
 from opmix.mixing.mixture import Mixture
@@ -156,7 +156,7 @@ def _source(entry: _DomainEntry | None, path: str | None, base: Path | None) -> 
     if source is None or source.format == "hub" or base is None:
         return source
     return Source(
-        paths=tuple((base / Path(p).expanduser()).as_posix() for p in source.paths),
+        paths=tuple(p if is_url(p) else (base / Path(p).expanduser()).as_posix() for p in source.paths),
         format=source.format,
         field=source.field,
         split=source.split,

@@ -14,8 +14,8 @@ from opmix.data.inspect.samples import read_rows
 from opmix.data.inspect.schema import Schema, schema_of
 from opmix.data.inspect.splits import workable_holdout
 from opmix.data.inspect.survey import SAMPLED_FILES, Size, spread, survey
-from opmix.data.sources import COMPRESSED, SUFFIXES, TOKEN_FORMATS, format_of
-from opmix.domain import SPLITS, Domain, Kind, Source, SourceFormat, Split
+from opmix.data.sources import SUFFIXES, TOKEN_FORMATS, format_of
+from opmix.domain import COMPRESSED, SPLITS, Domain, Kind, Source, SourceFormat, Split
 from opmix.errors import DataError
 from opmix.scaffold.layout import SPLIT_WORDS, Found, kind_of
 from opmix.scaffold.places import hub_sources

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from opmix.data.sources import COMPRESSED, format_of
-from opmix.domain import Source, SourceFormat, Split
+from opmix.data.sources import format_of
+from opmix.domain import COMPRESSED, Source, SourceFormat, Split
 from opmix.errors import DataError
 
 SPLIT_WORDS: dict[str, Split] = {

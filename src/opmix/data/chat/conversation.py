@@ -8,12 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from opmix.data.hub import check_there
 from opmix.data.readers import WholeRow, check_utf8
 from opmix.data.sources import TOKEN_FORMATS, place, read_rows, resolve
-from opmix.domain import CHAT_COLUMNS, Domain, Kind, RowSchema, Source
+from opmix.domain import CHAT_COLUMNS, Domain, Kind, RowSchema, Source, is_url
 from opmix.errors import DataError
 
 _OPTIONAL = ("tools", "system", "input")
@@ -243,15 +244,17 @@ def _kind(value: Any) -> str:
     return "null" if value is None else "empty" if value in ([], "", {}) else type(value).__name__
 
 
-def iter_conversations(source: Source, *, domain: str | None = None) -> Iterator[Conversation]:
-    """The conversations of a source, streamed in a fixed order.
+def iter_conversations(
+    source: Source, *, domain: str | None = None, keep: Path | None = None
+) -> Iterator[Conversation]:
+    """The conversations of a source, streamed in a fixed order; `keep`: see `iter_documents`.
 
     Raises:
         DataError: A file is missing, damaged or has no rows, or a row is no conversation; see `ChatRow`.
     """
     pick = ChatRow()
     for file in resolve(source, domain=domain):
-        yield from read_rows(file, source, pick, place(domain, file.path))
+        yield from read_rows(file, source, pick, place(domain, file.path), keep)
 
 
 def domain_kind(domain: Domain) -> Kind:
@@ -281,8 +284,9 @@ def first_row(domain: Domain) -> Any:
 @cache
 def _first_of_hub(source: Source) -> Any:
     try:
-        check_there(source)
-        (file,) = resolve(source)
+        file = resolve(source)[0]
+        if not is_url(file.path):
+            check_there(source)
         return next(islice(read_rows(file, source, WholeRow(), file.path), 1), None)
     except DataError:
         return None
