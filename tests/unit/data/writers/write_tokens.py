@@ -9,39 +9,39 @@ import sys
 from pathlib import Path
 
 sys.path.extend(filter(None, os.environ.get("OPMIX_TRAINERS", "").split(os.pathsep)))
-PACKAGE, OUT = sys.argv[1], Path(sys.argv[2])
-DOCUMENTS = json.load(sys.stdin)
 
 
-def megatron():
+def megatron(out, documents):
     import numpy as np
     import torch
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-    builder = IndexedDatasetBuilder(str(OUT / "web.bin"), dtype=np.uint16)
-    for ids in DOCUMENTS:
+    builder = IndexedDatasetBuilder(str(out / "web.bin"), dtype=np.uint16)
+    for ids in documents:
         builder.add_document(torch.tensor(ids), [len(ids)])
-    builder.finalize(str(OUT / "web.idx"))
+    builder.finalize(str(out / "web.idx"))
 
 
-def datatrove():
+def datatrove(out, documents):
     from datatrove.pipeline.tokens.tokenizer import TokenizedFile
 
-    file = TokenizedFile(str(OUT), "web.ds", save_index=True, token_size=2)
-    for ids in DOCUMENTS:
+    file = TokenizedFile(str(out), "web.ds", save_index=True, token_size=2)
+    for ids in documents:
         file.write(ids, None)
     file.close()
 
 
-def litdata():
+def litdata(out, documents):
     import torch
     from litdata.streaming import Cache, TokensLoader
 
-    cache = Cache(str(OUT), chunk_bytes=1 << 10, item_loader=TokensLoader(block_size=8))
-    for index, ids in enumerate(DOCUMENTS):
+    cache = Cache(str(out), chunk_bytes=1 << 10, item_loader=TokensLoader(block_size=8))
+    for index, ids in enumerate(documents):
         cache[index] = torch.tensor(ids, dtype=torch.uint16)
     cache.done()
     cache.merge()
 
 
-{"megatron": megatron, "datatrove": datatrove, "litdata": litdata}[PACKAGE]()
+if __name__ == "__main__":  # collecting doctests imports it
+    _, package, folder = sys.argv
+    {"megatron": megatron, "datatrove": datatrove, "litdata": litdata}[package](Path(folder), json.load(sys.stdin))
