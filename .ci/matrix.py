@@ -1,4 +1,4 @@
-"""The fast tests under other kernels, thread counts and package versions: `make matrix`, or some legs of it by name.
+"""Unit and contract tests under other kernels, thread counts and package versions: `make matrix`, or some legs of it by name.
 
     python .ci/matrix.py                    every leg
     python .ci/matrix.py default-1 oldest   two of them
@@ -65,7 +65,7 @@ def run(leg: str, tests: list[str], best: int) -> bool:
             return True
         workers = 2 // int(threads)
         variables |= {"OMP_NUM_THREADS": threads, "ATEN_CPU_CAPABILITY": kernels}
-    command = [str(python), "-m", "pytest", "-n", str(workers), "--dist", "loadfile", "-m", "not slow", *tests]
+    command = [str(python), "-m", "pytest", "-n", str(workers), "--dist", "loadfile", "-m", "not cluster", *tests]
     sys.stdout.write(f"{leg}: {' '.join(command[1:])}\n")
     sys.stdout.flush()
     started = time.monotonic()

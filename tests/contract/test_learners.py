@@ -59,6 +59,7 @@ def test_only_new_domains_are_trained_on(name):
     assert proposed(None) == Mixture.uniform(("a", "b", "c"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [{}, ACCUMULATED], ids=["plain", "accumulated-bf16"])
 @pytest.mark.parametrize("name", LEARNERS)
 def test_it_learns_the_same_every_time_and_books_its_cost(school, tmp_path, name, arguments):
@@ -79,6 +80,7 @@ def test_it_learns_the_same_every_time_and_books_its_cost(school, tmp_path, name
     assert extra.get("flops", 0) == pytest.approx(rows * length * shape.train(length))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [{}, ACCUMULATED], ids=["plain", "accumulated-bf16"])
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_killed_and_resumed_it_ends_in_the_same_bytes(school, tmp_path, name, arguments):

@@ -47,6 +47,7 @@ def test_it_finds_the_mixture_that_the_surface_is_best_at(out):
     assert {path.name for path in out.iterdir()} >= {"asked.json", "mixture.json", "report.html", "manifest.json"}
 
 
+@pytest.mark.slow
 def test_a_new_domain_is_weighed_against_the_old_ones_as_one(out):
     search = opmix.AskTell(DOMAINS, budget=10**6, **FEW, out=out, old_mixture={"web": 0.6, "code": 0.4})
     for run in search.ask():
@@ -123,6 +124,7 @@ def test_a_result_says_what_is_missing(out):
         search.result()
 
 
+@pytest.mark.slow
 def test_targets_decide_and_domains_are_limited_against_the_model_as_it_is(out):
     search = opmix.AskTell(("web", "code"), budget=10**6, **FEW, out=out, targets=["math"], solve={"kl": 0.0})
 

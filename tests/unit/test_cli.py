@@ -163,6 +163,7 @@ def test_fit_of_a_score_goes_the_way_that_is_said(tmp_path):
     assert json.loads(result.stdout)["optimum"]["math"] > 0.9
 
 
+@pytest.mark.slow
 def test_fit_obeys_objective_weights_limits_and_shares(swarm):
     folder, *_ = swarm
     tables = [str(folder / "ratios.csv"), str(folder / "metrics.csv")]

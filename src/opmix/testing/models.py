@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -73,8 +74,20 @@ def tiny_tokenizer(texts: Sequence[str] | None = None, *, vocab_size: int = 512)
 
     Any text survives encoding and decoding: all 256 bytes are in the vocabulary (so 258 entries at least).
     """
-    if texts is None:
-        texts = [text for name in ("alpha", "beta", "gamma") for text in toy_documents(name, 40)]
+    tokenizer = Tokenizer.from_str(_toy_bpe(vocab_size)) if texts is None else _trained_bpe(texts, vocab_size)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", clean_up_tokenization_spaces=False
+    )
+
+
+@cache
+def _toy_bpe(vocab_size: int) -> str:
+    """As tests ask for it again and again: trained once a process, a copy for each."""
+    texts = [text for name in ("alpha", "beta", "gamma") for text in toy_documents(name, 40)]
+    return _trained_bpe(texts, vocab_size).to_str()
+
+
+def _trained_bpe(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -85,9 +98,7 @@ def tiny_tokenizer(texts: Sequence[str] | None = None, *, vocab_size: int = 512)
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", clean_up_tokenization_spaces=False
-    )
+    return tokenizer
 
 
 def tiny_adapter(model: PreTrainedModel | PeftModel, name: str, seed: int = 0, **lora: Any) -> PeftModel:

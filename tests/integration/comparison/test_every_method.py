@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from contests import NAMES
@@ -44,10 +45,20 @@ def killed_after(monkeypatch, records):
     return done
 
 
+@pytest.fixture(scope="module")
+def based(arena, tmp_path_factory):
+    """A comparison whose shared stage is done: what every method goes on from, trained once."""
+    folder = tmp_path_factory.mktemp("based") / "compare"
+    arena.run(arena.config(["uniform"]), folder)
+    for own in ("seed-0/uniform", "steps/seed-0/uniform"):
+        shutil.rmtree(folder / own)
+    return folder
+
+
 @pytest.mark.parametrize("name", [e.name for e in ENTRIES if e.name not in CHAT_ONLY])
-def test_contract(arena, tmp_path, monkeypatch, name):
+def test_contract(arena, based, tmp_path, monkeypatch, name):
     config = arena.config({name: SETTINGS.get(name, {})})
-    whole = arena.run(config, tmp_path / "whole").content
+    whole = arena.run(config, shutil.copytree(based, tmp_path / "whole")).content
     life = whole["entrants"][name]["seeds"]["0"]
 
     # a mixture on the simplex over the stage's domains
@@ -64,8 +75,8 @@ def test_contract(arena, tmp_path, monkeypatch, name):
         assert life["cost"]["flops"]["search"] > 0
 
     # killed twice, in its search or wherever else it then was, and finished: the same bytes, so the same seed gives the same bytes too
-    out = tmp_path / "broken"
-    for records in (6, 3):
+    out = shutil.copytree(based, tmp_path / "broken")
+    for records in (2, 3):
         with monkeypatch.context() as patch:
             killed_after(patch, records)
             try:

@@ -101,6 +101,7 @@ class TestProjection:
         assert not project(parameters, halves([np.array([-1.0, 0.0])]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learner", [AGem(memory=16), Gem(memory=16, margin=0.0)], ids=["a_gem", "gem"])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_no_step_s_gradient_objects_to_memory(school, tmp_path, monkeypatch, learner, accumulation):
@@ -127,6 +128,7 @@ def test_no_step_s_gradient_objects_to_memory(school, tmp_path, monkeypatch, lea
     assert all(slack >= -1e-5 for _, _, slack in seen)
 
 
+@pytest.mark.slow
 def test_the_memory_s_gradient_is_that_of_the_mean_over_its_tokens(school, tmp_path):
     """In any batches, with masked labels, and without a trace in the step's own gradients or the random state."""
     lesson, model = school.lesson(tmp_path / "l", old=("alpha", "chat")), school.educated()
@@ -147,6 +149,7 @@ def test_the_memory_s_gradient_is_that_of_the_mean_over_its_tokens(school, tmp_p
 
 
 class TestEwc:
+    @pytest.mark.slow
     def test_without_strength_it_is_plain_training(self, school, tmp_path):
         learned = school.teach(
             Ewc(strength=0.0, sequences=4), school.educated(), school.lesson(tmp_path / "l"), tmp_path / "a"
@@ -154,6 +157,7 @@ class TestEwc:
         plain = school.teach(None, school.educated(), school.lesson(tmp_path / "p"), tmp_path / "b")
         assert same(weights_of(learned), weights_of(plain))
 
+    @pytest.mark.slow
     def test_great_strength_holds_the_weights_that_matter(self, school, tmp_path):
         start = weights_of(school.educated())
         plain = weights_of(
@@ -168,6 +172,7 @@ class TestEwc:
 
         assert moved(held) < 0.1 * moved(plain)
 
+    @pytest.mark.slow
     def test_the_penalty_counts_once_a_step(self, school, tmp_path):
         """Two micro-batches of two rows or one of four: the same step, up to rounding."""
         start = school.educated()
@@ -203,6 +208,7 @@ class TestEwc:
         for name, p in trained_parameters(model).items():
             torch.testing.assert_close(found[name], p.grad**2 / 127)
 
+    @pytest.mark.slow
     def test_sampled_labels_give_the_expected_curvature_of_the_output(self, school, tmp_path):
         """For the head's weight W the Fisher has a closed form: E[(p - y)^2 h^2] = p (1 - p) h^2, mean over tokens."""
         lesson, model = school.lesson(tmp_path / "l"), school.educated()
@@ -261,6 +267,7 @@ class TestOLora:
             worst = max(worst, float((unit[:2] @ unit[2:].T).abs().max()))
         return worst, model
 
+    @pytest.mark.slow
     def test_a_stage_s_rows_stay_clear_of_those_before(self, school, tmp_path):
         free, _ = self.stages(school, tmp_path, 0.0)
         held, model = self.stages(school, tmp_path, 100.0)

@@ -88,6 +88,7 @@ def test_an_index_instead_of_copies(corpus, tmp_path):
     assert all(-1 <= float(row["similarity"]) <= 1 for row in rows)
 
 
+@pytest.mark.slow
 def test_a_small_model_can_look_instead(corpus, tmp_path):
     from opmix.testing import tiny_model, tiny_tokenizer
 
@@ -101,6 +102,7 @@ def test_a_small_model_can_look_instead(corpus, tmp_path):
         discover([str(folder)], tmp_path / "out2", DiscoverySettings(embed=str(tmp_path / "none")))
 
 
+@pytest.mark.slow
 def test_one_kind_of_text_is_said_to_be_one(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in toy_documents("alpha", 150)))
     result = discover([str(tmp_path / "a.jsonl")], tmp_path / "out")
@@ -176,6 +178,7 @@ def test_names_are_distinct_and_assignment_is_nearest():
     assert similarity == pytest.approx([0.8, 0.0])
 
 
+@pytest.mark.slow
 def test_the_command(corpus, tmp_path):
     folder, _ = corpus
     said = runner.invoke(app, ["discover", str(folder), "--out", str(tmp_path / "a"), "--domains", "3"])

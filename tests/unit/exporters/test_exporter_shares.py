@@ -40,7 +40,7 @@ def load(entry):
 
 
 # Up to 0.8 and 12.5 epochs; 2,261 and 33,914 random draws. At the smaller, other seeds reach 0.02.
-@pytest.mark.parametrize("budget", [100_000, 1_500_000])
+@pytest.mark.parametrize("budget", [100_000, pytest.param(1_500_000, marks=pytest.mark.slow)])
 def test_the_interleaved_dataset_has_the_mixture_within_one_percent(make_run, budget):
     result = EXPORTERS["interleave"].export(read_plan(make_run(budget=budget, seed=3)))
     module = {}
@@ -53,6 +53,7 @@ def test_the_interleaved_dataset_has_the_mixture_within_one_percent(make_run, bu
     assert shares_of(module["build"]()["text"]) == (shares, total)
 
 
+@pytest.mark.slow
 def test_the_interleaved_stream_has_the_mixture_as_well(make_run):
     module = {}
     exec(
@@ -62,6 +63,7 @@ def test_the_interleaved_stream_has_the_mixture_as_well(make_run):
     near(shares, 0.02)  # 7,300 random draws
 
 
+@pytest.mark.slow
 def test_without_sizes_the_interleaved_dataset_ends_with_the_last_domain(fitted_run, corpus):
     options = ExportOptions(
         paths={"": str(corpus.folder / "{domain}.jsonl")},
@@ -98,7 +100,7 @@ def test_axolotl_keeps_a_part_of_each(make_run, budget):
     assert total * content["num_epochs"] == pytest.approx(budget, rel=0.02)
 
 
-@pytest.mark.parametrize("budget", [60_000, 1_500_000])
+@pytest.mark.parametrize("budget", [60_000, pytest.param(1_500_000, marks=pytest.mark.slow)])
 def test_llamafactory_interleaves(make_run, budget):
     content = yaml.safe_load(EXPORTERS["llamafactory"].export(read_plan(make_run(budget=budget))).text)
     strategy = {"interleave_under": "first_exhausted", "interleave_over": "all_exhausted"}[content["mix_strategy"]]
@@ -129,6 +131,7 @@ def test_streaming_draws_exactly_the_budget(make_run):
     assert f"EPOCH_SIZE = {documents.rows()}" in EXPORTERS["streaming"].export(documents).text
 
 
+@pytest.mark.slow
 def test_every_kind_of_source_is_opened_as_opmix_reads_it(make_run, corpus, tmp_path):
     rows = {name: load(str(corpus.folder / f"{name}.jsonl")) for name in MIXTURE}
     rows["web"].rename_column("text", "body").save_to_disk(tmp_path / "web", num_shards=2)

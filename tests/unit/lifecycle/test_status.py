@@ -38,6 +38,7 @@ def undo(folder, *names):
 TWO = ("02-two/search-0", "02-two/train-4", "02-two/model", "02-two/after")
 
 
+@pytest.mark.slow
 def test_a_finished_life(finished):
     _, result = finished
     found = run_status(result.folder)
@@ -53,6 +54,7 @@ def test_a_finished_life(finished):
     assert all(s.finished for s in found.steps)
 
 
+@pytest.mark.slow
 def test_what_is_left_and_what_it_will_cost(copied):
     everything = run_status(copied).spent
     undo(copied, *TWO)
@@ -66,6 +68,7 @@ def test_what_is_left_and_what_it_will_cost(copied):
     assert found.seconds_left > 0
 
 
+@pytest.mark.slow
 def test_nothing_is_known_before_the_model_is(copied):
     undo(copied, "start", *TWO)
     found = run_status(copied)
@@ -75,6 +78,7 @@ def test_nothing_is_known_before_the_model_is(copied):
         run_status(copied)
 
 
+@pytest.mark.slow
 def test_the_running_step_and_its_process(copied):
     undo(copied, *TWO)
     (copied / "lock").write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
@@ -96,6 +100,7 @@ def test_the_running_step_and_its_process(copied):
     assert run_status(copied).holder is None
 
 
+@pytest.mark.slow
 def test_changed_data_are_named(copied, finished, toys):
     path = toys.folder / "data" / "gamma.jsonl"
     before = path.stat()
@@ -112,6 +117,7 @@ def test_changed_data_are_named(copied, finished, toys):
     assert run_status(copied).changed == ()
 
 
+@pytest.mark.slow
 def test_against_another_configuration(copied, toys):
     config = toys.config(
         stage("one", 8, domains=["alpha", "beta"], prefix=0.5),
@@ -134,6 +140,7 @@ def test_against_another_configuration(copied, toys):
     }
 
 
+@pytest.mark.slow
 def test_the_command(copied, toys):
     plain = runner.invoke(app, ["status", str(copied)])
     assert plain.exit_code == 0, plain.output
@@ -151,6 +158,7 @@ def test_the_command(copied, toys):
     assert isinstance(runner.invoke(app, ["status", str(copied / "seed-0")]).exception, StoreError)
 
 
+@pytest.mark.slow
 def test_status_loads_no_torch(copied):
     code = (
         "import sys\nfrom typer.testing import CliRunner\nfrom opmix.cli.main import app\n"
@@ -160,6 +168,7 @@ def test_status_loads_no_torch(copied):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_a_life_is_shown_as_tables(finished):
     from opmix.cli.life import seeds_table, stage_sentences, stage_table
 

@@ -59,6 +59,7 @@ def test_points_double_up_to_all_of_the_design():
     assert [schedule(0).points_at(Rung(4, 0, level), between) for level in range(4)] == [4, 8, 14, 14]
 
 
+@pytest.mark.slow
 def test_a_schedule_that_is_never_content_ends_in_the_whole_search():
     fake = context()
     outcome, said = search(fake, NEVER)
@@ -125,15 +126,18 @@ def finer(fake, tolerance):
     ]
 
 
+@pytest.mark.slow
 def test_where_sequences_are_what_is_uncertain_they_are_doubled_first():
     assert finer(context(noise=0.3, surface=INSIDE), 0.15)[:1] == ["sequences"]
 
 
+@pytest.mark.slow
 def test_where_the_law_is_what_is_uncertain_points_are_added():
     bent = context(surface=lambda P: log_linear_surface(T)(P) + 0.1 * np.sin(25 * P[:, [2]]))
     assert finer(bent, 0.1)[:1] == ["points"]
 
 
+@pytest.mark.slow
 def test_a_finer_rung_that_costs_more_than_more_training_is_not_climbed():
     assert finer(context(noise=0.3, surface=INSIDE, sequence_flops=10.0), 0.15) == []
 

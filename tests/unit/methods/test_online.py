@@ -1,6 +1,7 @@
 """One table of all mixers: what the run that drives them relies on, in a world of numbers."""
 
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -37,6 +38,12 @@ def mixer(request):
     return MIXERS[request.param]
 
 
+@cache
+def lived(name):
+    """A whole run of one of the mixers, once for all tests that look at it."""
+    return live(MIXERS[name], ToyBench(), TOTAL)
+
+
 def test_all_mixers_of_the_catalogue_are_in_the_table():
     online = [entry for entry in ENTRIES if entry.family == "online" and entry.path.partition(":")[0].rpartition(".")[2] in (
         "odm", "ado", "skill_it", "aioli", "grape", "tikmix",
@@ -47,8 +54,9 @@ def test_all_mixers_of_the_catalogue_are_in_the_table():
         assert entry_of(name).family == "searched"
 
 
-def test_stints_are_positive_and_on_the_simplex(mixer):
-    stints, _, _ = live(mixer, ToyBench(), TOTAL)
+@pytest.mark.parametrize("name", MIXERS)
+def test_stints_are_positive_and_on_the_simplex(name):
+    stints, _, _ = lived(name)
     assert sum(s.steps for s in stints) == TOTAL
     assert len(stints) >= 5
     for stint in stints:
@@ -59,8 +67,9 @@ def test_stints_are_positive_and_on_the_simplex(mixer):
     assert any(s.mixture != stints[0].mixture for s in stints)
 
 
-def test_a_state_that_was_written_and_read_goes_on_the_same(mixer):
-    whole, last, kept = live(mixer, ToyBench(), TOTAL)
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_state_that_was_written_and_read_goes_on_the_same(name):
+    mixer, (whole, last, kept) = MIXERS[name], lived(name)
     again, state, _ = live(mixer, ToyBench(), TOTAL, rewrite=through_json)
     assert [(s.mixture, s.steps) for s in again] == [(s.mixture, s.steps) for s in whole]
     assert through_json(last) == state

@@ -186,6 +186,7 @@ def unsure(count=30):
     return [context({"web": 0.5, "code": 0.2, "math": 0.3}, order=0.02, seed=seed) for seed in range(count)]
 
 
+@pytest.mark.slow
 def test_a_candidate_that_does_not_convince_is_trained_once_more():
     again = []
     for fake in unsure():

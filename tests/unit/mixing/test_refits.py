@@ -84,6 +84,7 @@ def test_a_covariate_and_a_constant_at_its_bound_are_refitted_too():
     assert np.median(np.abs(found[:, 0] - np.diag(problem.predict(whole)))) < 0.1 * spread
 
 
+@pytest.mark.slow
 def test_dropping_starts_early_loses_nothing(monkeypatch):
     for seed in range(3):
         shares, losses = table(seed=seed)

@@ -1,5 +1,7 @@
 import gzip
 import json
+import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,9 @@ def write_rows(path: Path, rows) -> Path:
     return path
 
 
-def texts(name: str, count: int = 200, seed: int = 0) -> list[dict]:
-    return [{"text": text} for text in toy_documents(name, count, seed=seed)]
+@cache
+def texts(name: str, count: int = 200, seed: int = 0) -> tuple[dict, ...]:
+    return tuple({"text": text} for text in toy_documents(name, count, seed=seed))
 
 
 @pytest.fixture(scope="session")
@@ -29,10 +32,16 @@ def tiny_folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def corpus(tmp_path):
-    """Three domains as `<domain>/{train,valid}.jsonl.gz`."""
+@pytest.fixture(scope="session")
+def _corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
     for name in ("alpha", "beta", "gamma"):
-        write_rows(tmp_path / "data" / name / "train.jsonl.gz", texts(name))
-        write_rows(tmp_path / "data" / name / "valid.jsonl.gz", texts(name, 60, seed=1))
-    return tmp_path / "data"
+        write_rows(folder / name / "train.jsonl.gz", texts(name))
+        write_rows(folder / name / "valid.jsonl.gz", texts(name, 60, seed=1))
+    return folder
+
+
+@pytest.fixture
+def corpus(_corpus, tmp_path):
+    """Three domains as `<domain>/{train,valid}.jsonl.gz`; a copy for each test."""
+    return shutil.copytree(_corpus, tmp_path / "data")

@@ -42,6 +42,7 @@ def search(place, length=128, **domains):
     return {(check.name, check.status): check.detail for check in validate(place / "s.yaml").checks}
 
 
+@pytest.mark.slow
 def test_how_many_conversations_are_left_out_is_said(place):
     found = search(place, math="mixed.jsonl")
     told = re.search(

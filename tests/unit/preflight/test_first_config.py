@@ -210,6 +210,7 @@ def test_here_is_the_default_folder_and_relative_paths_follow_the_file(corpus, t
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 
 
+@pytest.mark.slow
 def test_conversations_are_domains_too(tmp_path, tiny_folder):
     for name in ("alpha", "beta"):
         rows = [r["text"].split(". ") for r in texts(name, 600)]

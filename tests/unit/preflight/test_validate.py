@@ -140,6 +140,7 @@ def test_a_source_is_as_large_as_it_is_read(config, corpus):
     assert found["domains.alpha"].startswith("1 documents; splitting held-out sets off leaves")
 
 
+@pytest.mark.slow
 def test_constraints_that_hang_on_the_estimate_are_a_warning(config, tmp_path):
     _, check = config
     check()

@@ -60,6 +60,7 @@ def here(rows, tmp_path_factory):
         return folder, looked_at(session), session.ledger
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [2, 3])
 def test_the_same_bytes_wherever_and_in_whatever_parts(rows, here, tmp_path, slots):
     folder, (early, whole), ledger = here
@@ -85,6 +86,7 @@ def test_the_same_bytes_wherever_and_in_whatever_parts(rows, here, tmp_path, slo
     assert not list(tmp_path.glob("probes/*-parts"))
 
 
+@pytest.mark.slow
 def test_a_run_begun_here_goes_on_elsewhere_and_back(rows, here, tmp_path):
     _, (_, whole), _ = here
     with RunStore(tmp_path) as store:
@@ -142,6 +144,7 @@ def test_a_sweep_is_cut_into_nearly_equal_parts_in_order():
         assert [point for part in parts for point in part.points] == POINTS
 
 
+@pytest.mark.slow
 def test_parts_that_measured_another_model_are_not_joined(here):
     folder, _, _ = here
     read = ProxyLosses.load(folder / "tables" / "sequences-proxies.npz", ("alpha", "beta"))

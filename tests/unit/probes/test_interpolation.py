@@ -66,7 +66,11 @@ def probes(arch="llama", a=None, b=None, **overrides):
     return tiny_adapter(tiny_adapter(model, "a", 1, **(a or {})), "b", 2, **(b or {}))
 
 
-@pytest.fixture(params=CASES, ids=list(CASES))
+# The others differ in where adapters sit, not in what is computed: they are looked at with the slow tests.
+QUICK = {"llama", "gpt2 (Conv1D)", "tied embedding", "lm_head in full", "both tied sides in full"}
+
+
+@pytest.fixture(params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow, id=name) for name in CASES])
 def case(request):
     arch, a, b, overrides = CASES[request.param]
     return probes(arch, a, b, **overrides)

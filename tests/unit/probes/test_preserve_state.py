@@ -112,7 +112,7 @@ def assert_same(one, other):
             assert tensor is there if tensor is None or there is None else torch.equal(tensor, there), (what, name)
 
 
-@pytest.mark.parametrize("made", [{}, TIED], ids=["untied", "tied"])
+@pytest.mark.parametrize("made", [{}, pytest.param(TIED, marks=pytest.mark.slow)], ids=["untied", "tied"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_the_model_comes_back_bit_for_bit_after_a_probe(rows, tmp_path, case, made):
     model = case(model_of(**made))
@@ -121,7 +121,9 @@ def test_the_model_comes_back_bit_for_bit_after_a_probe(rows, tmp_path, case, ma
     assert_same(state_of(model), before)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, TrainingError], ids=["interrupted", "diverged"])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, pytest.param(TrainingError, marks=pytest.mark.slow)], ids=["interrupted", "diverged"]
+)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_the_model_comes_back_bit_for_bit_from_the_middle_of_a_probe(rows, tmp_path, monkeypatch, case, error):
     model = case(model_of())

@@ -3,6 +3,7 @@
 import pickle
 
 import numpy as np
+import pytest
 import torch
 from probe_tasks import LENGTH, NEW, OLD, STEPS, held_out, runtime_of, task_of
 from safetensors.torch import load_file
@@ -36,6 +37,7 @@ def test_a_probe_is_the_same_bytes_whatever_was_trained_before_it(rows, tmp_path
     assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_probe_looked_at_goes_on_to_the_bytes_of_one_that_was_not(rows, tmp_path):
     runtime = runtime_of(rows)
     train_probe(task_of(tmp_path / "a", "old", OLD), runtime)

@@ -105,6 +105,7 @@ class TestScoring:
         domain = Domain(name="d", train=Source(paths=(str(path),)), holdout=0.2)
         return prepare_domain(domain, tokenizer, cache_dir=folder / "cache"), tokenizer
 
+    @pytest.mark.slow
     def test_a_model_that_learned_the_task_scores(self, task, tmp_path):
         data, tokenizer = task
         model = tiny_model(vocab_size=len(tokenizer))

@@ -150,6 +150,7 @@ class TestTraining:
             else:
                 check_attention(spec)
 
+    @pytest.mark.slow
     def test_sft_learns_answers_and_only_them(self, splits, tokenizer, tmp_path):
         rows = {n: ChatRows(splits[n].train, LENGTH, ChatOptions(truncate="left")) for n in ("terse", "wordy")}
         model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=LENGTH)

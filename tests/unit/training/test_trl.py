@@ -33,6 +33,7 @@ def tokenizer():
     return tiny_chat_tokenizer()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [True, False])
 def test_trls_sft_trainer_learns_the_same_weights(tokenizer, tmp_path, packing):
     from opmix.training.trl_sft import sft_trainer

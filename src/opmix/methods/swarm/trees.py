@@ -44,19 +44,23 @@ class BoostedTrees:
             ConfigError: scikit-learn is not installed.
         """
         kind = _regressor()
-        models = tuple(
-            kind(
-                max_iter=self.trees,
-                learning_rate=self.learning_rate,
-                max_leaf_nodes=self.leaves,
-                max_depth=self.depth,
-                min_samples_leaf=min(self.min_leaf, max(len(shares) // 4, 1)),
-                l2_regularization=self.l2,
-                early_stopping=False,
-                random_state=seed,
-            ).fit(shares, column)
-            for column in losses.T
-        )
+        from threadpoolctl import threadpool_limits  # scikit-learn rests on it
+
+        # A swarm has tens to hundreds of rows: threads only wait for each other, on a busy machine for most of the time.
+        with threadpool_limits(1, user_api="openmp"):
+            models = tuple(
+                kind(
+                    max_iter=self.trees,
+                    learning_rate=self.learning_rate,
+                    max_leaf_nodes=self.leaves,
+                    max_depth=self.depth,
+                    min_samples_leaf=min(self.min_leaf, max(len(shares) // 4, 1)),
+                    l2_regularization=self.l2,
+                    early_stopping=False,
+                    random_state=seed,
+                ).fit(shares, column)
+                for column in losses.T
+            )
         return FittedTrees(models)
 
     def left_out(self, shares: FloatArray, losses: FloatArray, *, folds: int = 5, seed: int = 0) -> FloatArray:
