@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py plan [--domains 1000 --tokens 15T --layers 80 --width 8192 --gpus 1024]
     python benchmarks/scale.py fan-out [--workers 10000 --tasks 30000]
+    python benchmarks/scale.py fit [--domains 16 32 64]
 
 `plan` asks the functions that `opmix validate` and the ledger ask; nothing of it is measured except where it says seconds. `fan-out` is the
 real `fan_out` and the real executor of jobs on a disk, with an engine that only pretends to start them: time is simulated, the driver's is
@@ -173,6 +174,21 @@ def simulated(workers: int, tasks: int, seed: int, folder: Path) -> dict[str, An
     }
 
 
+def fits(domains: list[int]) -> None:
+    """CPU seconds of the law in effective tokens on probes of that many domains, looked at thrice, and how they grow."""
+    from law_speed import effective, looks
+
+    before: tuple[int, float] | None = None
+    for number_of in domains:
+        told = looks(number_of, 0)
+        started, peak = time.process_time(), watch_memory()
+        effective(*told)
+        seconds = time.process_time() - started
+        power = "" if before is None else f", power {np.log(seconds / before[1]) / np.log(number_of / before[0]):.1f}"
+        print(f"{number_of} domains: {seconds:.2f} s of CPU{power}, {peak() / 2**20:.0f} MB", flush=True)
+        before = number_of, seconds
+
+
 def shape_of(layers: int, width: int) -> tuple[ModelShape, int, int]:
     """A Llama of that size without weights; its parameters, and those of a probe.
 
@@ -289,9 +305,10 @@ def main() -> None:
     fanned = parts.add_parser("fan-out")
     for option, default in (("workers", 10_000), ("tasks", 30_000), ("seed", 0)):
         fanned.add_argument(f"--{option}", type=int, default=default)
+    parts.add_parser("fit").add_argument("--domains", type=int, nargs="+", default=[16, 32, 64])
     args = vars(parser.parse_args())
-    if args.pop("part") == "plan":
-        plan(**args)
+    if (part := args.pop("part")) in ("plan", "fit"):
+        {"plan": plan, "fit": fits}[part](**args)
         return
     folder = Path(tempfile.mkdtemp(prefix="opmix-scale-", dir=os.environ.get("TMPDIR")))
     try:

@@ -45,7 +45,7 @@ def ray():
         "local",
         "launch",
         pytest.param("submitted", marks=pytest.mark.slow),
-        *(pytest.param(k, marks=pytest.mark.cluster) for k in ("slurm", "ray")),
+        *(pytest.param(k, marks=[pytest.mark.cluster, pytest.mark.slow]) for k in ("slurm", "ray")),
     ],
     scope="module",
 )

@@ -82,6 +82,7 @@ def fan_out(
 
 
 _EVERY = 0.5  # seconds between two looks at what processes say, however much happens
+_PAUSE = 20.0  # times what a look took until the next one: thousands of files are not read twice a second
 _BARS = 16  # tasks that are shown one by one
 
 
@@ -92,13 +93,13 @@ class _Watched:
         self._progress, self._folder, self._names, self.advance = progress, folder, frozenset(names), advance
         self._bars: dict[str, tuple[Advance, ExitStack]] = {}
         self._stragglers = Stragglers()
-        self._last = -_EVERY
+        self._next = 0.0
 
     def look(self) -> None:
         """Show what is said, at most so often."""
-        if time.monotonic() - self._last < _EVERY:
+        before = time.monotonic()
+        if before < self._next:
             return
-        self._last = time.monotonic()
         running = running_in(self._folder) & self._names
         for name in self._bars.keys() - running:
             self._bars.pop(name)[1].close()
@@ -110,6 +111,8 @@ class _Watched:
             note = note_of(self._folder, name)
             job = "" if note is None or note.job is None else f" (job {note.job})"
             self._progress.note(f"{name}{job} has taken {seconds:.0f} s so far; its siblings took {usual:.0f} s")
+        after = time.monotonic()
+        self._next = after + max(_EVERY, _PAUSE * (after - before))
 
     def _show(self, name: str) -> None:
         try:

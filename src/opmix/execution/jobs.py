@@ -25,6 +25,7 @@ _LOOK = 0.5  # seconds between two looks around
 _TURN = 100  # jobs that are started before anybody looks around
 _LATE = 30.0  # seconds that a shared disk may hide a record from this machine
 _AGAIN = 20.0  # seconds before an engine that refused a task is asked again
+_SILENT = 300.0  # seconds between two complaints that an engine does not answer
 _REFUSALS = 3  # in a row, with nothing running, after which it is given up
 
 
@@ -128,7 +129,7 @@ class JobExecutor:
         self.engine, self._slots, self._command, self._late = engine, slots, tuple(command), late
         self._environment = dict(environment or {})
         self._prepare: Callable[[], None] | None = prepare
-        self._refusals, self._not_before = 0, 0.0
+        self._refusals, self._not_before, self._silent_until = 0, 0.0, 0.0
 
     @property
     def slots(self) -> int:
@@ -222,7 +223,9 @@ class JobExecutor:
         try:
             over = self.engine.over(asked) if asked else {}
         except EngineError as error:  # jobs go on without it
-            logging.getLogger("opmix").warning("executor %s: %s; asked again", self.engine.kind, error)
+            if time.monotonic() >= self._silent_until:
+                self._silent_until = time.monotonic() + _SILENT
+                logging.getLogger("opmix").warning("executor %s: %s; asked again", self.engine.kind, error)
             return
         for name, how in over.items():
             running[name] = replace(running[name], over=how, since=time.monotonic())

@@ -23,7 +23,11 @@ Do = Callable[[Task, Progress], None]
 """Does a task and leaves its record."""
 
 
-def do_one(folder: Path, name: str, do: Do) -> None:
+_OFTEN, _SELDOM = 1.0, 5.0
+"""Seconds between two words on progress, of a machine's few processes and of a cluster's many, which share a disk."""
+
+
+def do_one(folder: Path, name: str, do: Do, *, every: float = _OFTEN) -> None:
     """Do the task of that name; an error of ours is also left for whoever waits for the record.
 
     Raises:
@@ -33,7 +37,7 @@ def do_one(folder: Path, name: str, do: Do) -> None:
     said = file_of(folder, name, "progress")
     try:
         with traced(folder):
-            do(task, ProgressFile(said, Silent()))
+            do(task, ProgressFile(said, Silent(), every=every))
     except OpMixError as error:
         say_failed(folder, task, error)
         raise
@@ -64,7 +68,7 @@ def do_alone(
     except OpMixError as error:
         say_failed(folder, task, error)
         raise
-    do_one(folder, name, do)
+    do_one(folder, name, do, every=_OFTEN if attempt is None else _SELDOM)
 
 
 def serve(folder: Path, make: Callable[[], Do]) -> None:

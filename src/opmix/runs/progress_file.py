@@ -14,10 +14,16 @@ _EVERY = 1.0  # seconds between two writes
 
 
 class ProgressFile:
-    """Passes everything on to another display and keeps the latest state in a file."""
+    """Passes everything on to another display and keeps the latest state in a file.
 
-    def __init__(self, path: Path, shown: Progress) -> None:
-        self._path, self._shown, self._last = path, shown, 0.0
+    Args:
+        path: The file.
+        shown: The other display.
+        every: Seconds between two writes at least.
+    """
+
+    def __init__(self, path: Path, shown: Progress, *, every: float = _EVERY) -> None:
+        self._path, self._shown, self._every, self._last = path, shown, every, 0.0
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Advance]:
@@ -27,7 +33,7 @@ class ProgressFile:
 
             def both(done: int, of: int) -> None:
                 advance(done, of)
-                if time.time() - self._last >= _EVERY:
+                if time.time() - self._last >= self._every:
                     self._last = time.time()
                     said = {"task": name, "done": done, "total": of, "started": started, "time": self._last}
                     write_json(self._path, said, lasting=False)

@@ -73,6 +73,22 @@ def test_every_slot_has_a_gpu_of_its_own_among_those_that_are_visible(monkeypatc
     assert [(check.name, check.status) for check in findings.checks] == [("executor", "fail"), ("executor", "ok")]
 
 
+def test_validate_says_what_would_be_started_and_what_cannot_be(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm there
+    findings = Findings([])
+    _check_executor(config_of(executor={"kind": "launch", "slots": 3, "launch": "srun {command}"}), findings)
+    _check_executor(config_of(executor={"kind": "slurm"}), findings)
+    on_gpus = {"kind": "slurm", "resources": {"gpus": 1}}
+    _check_executor(config_of(model={"name": "m", "device": "cpu"}, executor=on_gpus), findings)
+    launch, slurm, precision = findings.checks
+    assert (launch.status, slurm.status, precision.status) == ("ok", "fail", "fail")
+    assert launch.detail.startswith(
+        "3 tasks at once: each by the command 'srun {command}'; all must see the run folder"
+    )
+    assert "sbatch, squeue, scancel not found" in slurm.detail + slurm.remedy
+    assert "model.dtype: auto" in precision.detail + precision.remedy
+
+
 def test_objects_travel_as_files_that_go_with_the_lock(tmp_path):
     model, tokenizer = tiny_model().to(torch.bfloat16), tiny_tokenizer()
     model.model.embed_tokens.weight.requires_grad_(False)
