@@ -18,6 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from opmix.execution.on_ray import die_with_parent
+
 _SLURM = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scancel", "scontrol")
 _CONF = """\
 ClusterName=opmix
@@ -81,7 +83,12 @@ def two_slurm_nodes(folder: Path) -> Iterator[dict[str, str]]:
             with (folder / f"{len(started)}-{command[0]}.txt").open("wb") as log:
                 started.append(
                     subprocess.Popen(
-                        command, stdout=log, stderr=log, env={**os.environ, **environment}, start_new_session=True
+                        command,
+                        stdout=log,
+                        stderr=log,
+                        env={**os.environ, **environment},
+                        start_new_session=True,
+                        preexec_fn=die_with_parent,  # a test that is killed leaves no Slurm behind
                     )
                 )
             if command is authority:

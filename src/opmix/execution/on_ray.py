@@ -153,12 +153,12 @@ def _started(command: Sequence[str], environment: Mapping[str, str], log: str) -
             stdout=stream,
             stderr=stream,
             env={**os.environ, **environment},
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,
             check=False,
         )
     return ended.returncode, socket.gethostname()
 
 
-def _die_with_parent() -> None:
-    """Ray kills its worker, not what that started."""
+def die_with_parent() -> None:
+    """In a child: be killed when the process that started it ends (Linux). Ray kills its worker, not what that started."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
