@@ -12,11 +12,9 @@ from opmix.report import write_report
 WIDE = "return [document.documentElement.scrollWidth, innerWidth]"
 
 
-@pytest.fixture(scope="session", params=["compare", "life"])
-def plain_page(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "compare":
-        return write_report(write_comparison(folder))
+def write_life(folder):
+    """The files of a life of two seeds and twelve domains."""
+    folder.mkdir(exist_ok=True)
     losses = {f"domain_{i}": loss(5.0, 4.0 - 0.1 * i) for i in range(12)}
     mixture = dict.fromkeys(losses, 1 / 12)
     lives = {}
@@ -31,7 +29,13 @@ def plain_page(request, tmp_path_factory):
     ]  # fmt: skip
     content = {"schema": 1, "kind": "run", "units": "nats per token", "seeds": lives, "stages": stages}
     (folder / "life.json").write_text(json.dumps(content))
-    return write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=["compare", "life"])
+def plain_page(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    return write_report(write_comparison(folder) if request.param == "compare" else write_life(folder))
 
 
 def test_it_is_quiet_and_asks_nothing_of_the_network(browser, plain_page):

@@ -59,6 +59,7 @@ class Browser:
             self._stop_driver()
             raise
         self._session = f"/session/{made['sessionId']}"
+        self._call("POST", self._session + "/timeouts", {"script": 55_000})
 
     def __enter__(self) -> Browser:
         return self

@@ -41,7 +41,7 @@ def comparison_sections(content: Mapping[str, Any], manifest: Manifest | None) -
     }
     if manifest is not None:
         text = json.dumps(manifest.content, indent=2, ensure_ascii=False)
-        shown = folded("manifest.json", el("pre", text))
+        shown = folded("manifest.json", el("pre", text, tabindex="0"))
         made["configuration"] = el("section", el("h2", "Configuration"), shown, id="configuration")
     return made
 

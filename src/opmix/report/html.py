@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape, unescape
 
 MINUS = "\u2212"
 DASH = "\u2013"
@@ -211,8 +212,9 @@ def _strip(parts: Sequence[str], label: str) -> Html:
 
 
 def table(head: Sequence[str | Html], rows: Iterable[Html], *, caption: str | Html, class_: str | None = None) -> Html:
-    """A table with a caption; an empty heading is a figure's column."""
+    """A table with a caption, which the keyboard can scroll; an empty heading is a figure's column."""
     cells = [el("th", h, scope="col") if h else el("td") for h in head]
+    words = " ".join(unescape(re.sub("<[^>]*>", " ", caption)).split()) if isinstance(caption, Html) else caption
     return el(
         "div",
         el(
@@ -223,6 +225,9 @@ def table(head: Sequence[str | Html], rows: Iterable[Html], *, caption: str | Ht
             class_=class_,
         ),
         class_="scroll",
+        tabindex="0",
+        role="group",
+        aria_label=words or "Table",
     )
 
 

@@ -28,7 +28,10 @@ def life_sections(content: Mapping[str, Any], manifest: Manifest | None) -> dict
     if manifest is not None:
         text = json.dumps(manifest.content, indent=2, ensure_ascii=False)
         made["configuration"] = el(
-            "section", el("h2", "Configuration"), folded("manifest.json", el("pre", text)), id="configuration"
+            "section",
+            el("h2", "Configuration"),
+            folded("manifest.json", el("pre", text, tabindex="0")),
+            id="configuration",
         )
     return made
 

@@ -96,7 +96,7 @@ def listing(lines: Sequence[RunLine]) -> Html:
     made = table(head, [_line(line) for line in lines], caption=f"{len(lines)} runs, the newest first")
     return join(
         [
-            el("div", made, class_="scroll", tabindex="0", role="region", aria_label="Runs"),
+            made,
             el("button", "Compare the ticked", type="submit"),
         ]
     )
@@ -145,8 +145,8 @@ def compared(root: Path, names: Sequence[str]) -> str:
         "section",
         el("h1", "Decisions compared"),
         el("p", "Shares of the tokens, with the interval of the optimum where it is the mixture."),
-        _scrolled(table(["domain", *titles, "largest difference"], rows, caption="Mixtures")),
-        _scrolled(table(["", *titles], facts, caption="What decided")),
+        table(["domain", *titles, "largest difference"], rows, caption="Mixtures"),
+        table(["", *titles], facts, caption="What decided"),
         *(
             el("p", el("strong", f"{name}: "), one.decision.reason if one.decision else "")
             for name, one in found.items()
@@ -190,7 +190,7 @@ def history(root: Path, name: str) -> str:
         "section",
         el("h1", f"History of {name}"),
         el("p", "Every decision of the life in order; each leads to its report."),
-        _scrolled(table(["decided at", "decision", "gain, nats", *domains], rows, caption=f"{len(rows)} decisions")),
+        table(["decided at", "decision", "gain, nats", *domains], rows, caption=f"{len(rows)} decisions"),
     )
     return page(f"history of {name}", body)
 
@@ -204,10 +204,6 @@ def _in_order(place: Path) -> tuple[str, str, int]:
     seed, stage, search = place.parts[-4:-1]
     number = search.removeprefix("search-")
     return seed, stage, int(number) if number.isdigit() else 0
-
-
-def _scrolled(made: Html) -> Html:
-    return el("div", made, class_="scroll", tabindex="0", role="region", aria_label="Table")
 
 
 def _share(found: MixtureFile, domain: str) -> str:
