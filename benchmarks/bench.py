@@ -206,7 +206,7 @@ def start(bench: Bench) -> Iterator[Pair]:
         *(f"r{i},{a!r},{b!r},{c!r},{2 + float(np.exp(-a))!r}" for i, (a, b, c) in enumerate(shares.tolist())),
     ]
     file.write_text("\n".join(lines))
-    libraries = started("-c", "import numpy, scipy.optimize, clarabel, matplotlib.figure, pydantic, rich, typer")
+    libraries = started("-c", "import numpy, scipy.optimize, clarabel, pydantic, rich, typer")
     turn = iter(range(10**6))
 
     def fit() -> None:

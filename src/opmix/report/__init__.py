@@ -3,7 +3,7 @@
     from opmix.report import write_report
     write_report(Path("runs/search"))       # -> runs/search/report.html
 
-Imports no torch; matplotlib is imported when the first figure is drawn.
+Imports no torch.
 """
 
 from opmix.report.document import ReportData, load_report_data

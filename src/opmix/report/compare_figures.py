@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from opmix.report.figures import ACCENT, MUTED, RULE, SECOND, _apart, _panel, _short
+from opmix.report.drawing import ACCENT, MUTED, RULE, SECOND, Chart
+from opmix.report.figures import _apart, _short
 from opmix.report.html import Html
 
 MOST_NAMED = 12
@@ -49,20 +49,21 @@ def pareto_panel(points: Sequence[Spent], highlighted: str) -> Html:
     """
     front = frontier(points)
 
-    def draw(axes: Any) -> None:
-        axes.step([p.flops for p in front], [p.loss for p in front], where="post", color=RULE, linewidth=1.0)
-        for point in points:
-            colour = ACCENT if point.name == highlighted else SECOND if point in front else MUTED
-            _dot(axes, point.flops, point.loss, point.deviation, colour)
-        axes.margins(x=0.08, y=0.12)
-        axes.set_xlabel("FLOPs in all")
-        axes.set_ylabel("test loss")
-        shown = points if len(points) <= MOST_NAMED else [p for p in points if p in front or p.name == highlighted]
-        of_note = {p.name for p in front}
-        _names(axes, [(p.name, p.flops, p.loss) for p in shown], highlighted, of_note)
-
+    chart = Chart(right=_MARGIN)
+    steps = [
+        (p.flops, loss)
+        for before, p in zip([*front[:1], *front], front, strict=False)
+        for loss in (before.loss, p.loss)
+    ]
+    chart.line(*zip(*steps, strict=True), colour=RULE, width=1.0)
+    for point in points:
+        colour = ACCENT if point.name == highlighted else SECOND if point in front else MUTED
+        _dot(chart, point.flops, point.loss, point.deviation, colour)
+    shown = points if len(points) <= MOST_NAMED else [p for p in points if p in front or p.name == highlighted]
+    _names(chart, [(p.name, p.flops, p.loss) for p in shown], highlighted, {p.name for p in front})
+    chart.x.label, chart.y.label = "FLOPs in all", "test loss"
     spoken = "; ".join(f"{p.name}: {p.loss:.4f} nats at {p.flops:.3g} FLOPs" for p in points)
-    return _panel(draw, f"Mean test loss against FLOPs. {spoken}", right=_MARGIN)
+    return chart.svg(f"Mean test loss against FLOPs. {spoken}")
 
 
 def forgetting_panel(points: Sequence[tuple[str, float, float]], highlighted: str) -> Html:
@@ -72,47 +73,33 @@ def forgetting_panel(points: Sequence[tuple[str, float, float]], highlighted: st
         points: Name, mean test loss of what was new, mean forgetting.
         highlighted: The reference.
     """
-
-    def draw(axes: Any) -> None:
-        axes.axhline(0, color=RULE, linewidth=0.8)
-        least, lowest = min(points, key=lambda p: p[2]), min(points, key=lambda p: p[1])
-        for name, loss, forgotten in points:
-            chosen = name in (least[0], lowest[0])
-            _dot(axes, loss, forgotten, float("nan"), ACCENT if name == highlighted else SECOND if chosen else MUTED)
-        axes.margins(x=0.08, y=0.12)
-        axes.set_xlabel("test loss on the new")
-        axes.set_ylabel("forgotten of the old")
-        of_note = {least[0], lowest[0]}
-        shown = points if len(points) <= MOST_NAMED else [p for p in points if p[0] in (*of_note, highlighted)]
-        _names(axes, shown, highlighted, of_note)
-
+    chart = Chart(right=_MARGIN)
+    chart.across(0)
+    least, lowest = min(points, key=lambda p: p[2]), min(points, key=lambda p: p[1])
+    of_note = {least[0], lowest[0]}
+    for name, loss, forgotten in points:
+        colour = ACCENT if name == highlighted else SECOND if name in of_note else MUTED
+        _dot(chart, loss, forgotten, float("nan"), colour)
+    shown = points if len(points) <= MOST_NAMED else [p for p in points if p[0] in (*of_note, highlighted)]
+    _names(chart, shown, highlighted, of_note)
+    chart.x.label, chart.y.label = "test loss on the new", "forgotten of the old"
     spoken = "; ".join(f"{n}: {loss:.4f} nats, {forgotten:+.4f} forgotten" for n, loss, forgotten in points)
-    return _panel(draw, f"Forgetting against loss on new domains. {spoken}", right=_MARGIN)
+    return chart.svg(f"Forgetting against loss on new domains. {spoken}")
 
 
-def _dot(axes: Any, x: float, y: float, deviation: float, colour: str) -> None:
+def _dot(chart: Chart, x: float, y: float, deviation: float, colour: str) -> None:
     if deviation == deviation:
-        axes.errorbar(x, y, yerr=deviation, color=colour, linewidth=0.9, capsize=2)
-    axes.plot([x], [y], marker="o", ms=4, color=colour)
+        chart.errors([x], [y], [deviation], colour=colour, width=0.9, cap=2)
+    chart.dots([x], [y], colour=colour, radius=2.4)
 
 
-def _names(axes: Any, points: Sequence[tuple[str, float, float]], highlighted: str, of_note: Collection[str]) -> None:
+def _names(
+    chart: Chart, points: Sequence[tuple[str, float, float]], highlighted: str, of_note: Collection[str]
+) -> None:
     """Names right of the axes at the height of their points, apart from each other, a thin line to each."""
-    low, high = axes.get_ylim()
-    left, right = axes.get_xlim()
-    axes.set_xlim(left, right)
-    axes.set_ylim(low, high)
+    chart.x.margin, chart.y.margin = 0.08, 0.12
+    low, high = chart.y.limits
     heights = _apart([y for _, _, y in points], (high - low) / 13)
     for (name, x, y), height in zip(points, heights, strict=True):
         colour = ACCENT if name == highlighted else SECOND if name in of_note else MUTED
-        axes.annotate(
-            _short(name, 17),
-            (x, y),
-            xytext=(1.04, height),
-            textcoords=axes.get_yaxis_transform(),
-            va="center",
-            fontsize=7.5,
-            color=colour,
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": RULE, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3},
-        )
+        chart.beside(_short(name, 17), height, colour=colour, of=(x, y))

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from opmix.report.figures import ACCENT, INK, MUTED, RULE, SECOND, _panel, _short
+from opmix.report.drawing import ACCENT, INK, MUTED, SECOND, Chart
+from opmix.report.figures import _short
 from opmix.report.html import Html, Scale, el, folded, join, number, percent, row, span, table, whisker
 from opmix.results.mixture import MixtureFile
 from opmix.results.payoff import Payoff
@@ -91,27 +92,27 @@ def _frontier(told: Payoff) -> Html | None:
         return None
     few = all(len(points) > 1 for points in curves.values())
 
-    def draw(axes: Any) -> None:
-        axes.axhline(0, color=RULE, linewidth=0.8)
-        axes.axvline(0, color=RULE, linewidth=0.8)
-        for index, (name, points) in enumerate(curves.items()):
-            colour = (ACCENT, SECOND, INK)[index % 3]
-            if few:
-                axes.plot(points[:, 1], points[:, 2], color=colour, linewidth=1.2, marker="o", ms=2.4)
-                axes.annotate(_short(name, 14), points[-1, 1:], xytext=(3, 2), textcoords="offset points", fontsize=7)
-            else:
-                axes.plot(points[-1, 1], points[-1, 2], color=ACCENT, linestyle="", marker="o", ms=3)
-        own = [told.changes[t].nats for t in curves]
-        rest = [_others(told, t) for t in curves]
-        axes.plot(own, rest, color=MUTED, linestyle="", marker="D", ms=4, zorder=5)
-        axes.margins(0.16)
-        axes.set_xlabel("change of the target, nats")
-        axes.set_ylabel(f"mean of the {against}")
+    chart = Chart()
+    chart.across(0)
+    chart.upright(0)
+    for index, (name, points) in enumerate(curves.items()):
+        colour = (ACCENT, SECOND, INK)[index % 3]
+        if few:
+            chart.line(points[:, 1], points[:, 2], colour=colour, width=1.2)
+            chart.dots(points[:, 1], points[:, 2], colour=colour, radius=1.6)
+            end = points[-1]
+            chart.words(_short(name, 14), end[1], end[2], size=7, level="above", moved=(3, -2))
+        else:
+            chart.dots(points[-1:, 1], points[-1:, 2], colour=ACCENT, radius=1.9)
+    own = [told.changes[t].nats for t in curves]
+    chart.diamonds(own, [_others(told, t) for t in curves], colour=MUTED, radius=3.2)
+    chart.x.margin = chart.y.margin = 0.16
+    chart.x.label, chart.y.label = "change of the target, nats", f"mean of the {against}"
 
     spoken = "; ".join(f"{n}: {p[-1, 1]:+.3f}, others {p[-1, 2]:+.3f}" for n, p in curves.items())
     how = "each line: more and more weight on one target" if few else "each dot: the mixture best for one target alone"
     words = f"What one target costs the {against}; {how}; diamonds: where this mixture leaves it"
-    return el("figure", el("figcaption", words), _panel(draw, f"{words}. Alone: {spoken}"))
+    return el("figure", el("figcaption", words), chart.svg(f"{words}. Alone: {spoken}"))
 
 
 def _others(told: Payoff, target: str) -> float:

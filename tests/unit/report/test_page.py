@@ -154,7 +154,7 @@ def test_hostile_names_stay_names(tmp_path):
     assert payload["domains"][0] == HOSTILE
 
 
-def test_three_hostile_domains_pass_through_matplotlib(tmp_path):
+def test_three_hostile_domains_pass_through_the_charts(tmp_path):
     names = (HOSTILE, "$\\frac{", "\u4f60\u597d")
     folder = samples.write_sample(tmp_path, samples.make_world(names, names), num_points=12)
     page = Page(build_report(load_report_data(folder)))
