@@ -179,9 +179,18 @@ class Chart:
         self._inside.append(drawn)
 
     def words(
-        self, words: str, x: float, y: float | None, *, colour: str = INK, size: float = 7.5, anchor: Anchor = "start",
-        level: Level = "middle", moved: tuple[float, float] = (0.0, 0.0), halo: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        words: str,
+        x: float,
+        y: float | None,
+        *,
+        colour: str = INK,
+        size: float = 7.5,
+        anchor: Anchor = "start",
+        level: Level = "middle",
+        moved: tuple[float, float] = (0.0, 0.0),
+        halo: bool = False,
+    ) -> None:
         """Words at a place.
 
         Args:
