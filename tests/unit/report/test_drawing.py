@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opmix.report.drawing import BOTTOM, INK, LEFT, TOP, Chart, tick_labels, ticks
+from opmix.report.axes import tick_labels, ticks
+from opmix.report.drawing import BOTTOM, INK, LEFT, TOP, Chart
 
 NUMBER = r"-?\d+(?:\.\d+)?"
 
