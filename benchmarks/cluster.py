@@ -1,4 +1,4 @@
-"""The same search in one process, on ranks, in slots and as jobs of real schedulers: unbroken, and with everything killed once.
+"""The same search and life in one process, on ranks, in slots and as jobs of real schedulers: unbroken, and with everything killed once.
 
     python benchmarks/cluster.py [--only slurm] [--steps 60] [--out runs/cluster] [--keep benchmarks/results/cluster.json]
 
@@ -30,6 +30,7 @@ from opmix.testing import tiny_model, tiny_tokenizer, write_toy_domains
 
 NAMES = ("web", "code", "math")
 SAVE_EVERY = 5
+LIFE = "life.yaml"
 
 
 @dataclass
@@ -120,10 +121,35 @@ def written(folder: Path, steps: int) -> Path:
     return file
 
 
+def life_written(folder: Path) -> Path:
+    """A life of two stages, whose second begins with a search, on the same domains."""
+    content = yaml.safe_load((folder / "search.yaml").read_text())
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 64}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    kept = {name: content[name] for name in ("domains", "sequence_length", "trainer", "cache_dir")}
+    told = {
+        **kept,
+        "architecture": {"model_type": "llama", **shape, **heads},
+        "tokenizer": {"vocab_size": 400, "documents": 50},
+        "probes": {"steps": 8, "rank": 2, "adaptive": False},
+        "proxies": {"eval_sequences": 8},
+        "decision": {"draws": 20, "verify": False},
+        "evaluation": {"sequences": 8},
+        "stages": [
+            {"name": "base", "phase": "pretraining", "domains": ["web", "code"], "tokens": 8192, "mixture": "uniform"},
+            {"name": "math", "phase": "midtraining", "add": ["math"], "tokens": 4096},
+        ],
+    }
+    file = folder / LIFE
+    file.write_text(yaml.safe_dump(told))
+    return file
+
+
 def begun(way: Way, started: Started, file: Path, out: Path) -> subprocess.Popen[str]:
     """The command, as people start it."""
     settings = [word for setting in (*way.settings, *started.settings) for word in ("--set", setting)]
-    command = [sys.executable, *way.launcher, "-m", "opmix", "search", str(file), "--out", str(out), *settings]
+    verb = "run" if file.name == LIFE else "search"
+    command = [sys.executable, *way.launcher, "-m", "opmix", verb, str(file), "--out", str(out), *settings]
     out.mkdir(parents=True, exist_ok=True)
     with (out / "said.txt").open("a") as said:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **started.environment}
@@ -221,6 +247,25 @@ def compared(out: Path, reference: Path) -> dict[str, Any]:
     }
 
 
+def compared_lives(out: Path, reference: Path) -> dict[str, Any]:
+    """A life against the one in one process."""
+    files = [folder / "life.json" for folder in (out, reference)]
+    here, there = (json.loads(file.read_text())["seeds"]["0"]["stages"] for file in files)
+    mixtures = [abs(a["mixture"][n] - b["mixture"][n]) for a, b in zip(here, there, strict=True) for n in b["mixture"]]
+    tests = [(a["losses"]["test"], b["losses"]["test"]) for a, b in zip(here, there, strict=True)]
+    losses = [abs(a[n]["after"] - b[n]["after"]) for a, b in tests for n in b]
+    same = files[0].read_bytes() == files[1].read_bytes()
+    return {"same_bytes": same, "mixture": max(mixtures), "losses": max(losses)}
+
+
+def lived(way: Way, file: Path, out: Path, reference: Path) -> dict[str, Any]:
+    """Seconds of a life, and what it came to."""
+    with ExitStack() as stack:
+        started = way.start(stack, out / "for-life")
+        seconds = measured(way, started, file, out / "life")
+    return {"seconds": seconds, **compared_lives(out / "life", reference)}
+
+
 def tried(way: Way, file: Path, out: Path, reference: Path) -> dict[str, Any]:
     """One row of the table."""
     with ExitStack() as stack:
@@ -238,20 +283,28 @@ def tried(way: Way, file: Path, out: Path, reference: Path) -> dict[str, Any]:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """As the page shows it."""
     lines = [
-        "| | decision | mixture | losses | seconds | killed in another run | after that |",
-        "|---|---|---|---|---|---|---|",
+        "| | decision | search | seconds | killed in another run | after that | life | seconds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for one in rows:
-        after = one["after"]
-        said = (
-            "the same bytes" if after["same_bytes"] else f"mixture {after['mixture']:.1g}, losses {after['losses']:.1g}"
-        )
-        mixture = "the same bytes" if one["same_bytes"] else f"{one['mixture']:.1g}"
-        decision = "the same" if one["same_decision"] and after["same_decision"] else "**another**"
-        lines.append(
-            f"| {one['way']} | {decision} | {mixture} | {one['losses']:.1g} | {one['seconds']:.0f} | {', '.join(one['killed'])} | {said} |"
-        )
+        decision = "the same" if one["same_decision"] and one["after"]["same_decision"] else "**another**"
+        killed_ones, life = ", ".join(one["killed"]), one["life"]
+        found = [
+            _said(one),
+            f"{one['seconds']:.0f}",
+            killed_ones,
+            _said(one["after"]),
+            _said(life),
+            f"{life['seconds']:.0f}",
+        ]
+        lines.append(f"| {' | '.join([one['way'], decision, *found])} |")
     return "\n".join(lines)
+
+
+def _said(facts: Mapping[str, Any]) -> str:
+    if facts["same_bytes"]:
+        return "the same bytes"
+    return f"mixture within {facts['mixture']:.1g}, losses {facts['losses']:.1g}"
 
 
 def main() -> None:
@@ -260,26 +313,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--out", type=Path, default=Path("runs/cluster"))
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--lives", action="store_true", help="try lives only, for ways that were tried before")
     args = parser.parse_args()
     out = args.out.resolve()
-    file = written(out, args.steps)
-    reference, rows = out / "one" / "unbroken", []
+    file, reference, rows = written(out, args.steps), out / "one", {}
     if args.keep and args.keep.exists() and reference.exists():  # ways that were tried before stay
-        rows = [
-            row
-            for row in json.loads(args.keep.read_text())["rows"]
-            if row["way"] not in {WAYS[n].name for n in args.only}
-        ]
-    for name in args.only if rows else dict.fromkeys(["one", *args.only]):
+        rows = {row["way"]: row for row in json.loads(args.keep.read_text())["rows"]}
+    for name in dict.fromkeys([*([] if rows else ["one"]), *args.only]):
         way = WAYS[name]
         if why := way.why_not():
             print(f"{way.name}: left out: {why}")
             continue
-        rows.append(tried(way, file, out / name, reference))
+        if not args.lives:
+            rows[way.name] = tried(way, file, out / name, reference / "unbroken")
+        rows[way.name]["life"] = lived(way, life_written(out), out / name, reference / "life")
+        print(rows[way.name]["life"], flush=True)
         if args.keep:
-            args.keep.write_text(json.dumps({"steps": args.steps, "rows": rows}, indent=1) + "\n")
-    print(table(rows))
-    sys.exit(not all(one["same_decision"] and one["after"]["same_decision"] for one in rows))
+            args.keep.write_text(json.dumps({"steps": args.steps, "rows": list(rows.values())}, indent=1) + "\n")
+    print(table(list(rows.values())))
+    sys.exit(not all(one["same_decision"] and one["after"]["same_decision"] for one in rows.values()))
 
 
 if __name__ == "__main__":

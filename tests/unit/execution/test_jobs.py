@@ -1,12 +1,15 @@
 """Who does a task, who is slow, what settings are refused: nothing here starts a process."""
 
+import re
 import shlex
 import subprocess
 import time
 from collections import deque
 from contextlib import closing
+from pathlib import Path
 
 import pytest
+import yaml
 
 from opmix.config import SearchConfig
 from opmix.errors import ConfigError, TrainingError
@@ -262,6 +265,15 @@ def test_a_command_alone_waits_and_braces_are_written_twice():
     assert isinstance(engine, Submitted)
     assert engine.poll_seconds == 3
     engine.check()
+
+
+def test_what_the_page_shows_can_be_started():
+    page = (Path(__file__).parents[3] / "docs" / "cluster.md").read_text()
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(executor:.*?)```", page, re.DOTALL)]
+    wanted = [executor_said(**block["executor"]) for block in blocks]
+    assert [one.kind for one in wanted] == ["slurm", "ray", "launch", "launch"]
+    for one in wanted[2:]:
+        assert engine_of(one, "cpu").check()
 
 
 @pytest.mark.parametrize("template", ["srun '{command}", "if {command}"])
