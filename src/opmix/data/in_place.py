@@ -63,7 +63,7 @@ class TokensInPlace:
         first, last, step = part.indices(len(self))
         if step != 1:
             raise ValueError(f"tokens[::{step}]: a stretch of tokens has step 1")
-        found = [self._file(i).tokens[low:high] for _, i, low, high in self._inside(first, last)]
+        found = [self._file(i).read(low, high) for _, i, low, high in self._inside(first, last)]
         return found[0] if len(found) == 1 else np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
     def starts(self, first: int, last: int) -> Int64:

@@ -13,6 +13,7 @@ import numpy as np
 from opmix.data import ChatRows, PackedSequences, Rows, TokenizedDomain, TokenSplit, domain_kind, prepare_domain
 from opmix.data.choice import ChoiceRows, target_kind
 from opmix.data.overlap import overlaps
+from opmix.data.rows import total
 from opmix.data.sources import resolve
 from opmix.data.tokenization import eos_id
 from opmix.domain import ChatOptions, Domain, Split
@@ -96,12 +97,12 @@ class StageData:
     @property
     def available_tokens(self) -> dict[str, int]:
         """Supervised tokens to train on by domain: all of a text's whole sequences, those of conversations that stayed."""
-        return {name: int(rows.supervised.sum()) for name, rows in self.train.items()}
+        return {name: total(rows.supervised) for name, rows in self.train.items()}
 
     @property
     def row_tokens_per_supervised(self) -> float:
         """Tokens that are read for each supervised one, domains weighted alike; 1 for text."""
-        return float(np.mean([rows.lengths.sum() / rows.supervised.sum() for rows in self.train.values()]))
+        return float(np.mean([total(rows.lengths) / total(rows.supervised) for rows in self.train.values()]))
 
     @property
     def fingerprint(self) -> list[Any]:

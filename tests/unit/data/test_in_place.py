@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from opmix.data import PackedSequences, prepare_domain, source_fingerprint
 from opmix.data import in_place as module
 from opmix.data.in_place import TokensInPlace, held_out_stripes
+from opmix.data.rows import supervised_per_row, total
 from opmix.data.sources import SourceFile, resolve
 from opmix.data.split import SplitRule
 from opmix.domain import Domain, Source
@@ -93,6 +94,19 @@ class TestTokens:
         tokens = opened(folder)
         assert tokens[:].tolist() == ids.tolist()
         assert len(tokens._open) == 2
+
+    def test_files_of_numpy_are_read_behind_their_header(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "a.npy", np.arange(1, 500, dtype="<u4"))
+        tokens = TokensInPlace(resolve(Source(paths=(str(tmp_path / "a.npy"),))), "uint16", EOS, "web")
+        assert tokens[7:90].tolist() == [*range(8, 91)]
+
+    def test_a_file_that_has_become_shorter_is_told(self, tmp_path: Path) -> None:
+        folder, ids = corpus(tmp_path, [[50]])
+        tokens = opened(folder)
+        os.truncate(folder / "part-000.bin", 20)
+        assert tokens[:10].tolist() == ids[:10].tolist()
+        with pytest.raises(DataError, match=r"part-000\.bin: has become shorter"):
+            tokens[5:20]
 
     def test_a_worker_gets_names_and_no_tokens(self, tmp_path: Path) -> None:
         folder, ids = corpus(tmp_path, [[5000], [6000]])
@@ -212,6 +226,7 @@ def test_a_corpus_of_many_gigabytes_is_neither_read_nor_copied(tmp_path: Path, m
     train = Source(paths=(str(tmp_path / "corpus"),), dtype="uint32", in_place=True)
     made = prepare_domain(Domain(name="web", train=train), tokenizer, cache_dir=tmp_path / "cache")
     rows = PackedSequences(made.train, 4096)
+    assert total(rows.supervised) == len(rows) * 4096 == round(supervised_per_row(rows)) * len(rows)
     assert rows[len(rows) - 1].tolist() == [0] * 4096
     assert made.train.num_tokens > 4 * (16 << 30) // 4 - (1 << 16)
     assert sum(handed) < 4 << 20
