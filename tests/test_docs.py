@@ -66,6 +66,26 @@ def test_every_verb_and_option_is_documented_and_no_other():
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)) <= known, (page, line)
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_first_page_shows_a_result_and_an_example_in_plain_words(page):
+    text = (ROOT / page).read_text()
+    before = text.split("```")[0]
+    (place,) = re.findall(r"!\[.{20,}\]\((\S+)\)", before)
+    assert ((ROOT / page).parent / place).is_file()
+    assert "evidence.md#regret-per-stage" in before  # where it is from, and where it is not so
+    assert [word for word in ("certificate", "premise", "convex", "delta weights") if word in before] == []
+
+
+def test_no_command_is_copied_with_its_prompt():
+    blocks = [
+        (p.name, b)
+        for p in (ROOT / "docs").glob("*.md")
+        for b in re.findall(r"```\w*\n(.*?)```", p.read_text(), re.DOTALL)
+    ]
+    assert len(blocks) > 50
+    assert [name for name, block in blocks if re.search(r"^[$>] ", block, re.MULTILINE)] == []
+
+
 def test_every_page_is_on_the_site():
     named = set(re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text()))
     assert named == {page.name for page in (ROOT / "docs").glob("*.md")}

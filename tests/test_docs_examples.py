@@ -1,7 +1,8 @@
 """The documentation's examples run.
 
 Convention, invisible on the page: `<!-- run -->` above a fenced block runs it (`python`, in one namespace a page; `console`, lines
-that begin with `$ opmix`), `<!-- file NAME -->` writes it. A page's blocks run in order in an empty folder.
+that begin with `opmix`, without a prompt, which would be copied with them), `<!-- file NAME -->` writes it. A page's blocks run in order
+in an empty folder.
 """
 
 import re
@@ -39,8 +40,8 @@ def execute(block: Block, namespace: dict[str, Any], where: str) -> None:
         from opmix.cli.main import app
 
         for line in block.text.splitlines():
-            prompt, program, *arguments = shlex.split(line)
-            assert (prompt, program) == ("$", "opmix"), f"{where}: {line!r}; expected a line that begins with `$ opmix`"
+            program, *arguments = shlex.split(line)
+            assert program == "opmix", f"{where}: {line!r}; expected a line that begins with `opmix`"
             result = CliRunner().invoke(app, arguments)
             assert result.exit_code == 0, f"{where}: {line}\n{result.output}\n{result.exception!r}"
     else:
@@ -71,7 +72,7 @@ def test_a_broken_example_fails(tmp_path, monkeypatch):
     [wrong] = blocks(broken.format("python", "import opmix; opmix.nothing"))
     with pytest.raises(AttributeError):
         execute(wrong, {}, "here")
-    [command] = blocks(broken.format("console", "$ opmix fit missing.csv"))
+    [command] = blocks(broken.format("console", "opmix fit missing.csv"))
     with pytest.raises(AssertionError, match=r"missing\.csv"):
         execute(command, {}, "here")
     with pytest.raises(AssertionError, match="a mark without"):
