@@ -145,6 +145,7 @@ def driver_environment():
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
+@pytest.mark.slow
 def test_who_is_killed_and_started_again_takes_over_what_runs_or_it_has_ended(kind, tmp_path):
     """A run's first process is killed hard in the middle of a task; the next one gets the task done once."""
     command = [sys.executable, executors.__file__, kind, str(tmp_path), "7", "3"]
@@ -161,6 +162,7 @@ def test_who_is_killed_and_started_again_takes_over_what_runs_or_it_has_ended(ki
         assert squares(fan_out(store, [task_of(7)], executor, progress=Silent())) == [49]
 
 
+@pytest.mark.slow
 def test_what_runs_with_other_inputs_is_ended(kind, tmp_path):
     """Left by a process that was killed, under the name of a task that means something else by now."""
     if kind not in OUTLIVE:
