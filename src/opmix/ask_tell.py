@@ -20,7 +20,8 @@ from opmix.config import SearchConfig, parse_config
 from opmix.errors import ConfigError, DataError, StoreError
 from opmix.fit import FitResult
 from opmix.methods.findings import findings
-from opmix.mixing.decision import Verdict, confirm, decide
+from opmix.mixing.confirm import confirm
+from opmix.mixing.decision import Verdict, decide
 from opmix.mixing.design import StageDesign, design_stage, new_domains
 from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import FloatArray, Mixture

@@ -17,7 +17,7 @@ from opmix.mixing.constraints import Constraints, Group
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.design import coordinates_of
 from opmix.mixing.mixture import Mixture
-from opmix.probes.settings import ProbeSettings, ProxySettings
+from opmix.probes.settings import CONFIRMING, ProbeSettings, ProxySettings
 from opmix.settings import (
     Bounds,
     Count,
@@ -246,8 +246,7 @@ class SearchConfig(SearchSettings):
         stage = self.budget.tokens / (sequences_per_step(self.trainer) * self.sequence_length)
         old = None if self.old_mixture is None else Mixture.of(self.old_mixture)
         coordinates = coordinates_of(tuple(self.domains), old, self.new_domains)
-        candidates = 2 if self.decision.verify else 0
-        runs = len(coordinates.names) + 1 + candidates
+        runs = len(coordinates.names) + 1 + (CONFIRMING if self.decision.verify else 0)
         return self.probes.settled(stage, runs if self.chosen_law == "effective_tokens" else None)
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from opmix.methods.outcome import SearchOutcome
-from opmix.mixing.decision import confirm
+from opmix.mixing.confirm import confirm
 from opmix.mixing.mixture import InterpolationWeights, ProbeDesign
 from opmix.mixing.paired import loss_difference_error, objective_error, objective_values
 from opmix.protocols.mixing_method import LawProposal, MethodContext

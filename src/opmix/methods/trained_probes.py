@@ -51,8 +51,13 @@ class Evidence:
     table: ProxyTable
     tokens: FloatArray  # (M,) supervised tokens each point was trained on
     probes: tuple[str, ...]  # (M,) the probe each point is of
-    last: Simulation
+    looks: tuple[Simulation, ...]  # in the order of the points: that at the probes' end first
     rows: tuple[FloatArray, ...]  # per evaluation set (M, S_e), summed nats by sequence
+
+    @property
+    def last(self) -> Simulation:
+        """The look at the probes' end."""
+        return self.looks[0]
 
     def noise(self, num_draws: int, seed: int) -> FloatArray:
         """What other held-out sequences would change, (B, M, E) nats."""
@@ -78,20 +83,23 @@ class TrainedProbes:
 
     def propose(self, context: MethodContext) -> LawProposal:
         """One decision."""
-        outcome = self.search(context)
+        design, found = self.seen(context)
+        outcome = self.outcome(context, design, found)
         proposal, thinning = outcome.proposal, self.looks[-1].thinning
-        second = second_opinion(
-            context, outcome.design.probes, proposal.verdict, outcome.simulated.metrics, thinning=thinning
-        )
+        second = second_opinion(context, design.probes, proposal.verdict, outcome.simulated.metrics, thinning=thinning)
         if second is not None:
             proposal = replace(proposal, evidence={**proposal.evidence, SECOND: second.json()})
         outcome = replace(outcome, proposal=proposal)
-        return best_measured(context, outcome, self.discrepancy) if self.verify else proposal
+        return best_measured(context, outcome, found.looks, self.discrepancy) if self.verify else proposal
 
     def search(self, context: MethodContext) -> SearchOutcome:
         """What the probes say; no candidate is trained yet."""
+        return self.outcome(context, *self.seen(context))
+
+    def seen(self, context: MethodContext) -> tuple[StageDesign, Evidence]:
+        """The design and all looks at its probes."""
         design = self.design(context.stage)
-        return self.outcome(context, design, evidence(context, design, self.looks))
+        return design, evidence(context, design, self.looks)
 
     def outcome(self, context: MethodContext, design: StageDesign, found: Evidence) -> SearchOutcome:
         """Fit the law to all looks and decide."""
@@ -151,7 +159,7 @@ def evidence(context: MethodContext, design: StageDesign, wanted: tuple[Fidelity
         table=table,
         tokens=np.array([look.probe_tokens for look in ordered for _ in names]),
         probes=tuple(name for _ in ordered for name in names),
-        last=last,
+        looks=tuple(ordered),
         rows=tuple(np.concatenate(sums) for sums in zip(*(look.nll for look in ordered), strict=True)),
     )
 

@@ -13,7 +13,7 @@ from opmix.mixing.attainable import attainable_limits
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.cover import Cover, misfit_near, outliers
 from opmix.mixing.mixture import FloatArray, Mixture
-from opmix.mixing.paired import can_be_worst, gain_probability, objective_values
+from opmix.mixing.paired import can_be_worst, objective_values
 from opmix.mixing.posterior import MixtureDraws, percentiles, solve_draws
 from opmix.mixing.safe_limits import LossLimit, limits_at, solve_safely
 from opmix.mixing.solver import Coordinates, Solution, SolveSettings, solve
@@ -68,9 +68,14 @@ class Decision:
     noise: float
     """Standard deviation, in nats, that law misfit and interference add to every predicted difference."""
     direct_gain: float | None = None
-    """Gain of a probe really trained on the optimum over one trained on the reference, nats; None: not trained."""
+    """Gain of a probe really trained on the mixture over one trained on the reference, nats between probes; None: not trained."""
     direct_error: float | None = None
-    """Standard error of `direct_gain` over held-out sequences."""
+    """Standard error of `direct_gain` over held-out sequences, and orders of the data where that is known."""
+    joint_gain: float | None = None
+    """Gain in the stage by law and probes together, nats; None: only one of them has a say."""
+    joint_interval: tuple[float, float] | None = None
+    joint_probability: float | None = None
+    """That there is a gain, counting how many candidates were tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,65 +214,6 @@ def decide(
         constraints=constraints,
         decision_settings=rule,
     )
-
-
-def confirm(
-    verdict: Verdict,
-    direct_gain: float,
-    direct_error: float,
-    mixture: Mixture | None = None,
-    *,
-    tries: int = 1,
-    probes: int = 1,
-) -> Verdict:
-    """Let a direct measurement decide: move where it shows a gain as surely as asked for, else keep.
-
-    Args:
-        verdict: What the law says.
-        direct_gain: Objective of a probe trained on the reference minus that of one trained on the mixture, nats.
-        direct_error: Its standard error, paired over held-out sequences; NaN: unknown, which confirms no move.
-        mixture: What the probe was trained on; None: the optimum.
-        tries: Probes of which this one was the best: the chance that it is so by luck is that many times as large (Bonferroni); 0: all
-            broke a limit.
-        probes: Trained on each of the two, with the data in orders of their own; the gain is of their means.
-    """
-    rule, decision = verdict.decision_settings, verdict.decision
-    if not tries:
-        return _kept(verdict, "but every trained candidate breaks a limit on losses")
-    sure = surely(direct_gain, direct_error, rule, tries=tries)
-    known = f"+- {direct_error:.4f} nats (probability {sure:.0%})"
-    if not np.isfinite(sure):
-        known = "nats, of unknown error: a domain has fewer than two held-out sequences"
-    trained = "one probe" if probes == 1 else "two probes"
-    measured = f"{trained} trained on each measured {direct_gain:+.4f} {known}"
-    measured += f", the best of {tries} tried" if tries > 1 else ""
-    direct = replace(decision, direct_gain=direct_gain, direct_error=direct_error)
-    numbers = _numbers(decision)
-    if sure >= rule.confidence:
-        chosen = verdict.optimum.mixture if mixture is None else mixture
-        return replace(
-            verdict, mixture=chosen, decision=replace(direct, action="move", reason=f"move: {numbers}; {measured}")
-        )
-    joined = "but" if decision.action == "move" else "and"
-    return _kept(replace(verdict, decision=direct), f"{joined} {measured}")
-
-
-def surely(gain: float, error: float, rule: DecisionSettings, *, tries: int = 1) -> float:
-    """Probability that the best of `tries` measured gains is one, in [0, 1]; NaN where the error is unknown."""
-    return float(np.clip(1 - tries * (1 - gain_probability(gain, error, rule.min_gain)), 0.0, 1.0))
-
-
-def _numbers(decision: Decision) -> str:
-    """What the law says, out of its reason."""
-    return decision.reason.partition(": ")[2].partition(", below the ")[0]
-
-
-def _kept(verdict: Verdict, why: str) -> Verdict:
-    """The reference instead of the optimum."""
-    decision = verdict.decision
-    kept = next(a.mixture for a in verdict.alternatives if a.name == decision.reference)
-    reason = f"keep the {decision.reference} mixture: {_numbers(decision)}, {why}"
-    return replace(verdict, mixture=kept, decision=replace(decision, action="keep", reason=reason))
 
 
 def objective_residuals(residuals: FloatArray, settings: SolveSettings) -> FloatArray:

@@ -164,6 +164,7 @@ class EffectiveTokensDraws:
     worth: FloatArray  # (B, E, D)
     rho: FloatArray  # (B,)
     tokens: Tokens
+    scale: FloatArray  # (B,) drawn over expected discrepancy
 
     @property
     def ceiling(self) -> FloatArray:
@@ -197,7 +198,7 @@ class EffectiveTokensDraws:
 
     def take(self, index: Any) -> EffectiveTokensDraws:
         """See `LawDraws`."""
-        chosen = {name: getattr(self, name)[index] for name in ("base", "b", "worth", "rho")}
+        chosen = {name: getattr(self, name)[index] for name in ("base", "b", "worth", "rho", "scale")}
         return replace(self, **chosen)
 
     def json(self) -> dict[str, Any]:

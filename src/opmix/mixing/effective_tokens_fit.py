@@ -16,8 +16,9 @@ from opmix.mixing.law import rank_correlation
 from opmix.mixing.mixture import FloatArray
 from opmix.protocols.law import LawQuality
 
-SHARED_BY_LOOKS = 0.5
-"""Share of a probe's noise variance that all looks at it have in common."""
+SHARED_BY_LOOKS = 0.1
+"""Share of a probe's noise variance that all looks at it have in common; 0.00 and 0.06 were measured between half of the steps and all
+of them, at a constant rate (docs/experiments.md)."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class EffectiveTokensFit:
         if self.reference is not None:
             powers = self.tokens.effective(self.reference) ** rho[:, None]
             base = base + (factor - 1) * told * np.log1p(np.einsum("bd,bed->be", powers, worth))
-        return EffectiveTokensDraws(self.metrics, self.domains, base, factor * told, worth, rho, self.tokens)
+        return EffectiveTokensDraws(self.metrics, self.domains, base, factor * told, worth, rho, self.tokens, scale)
 
 
 def fit_effective_tokens(

@@ -85,6 +85,11 @@ class LogLinearDraws:
     rank: int
     ceiling: FloatArray  # (E,) no prediction exceeds it: ten times the largest loss seen
 
+    @property
+    def scale(self) -> FloatArray:
+        """Ones: proxies and stage are taken to agree."""
+        return np.ones(len(self.c))
+
     def __len__(self) -> int:
         return len(self.c)
 

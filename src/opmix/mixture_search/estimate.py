@@ -13,8 +13,10 @@ from opmix.compute.cost import Cost
 from opmix.compute.flops import ModelShape
 from opmix.config import SearchConfig
 from opmix.methods.op_mix import method_of
+from opmix.methods.trained_probes import TrainedProbes
 from opmix.mixing.design import coordinates_of
 from opmix.mixing.mixture import Mixture
+from opmix.probes.settings import CONFIRMING
 from opmix.protocols.mixing_method import FULL, DecisionProblem, Fidelity
 
 if TYPE_CHECKING:  # torch is imported where it is used
@@ -145,13 +147,12 @@ def estimate_search(
         )
     ]
     stage_tokens = round(config.budget.tokens * fmean(read))
-    beside = config.chosen_law == "effective_tokens"  # held against the probe on the mixture in use, on all sequences
-    candidates = 2 if beside else 1  # that are trained before a decision
+    candidates, looks = (CONFIRMING, len(method.looks)) if isinstance(method, TrainedProbes) else (1, 1)
     confirming = SearchEstimate(
         num_probes=candidates,
         num_points=candidates,
         probe_tokens=round(candidates * max(probes)),
-        evaluated=_evaluated([(FULL, candidates + beside)], held),
+        evaluated=_evaluated([(FULL, candidates)] * looks, held),
         stage_tokens=stage_tokens,
     )
     return SearchEstimate(

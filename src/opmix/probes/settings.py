@@ -27,6 +27,8 @@ _OF_A_RUN = (
 )
 
 
+CONFIRMING = 3
+"""Probes that a decision on trained evidence compares: the mixture in use, the optimum, half-way between."""
 SEARCH_SHARE = 0.08
 """Of the FLOPs of a stage that training its probes may cost where no number of steps is given; evaluating them comes on top."""
 FEWEST_STEPS, MOST_STEPS = 8, 200

@@ -83,6 +83,11 @@ class LawDraws(Protocol):
         """No prediction exceeds it, (E,)."""
         ...
 
+    @property
+    def scale(self) -> FloatArray:
+        """What each draw takes a foretold gain to be worth in the stage, over what is expected, (B,)."""
+        ...
+
     def __len__(self) -> int: ...
 
     def law(self, index: int) -> MixingLaw:

@@ -95,7 +95,9 @@ def read_draws(document: LawDrawsFile | None, law: MixingLaw) -> LawDraws | None
     if isinstance(law, EffectiveTokensLaw):
         base, b, worth, rho = (np.array(document.other[key], float) for key in ("base", "b", "worth", "rho"))
         worth = worth[:, rows][:, :, columns]
-        return EffectiveTokensDraws(law.metrics, law.domains, base[:, rows], b[:, rows], worth, rho, law.tokens)
+        return EffectiveTokensDraws(
+            law.metrics, law.domains, base[:, rows], b[:, rows], worth, rho, law.tokens, np.ones(len(rho))
+        )
     c, t = np.array(document.c)[:, rows], np.array(document.t)[:, rows][:, :, columns]
     open_above = np.full(len(rows), np.inf)
     return LogLinearDraws(law.metrics, law.domains, c, t, np.zeros_like(c), len(columns), open_above)

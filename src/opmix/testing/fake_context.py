@@ -60,7 +60,7 @@ class FakeContext:
     noise: float = 0.0
     """Standard deviation, in nats, of how much more one held-out sequence likes a domain than the next does."""
     order: float = 0.0
-    """Standard deviation, in nats, of what another order of the data would change of a probe's losses, set by set; common to its looks."""
+    """Standard deviation, in nats, of what another order of the data would change of a probe's losses, set by set and look by look."""
     sequences: int = 64
     """Held-out sequences of each evaluation set."""
     tokens: Sequence[float] = (100.0,)
@@ -100,7 +100,7 @@ class FakeContext:
         if self.flattery is not None:
             losses = losses + averaged[:, None] * self.flattery(mixtures)
         tokens = np.resize(np.asarray(self.tokens, dtype=np.float64), self.sequences)
-        losses = losses + np.array([self._ordered(mixture, losses.shape[1], fidelity.order) for mixture in mixtures])
+        losses = losses + np.array([self._ordered(mixture, losses.shape[1], fidelity) for mixture in mixtures])
         stride = fidelity.stride(self.sequences)
         own = self._sequences(losses.shape[1])[:, ::stride]
         tokens = tokens[::stride]
@@ -143,9 +143,10 @@ class FakeContext:
         shape = (num_metrics, self.sequences, len(self.stage.domains))
         return self.noise * np.random.default_rng(self.seed).standard_normal(shape)
 
-    def _ordered(self, mixture: FloatArray, num_metrics: int, order: int) -> FloatArray:
-        """What the order of a probe's data adds to its losses, (E,); the same for the same probe in the same order."""
-        drawn = np.random.default_rng([self.seed, 1, *np.round(1e6 * mixture).astype(int), *([order] if order else [])])
+    def _ordered(self, mixture: FloatArray, num_metrics: int, fidelity: Fidelity) -> FloatArray:
+        """What the order of a probe's data adds to its losses, (E,); the same for the same look at the same probe in the same order."""
+        steps = self.steps if fidelity.steps is None else fidelity.steps
+        drawn = np.random.default_rng([self.seed, 1, *np.round(1e6 * mixture).astype(int), fidelity.order, steps])
         return self.order * drawn.standard_normal(num_metrics)
 
     def _new_steps(self, design: ProbeDesign, steps: int, order: int) -> int:

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from opmix.mixing.confirm import confirm
 from opmix.mixing.constraints import Constraints
-from opmix.mixing.decision import DecisionSettings, confirm, decide
+from opmix.mixing.decision import DecisionSettings, decide
 from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.posterior import resampling_noise, solve_draws
