@@ -77,6 +77,18 @@ class Decision:
     joint_probability: float | None = None
     """That there is a gain, counting how many candidates were tried."""
 
+    @property
+    def known_gain(self) -> tuple[float, str]:
+        """The gain by the best evidence there is, nats, and whether that is foretold, measured or both."""
+        if self.joint_gain is not None:
+            return self.joint_gain, "foretold and measured"
+        return (self.gain, "foretold") if self.direct_gain is None else (self.direct_gain, "measured")
+
+    @property
+    def known_probability(self) -> float:
+        """That there is a gain: by law and probes together where both have a say, else by the law."""
+        return self.probability if self.joint_probability is None else self.joint_probability
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:

@@ -17,8 +17,8 @@ from opmix.mixing.mixture import FloatArray
 from opmix.protocols.law import LawQuality
 
 SHARED_BY_LOOKS = 0.1
-"""Share of a probe's noise variance that all looks at it have in common; 0.00 and 0.06 were measured between half of the steps and all
-of them, at a constant rate (docs/experiments.md)."""
+"""Share of a probe's noise variance that all looks at it have in common; 0.00, 0.06 and 0.31 were measured between half of the steps
+and all of them, at a constant rate (docs/experiments.md)."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def foretold(verdict: Verdict, law: MixingLaw, toward: float = 1.0) -> Estimate:
     drawn = objective_values(draws.take(kept).predict_each(pairs), settings)  # (B', 2)
     flattery = (drawn[:, 0] - drawn[:, 1]) / draws.scale[kept] - (value(reference[None]) - value(chosen))
     here = value(np.stack([reference, reference + toward * (verdict.optimum.mixture.weights - reference)]))
-    return Estimate(float(here[0] - here[1] - flattery.mean()), float(flattery.std()))
+    return Estimate(float(here[0] - here[1] - max(flattery.mean(), 0.0)), float(flattery.std()))
 
 
 def pooled(accounts: Sequence[Estimate]) -> Estimate:

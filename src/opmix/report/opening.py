@@ -244,15 +244,17 @@ def candidates_brief(document: MixtureFile) -> Html | None:
     found = document.evidence.get("candidates") or ()
     if not found or document.decision is None:
         return None
-    gains = {str(c["name"]): float(c.get("measured_again", c["measured_gain"])) for c in found}
+    joint = all("gain" in c for c in found)
+    gains = {str(c["name"]): float(c["gain" if joint else "measured_gain"]) for c in found}
     gains |= {document.decision.reference: 0.0}
     scale, own = Scale.around(gains.values()), recommended(document)
     rows = []
     for name, gain in sorted(gains.items(), key=lambda item: -item[1]):
-        label = f"{name}: measured gain {number(gain, sign=True)} nats"
+        label = f"{name}: gain {number(gain, sign=True)} nats"
         picture = whisker(gain, None, scale, label=label, kind="dot" if name == own else "dot plain")
         rows.append(row(name, picture, number(gain, sign=True), class_="own" if name == own else None))
-    against = f"measured gain over {document.decision.reference}, nats; bold: recommended"
+    evidence = "" if joint else "measured "
+    against = f"{evidence}gain over {document.decision.reference}, nats; bold: recommended"
     caption = join(["Trained candidates", el("span", against, class_="legend")])
     return table(["Mixture", "", "Gain"], rows, caption=caption, class_="alt")
 

@@ -85,6 +85,8 @@ def _key(name: str, value: str | Html, *notes: str | Html | None) -> Html:
 def _confidence_figures(decision: Decision | None, level: float, whose: str) -> list[Html]:
     if decision is None:
         return []
+    if decision.joint_gain is not None:
+        return _joint_figures(decision, decision.joint_gain, whose)
     if decision.direct_gain is not None:
         return _measured_figures(decision, decision.direct_gain, level, whose)
     made = []
@@ -123,6 +125,29 @@ def _gain_figure(name: str, gain: float, interval: Sequence[float] | None, noise
         f"{better} lower perplexity" if gain > 0 else None,
         *notes,
     )
+
+
+def _joint_figures(decision: Decision, gain: float, whose: str) -> list[Html]:
+    """Gain and probability by law and trained probes together; what each of the two said is a note."""
+    direct, error = decision.direct_gain or 0.0, decision.direct_error or 0.0
+    probability = decision.known_probability
+    return [
+        _gain_figure(
+            f"Gain{whose} against {decision.reference}",
+            gain,
+            decision.joint_interval,
+            0.0,
+            f"by the law {number(decision.gain, sign=True)} nats, {span(decision.gain_interval, sign=True)}",
+            f"between two probes {number(direct, sign=True)} \u00b1 {number(error)} nats, worth more after the whole stage",
+        ),
+        _key(
+            "Probability that it is better",
+            percent(probability, 0),
+            _meter(probability, decision.confidence) if math.isfinite(probability) else None,
+            f"{percent(decision.confidence, 0)} was asked for",
+            f"by the law alone {percent(decision.probability, 0)}",
+        ),
+    ]
 
 
 def _measured_figures(decision: Decision, gain: float, level: float, whose: str) -> list[Html]:

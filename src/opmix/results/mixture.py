@@ -256,11 +256,12 @@ class MixtureFile:
         lines.append(f"mixture ({self.interval_level:.0%} interval): {', '.join(shares)}{more}")
         if self.decision is not None:
             found = self.decision
-            low, high = found.gain_interval
-            measured = "" if found.direct_gain is None else f", measured {found.direct_gain:+.4f}"
+            gain = found.gain if found.joint_gain is None else found.joint_gain
+            low, high = found.joint_interval or found.gain_interval
+            measured = "" if found.direct_gain is None else f", measured between probes {found.direct_gain:+.4f}"
             lines.append(
-                f"gain over {found.reference}: {found.gain:+.4f} ({low:+.4f} to {high:+.4f}) {self.units}{measured}; "
-                f"probability that it is better {found.probability:.0%}"
+                f"gain over {found.reference}: {gain:+.4f} ({low:+.4f} to {high:+.4f}) {self.units}{measured}; "
+                f"probability that it is better {found.known_probability:.0%}"
             )
         if (told := Payoff.read(self.evidence)) is not None:
             lines += told.sentences()

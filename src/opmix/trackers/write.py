@@ -55,6 +55,8 @@ def decision_rows(found: MixtureFile, table: ProxyTable | None) -> list[dict[str
             "decision/gain_high": decision.gain_interval[1],
             "decision/probability": decision.probability,
             "decision/measured_gain": decision.direct_gain,
+            "decision/joint_gain": decision.joint_gain,
+            "decision/joint_probability": decision.joint_probability,
         }
     if found.cost is not None:
         last |= {"cost/flops": found.cost.total("flops"), "cost/search_share": found.cost.search_share}

@@ -160,7 +160,7 @@ def _decided(found: MixtureFile) -> str:
 
 
 def _probability(found: MixtureFile) -> str:
-    return percent(found.decision.probability, 0) if found.decision else ""
+    return percent(found.decision.known_probability, 0) if found.decision else ""
 
 
 def _cost(found: MixtureFile) -> str:
@@ -220,9 +220,8 @@ def _apart(shares: Sequence[float]) -> str:
 def _gain(found: MixtureFile) -> str:
     if found.decision is None:
         return ""
-    if found.decision.direct_gain is not None:
-        return f"{number(found.decision.direct_gain, 4, sign=True)} measured"
-    return f"{number(found.decision.gain, 4, sign=True)} foretold"
+    gain, evidence = found.decision.known_gain
+    return f"{number(gain, 4, sign=True)} {evidence}"
 
 
 _FACTS: dict[str, Callable[[MixtureFile], str]] = {

@@ -131,13 +131,12 @@ def _told(folder: Path) -> dict[str, Any]:
     if (folder / NAME).is_file():
         found = MixtureFile.read(folder)
         decision = found.decision
-        direct = None if decision is None else decision.direct_gain
         return {
             "kind": found.kind,
             "told": "" if decision is None else decision.reason,
             "mixture": dict(found.mixture),
             "action": "" if decision is None else decision.action,
-            "gain": direct if direct is not None or decision is None else decision.gain,
+            "gain": None if decision is None else decision.known_gain[0],
             "flops": None if found.cost is None else found.cost.total("flops"),
         }
     return {}

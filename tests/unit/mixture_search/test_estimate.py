@@ -6,7 +6,6 @@ import pytest
 
 from opmix.compute.cost import Cost
 from opmix.config import parse_config
-from opmix.methods import candidates
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.context import SearchContext
 from opmix.mixture_search.estimate import estimate_search, eval_sequences
@@ -64,7 +63,7 @@ def test_probes_are_as_long_as_the_stage_pays_for():
     step = 4 * 32  # tokens
     lengths = [steps(6, 0, probes={}, budget={"tokens": n * step}) for n in (500, 5_000, 10**6)]
     assert lengths == sorted(set(lengths))
-    runs, share = 9, lengths[1] / 5_000  # seven probes and two candidates, at 5/6 of a full step's price
+    runs, share = 10, lengths[1] / 5_000  # seven probes and three to compare, at 5/6 of a full step's price
     assert share * runs * 5 / 6 == pytest.approx(SEARCH_SHARE, rel=0.05)
     assert steps(6, 0, probes={"steps": 37}) == 37
     assert (
@@ -105,8 +104,7 @@ def test_a_search_on_text_costs_what_was_estimated(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "tied"), [*((k, True) for k in get_args(ProbeKindName)), ("lora+embeddings", False)])
-def test_every_kind_of_probe_costs_what_was_estimated(kind, tied, tmp_path, monkeypatch):
-    monkeypatch.setattr(candidates, "WORTH_A_SECOND_LOOK", 1.0)  # two probes more where it is unsure are in no estimate
+def test_every_kind_of_probe_costs_what_was_estimated(kind, tied, tmp_path):
     files = write_toy_domains(tmp_path, ["web", "code", "math"], 120)
     probes = {"steps": 8, "rank": 2, "kind": kind}
     small = {"sequence_length": 48, "trainer": {"learning_rate": 1e-2, "per_device_train_batch_size": 2}}

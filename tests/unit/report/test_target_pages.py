@@ -105,7 +105,14 @@ def test_worths_of_all_sizes_and_which_of_them_are_sure(num_domains, num_targets
     tokens = Tokens(1000.0, np.full(num_domains, 1e6), 15.0)
     law = EffectiveTokensLaw(metrics, domains, np.full(len(metrics), 4.0), np.ones(len(metrics)), worth, 0.7, tokens)
     draws = EffectiveTokensDraws(
-        metrics, domains, np.full((40, len(metrics)), 4.0), np.ones((40, len(metrics))), drawn, np.full(40, 0.7), tokens
+        metrics,
+        domains,
+        np.full((40, len(metrics)), 4.0),
+        np.ones((40, len(metrics))),
+        drawn,
+        np.full(40, 0.7),
+        tokens,
+        np.ones(40),
     )
     sure = above_average(draws) >= 0.95
     assert sure[-1].tolist() == [True] + [False] * (num_domains - 1)
