@@ -138,7 +138,8 @@ def _joint_figures(decision: Decision, gain: float, whose: str) -> list[Html]:
             decision.joint_interval,
             0.0,
             f"by the law {number(decision.gain, sign=True)} nats, {span(decision.gain_interval, sign=True)}",
-            f"between two probes {number(direct, sign=True)} \u00b1 {number(error)} nats, worth more after the whole stage",
+            f"between two probes {number(direct, sign=True)} \u00b1 {number(error)} nats, "
+            "worth more after the whole stage",
         ),
         _key(
             "Probability that it is better",
