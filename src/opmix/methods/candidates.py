@@ -61,7 +61,11 @@ class Compared:
 
 
 def best_measured(
-    context: MethodContext, outcome: SearchOutcome, looks: Sequence[Simulation], discrepancy: Discrepancy
+    context: MethodContext,
+    outcome: SearchOutcome,
+    looks: Sequence[Simulation],
+    law_noise: FloatArray,
+    discrepancy: Discrepancy,
 ) -> LawProposal:
     """Train probes on the optimum, on its half-way to the mixture in use and once more on that; the likeliest gain wins.
 
@@ -73,6 +77,7 @@ def best_measured(
         context: Trains and evaluates.
         outcome: What the law says.
         looks: At the probes that the law is fitted to, in the order of its points: the last one first.
+        law_noise: Standard deviation of one probe's losses by the law, (E,) nats: what is seen of it may be more.
         discrepancy: Between probes and stage.
     """
     proposal, probes = outcome.proposal, outcome.design.probes
@@ -88,9 +93,10 @@ def best_measured(
     noise = _order_noise(looks, trained, in_use[0])
     found, gains = compared(outcome.simulated, trained, verdict.settings, noise), []
     worth = stage_worth(proposal.fit, outcome.design.probes.R, in_use[0], verdict.settings) or discrepancy.factor
+    underrated = max(1.0, _related(noise[0], verdict.settings) / max(_related(law_noise, verdict.settings), 1e-12))
     for i, toward in enumerate((1.0, 0.5)):
         measured = Estimate(worth * float(found.gains[i]), worth * found.error(i))
-        gains.append(pooled([foretold(verdict, proposal.fit.law, toward), measured]))
+        gains.append(pooled([foretold(verdict, proposal.fit.law, toward, underrated=underrated), measured]))
     at_current = dict(zip(trained[0].metrics, proposal.fit.law.predict(current.weights)[0], strict=True))
     broken = [
         _limits_broken(verdict.constraints, trained[0], 1 + i, at_current, discrepancy.factor)

@@ -90,7 +90,10 @@ class TrainedProbes:
         if second is not None:
             proposal = replace(proposal, evidence={**proposal.evidence, SECOND: second.json()})
         outcome = replace(outcome, proposal=proposal)
-        return best_measured(context, outcome, found.looks, self.discrepancy) if self.verify else proposal
+        fit = proposal.fit
+        if not self.verify or not isinstance(fit, EffectiveTokensFit):
+            return proposal
+        return best_measured(context, outcome, found.looks, fit.noise, self.discrepancy)
 
     def search(self, context: MethodContext) -> SearchOutcome:
         """What the probes say; no candidate is trained yet."""

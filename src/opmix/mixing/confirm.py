@@ -41,7 +41,7 @@ def confirm(
     if not tries:
         return _kept(verdict, "but every trained candidate breaks a limit on losses")
     judged = together or Estimate(direct_gain, direct_error)
-    sure = surely(judged.gain, judged.error, rule, tries=tries)
+    sure = surely(judged.gain, judged.for_sign, rule, tries=tries)
     measured = _measured(direct_gain, direct_error, together, sure) + (
         f", the best of {tries} tried" if tries > 1 else ""
     )

@@ -76,6 +76,11 @@ class EffectiveTokensFit:
         return np.zeros_like(self.losses)
 
     @property
+    def noise(self) -> FloatArray:
+        """Standard deviation of one probe's losses, as the fit found it, (E,) nats."""
+        return self.hierarchy.hyper.noise[self.hierarchy.best]
+
+    @property
     def rank(self) -> int:
         """See `LawFit`."""
         return int(np.linalg.matrix_rank(self.mixtures, tol=1e-5))
@@ -107,7 +112,7 @@ class EffectiveTokensFit:
             "tokens_of_probe": self.unit,
             "tokens_of_stage": self.tokens.stage * self.unit,
             "discrepancy": {"factor": self.discrepancy.factor, "spread": self.discrepancy.spread},
-            "noise": dict(zip(self.metrics, self.hierarchy.hyper.noise[best], strict=True)),
+            "noise": dict(zip(self.metrics, self.noise, strict=True)),
         }
 
     def most(self, objective: Callable[[FloatArray], FloatArray]) -> float:

@@ -26,7 +26,9 @@ def test_the_pooled_gain_lies_between_and_its_error_is_never_below_that_of_agree
 def test_accounts_that_contradict_each_other_are_less_sure_than_either_alone():
     agreed, apart = pooled([Estimate(1.0, 0.1), Estimate(1.0, 0.1)]), pooled([Estimate(1.0, 0.1), Estimate(0.0, 0.1)])
     assert agreed.error == pytest.approx(0.1 / np.sqrt(2))
-    assert apart.error == pytest.approx(0.5)
+    assert apart.error == apart.for_sign == pytest.approx(0.5)
+    larger = pooled([Estimate(1.0, 0.1), Estimate(3.0, 0.1)])
+    assert larger.error > 0.9 > 0.1 > larger.for_sign  # of its size nothing is sure, of its sign everything
     assert np.isnan(pooled([Estimate(1.0, 0.1), Estimate(1.0, np.nan)]).error)
 
 
