@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two processes of one thread each: two thread pools on two cores are several times slower. Compiled files are kept, whatever the
 # environment says: every process of a test would compile opmix anew.
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
+# Searches write files and wait until they are on disk: in memory where there are 8 GB for it.
+SHM := $(shell df --output=avail -BG /dev/shm 2>/dev/null | tr -dc '0-9\n' | tail -n 1)
+TEMP := $(if $(filter-out 0 1 2 3 4 5 6 7,$(SHM)),PYTEST_DEBUG_TEMPROOT=/dev/shm)
+PYTEST := $(TEMP) PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
 SMOKE := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/kill_and_resume.py --kills 2 --fresh
 

@@ -2,8 +2,13 @@
 
 import gc
 import os
+import sys
 
 import pytest
+
+collect_ignore_glob = ["*/consumers/*.py", "*/writers/*.py"]
+"""What other processes run: collecting doctests would import it."""
+_SEEN = pytest.StashKey[int]()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -21,10 +26,9 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _quick_collections():
-    """A Trainer collects garbage when it ends: a third of a second each, unless all of torch is out of the collector's sight."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+def pytest_runtest_setup(item):
+    """A Trainer collects garbage when it ends: a third of a second each, unless it sees nothing of torch and what came after it."""
+    if len(sys.modules) > item.config.stash.get(_SEEN, 0) + 100:
+        gc.collect()
+        gc.freeze()
+        item.config.stash[_SEEN] = len(sys.modules)

@@ -96,6 +96,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(school, tmp_path, name, ar
     assert again.usage.extra == whole.usage.extra
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_life_s_first_stage_is_plain_training(school, tmp_path, name):
     lesson = school.lesson(tmp_path / "lesson", old=())

@@ -63,7 +63,11 @@ def best(bench, num=4):
     return min(f.fun for f in found)
 
 
-@pytest.mark.parametrize("method", ALL, ids=name)
+def trees_are_slow(methods):
+    return [pytest.param(m, marks=pytest.mark.slow if isinstance(m, RegMix | Climb) else ()) for m in methods]
+
+
+@pytest.mark.parametrize("method", trees_are_slow(ALL), ids=name)
 def test_the_proposal_is_on_the_simplex_and_the_same_again(method):
     _, first = proposed(name(method))
     again, other = (method.propose(lopsided(seed)) for seed in (0, 1))
@@ -96,13 +100,13 @@ def test_evidence_tells_settings_and_every_model(method):
         assert row["mean"] == pytest.approx(np.mean([row["losses"][d] for d in DOMAINS]))
 
 
-@pytest.mark.parametrize("method", ALL, ids=name)
+@pytest.mark.parametrize("method", trees_are_slow(ALL), ids=name)
 def test_a_stage_with_old_and_new_domains_is_decided_too(method):
     bench = lopsided(old={"web": 0.5, "code": 0.3, "math": 0.2})
     assert set(method.propose(bench).mixture) == set(DOMAINS)
 
 
-@pytest.mark.parametrize("method", ALL, ids=name)
+@pytest.mark.parametrize("method", trees_are_slow(ALL), ids=name)
 def test_two_domains_are_enough(method):
     stage = stage_of(("a", "b"), sizes=(3_000_000, 1_000_000))
     bench = FakeBench(stage, exponential([[-2.0, 0.0], [-1.0, -0.5]]), noise=1e-3)

@@ -50,7 +50,7 @@ def test_the_ledger_adds_up():
     assert [e["step"] for e in ledger.json()] == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_whole_trainer_step_agrees_with_torch(tmp_path, checkpointing):
     """Two accumulated batches; recomputing activations costs another forward pass, which the ledger does not count as training."""
     rows = torch.randint(2, 250, (8, 32), generator=torch.Generator().manual_seed(0))

@@ -301,6 +301,7 @@ class TestOLora:
         assert not torch.allclose(plain, wanted, atol=1e-2)
         torch.testing.assert_close(found, wanted, rtol=0, atol=ROUNDINGS * noise)
 
+    @pytest.mark.slow
     def test_it_counts_an_adapter_s_training(self, school, tmp_path):
         lesson = school.lesson(tmp_path / "l")
         school.teach(OLora(rank=2), school.educated(), lesson, tmp_path / "run", steps=3)

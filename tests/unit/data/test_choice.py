@@ -128,6 +128,7 @@ def test_the_loss_of_a_question_is_minus_the_log_softmax_over_its_options(exam):
     assert np.isnan(found.bits_per_byte).all()  # not known, and so not shown as a number
 
 
+@pytest.mark.slow
 def test_the_gradient_of_questions_is_that_of_their_loss(exam):
     """Along any direction, by what the loss that models are compared by rises there."""
     rows, made, tokenizer = exam

@@ -110,6 +110,7 @@ def train(dataset: Spy, folder: Path, checkpoint: str | None = None) -> dict[str
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_trainer_resumes_bit_identically(packed: dict[str, PackedSequences], tmp_path: Path) -> None:
     dataset, _ = stream(packed, 24, Spy)
     through = train(dataset, tmp_path / "a")

@@ -93,6 +93,7 @@ def test_a_stream_is_read_as_far_as_was_said(tmp_path):
     assert most <= total < most + longest
 
 
+@pytest.mark.slow
 def test_reading_stops_at_the_same_document_with_and_without_a_cache(tmp_path):
     tokenizer, file = tiny_tokenizer(), tmp_path / "long.jsonl"
     file.write_text("".join(json.dumps({"text": f"{i} {TEXTS[i % 200]}"}) + "\n" for i in range(3000)))

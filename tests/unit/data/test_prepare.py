@@ -160,6 +160,7 @@ class TestContents:
         assert sum(data[split].num_bytes for split in SPLITS) == sum(map(len, texts))
         assert sum(data[split].num_tokens for split in SPLITS) == len(ids)
 
+    @pytest.mark.slow
     def test_large_vocabulary_needs_wider_ids(
         self, domain: Domain, make_tokenizer: Callable[..., PreTrainedTokenizerFast], tmp_path: Path
     ) -> None:

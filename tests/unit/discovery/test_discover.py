@@ -59,6 +59,7 @@ def test_domains_are_found_named_and_written(corpus, tmp_path):
     assert sum(d["documents"] for d in record["domains"]) == 240
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_whatever_the_batches(corpus, tmp_path, monkeypatch):
     folder, _ = corpus
     paths = [str(folder / "*.gz")]

@@ -163,6 +163,7 @@ def test_bad_arguments_are_our_errors(make_run, arguments):
     assert isinstance(done.exception, ConfigError)
 
 
+@pytest.mark.slow
 def test_exporting_loads_no_torch(make_run, tmp_path):
     arguments = ["export", str(make_run()), "--to", "trl", "--out", str(tmp_path / "m.yaml")]
     code = (

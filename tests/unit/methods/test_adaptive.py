@@ -86,6 +86,7 @@ def test_the_second_rung_is_the_first_that_can_end_a_search():
     assert sum(s["flops"] for s in said["segments"]) == pytest.approx(3 * 8 + 1e-3 * 3 * 8 * 2 * 7)
 
 
+@pytest.mark.slow
 def test_nothing_is_trained_twice():
     fake = context()
     _, said = search(fake, NEVER)

@@ -26,7 +26,10 @@ def chosen(name, targets):
     return METHODS[name].make(SETTINGS.get(name, {})).propose(bench).mixture.weights
 
 
-@pytest.mark.parametrize("name", ["regmix", "olmix", "data_mixing_laws", "merge_mix", "merge_to_mix", "climb"])
+TREES = [pytest.param(name, marks=pytest.mark.slow) for name in ("regmix", "climb")]
+
+
+@pytest.mark.parametrize("name", ["olmix", "data_mixing_laws", "merge_mix", "merge_to_mix", *TREES])
 def test_the_mixture_is_the_targets(name):
     without, told = chosen(name, ()), chosen(name, ("dev",))
     assert told[1] > 0.6

@@ -54,7 +54,9 @@ def test_all_mixers_of_the_catalogue_are_in_the_table():
         assert entry_of(name).family == "searched"
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "ado-uniform" else ()) for n in MIXERS]
+)
 def test_stints_are_positive_and_on_the_simplex(name):
     stints, _, _ = lived(name)
     assert sum(s.steps for s in stints) == TOTAL
@@ -67,7 +69,9 @@ def test_stints_are_positive_and_on_the_simplex(name):
     assert any(s.mixture != stints[0].mixture for s in stints)
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "ado-uniform" else ()) for n in MIXERS]
+)
 def test_a_state_that_was_written_and_read_goes_on_the_same(name):
     mixer, (whole, last, kept) = MIXERS[name], lived(name)
     again, state, _ = live(mixer, ToyBench(), TOTAL, rewrite=through_json)

@@ -106,6 +106,7 @@ def test_no_refit_of_many_exponents_has_a_matrix_of_its_own(monkeypatch, fitted)
     assert max(solved) <= len(law_module._START_OFFSETS) * 2
 
 
+@pytest.mark.slow
 def test_many_metrics_are_refitted_together(monkeypatch):
     shares, losses = table(domains=3, points=12, metrics=60)
     calls = []

@@ -113,6 +113,7 @@ def test_estimates_are_held_against_memory(free, expected):
     assert status(findings) == {"config: memory": expected}
 
 
+@pytest.mark.slow
 def test_with_a_configuration(corpus, tiny_folder, tmp_path):
     path = tmp_path / "search.yaml"
     content = {

@@ -111,6 +111,7 @@ def test_a_process_that_sees_something_else_refuses(rows, tmp_path):
     assert not list(tmp_path.glob("probes/*/adapter_model.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_killed_probe_goes_on_from_its_own_checkpoint_to_the_same_bytes(rows, tmp_path, monkeypatch):
     runtime = runtime_of(rows)
     train_probe(task_of(tmp_path / "a"), runtime)

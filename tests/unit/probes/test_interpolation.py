@@ -111,7 +111,7 @@ def test_merge_equals_scale_or_scale_refuses(case):
         assert_same_up_to_rounding(simulated(merge, weights), partial(simulated, scale, weights), case)
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen2"])
+@pytest.mark.parametrize("arch", ["llama", *(pytest.param(a, marks=pytest.mark.slow) for a in ("gpt2", "qwen2"))])
 def test_untied_one_hot_equals_merge_and_unload(arch):
     wrapped = probes(arch)
     with make_proxies(wrapped, ["a", "b"]).at(InterpolationWeights(("a", "b"), [0, 1])) as model:

@@ -29,7 +29,7 @@ def logits_of(model):
         return model.eval()(input_ids=IDS).logits.clone()
 
 
-@pytest.fixture(params=[False, True], ids=["untied", "tied"])
+@pytest.fixture(params=[pytest.param(False, marks=pytest.mark.slow), True], ids=["untied", "tied"])
 def tied(request):
     return request.param
 
