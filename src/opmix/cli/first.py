@@ -191,7 +191,8 @@ def show_validation(result: Validation) -> None:
         for name, splits in result.sizes.items():
             train, valid = splits.get("train"), splits.get("valid")
             held = "split off" if "valid" not in splits else "?" if valid is None else count(valid.tokens)
-            cells = ("?",) * 3 if train is None else (str(train.files), count(train.documents), count(train.tokens))
+            documents = "?" if train is None or not train.documents else count(train.documents)  # of ids nobody counts
+            cells = ("?",) * 3 if train is None else (str(train.files), documents, count(train.tokens))
             shown.add_row(name, *cells, held)
         console.print(shown)
     show_checks(result.checks)
@@ -233,7 +234,8 @@ def show_first_config(result: FirstConfig) -> None:
         field = "" if source.field == "text" else f", field {source.field!r}"
         held = ", ".join(split for split in each.sources if split != "train") or "split off"
         files = f"{train.files} file{'s' if train.files > 1 else ''}{field}"
-        shown.add_row(each.name, count(train.documents), count(train.tokens), held, files)
+        documents = count(train.documents) if train.documents else "?"
+        shown.add_row(each.name, documents, count(train.tokens), held, files)
     console.print(shown)
     if result.config.targets:
         console.print(f"targets, never trained on: {', '.join(result.config.targets)}", soft_wrap=True)

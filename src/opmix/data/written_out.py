@@ -74,9 +74,12 @@ class Pieces:
         return kept
 
     def ids(self, kept: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.integer[Any]]]:
-        """Token ids of those that are kept, in their order."""
+        """Token ids of the documents of those that are kept, in their order; the edges of a stretch may cut one."""
         for i in np.flatnonzero(kept).tolist():
-            yield np.asarray(self.split.tokens[int(self.edges[i]) : int(self.edges[i + 1])])
+            first, last = int(self.edges[i]), int(self.edges[i + 1])
+            ids = np.asarray(self.split.tokens[first:last])
+            begins = self.split.starts(first + 1, last) if not self.split.counted else ()
+            yield from np.split(ids, np.asarray(begins, dtype=np.int64) - first)
 
 
 def write_tokens(pieces: Pieces, kept: npt.NDArray[np.bool_], form: TokenFormat, size: int, length: int) -> Any:

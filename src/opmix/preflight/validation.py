@@ -261,7 +261,7 @@ def _size_json(size: Size) -> dict[str, Any]:
     return {
         "files": size.files,
         "stored_bytes": size.stored_bytes,
-        "documents": size.documents,
+        "documents": size.documents or None,
         "text_bytes": size.text_bytes,
         "tokens": size.tokens,
         "row_tokens": size.row_tokens,

@@ -193,6 +193,29 @@ def test_what_was_held_out_is_not_written(make_run, words, tmp_path):
     assert rows == [text for text in texts if rule.split_of(text) == "train"]
 
 
+def test_a_corpus_in_place_is_written_in_another_layout(make_run, words, tmp_path):
+    rng, domains = random.Random(2), {}
+    for name in ("web", "code"):
+        ids = [i for _ in range(2000) for i in (*[NAMES.index(name)] * rng.randint(5, 60), 0)]
+        np.array(ids, dtype="<u2").tofile(tmp_path / f"{name}.bin")
+        domains[name] = {"train": {"paths": str(tmp_path / f"{name}.bin"), "in_place": True}}
+    run = make_run(
+        budget=60_000,
+        mixture={"web": 0.75, "code": 0.25},
+        model=str(words),
+        domains=domains,
+        counts=False,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    made = written(run, "nanotron", tmp_path / "out")
+    for name, share in (("web", 0.75), ("code", 0.25)):
+        source = Source(paths=(str(tmp_path / "out" / name),), format="datatrove")
+        documents = [d.tolist() for d in iter_token_documents(source, 0)]
+        assert {i for ids in documents for i in ids} == {NAMES.index(name)}
+        assert max(map(len, documents)) <= 60
+        assert 0 <= made.written[name].tokens - share * 60_000 < 4096
+
+
 def test_a_domain_that_is_too_small_is_written_whole_and_repeated(run, tmp_path):
     made = written(run, "llamafactory", tmp_path / "out", tokens=400_000)
     assert "interleave_over" in made.export.text

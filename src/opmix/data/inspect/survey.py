@@ -13,7 +13,7 @@ from opmix.data.choice import iter_questions
 from opmix.data.inspect.samples import MAX_ROWS, read_head, read_rows
 from opmix.data.sources import TOKEN_FORMATS, SourceFile, iter_documents, resolve
 from opmix.data.token_files import open_tokens
-from opmix.domain import Kind, Source
+from opmix.domain import Kind, Source, is_url
 from opmix.errors import DataError
 
 if TYPE_CHECKING:
@@ -116,8 +116,9 @@ def _measure(file: SourceFile, source: Source, domain: str, kind: Kind, tokenize
             raise DataError(f"{where}: holds no token; expected at least one document; remove it or make it again")
         _check_ids(tokens[: 1 << 20], tokenizer, where)
         return Size(1, stored_bytes(path), 0, round(len(tokens) * BYTES_PER_TOKEN), len(tokens), len(tokens), False)
+    kind_of_file = source.format if is_url(file.path) else file.format
     alone = Source(
-        paths=(file.path,), format=file.format, field=source.field, split=source.split, config_name=source.config_name
+        paths=(file.path,), format=kind_of_file, field=source.field, split=source.split, config_name=source.config_name
     )
     if kind == "choice":
         return _measure_questions(file, alone, domain, tokenizer)
