@@ -41,7 +41,8 @@ def test_search_runs_what_init_wrote(corpus, tiny_folder, tmp_path, monkeypatch)
     answer, estimate = json.loads(found.stdout), json.loads(checked.stdout)["cost"]
     # What was said before is what was done: probes to the token, FLOPs nearly; candidates come on top where they are trained.
     done, said = answer["cost"]["tokens"]["probes"], estimate["probe_tokens"]
-    assert done in (said, said + 2 * said // estimate["probes"])
+    looked = [0, 2, 3, 4]  # two candidates, and once more where that leaves it open
+    assert done in [said + more * said // estimate["probes"] for more in looked]
     assert sum(answer["cost"]["flops"].values()) == pytest.approx(estimate["flops"] * done / said, rel=0.25)
     for name, splits in json.loads(checked.stdout)["domains"].items():
         true = sum(answer["domains"][name][split]["tokens"] for split in ("train", "test"))
