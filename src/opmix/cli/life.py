@@ -159,6 +159,7 @@ def show_life(content: Mapping[str, Any], folder: Path) -> None:
 def stage_table(number: int, stage: dict[str, Any], suffix: str = "") -> Table:
     """Mixture, interval, predicted and measured losses, forgetting."""
     from opmix.progress.display import table
+    from opmix.results.lives import share_interval
 
     decided: Mapping[str, Any] = next((p for p in reversed(stage["parts"]) if p["decided"]), {})
     shown = table(
@@ -173,7 +174,7 @@ def stage_table(number: int, stage: dict[str, Any], suffix: str = "") -> Table:
     )
     for domain, test in stage["losses"]["test"].items():
         valid = stage["losses"]["valid"][domain]
-        low, high = decided.get("interval", {}).get(domain, (None, None))
+        low, high = share_interval(decided, domain) or (None, None)
         forgotten = stage["forgetting"].get(domain)
         shown.add_row(
             domain,

@@ -108,7 +108,10 @@ class TrainedProbes:
         """Fit the law to all looks and decide."""
         fit, rule = fit_law(found, context.stage, self.discrepancy), context.decision()
         nothing = InterferenceCheck(twins=(), corrected=False, variation=0.0).json(design, found.table.metrics, 0.0)
-        check = {**nothing, "verdict": "Nothing is interpolated: the law is fitted to trained probes alone."}
+        check = {
+            **nothing,
+            "verdict": "No mixture was simulated: what is foretold comes from the trained probes alone.",
+        }
         noise = found.noise(rule.draws, rule.seed + 1)
         settings = context.solve_settings(found.last.baseline, found.table.metrics)
         kl = None if self.given_kl else relative_kl(fit, design, settings)

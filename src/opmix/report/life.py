@@ -10,6 +10,7 @@ from typing import Any
 from opmix.compute.cost import SEARCH_PURPOSES
 from opmix.report.html import Html, count, el, folded, join, number, percent, row, scientific, span, table
 from opmix.report.life_figures import loss_panel, stream_panel
+from opmix.results.lives import share_interval
 from opmix.results.manifest import Manifest
 
 Stage = Mapping[str, Any]
@@ -52,8 +53,8 @@ def _opening(content: Mapping[str, Any], lives: Sequence[Sequence[Stage]]) -> Ht
         ("Search", percent(search / training if training else None), f"of {scientific(training)} training FLOPs"),
         (
             "Most forgotten in a stage",
-            worst[0] if worst else "nothing old",
-            f"{number(worst[1], sign=True)} nats" if worst else "",
+            "nothing old" if worst is None else worst[0] if worst[1] > 0 else "nothing",
+            "" if worst is None or worst[1] <= 0 else f"{number(worst[1], sign=True)} nats",
         ),
     ]
     keys = el("dl", *(_key(*fact) for fact in facts), class_="keys")
@@ -154,7 +155,7 @@ def _stages(content: Mapping[str, Any]) -> Html:
                 row(
                     domain,
                     percent(stage["mixture"].get(domain, 0.0)),
-                    span(last.get("interval", {}).get(domain), 2),
+                    span(share_interval(last, domain), 2),
                     number(loss["before"]),
                     number(loss["after"]),
                     number(really, sign=True),

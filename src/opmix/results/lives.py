@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from opmix.results.files import read_document, read_object
 from opmix.runs.files import write_json
 
 LIFE, COMPARE, SPENT = "life.json", "compare.json", "spent.json"
+_SAME = 1e-6
+"""Difference of shares up to which two mixtures are one."""
 
 
 def write_life(folder: Path, content: Mapping[str, Any]) -> None:
@@ -49,3 +51,12 @@ def _complete(path: Path, wanted: tuple[str, ...], command: str) -> dict[str, An
     if missing:
         raise StoreError(f"{path}: damaged: {missing[0]} is missing or empty; run {command} again to rewrite it")
     return content
+
+
+def share_interval(part: Mapping[str, Any], domain: str) -> Sequence[float] | None:
+    """Interval of a share that a decision's part of a stage was trained on; None: the share is not the optimum's, which has it."""
+    mixture, optimum = part.get("mixture", {}), part.get("optimum") or part.get("mixture", {})
+    if any(abs(share - mixture.get(name, 0.0)) > _SAME for name, share in optimum.items()):
+        return None
+    found: Sequence[float] | None = part.get("interval", {}).get(domain)
+    return found

@@ -57,8 +57,8 @@ class Opinion:
     def verdict(self) -> str:
         """How far it agrees with the law."""
         if self.cosine is not None and self.cosine <= 0:
-            return "disagrees: it points the other way"
-        way = "one of the two stays where it is" if self.cosine is None else f"the same way (cosine {self.cosine:.2f})"
+            return "disagrees: it changes shares in another direction"
+        way = "one of the two stays where it is" if self.cosine is None else "it changes shares in the same direction"
         if not self.outside:
             return f"agrees: {way}, inside the law's interval"
         more = f" and {len(self.outside) - _SHOWN} more" if len(self.outside) > _SHOWN else ""
@@ -69,7 +69,7 @@ class Opinion:
         top = sorted(self.mixture.items(), key=lambda item: -item[1])[:_SHOWN]
         shares = ", ".join(f"{name} {share:.2f}" for name, share in top)
         more = ", ..." if len(self.mixture) > _SHOWN else ""
-        how = "the probes' predictions mixed; nothing trained, limits left out"
+        how = "from the probes' own predictions, mixed; nothing was trained for it and no limit heeded"
         return f"second opinion ({how}): {shares}{more}; {self.verdict}"
 
     def json(self) -> dict[str, Any]:

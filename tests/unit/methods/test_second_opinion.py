@@ -39,7 +39,7 @@ def test_it_is_formed_from_the_searchs_own_probes_and_agrees_where_they_do():
     assert max(told.mixture, key=told.mixture.get) == "code"
     assert told.gain > 0
     assert told.cosine > 0.9
-    assert told.verdict.startswith(("agrees", "disagrees in part: the same way"))
+    assert told.verdict.startswith(("agrees", "disagrees in part: it changes shares in the same direction"))
     first, asked = fake.calls[0], next(c for c in fake.calls if c.label == "tokens-second-opinion")
     assert np.array_equal(asked.design.R, first.design.R)  # found, not trained
     assert asked.fidelity.thinning == fake.calls[1].fidelity.thinning > 1
@@ -59,9 +59,9 @@ def test_the_objective_is_the_searchs():
 @pytest.mark.parametrize(
     ("mixture", "proposal", "said"),
     [
-        ((0.2, 0.7, 0.1), (0.2, 0.7, 0.1), "agrees: the same way (cosine 1.00), inside"),
-        ((0.0, 1.0, 0.0), (0.2, 0.7, 0.1), "disagrees in part: the same way"),
-        ((0.8, 0.1, 0.1), (0.1, 0.8, 0.1), "disagrees: it points the other way"),
+        ((0.2, 0.7, 0.1), (0.2, 0.7, 0.1), "agrees: it changes shares in the same direction, inside"),
+        ((0.0, 1.0, 0.0), (0.2, 0.7, 0.1), "disagrees in part: it changes shares in the same direction"),
+        ((0.8, 0.1, 0.1), (0.1, 0.8, 0.1), "disagrees: it changes shares in another direction"),
         ((1 / 3, 1 / 3, 1 / 3), (0.2, 0.7, 0.1), "disagrees in part: one of the two stays where it is"),
     ],
 )

@@ -1,10 +1,13 @@
 """The report of a whole life, from a life.json as `opmix run` writes it."""
 
 import json
+from io import StringIO
 
 import pytest
 from life_sample import loss, stage
+from rich.console import Console
 
+from opmix.cli.life import stage_table
 from opmix.errors import StoreError
 from opmix.report import write_report
 
@@ -51,6 +54,28 @@ def test_the_first_line_is_how_it_came_out(folder):
         life["stages"][0]["old_mixture"] = {}
     (folder / "life.json").write_text(json.dumps(content))
     assert "<h1>From scratch to a test loss of 0.150 over 2 stages</h1>" in write_report(folder).read_text()
+
+
+def test_a_share_that_is_not_the_optimum_has_no_interval_beside_it(folder):
+    assert "0.30 to 0.50" in write_report(folder).read_text()
+    content = json.loads((folder / "life.json").read_text())
+    for life in content["seeds"].values():  # the mixture was kept: the interval is of what was not trained on
+        part = life["stages"][1]["parts"][0]
+        part |= {"action": "keep", "optimum": dict.fromkeys(part["optimum"], 0.5)}
+    (folder / "life.json").write_text(json.dumps(content))
+    assert "0.30 to 0.50" not in write_report(folder).read_text()
+    shown = StringIO()
+    Console(file=shown, width=150).print(stage_table(2, content["seeds"]["0"]["stages"][1]))
+    assert "0.30-0.50" not in shown.getvalue()
+
+
+def test_where_nothing_was_forgotten_no_domain_is_named_for_it(folder):
+    content = json.loads((folder / "life.json").read_text())
+    content["stages"][1]["forgetting"] = {"web": {"mean": -0.4, "sd": 0.0, "n": 2}}
+    (folder / "life.json").write_text(json.dumps(content))
+    card = write_report(folder).read_text().split("Most forgotten in a stage")[1].split("</dl>")[0]
+    assert "nothing" in card
+    assert "web" not in card
 
 
 def test_names_and_reasons_are_text_not_markup(folder):
