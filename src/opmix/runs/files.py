@@ -211,6 +211,18 @@ _SAMPLE = 1 << 16
 
 def environment() -> dict[str, Any]:
     """Versions and machine, for the manifest."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "commit": source_commit(),
+        "versions": dict(_versions()),
+    }
+
+
+@cache
+def _versions() -> dict[str, str | None]:
+    """Looking them up takes longer than writing a record, and every record asks."""
     versions: dict[str, str | None] = {}
     for name in (
         "opmix",
@@ -227,13 +239,7 @@ def environment() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "commit": source_commit(),
-        "versions": versions,
-    }
+    return versions
 
 
 @cache
