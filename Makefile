@@ -77,7 +77,7 @@ torture: install ## Crashes, kills, random problems, fuzzing, locks, each counte
 docs: install ## The documentation as a site in site/, after its notebooks have run (installs the extra `docs`)
 	$(BIN)/python -m pip install --quiet -e '.[docs]' -c constraints.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
-	$(PYTEST) tests/test_notebooks.py
+	$(PYTEST) --dist load tests/test_notebooks.py
 
 fix: install ## Format and repair what can be repaired
 	$(BIN)/ruff check --fix .
