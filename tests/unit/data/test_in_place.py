@@ -72,7 +72,9 @@ class TestTokens:
     def test_what_is_held_out_is_not_left(
         self, tmp_path_factory: pytest.TempPathFactory, sizes: list[list[int]], holdout: float, draw: Any
     ) -> None:
-        folder, ids = corpus(tmp_path_factory.mktemp("c"), [[*documents, 130] for documents in sizes])  # 4 for each of 32 stripes
+        folder, ids = corpus(
+            tmp_path_factory.mktemp("c"), [[*documents, 130] for documents in sizes]
+        )  # 4 for each of 32 stripes
         tokens = opened(folder)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "_SHORTEST_STRIPE", draw.draw(st.sampled_from([1, 8, 1 << 14])))
