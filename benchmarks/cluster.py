@@ -25,7 +25,7 @@ import numpy as np
 import yaml
 from engines import two_ray_nodes, two_slurm_nodes, why_no_ray, why_no_slurm
 
-from opmix.execution.attempts import notes_in
+from opmix.execution.attempts import note_of
 from opmix.testing import tiny_model, tiny_tokenizer, write_toy_domains
 
 NAMES = ("web", "code", "math")
@@ -39,8 +39,8 @@ class Started:
 
     settings: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
-    lose_node: Callable[[], None] = lambda: None
-    """And put another in its place."""
+    lose_node: Callable[[str], None] = lambda job: None
+    """The one that does a job, where that can be said, and put another in its place."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,13 @@ class Way:
 def _slurm(stack: ExitStack, folder: Path) -> Started:
     environment = stack.enter_context(two_slurm_nodes(folder / "slurm"))
 
-    def lose_node() -> None:
+    def lose_node(job: str) -> None:
         told = {**os.environ, **environment}
+        asked = ["squeue", "--noheader", f"--jobs={job}", "--format=%N"]
+        node = subprocess.run(asked, check=False, env=told, capture_output=True, text=True).stdout.strip() or "n2"
         for state in ("DOWN", "RESUME"):  # it may be back before it is called
-            subprocess.run(
-                ["scontrol", "update", "NodeName=n2", f"State={state}", "Reason=lost"], check=False, env=told
-            )
+            command = ["scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=lost"]
+            subprocess.run(command, check=False, env=told, capture_output=True)
             time.sleep(3)
 
     return Started(("executor.kind=slurm", "executor.slurm.poll_seconds=0.5"), environment, lose_node)
@@ -72,7 +73,7 @@ def _slurm(stack: ExitStack, folder: Path) -> Started:
 def _ray(stack: ExitStack, folder: Path) -> Started:
     cluster = stack.enter_context(two_ray_nodes())
 
-    def lose_node() -> None:
+    def lose_node(job: str) -> None:
         cluster.remove_node(sorted(cluster.worker_nodes, key=id)[0], allow_graceful=False)
         cluster.add_node(num_cpus=1, num_gpus=0, object_store_memory=80 * 2**20)
 
@@ -180,17 +181,19 @@ def killed(way: Way, started: Started, file: Path, out: Path) -> list[str]:
     shutil.rmtree(out, ignore_errors=True)
     driver, done = begun(way, started, file, out), []
     for what in way.kills:
-        if not _in_the_middle(driver, out):
+        task = _in_the_middle(driver, out)
+        if task is None:
             break
+        note = note_of(out, task)
+        job = "" if note is None or note.job is None else note.job
         if what == "node":
-            started.lose_node()
+            started.lose_node(job)
         elif what == "job":
-            job = next(note.job for note in notes_in(out).values() if note.job)
             subprocess.run(["scancel", job], check=True, env={**os.environ, **started.environment})
         elif what == "driver":
             driver.kill()
         else:
-            os.kill(next(_tasks_of(out) if what == "worker" else _children_of(driver.pid)), signal.SIGKILL)
+            os.kill(_process_of(task, out) if what == "worker" else next(_children_of(driver.pid)), signal.SIGKILL)
         done.append(what)
         if what in ("driver", "rank"):
             driver.wait(120)
@@ -199,25 +202,28 @@ def killed(way: Way, started: Started, file: Path, out: Path) -> list[str]:
     return done
 
 
-def _in_the_middle(driver: subprocess.Popen[str], out: Path, seconds: float = 300) -> bool:
-    """Wait for another whole checkpoint of a probe, or until a probe is being trained where none are kept; False: too late."""
+def _in_the_middle(driver: subprocess.Popen[str], out: Path, seconds: float = 300) -> str | None:
+    """Wait for another whole checkpoint of a probe, or until a probe is done where none are kept; whose; None: too late."""
     before, known = time.monotonic(), set(out.glob("probes/*-parts/checkpoint-*"))
     while driver.poll() is None and time.monotonic() - before < seconds:
-        fresh = [f for f in out.glob("probes/*-parts/checkpoint-*/complete.json") if f.parent not in known]
-        started = any(out.glob("steps/probe-*.json")) and not any(out.glob("tasks"))
-        if fresh or started:
-            return True
+        for file in out.glob("probes/*-parts/checkpoint-*/complete.json"):
+            if file.parent not in known:
+                return f"probe-{file.parents[1].name.removesuffix('-parts')}"
+        if any(out.glob("steps/probe-*.json")) and not any(out.glob("tasks")):
+            return ""
         time.sleep(0.05)
-    return False
+    return None
 
 
-def _tasks_of(out: Path) -> Iterator[int]:
-    """Processes of tasks of a run folder."""
+def _process_of(task: str, out: Path) -> int:
+    """The process that does a task of a run folder; where it does one after another, any that does."""
+    found: dict[int, bool] = {}
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
-            words = file.read_bytes().split(b"\0")
-            if b"task" in words and str(out).encode() in words and words[0].endswith(b"python"):
-                yield int(file.parent.name)
+            words = file.read_bytes().decode(errors="replace").split("\0")
+            if "task" in words and str(out) in words and words[0].endswith("python"):
+                found[int(file.parent.name)] = task in words
+    return max(found, key=lambda pid: found[pid])
 
 
 def _children_of(pid: int) -> Iterator[int]:
