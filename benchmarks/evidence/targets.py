@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +199,15 @@ def step_seconds(size: str) -> float:
     return (time.perf_counter() - started) / TIMED
 
 
+def with_its_swarms(trial: Trial) -> Trial:
+    """With those of the swarms that were run: they may be left out of a cell."""
+    made = (m for m in trial.swarms if all(trial.made(trial.search_file(m, o)) for o in trial.objectives))
+    return replace(trial, swarms=tuple(made))
+
+
 def analyse(args: argparse.Namespace) -> None:
-    whole = [t for t in trials(args) if (t.laboratory.folder / "start.json").exists() and not t.left()]
+    found = [with_its_swarms(t) for t in trials(args) if (t.laboratory.folder / "start.json").exists()]
+    whole = [t for t in found if not t.left()]
     rows = [row for trial in whole for row in rows_of(trial)]
     told = {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform(), "cells": [t.name for t in whole]}
     write_lines(RESULTS, {**told, "threads": 1, "summary": summary(rows), "rows": rows})
