@@ -153,13 +153,16 @@ def test_rebalancing_and_constraints(toys):
     assert result.table.weights.shape == (4 + 1 + 10, 4)
 
 
-def test_a_move_between_old_domains_is_held_against_a_probe_trained_on_it(toys, tmp_path):
+def test_a_move_between_old_domains_is_held_against_a_probe_trained_on_it(toys, tmp_path, monkeypatch):
     eager = {"draws": 30, "confidence": 1e-6}
     opmix.search(**settings(toys, old_mixture=None, decision=eager), out=tmp_path)
     decision = json.loads((tmp_path / "mixture.json").read_text())["decision"]
     assert decision["direct_gain"] is not None
     assert decision["direct_error"] > 0
     assert (tmp_path / "steps" / "verification.json").exists()
+    from opmix.probes import tasks
+
+    monkeypatch.setattr(tasks, "run_training", lambda *a: pytest.fail("a probe was trained again"))
     assert opmix.search(**settings(toys, old_mixture=None, decision=eager), out=tmp_path).json()["decision"] == decision
 
 

@@ -88,7 +88,8 @@ def best_measured(
     if not in_use or not allowed or np.allclose(optimum.weights, current.weights, atol=SAME):
         return proposal
     tried = {"proposal": optimum, "halfway": Mixture(optimum.names, (optimum.weights + current.weights) / 2)}
-    rows = {probes.probes[in_use[0]]: probes.R[in_use[0]], **{name: mixture.weights for name, mixture in tried.items()}}
+    again = f"{probes.probes[in_use[0]]}-again"  # a name of its own: by it a run folder knows what is trained
+    rows = {again: probes.R[in_use[0]], **{name: mixture.weights for name, mixture in tried.items()}}
     trained = [_trained(context, rows, probes.domains, look.fidelity.steps) for look in reversed(looks)][::-1]
     noise = _order_noise(looks, trained, in_use[0])
     found, gains = compared(outcome.simulated, trained, verdict.settings, noise), []

@@ -65,6 +65,8 @@ def test_probes_are_looked_at_on_their_way_and_nothing_is_interpolated():
     first, last = (fake.calls[i].design.R for i in (0, -1))
     assert np.array_equal(last[0], first[0])  # the mixture in use, in another order
     assert [call.fidelity.order for call in fake.calls] == [0, 0, 0, 1, 1]
+    orders = {(probe, call.fidelity.order) for call in fake.calls for probe in call.design.probes}
+    assert len(orders) == len(dict(orders))  # a run folder knows a probe by its name
     assert all(np.count_nonzero(point.weights) == 1 for call in fake.calls for point in call.points)
     table = proposal.table
     assert len(table.points) == 2 * 4
