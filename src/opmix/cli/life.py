@@ -123,9 +123,10 @@ def _looker(folder: Path, config: Path | None) -> Callable[[], RunStatus]:
     """Reads the state of a life or of a comparison, whichever the folder holds."""
     from functools import partial
 
+    from opmix.lifecycle.data_file import NAME as DATA
     from opmix.lifecycle.status import decision_status, recorded_config
 
-    if not (folder / "data.json").is_file() and config is None:
+    if not (folder / DATA).is_file() and config is None:
         return partial(decision_status, folder)
     if "methods" in recorded_config(folder):
         from opmix.comparison.config import load_compare

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from opmix.comparison.config import CompareConfig
 from opmix.comparison.steps import entrant_chain, facts_file
+from opmix.lifecycle.data_file import NAME as DATA
 from opmix.lifecycle.status import RunStatus, recorded_config, recorded_facts, status_of
 from opmix.lifecycle.steps import Step
 from opmix.settings.loading import validated
@@ -22,7 +23,7 @@ def compare_status(folder: Path, config: CompareConfig | None = None) -> RunStat
     changed: tuple[str, ...] = ()
     for name in config.methods:
         own = config.learns_otherwise(name) and (folder / facts_file(name)).is_file()
-        facts, changed = recorded_facts(folder, config.life_of(name), facts_file(name) if own else "data.json")
+        facts, changed = recorded_facts(folder, config.life_of(name), facts_file(name) if own else DATA)
         for seed in config.life.seeds:
             steps |= {step.name: step for step in entrant_chain(config, name, facts, seed)}
     return status_of(folder, list(steps.values()), changed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from opmix.data.sources import resolve, source_fingerprint
 from opmix.data.tokenization import tokenizer_fingerprint
 from opmix.domain import Domain
 from opmix.errors import OpMixError, StoreError
+from opmix.lifecycle.data_file import NAME as DATA
+from opmix.lifecycle.data_file import DataFile
 from opmix.lifecycle.likeness import start_config, start_likeness
 from opmix.lifecycle.loading import LifecycleConfig
 from opmix.lifecycle.stages import resolve as resolve_stages
@@ -27,7 +29,7 @@ from opmix.models.from_scratch import new_model, train_tokenizer
 from opmix.models.load import load_model, load_tokenizer, model_fingerprint, model_shape
 from opmix.progress import Progress
 from opmix.report.card import Card, CardPart
-from opmix.runs.files import default_cache_dir, files_signature, write_json, writing_prefix
+from opmix.runs.files import default_cache_dir, files_signature, writing_prefix
 from opmix.runs.store import RunStore, fingerprint
 from opmix.runs.trace import span
 from opmix.scores.task_questions import without_tasks
@@ -60,12 +62,9 @@ class LifeRuntime:
         """The run folder."""
         return self.store.folder
 
-    def record_facts(self, file: str = "data.json") -> None:
+    def record_facts(self, file: str = DATA) -> None:
         """Keep what `opmix status` needs to know of the data without reading them."""
-        write_json(
-            self.folder / file,
-            {**asdict(self.facts), "files": self.files, "tokens": self.data.available_tokens},
-        )
+        DataFile(facts=self.facts, files=self.files, tokens=self.data.available_tokens).write(self.folder, file)
 
     def likeness(self) -> Any:
         """The model of this life without its weights."""

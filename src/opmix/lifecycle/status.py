@@ -13,6 +13,8 @@ from opmix.compute.cost import Cost
 from opmix.compute.flops import ModelShape
 from opmix.errors import StoreError
 from opmix.lifecycle.available_domains import decision_config
+from opmix.lifecycle.data_file import NAME as DATA
+from opmix.lifecycle.data_file import DataFile
 from opmix.lifecycle.loading import LifecycleConfig
 from opmix.lifecycle.stages import resolve
 from opmix.lifecycle.steps import DataFacts, StageRows, Step, chain, differences
@@ -127,52 +129,34 @@ def recorded_config(folder: Path) -> dict[str, Any]:
     """The configuration that a run folder was last run with, unchecked.
 
     Raises:
-        StoreError: Not a folder of `opmix run` or `opmix compare`.
+        StoreError: Not a folder of `opmix run` or `opmix compare`, or damaged.
     """
-    if not (folder / "data.json").is_file():
-        raise StoreError(f"{folder}: no data.json; expected the --out folder of `opmix run` or `opmix compare`")
+    DataFile.read(folder)
     manifest = Manifest.read(folder, "`opmix run`")
     if manifest.config is None:
         raise StoreError(f"{folder / 'manifest.json'}: damaged: no config; run `opmix run` again to rewrite it")
     return dict(manifest.config)
 
 
-def recorded_facts(folder: Path, config: LifecycleConfig, file: str = "data.json") -> tuple[DataFacts, tuple[str, ...]]:
+def recorded_facts(folder: Path, config: LifecycleConfig, file: str = DATA) -> tuple[DataFacts, tuple[str, ...]]:
     """What a run recorded of its data, as it stands to them now, and the domains whose files have changed since.
 
     Raises:
-        StoreError: Not a folder of `opmix run`.
+        StoreError: Not a folder of `opmix run`, or the file is damaged.
     """
-    if not (folder / file).is_file():
-        raise StoreError(f"{folder}: no {file}; expected the --out folder of `opmix run`")
-    content = read_object(folder / file, "`opmix run`")
-    _check_facts(content, folder / file)
-    known = set(content["fingerprints"])
-    missing = [n for n in config.domains if n not in known]
+    recorded = DataFile.read(folder, file)
+    kept = recorded.facts
+    missing = [n for n in config.domains if n not in kept.fingerprints]
     unread = {n: f"{n} is not read yet" for n in (*missing, *config.targets)}
-    changed = tuple(
-        n for n, files in content["files"].items() if n in (*config.domains, *config.targets) and _changed(files)
-    )
-    known_files = {n: "changed on disk" if n in changed else f for n, f in content["fingerprints"].items()}
-    facts = DataFacts(
-        tokenizer=content["tokenizer"],
-        rows={**dict.fromkeys(missing, 1), **content["rows"]},
-        model=content["model"],
+    changed = tuple(n for n in recorded.changed() if n in (*config.domains, *config.targets))
+    known_files = {n: "changed on disk" if n in changed else f for n, f in kept.fingerprints.items()}
+    facts = replace(
+        kept,
+        rows={**dict.fromkeys(missing, 1), **kept.rows},
         fingerprints={**unread, **known_files},
-        stages=_offers(config, content),
+        stages=_offers(config, recorded),
     )
     return facts, changed
-
-
-_FACTS = {"fingerprints": dict, "files": dict, "rows": dict, "tokens": dict, "stages": list, "tokenizer": str}
-
-
-def _check_facts(content: Mapping[str, Any], path: Path) -> None:
-    for key, kind in _FACTS.items():
-        if not isinstance(content.get(key), kind):
-            raise StoreError(f"{path}: damaged: no {key}; run `opmix run` again to rewrite it")
-    if "model" not in content or not all(isinstance(s, dict) for s in content["stages"]):
-        raise StoreError(f"{path}: damaged; run `opmix run` again to rewrite it")
 
 
 def status_of(folder: Path, steps: Sequence[Step], changed: tuple[str, ...] = ()) -> RunStatus:
@@ -192,14 +176,14 @@ def status_of(folder: Path, steps: Sequence[Step], changed: tuple[str, ...] = ()
     )
 
 
-def _offers(config: LifecycleConfig, content: Mapping[str, Any]) -> tuple[StageRows, ...]:
+def _offers(config: LifecycleConfig, recorded: DataFile) -> tuple[StageRows, ...]:
     """Rows of every stage as they were recorded; a stage that is new or changed is told from the domains."""
-    recorded, offers = [StageRows(**entry) for entry in content["stages"]], []
+    kept, offers = recorded.facts, []
     for stage in resolve(config):
-        found = recorded[stage.index] if stage.index < len(recorded) else None
+        found = kept.stages[stage.index] if stage.index < len(kept.stages) else None
         if found is None or set(found.rows) != set(stage.domains):
-            rows = {n: content["rows"].get(n, 1) for n in stage.domains}
-            worth = {n: content["tokens"].get(n, config.search.sequence_length) / rows[n] for n in stage.domains}
+            rows = {n: kept.rows.get(n, 1) for n in stage.domains}
+            worth = {n: recorded.tokens.get(n, config.search.sequence_length) / rows[n] for n in stage.domains}
             found = StageRows(rows=rows, worth=worth, objective=stage.objective)
         offers.append(found)
     return tuple(offers)
@@ -267,14 +251,3 @@ def _running(folder: Path) -> str | None:
         except (ValueError, TypeError, KeyError):
             continue  # cut off: the process died, or is still writing it
     return None
-
-
-def _changed(files: Mapping[str, Sequence[int]]) -> bool:
-    for path, (size, modified) in files.items():
-        try:
-            found = Path(path).stat()
-        except OSError:
-            return True
-        if found.st_size != size or found.st_mtime_ns != modified:
-            return True
-    return False
