@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from opmix.lifecycle.tables import spread
+from opmix.results.life import Spread
 from opmix.runs.files import plain
 
 DOMAINS = [f"domain_{i}" for i in range(11)] + ["<script>alert(1)</script>"]
 NAMES = ["op_mix", "uniform", *(f"method_number_{i}" for i in range(18))]
+
+
+def spread(values: list[float]) -> dict:
+    return asdict(Spread.of(values))
 
 
 def life(rng: np.random.Generator, level: float, search: float) -> dict:

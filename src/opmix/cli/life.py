@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from opmix.lifecycle.status import RunStatus
+    from opmix.results.life import LifeFile, LossEntry, Spread, StageEntry
 
 
 def run(
@@ -51,7 +52,7 @@ def run(
     if as_json:
         sys.stdout.write(json.dumps(result.content, indent=2, ensure_ascii=False) + "\n")
     else:
-        show_life(result.content, folder)
+        show_life(result.life, folder)
 
 
 def status(
@@ -139,30 +140,30 @@ def _looker(folder: Path, config: Path | None) -> Callable[[], RunStatus]:
     return partial(run_status, folder, None if config is None else load_lifecycle(config))
 
 
-def show_life(content: Mapping[str, Any], folder: Path) -> None:
+def show_life(life: LifeFile, folder: Path) -> None:
     """One table per stage, then where things are."""
     from opmix.progress.display import tell, terminal
 
     console = terminal()
-    for seed, life in content["seeds"].items():
-        for number, stage in enumerate(life["stages"], 1):
-            several = f", seed {seed}" if len(content["seeds"]) > 1 else ""
+    for seed, lived in life.seeds.items():
+        for number, stage in enumerate(lived.stages, 1):
+            several = f", seed {seed}" if len(life.seeds) > 1 else ""
             console.print(stage_table(number, stage, several))
             for line in stage_sentences(stage):
                 tell(console, line)
-    if len(content["seeds"]) > 1:
-        console.print(seeds_table(content))
-    for seed, life in content["seeds"].items():
-        console.print(f"model (seed {seed}): {folder / life['model']}", soft_wrap=True)
+    if len(life.seeds) > 1:
+        console.print(seeds_table(life))
+    for seed, lived in life.seeds.items():
+        console.print(f"model (seed {seed}): {folder / lived.model}", soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
-def stage_table(number: int, stage: dict[str, Any], suffix: str = "") -> Table:
+def stage_table(number: int, stage: StageEntry, suffix: str = "") -> Table:
     """Mixture, interval, predicted and measured losses, forgetting."""
     from opmix.progress.display import table
-    from opmix.results.lives import share_interval
 
-    decided: Mapping[str, Any] = next((p for p in reversed(stage["parts"]) if p["decided"]), {})
+    decided = stage.last_decision
+    predicted = {} if decided is None else decided.predicted
     shown = table(
         "domain",
         "share",
@@ -171,56 +172,55 @@ def stage_table(number: int, stage: dict[str, Any], suffix: str = "") -> Table:
         "valid",
         "test",
         "forgotten",
-        title=f"Stage {number}: {stage['name']}{suffix}, {stage['tokens']:,} tokens; nats per token",
+        title=f"Stage {number}: {stage.name}{suffix}, {stage.tokens:,} tokens; nats per token",
     )
-    for domain, test in stage["losses"]["test"].items():
-        valid = stage["losses"]["valid"][domain]
-        low, high = share_interval(decided, domain) or (None, None)
-        forgotten = stage["forgetting"].get(domain)
+    for domain, test in stage.losses["test"].items():
+        valid = stage.losses["valid"][domain]
+        interval = None if decided is None else decided.share_interval(domain)
+        forgotten = stage.forgetting.get(domain)
         shown.add_row(
             domain,
-            f"{stage['mixture'].get(domain, 0.0):.3f}",
-            "" if low is None else f"{low:.2f}-{high:.2f}",
-            _number(decided.get("predicted", {}).get(domain)),
+            f"{stage.mixture.get(domain, 0.0):.3f}",
+            "" if interval is None else "{:.2f}-{:.2f}".format(*interval),
+            _number(predicted.get(domain)),
             _change(valid),
             _change(test),
             "" if forgotten is None else f"{forgotten:+.3f}",
         )
-    targets = stage.get("targets", {})
-    for number, (target, test) in enumerate(targets.get("test", {}).items()):
-        if not number:
-            shown.add_section()
-        aimed = "target" if target in targets["aimed_at"] else "measured"
-        told = _number(decided.get("predicted", {}).get(target))
-        shown.add_row(target, aimed, "", told, _change(targets["valid"][target]), _change(test), "")
+    if (targets := stage.targets) is not None:
+        shown.add_section()
+        for target, test in targets.test.items():
+            aimed = "target" if target in targets.aimed_at else "measured"
+            told = _number(predicted.get(target))
+            shown.add_row(target, aimed, "", told, _change(targets.valid[target]), _change(test), "")
     return shown
 
 
-def stage_sentences(stage: dict[str, Any]) -> list[str]:
+def stage_sentences(stage: StageEntry) -> list[str]:
     """Decisions, cost and notes of a stage."""
-    lines = [f"  step {p['steps'][0]}: {p['reason']}" for p in stage["parts"] if p["decided"]]
-    tokens, flops = stage["cost"]["tokens"], stage["cost"]["flops"]
+    lines = [f"  step {p.steps[0]}: {p.reason}" for p in stage.decisions]
+    tokens, flops = stage.cost.tokens, stage.cost.flops
     spent = ", ".join(f"{purpose} {tokens[purpose]:,.0f} tokens {flops[purpose]:.2g} FLOPs" for purpose in flops)
-    lines.append(f"  {spent}; search {stage['cost']['search_share']:.1%} of training")
-    for domain, score in stage["scores"].items():
-        now, then = score["after"], score["before"]
+    lines.append(f"  {spent}; search {stage.cost.search_share:.1%} of training")
+    for domain, score in stage.scores.items():
+        now, then = score.after, score.before
         low, high = now["interval"]
         earlier = "" if then is None else f", before {then['right']}"
         lines.append(f"  {domain}: {now['right']} of {now['total']} answers right ({low:.0%}-{high:.0%}){earlier}")
-    for score in stage["tasks"]:
-        sure = "" if score["interval"] is None else " ({:.3f} to {:.3f})".format(*score["interval"])
-        lines.append(f"  {score['task']}, {score['metric']}: {score['value']:.3f}{sure}")
-    return lines + [f"  note: {note}" for note in stage["notes"]]
+    for task in stage.tasks:
+        sure = "" if task["interval"] is None else " ({:.3f} to {:.3f})".format(*task["interval"])
+        lines.append(f"  {task['task']}, {task['metric']}: {task['value']:.3f}{sure}")
+    return lines + [f"  note: {note}" for note in stage.notes]
 
 
-def seeds_table(content: Mapping[str, Any]) -> Table:
+def seeds_table(life: LifeFile) -> Table:
     """Mean and standard deviation over seeds."""
     from opmix.progress.display import table
 
     shown = table("stage", "n", "mean test loss", "shares", title="Over seeds: mean +- standard deviation")
-    for stage in content["stages"]:
-        shares = ", ".join(f"{d} {_spread(s, 3)}" for d, s in stage["mixture"].items())
-        shown.add_row(stage["name"], str(stage["n"]), _spread(stage["mean_test_loss"], 4), shares)
+    for stage in life.stages:
+        shares = ", ".join(f"{d} {_spread(s, 3)}" for d, s in stage.mixture.items())
+        shown.add_row(stage.name, str(stage.n), _spread(stage.mean_test_loss, 4), shares)
     return shown
 
 
@@ -292,17 +292,17 @@ def _status_json(found: RunStatus) -> dict[str, Any]:
     }
 
 
-def _spread(value: dict[str, Any], digits: int) -> str:
-    deviation = "" if value["sd"] is None else f" +- {value['sd']:.{digits}f}"
-    return f"{value['mean']:.{digits}f}{deviation}"
+def _spread(value: Spread, digits: int) -> str:
+    deviation = "" if value.sd is None else f" +- {value.sd:.{digits}f}"
+    return f"{value.mean:.{digits}f}{deviation}"
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _change(loss: Mapping[str, float | None]) -> str:
-    before, after = loss["before"], loss["after"]
+def _change(loss: LossEntry) -> str:
+    before, after = loss.before, loss.after
     return f"{'?' if before is None else f'{before:.2f}'}>{after:.2f}"
 
 

@@ -11,14 +11,19 @@ from typing import Any
 from opmix.comparison.config import CompareConfig
 from opmix.comparison.steps import home_of
 from opmix.compute.cost import SEARCH_PURPOSES
-from opmix.lifecycle.tables import csv_text, spread
+from opmix.lifecycle.tables import csv_text
+from opmix.results.files import as_written
+from opmix.results.life import Spread, StageEntry
 from opmix.results.lives import write_comparison
 from opmix.runs.files import plain, write_text
 from opmix.runs.store import RunStore
 from opmix.target import objective_weights
 
-Lives = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]
-"""Entrant, seed: its stages as `opmix.lifecycle.tables.stage_json` keeps them, the shared ones first."""
+Lives = Mapping[str, Mapping[int, Sequence[StageEntry]]]
+"""Entrant, seed: its stages, the shared ones first."""
+
+_KEPT = ("name", "folder", "tokens", "mixture", "losses", "forgetting", "scores", "cost")
+"""What a comparison keeps of a stage."""
 
 
 def compare_json(config: CompareConfig, lives: Lives) -> dict[str, Any]:
@@ -53,60 +58,57 @@ def compare_json(config: CompareConfig, lives: Lives) -> dict[str, Any]:
     )
 
 
-def _life(config: CompareConfig, stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _life(config: CompareConfig, stages: Sequence[StageEntry]) -> dict[str, Any]:
     """One entrant's life from one seed."""
     last, first = stages[-1], config.contested
-    losses = {d: x["after"] for d, x in last["losses"]["test"].items()}
+    losses = {d: x.after for d, x in last.losses["test"].items()}
     judged = [_judged(config, index, stage) for index, stage in enumerate(stages)]
     return {
-        "stages": [
-            {k: s[k] for k in ("name", "folder", "tokens", "mixture", "losses", "forgetting", "scores", "cost")}
-            for s in stages[first:]
-        ],
+        "stages": [as_written({k: getattr(s, k) for k in _KEPT}) for s in stages[first:]],
         "losses": losses,
-        "errors": {d: x["error"] for d, x in last["losses"]["test"].items()},
-        **({} if "targets" not in last else {"targets": {t: x["after"] for t, x in last["targets"]["test"].items()}}),
+        "errors": {d: x.error for d, x in last.losses["test"].items()},
+        **({} if last.targets is None else {"targets": {t: x.after for t, x in last.targets.test.items()}}),
         "mean_loss": judged[-1],
         "mean_loss_by_stage": judged[first:],
         "forgetting": forgetting(stages),
-        "scores": {d: s["after"]["share"] for d, s in last["scores"].items() if s["after"]},
+        "scores": {d: s.after["share"] for d, s in last.scores.items() if s.after},
         "cost": {
             what: {
-                "shared": sum(sum(s["cost"][what].values()) for s in stages[:first]),
-                "search": sum(s["cost"][what].get(p, 0.0) for s in stages[first:] for p in SEARCH_PURPOSES),
-                "training": sum(s["cost"][what].get("training", 0.0) for s in stages[first:]),
+                "shared": sum(sum(getattr(s.cost, what).values()) for s in stages[:first]),
+                "search": sum(getattr(s.cost, what).get(p, 0.0) for s in stages[first:] for p in SEARCH_PURPOSES),
+                "training": sum(getattr(s.cost, what).get("training", 0.0) for s in stages[first:]),
             }
             for what in ("tokens", "flops")
         },
     }
 
 
-def _judged(config: CompareConfig, index: int, stage: Mapping[str, Any]) -> float:
+def _judged(config: CompareConfig, index: int, stage: StageEntry) -> float:
     """The mean test loss that a stage is judged by: of its targets as they are weighed where it has any, else of the domains."""
-    losses = {d: x["after"] for d, x in stage["losses"]["test"].items()}
+    losses = {d: x.after for d, x in stage.losses["test"].items()}
     told = config.life.stages[index]
     targets = config.life.targets_of(told)
-    if not targets:
+    if not targets or stage.targets is None:
         return fmean(losses.values())
-    losses |= {t: x["after"] for t, x in stage["targets"]["test"].items()}
-    solve = config.life.settings_of(told, stage["domains"]).solve
+    losses |= {t: x.after for t, x in stage.targets.test.items()}
+    solve = config.life.settings_of(told, tuple(stage.domains)).solve
     weights = objective_weights(targets, solve.weights, list(losses))
     return float(weights @ list(losses.values()) / weights.sum())
 
 
-def forgetting(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def forgetting(stages: Sequence[StageEntry]) -> dict[str, float]:
     """By domain: test loss at the end of the life less that after the stage that first had it.
 
     What a checkpoint had learned before the life counts from the life's start; empty where nothing was known before the last stage.
     """
     first = stages[0]
-    known = [d for d, share in (first["old_mixture"] or {}).items() if share > 0]
-    learned: dict[str, float] = {d: first["losses"]["test"][d]["before"] for d in known}
+    known = [d for d, share in (first.old_mixture or {}).items() if share > 0]
+    learned: dict[str, float | None] = {d: first.losses["test"][d].before for d in known}
     for stage in stages[:-1]:
-        for domain, loss in stage["losses"]["test"].items():
+        for domain, loss in stage.losses["test"].items():
             if domain not in learned:
-                learned[domain] = loss["after"]
-    return {d: stages[-1]["losses"]["test"][d]["after"] - loss for d, loss in learned.items() if loss is not None}
+                learned[domain] = loss.after
+    return {d: stages[-1].losses["test"][d].after - loss for d, loss in learned.items() if loss is not None}
 
 
 def spent_json(config: CompareConfig, lives: Lives, store: RunStore) -> dict[str, Any]:
@@ -141,20 +143,24 @@ def _row(reference: str, name: str, entrants: Mapping[str, Any]) -> dict[str, An
     row: dict[str, Any] = {
         "entrant": name,
         "seeds": len(lives),
-        "mean_loss": spread([life["mean_loss"] for life in lives.values()]),
-        "perplexity": spread([math.exp(life["mean_loss"]) for life in lives.values()]),
-        "forgetting": spread([fmean(life["forgetting"].values() or [math.nan]) for life in lives.values()]),
-        "worst_forgetting": spread([max(life["forgetting"].values(), default=math.nan) for life in lives.values()]),
-        "search_flops": spread([life["cost"]["flops"]["search"] for life in lives.values()]),
-        "training_flops": spread([life["cost"]["flops"]["training"] for life in lives.values()]),
-        "total_flops": spread([sum(life["cost"]["flops"].values()) for life in lives.values()]),
-        "tokens": spread([life["cost"]["tokens"]["training"] for life in lives.values()]),
+        "mean_loss": _spread([life["mean_loss"] for life in lives.values()]),
+        "perplexity": _spread([math.exp(life["mean_loss"]) for life in lives.values()]),
+        "forgetting": _spread([fmean(life["forgetting"].values() or [math.nan]) for life in lives.values()]),
+        "worst_forgetting": _spread([max(life["forgetting"].values(), default=math.nan) for life in lives.values()]),
+        "search_flops": _spread([life["cost"]["flops"]["search"] for life in lives.values()]),
+        "training_flops": _spread([life["cost"]["flops"]["training"] for life in lives.values()]),
+        "total_flops": _spread([sum(life["cost"]["flops"].values()) for life in lives.values()]),
+        "tokens": _spread([life["cost"]["tokens"]["training"] for life in lives.values()]),
     }
     others = entrants.get(reference, {"seeds": {}})["seeds"]
     paired = [seed for seed in lives if seed in others]
     if name != reference and paired:
-        row["difference"] = spread([lives[s]["mean_loss"] - others[s]["mean_loss"] for s in paired])
+        row["difference"] = _spread([lives[s]["mean_loss"] - others[s]["mean_loss"] for s in paired])
     return row
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    return dict(as_written(Spread.of(values)))
 
 
 def _place(row: Mapping[str, Any]) -> tuple[float, float]:

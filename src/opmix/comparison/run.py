@@ -20,6 +20,7 @@ from opmix.lifecycle.stages import resolve
 from opmix.lifecycle.steps import Step
 from opmix.progress import Progress, Silent
 from opmix.report import write_report
+from opmix.results.life import StageEntry
 from opmix.results.manifest import Manifest
 from opmix.runs.progress_file import ProgressFile
 from opmix.runs.ranks import refuse_ranks
@@ -117,8 +118,9 @@ def run_compare(
 
 def _raced(config: CompareConfig, shared: LifeRuntime, entrants: list[_Entrant], wanted: list[str]) -> CompareResult:
     """Seed after seed, entrant after entrant; tables and report are written after each."""
-    out, content = shared.folder, {}
-    outcomes: dict[str, dict[int, list[dict[str, Any]]]] = {e.name: {} for e in entrants}
+    out = shared.folder
+    content: dict[str, Any] = {}
+    outcomes: dict[str, dict[int, list[StageEntry]]] = {e.name: {} for e in entrants}
     for seed in config.life.seeds:
         steps = entrants[0].chains[seed]
         stages = resolve(shared.life, shared.facts.stages)[: config.contested]

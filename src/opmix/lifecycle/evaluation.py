@@ -13,7 +13,8 @@ from opmix.domain import Domain, Source
 from opmix.errors import ConfigError, StoreError
 from opmix.models.load import load_model, load_tokenizer
 from opmix.progress import Progress
-from opmix.results.lives import LIFE, read_life
+from opmix.results.life import NAME as LIFE
+from opmix.results.life import LifeFile
 from opmix.runs.files import default_cache_dir
 from opmix.runs.ranks import ranks_here, refuse_ranks
 from opmix.scores import Difference, TaskScore, extractor_of, paired_difference, score_split
@@ -92,8 +93,8 @@ def _last(folder: Path, seed: int) -> str:
     if not (folder / LIFE).is_file():
         raise ConfigError(f"{str(folder)!r} holds a life that is not finished; name a stage with --stage")
     try:
-        return str(read_life(folder)["seeds"][str(seed)]["model"])
-    except (KeyError, TypeError) as error:
+        return LifeFile.read(folder).seeds[str(seed)].model
+    except KeyError as error:
         raise StoreError(f"{folder / LIFE}: damaged: no model of seed {seed}; run `opmix run` again") from error
 
 

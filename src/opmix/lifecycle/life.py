@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,11 @@ from opmix.lifecycle.segment_training import SegmentTraining, train_plainly
 from opmix.lifecycle.stage_folder import StageFolder
 from opmix.lifecycle.stages import Stage, resolve
 from opmix.lifecycle.steps import Step, chain, differences
-from opmix.lifecycle.tables import life_json, stage_json, write_tables
+from opmix.lifecycle.tables import stage_entry, write_tables
 from opmix.mixing.mixture import Mixture
 from opmix.progress import Progress, Silent
 from opmix.report import write_report
-from opmix.results.lives import write_life
+from opmix.results.life import LifeFile, StageEntry
 from opmix.results.manifest import Manifest
 from opmix.runs.progress_file import ProgressFile
 from opmix.runs.ranks import ranks_here, refuse_ranks
@@ -40,17 +40,21 @@ class LifeResult:
     """What a life came to."""
 
     folder: Path
-    content: Mapping[str, Any]
-    """Of `life.json`: per seed and stage mixture, losses, forgetting and cost; means and deviations over seeds."""
+    life: LifeFile
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Of `life.json`: per seed and stage mixture, losses, forgetting and cost; means and deviations over seeds."""
+        return self.life.json()
 
     def __repr__(self) -> str:
-        stages, seeds = self.content["stages"], self.content["seeds"]
-        last, forgotten = stages[-1], [x["mean"] for s in stages for x in s["forgetting"].values()]
-        top = sorted(last["mixture"].items(), key=lambda item: -item[1]["mean"])
-        shares = ", ".join(f"{name} {share['mean']:.3f}" for name, share in top[:8])
+        stages, seeds = self.life.stages, self.life.seeds
+        last, forgotten = stages[-1], [x.mean for s in stages for x in s.forgetting.values() if x.mean is not None]
+        top = sorted(((name, share.mean or 0.0) for name, share in last.mixture.items()), key=lambda item: -item[1])
+        shares = ", ".join(f"{name} {share:.3f}" for name, share in top[:8])
         lines = [
             f"a life of {len(stages)} stages, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, in {self.folder}",
-            f"mean test loss at the end: {last['mean_test_loss']['mean']:.4f} nats per token",
+            f"mean test loss at the end: {last.mean_test_loss.mean:.4f} nats per token",
             f"last mixture: {shares}" + (f", and {len(top) - 8} smaller" if len(top) > 8 else ""),
             f"most forgotten in a stage: {max(forgotten, default=0.0):+.4f} nats",
             f"model: {self.model()}",
@@ -60,12 +64,12 @@ class LifeResult:
     def _repr_html_(self) -> str:
         from opmix.report.notebook import life_html
 
-        return life_html(self.content)
+        return life_html(self.life)
 
     def model(self, seed: int | None = None) -> Path:
         """Folder of the last stage's model; `AutoModelForCausalLM.from_pretrained` loads it."""
-        lives = self.content["seeds"]
-        return self.folder / lives[str(seed) if seed is not None else next(iter(lives))]["model"]
+        lives = self.life.seeds
+        return self.folder / lives[str(seed) if seed is not None else next(iter(lives))].model
 
 
 def run_life(
@@ -114,17 +118,17 @@ def run_life(
         runtime.record_facts()  # not earlier: a run that is refused changes nothing
         Manifest.write(out, "run", config=as_json(config))
         lives = {seed: _live(runtime, seed, steps) for seed, steps in chains.items()}
-        content = life_json(config, lives)
+        life = LifeFile.of(lives)
         with ranks.agreed():
             if ranks.first:
-                write_life(out, content)
-                write_tables(out, content)
+                life.write(out)
+                write_tables(out, life)
                 write_report(out)
         store.event("finished")
-        return LifeResult(folder=out, content=content)
+        return LifeResult(folder=out, life=life)
 
 
-def _live(runtime: LifeRuntime, seed: int, steps: Sequence[Step]) -> list[dict[str, Any]]:
+def _live(runtime: LifeRuntime, seed: int, steps: Sequence[Step]) -> list[StageEntry]:
     """One seed's life: the stages' outcomes as `life.json` keeps them."""
     stages, state = resolve(runtime.life, runtime.facts.stages), start_of_life(runtime, seed, steps[0])
     return live_stages(runtime, seed, stages, steps, state, home=f"seed-{seed}")[0]
@@ -148,7 +152,7 @@ def live_stages(
     *,
     home: str,
     contender: Contender = search_and_train,
-) -> tuple[list[dict[str, Any]], StageState]:
+) -> tuple[list[StageEntry], StageState]:
     """Live some stages in order, or what is left of them.
 
     Args:
@@ -179,7 +183,7 @@ def live_stages(
         needed = stage.index in wanted
         at = StageFolder(runtime=runtime, stage=stage, seed=seed, steps=mine, state=state, needed=needed, home=home)
         outcome, state = run_stage(at, *contender(at))
-        outcomes.append(stage_json(stage, home, outcome))
+        outcomes.append(stage_entry(stage, home, outcome))
     return outcomes, state
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from opmix.errors import StoreError
-from opmix.results.lives import LIFE, read_life
+from opmix.results.life import NAME as LIFE
+from opmix.results.life import LifeFile, StageEntry
 from opmix.results.manifest import Manifest
 from opmix.results.mixture import NAME, MixtureFile
 from opmix.runs.files import environment, write_text
@@ -130,27 +131,24 @@ def _inputs(folder: Path) -> dict[str, str]:
 
 
 def _life(folder: Path) -> Card:
-    content = read_life(folder)
-    seed, life = next(iter(content["seeds"].items()))
+    content = LifeFile.read(folder)
+    seed, life = next(iter(content.seeds.items()))
     parts = [
         CardPart(
-            title=f"Stage {position}: {stage['name']}",
-            mixture={d: x for d, x in stage["mixture"].items() if x > 0},
+            title=f"Stage {position}: {stage.name}",
+            mixture={d: x for d, x in stage.mixture.items() if x > 0},
             interval=_interval(stage),
-            reason=next((p["reason"] for p in reversed(stage["parts"]) if p["decided"]), ""),
-            tokens=stage["tokens"],
+            reason="" if stage.last_decision is None else stage.last_decision.reason,
+            tokens=stage.tokens,
         )
-        for position, stage in enumerate(life["stages"], 1)
+        for position, stage in enumerate(life.stages, 1)
     ]
-    return Card(parts=parts, fingerprints={f"life (seed {seed})": fingerprint(life), **_inputs(folder)})
+    return Card(parts=parts, fingerprints={f"life (seed {seed})": fingerprint(life.json()), **_inputs(folder)})
 
 
-def _interval(stage: Mapping[str, Any]) -> Mapping[str, Sequence[float]]:
-    decided = [part for part in stage["parts"] if part["decided"]]
-    if not decided or decided[-1].get("optimum") != decided[-1].get("mixture"):
-        return {}
-    interval: Mapping[str, Sequence[float]] = decided[-1]["interval"]
-    return interval
+def _interval(stage: StageEntry) -> Mapping[str, Sequence[float]]:
+    decided = stage.last_decision
+    return decided.interval if decided is not None and decided.optimum == decided.mixture else {}
 
 
 def _part(part: CardPart) -> Iterable[str]:

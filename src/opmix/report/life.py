@@ -5,25 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 from opmix.compute.cost import SEARCH_PURPOSES
 from opmix.report.html import Html, count, el, folded, join, number, percent, row, scientific, span, table
 from opmix.report.life_figures import loss_panel, stream_panel
-from opmix.results.lives import share_interval
+from opmix.results.life import DecidedSegment, LifeFile, LossEntry, ScoreEntry, Spread, StageEntry, TargetLosses
 from opmix.results.manifest import Manifest
 
-Stage = Mapping[str, Any]
 
-
-def life_sections(content: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Html]:
+def life_sections(life: LifeFile, manifest: Manifest | None) -> dict[str, Html]:
     """Sections by id, in order."""
-    lives: list[list[Stage]] = [life["stages"] for life in content["seeds"].values()]
+    lives = life.lives
     made = {
-        "summary": _opening(content, lives),
-        "stages": _stages(content),
+        "summary": _opening(life, lives),
+        "stages": _stages(life),
         "losses": _losses(lives),
-        "forgetting": _forgetting(content, lives),
+        "forgetting": _forgetting(life, lives),
         "cost": _cost(lives),
     }
     if manifest is not None:
@@ -37,19 +34,19 @@ def life_sections(content: Mapping[str, Any], manifest: Manifest | None) -> dict
     return made
 
 
-def _opening(content: Mapping[str, Any], lives: Sequence[Sequence[Stage]]) -> Html:
-    first, last = lives[0], content["stages"][-1]
-    training = sum(s["cost"]["flops"].get("training", 0.0) for s in first)
-    search = sum(s["cost"]["flops"].get(p, 0.0) for s in first for p in SEARCH_PURPOSES)
-    final = last["mean_test_loss"]
+def _opening(life: LifeFile, lives: Sequence[Sequence[StageEntry]]) -> Html:
+    first, last = lives[0], life.stages[-1]
+    training = sum(s.cost.flops.get("training", 0.0) for s in first)
+    search = sum(s.cost.flops.get(p, 0.0) for s in first for p in SEARCH_PURPOSES)
+    final = last.mean_test_loss
     worst = max(
-        ((d, v["mean"]) for s in content["stages"] for d, v in s["forgetting"].items()),
+        ((d, v.mean) for s in life.stages for d, v in s.forgetting.items() if v.mean is not None),
         key=lambda x: x[1],
         default=None,
     )
     facts = [
-        ("Mean test loss", join([number(final["mean"]), el("small", " nats per token")]), _deviation(final)),
-        ("Stages", str(len(first)), f"{count(sum(s['tokens'] for s in first))} tokens"),
+        ("Mean test loss", join([number(final.mean), el("small", " nats per token")]), _deviation(final)),
+        ("Stages", str(len(first)), f"{count(sum(s.tokens for s in first))} tokens"),
         ("Search", percent(search / training if training else None), f"of {scientific(training)} training FLOPs"),
         (
             "Most forgotten in a stage",
@@ -58,51 +55,47 @@ def _opening(content: Mapping[str, Any], lives: Sequence[Sequence[Stage]]) -> Ht
         ),
     ]
     keys = el("dl", *(_key(*fact) for fact in facts), class_="keys")
-    parts = [(part, stage) for stage in first for part in stage["parts"]]
-    names = list(dict.fromkeys(d for _, stage in parts for d in stage["domains"]))
+    parts = [(part, stage) for stage in first for part in stage.parts]
+    names = list(dict.fromkeys(d for _, stage in parts for d in stage.domains))
     ends, starts, done = [], [], 0.0
     for stage in first:
-        starts.append((done / 1e6, stage["name"]))
-        for part in stage["parts"]:
-            done += part["tokens"]
+        starts.append((done / 1e6, stage.name))
+        for part in stage.parts:
+            done += part.tokens
             ends.append(done / 1e6)
     figure = el(
         "figure",
-        stream_panel(ends, [p["mixture"] for p, _ in parts], names, starts),
+        stream_panel(ends, [p.mixture for p, _ in parts], names, starts),
         el("figcaption", "Mixture over the life"),
     )
     return el(
         "section",
-        el("h1", _heading(content, lives)),
-        el("p", _lead(content, worst), class_="lead"),
+        el("h1", _heading(life, lives)),
+        el("p", _lead(life, worst), class_="lead"),
         keys,
-        el("div", figure, _final_table(content, first), class_="split"),
+        el("div", figure, _final_table(life, first), class_="split"),
         id="summary",
         aria_label="Summary",
     )
 
 
-def _heading(content: Mapping[str, Any], lives: Sequence[Sequence[Stage]]) -> str:
+def _heading(life: LifeFile, lives: Sequence[Sequence[StageEntry]]) -> str:
     """How the mean test loss came out, over seeds; of what was measured before the first training, if that was not from scratch."""
-    stages, final = lives[0], content["stages"][-1]["mean_test_loss"]["mean"]
-    over = f"over {len(stages)} stages" if len(stages) > 1 else "in one stage"
+    final = life.stages[-1].mean_test_loss.mean
+    over = f"over {len(lives[0])} stages" if len(lives[0]) > 1 else "in one stage"
     pairs = []
-    for life in lives:
-        first, last = life[0]["losses"]["test"], life[-1]["losses"]["test"]
-        known = (
-            [d for d, loss in first.items() if loss["before"] is not None and d in last]
-            if life[0]["old_mixture"]
-            else []
-        )
-        if known:
-            pairs.append((fmean(first[d]["before"] for d in known), fmean(last[d]["after"] for d in known)))
+    for stages in lives:
+        first, last = stages[0].losses["test"], stages[-1].losses["test"]
+        known = {d: x.before for d, x in first.items() if x.before is not None and d in last}
+        if known and stages[0].old_mixture:
+            pairs.append((fmean(known.values()), fmean(last[d].after for d in known)))
     if not pairs:
         return f"From scratch to a test loss of {number(final)} {over}"
     before, after = fmean(b for b, _ in pairs), fmean(a for _, a in pairs)
     return f"Test loss {'fell' if after < before else 'rose'} from {number(before)} to {number(after)} {over}"
 
 
-def _lead(content: Mapping[str, Any], worst: tuple[str, float] | None) -> str:
+def _lead(life: LifeFile, worst: tuple[str, float] | None) -> str:
     """What was forgotten, and what the searches did."""
     if worst is None:
         forgotten = "There was nothing old to forget"
@@ -110,8 +103,8 @@ def _lead(content: Mapping[str, Any], worst: tuple[str, float] | None) -> str:
         forgotten = "Nothing that was known before a stage was worse after it"
     else:
         forgotten = f"Most was forgotten of {worst[0]}: {number(worst[1], sign=True)} nats in one stage"
-    decided = [p for s in next(iter(content["seeds"].values()))["stages"] for p in s["parts"] if p["decided"]]
-    moved = sum(part.get("action") == "move" for part in decided)
+    decided = [part for stage in life.lives[0] for part in stage.decisions]
+    moved = sum(part.action == "move" for part in decided)
     searches = f"{moved} of {len(decided)} searches moved the mixture" if decided else "no mixture was searched for"
     return f"{forgotten}; {searches}."
 
@@ -120,97 +113,101 @@ def _key(name: str, value: Html | str, note: str) -> Html:
     return el("div", el("dt", name), el("dd", el("div", value, class_="value"), el("div", note, class_="note")))
 
 
-def _final_table(content: Mapping[str, Any], first: Sequence[Stage]) -> Html:
-    last, several = content["stages"][-1], len(content["seeds"]) > 1
+def _final_table(life: LifeFile, first: Sequence[StageEntry]) -> Html:
+    last, several = life.stages[-1], len(life.seeds) > 1
     rows = []
-    for domain, loss in last["test_loss"].items():
-        share = percent(last["mixture"].get(domain, {}).get("mean"))
-        rows.append(row(domain, share, number(loss["mean"]), *([_deviation(loss)] if several else [])))
+    for domain, loss in last.test_loss.items():
+        share = percent(last.mixture[domain].mean if domain in last.mixture else None)
+        rows.append(row(domain, share, number(loss.mean), *([_deviation(loss)] if several else [])))
     head = ["Domain", "Last share", "Test loss", *(["Over seeds"] if several else [])]
-    return table(head, rows, caption=f"Where it ended: after {first[-1]['name']}")
+    return table(head, rows, caption=f"Where it ended: after {first[-1].name}")
 
 
-def _stages(content: Mapping[str, Any]) -> Html:
+def _stages(life: LifeFile) -> Html:
     """Decisions, and predicted beside measured, one block a stage of the first seed."""
-    seed, life = next(iter(content["seeds"].items()))
+    seed, lived = next(iter(life.seeds.items()))
     blocks = [
         el("h2", "Stage by stage"),
         el("p", f"Seed {seed}. Losses in nats per token on the valid split.", class_="lead"),
     ]
-    for stage in life["stages"]:
-        blocks.append(el("h3", f"{stage['name']}: {count(stage['tokens'])} tokens"))
-        decided = [part for part in stage["parts"] if part["decided"]]
+    for stage in lived.stages:
+        blocks.append(el("h3", f"{stage.name}: {count(stage.tokens)} tokens"))
+        decided = stage.decisions
         for part in decided:
-            link = f"{stage['folder']}/search-{part['steps'][0]}/report.html"
-            blocks.append(el("p", f"Step {part['steps'][0]}: {part['reason']}. ", el("a", "Its report", href=link)))
+            link = f"{stage.folder}/search-{part.steps[0]}/report.html"
+            blocks.append(el("p", f"Step {part.steps[0]}: {part.reason}. ", el("a", "Its report", href=link)))
         if not decided:
             blocks.append(el("p", "No search: the mixture was fixed."))
-        last: Mapping[str, Any] = decided[-1] if decided else {}
+        last = stage.last_decision
+        told_of = _predictions(last)
         rows = []
-        for domain, loss in stage["losses"]["valid"].items():
-            predicted, baseline = last.get("predicted", {}).get(domain), last.get("baseline", {}).get(domain)
-            told = predicted - baseline if predicted is not None and baseline is not None else None
-            really = loss["after"] - loss["before"] if loss["before"] is not None else None
+        for domain, loss in stage.losses["valid"].items():
+            really = loss.after - loss.before if loss.before is not None else None
             rows.append(
                 row(
                     domain,
-                    percent(stage["mixture"].get(domain, 0.0)),
-                    span(share_interval(last, domain), 2),
-                    number(loss["before"]),
-                    number(loss["after"]),
+                    percent(stage.mixture.get(domain, 0.0)),
+                    span(None if last is None else last.share_interval(domain), 2),
+                    number(loss.before),
+                    number(loss.after),
                     number(really, sign=True),
-                    number(told, sign=True),
+                    number(told_of.get(domain), sign=True),
                 )
             )
         head = ["Domain", "Share", "Interval", "Before", "After", "Change of loss", "By the probes"]
         blocks.append(
             table(head, rows, caption="Share and loss; what short probes predicted beside what the whole stage did")
         )
-        if stage.get("targets"):
-            blocks.append(_targets(stage["targets"], last))
-        if stage.get("scores"):
-            blocks.append(_scores(stage["scores"]))
-        if stage.get("tasks"):
-            rows = [row(t["task"], t["metric"], number(t["value"]), span(t["interval"])) for t in stage["tasks"]]
+        if stage.targets is not None:
+            blocks.append(_targets(stage.targets, told_of))
+        if stage.scores:
+            blocks.append(_scores(stage.scores))
+        if stage.tasks:
+            rows = [row(t["task"], t["metric"], number(t["value"]), span(t["interval"])) for t in stage.tasks]
             blocks.append(
                 table(
                     ["Task", "Metric", "Value", "95 % interval"], rows, caption="lm-evaluation-harness, after the stage"
                 )
             )
-        blocks += [el("p", f"Note: {note}", class_="caption") for note in stage["notes"]]
+        blocks += [el("p", f"Note: {note}", class_="caption") for note in stage.notes]
     return el("section", *blocks, id="stages")
 
 
-def _targets(losses: Mapping[str, Any], decided: Mapping[str, Any]) -> Html:
+def _targets(losses: TargetLosses, told_of: Mapping[str, float]) -> Html:
     rows = []
-    for target, test in losses["test"].items():
-        valid, told = losses["valid"][target], decided.get("predicted", {}).get(target)
-        start = decided.get("baseline", {}).get(target)
+    for target, test in losses.test.items():
         rows.append(
             row(
                 target,
-                "yes" if target in losses["aimed_at"] else "no",
-                number(test["before"]),
-                number(test["after"]),
+                "yes" if target in losses.aimed_at else "no",
+                number(test.before),
+                number(test.after),
                 _change(test),
-                _change(valid),
-                number(told - start, sign=True) if told is not None and start is not None else "",
+                _change(losses.valid[target]),
+                number(told_of[target], sign=True) if target in told_of else "",
             )
         )
     head = ["Target", "Aimed at", "Test before", "Test after", "Change", "On valid", "Probes' change"]
     return table(head, rows, caption="Targets, never trained on: valid chooses, test judges")
 
 
-def _change(loss: Mapping[str, Any]) -> Html | str:
-    return number(loss["after"] - loss["before"], sign=True) if loss["before"] is not None else ""
+def _predictions(decided: DecidedSegment | None) -> dict[str, float]:
+    """By evaluation set: change of the loss that the probes foretold, as far as they did."""
+    if decided is None:
+        return {}
+    pairs = {name: (loss, decided.baseline.get(name)) for name, loss in decided.predicted.items()}
+    return {name: loss - start for name, (loss, start) in pairs.items() if loss is not None and start is not None}
 
 
-def _scores(scores: Mapping[str, Any]) -> Html:
+def _change(loss: LossEntry) -> Html | str:
+    return number(loss.after - loss.before, sign=True) if loss.before is not None else ""
+
+
+def _scores(scores: Mapping[str, ScoreEntry]) -> Html:
     rows = []
     for domain, score in scores.items():
         cells = [
-            f"{s['right']} of {s['total']} ({span(s['interval'], 2)})" if s else ""
-            for s in (score["before"], score["after"])
+            f"{s['right']} of {s['total']} ({span(s['interval'], 2)})" if s else "" for s in (score.before, score.after)
         ]
         rows.append(row(domain, *cells))
     return table(
@@ -220,9 +217,9 @@ def _scores(scores: Mapping[str, Any]) -> Html:
     )
 
 
-def _losses(lives: Sequence[Sequence[Stage]]) -> Html:
-    total = sum(s["tokens"] for s in lives[0]) / 1e6
-    names = list(lives[0][-1]["losses"]["test"])
+def _losses(lives: Sequence[Sequence[StageEntry]]) -> Html:
+    total = sum(s.tokens for s in lives[0]) / 1e6
+    names = list(lives[0][-1].losses["test"])
     panels = []
     for name in names:
         lines = []
@@ -230,37 +227,37 @@ def _losses(lives: Sequence[Sequence[Stage]]) -> Html:
             done = 0.0
             points: list[tuple[float, float]] = []
             for stage in stages:
-                loss = stage["losses"]["test"].get(name)
+                loss = stage.losses["test"].get(name)
                 # The loss of random weights would squeeze everything after it.
-                untrained = stage is stages[0] and not stage["old_mixture"]
-                if loss is not None and not points and not untrained and loss["before"] is not None:
-                    points.append((done / 1e6, loss["before"]))
-                done += stage["tokens"]
+                untrained = stage is stages[0] and not stage.old_mixture
+                if loss is not None and not points and not untrained and loss.before is not None:
+                    points.append((done / 1e6, loss.before))
+                done += stage.tokens
                 if loss is not None:
-                    points.append((done / 1e6, loss["after"]))
+                    points.append((done / 1e6, loss.after))
             lines.append(points)
         panels.append(el("figure", el("figcaption", name), loss_panel(name, lines, _trained(lives[0], name), total)))
     lead = el("p", "Test loss before and after every stage; shaded where the domain had a share.", class_="lead")
     return el("section", el("h2", "Loss over the life"), lead, el("div", *panels, class_="panels"), id="losses")
 
 
-def _trained(stages: Sequence[Stage], name: str) -> list[tuple[float, float]]:
+def _trained(stages: Sequence[StageEntry], name: str) -> list[tuple[float, float]]:
     spans, done = [], 0.0
     for stage in stages:
-        for part in stage["parts"]:
-            if part["mixture"].get(name, 0.0) > 0:
-                spans.append((done / 1e6, (done + part["tokens"]) / 1e6))
-            done += part["tokens"]
+        for part in stage.parts:
+            if part.mixture.get(name, 0.0) > 0:
+                spans.append((done / 1e6, (done + part.tokens) / 1e6))
+            done += part.tokens
     return spans
 
 
-def _forgetting(content: Mapping[str, Any], lives: Sequence[Sequence[Stage]]) -> Html:
-    names = list(lives[0][-1]["losses"]["test"])
+def _forgetting(life: LifeFile, lives: Sequence[Sequence[StageEntry]]) -> Html:
+    names = list(lives[0][-1].losses["test"])
     rows = []
     for name in names:
-        cells = [stage["forgetting"].get(name) for stage in content["stages"]]
-        rows.append(row(name, *(f"{number(c['mean'], sign=True)} {_deviation(c)}".strip() if c else "" for c in cells)))
-    head = ["Domain", *(stage["name"] for stage in content["stages"])]
+        cells = [stage.forgetting.get(name) for stage in life.stages]
+        rows.append(row(name, *(f"{number(c.mean, sign=True)} {_deviation(c)}".strip() if c else "" for c in cells)))
+    head = ["Domain", *(stage.name for stage in life.stages)]
     lead = el(
         "p",
         "Rise of the test loss of what was known before a stage, in nats per token; a minus is a gain.",
@@ -271,18 +268,18 @@ def _forgetting(content: Mapping[str, Any], lives: Sequence[Sequence[Stage]]) ->
     )
 
 
-def _cost(lives: Sequence[Sequence[Stage]]) -> Html:
+def _cost(lives: Sequence[Sequence[StageEntry]]) -> Html:
     rows = []
     for stage in lives[0]:
-        tokens, flops = stage["cost"]["tokens"], stage["cost"]["flops"]
+        tokens, flops = stage.cost.tokens, stage.cost.flops
         for purpose in flops:
-            rows.append(row(stage["name"], purpose, count(tokens[purpose]), scientific(flops[purpose])))
-        share = f"{percent(stage['cost']['search_share'])} of its training"
-        rows.append(row(stage["name"], "search in all", "", share, class_="total"))
+            rows.append(row(stage.name, purpose, count(tokens[purpose]), scientific(flops[purpose])))
+        share = f"{percent(stage.cost.search_share)} of its training"
+        rows.append(row(stage.name, "search in all", "", share, class_="total"))
     shown = table(["Stage", "Purpose", "Tokens", "FLOPs"], rows, caption="Ledger, first seed", class_="narrow")
     lead = "Tokens that were computed with; only those of training are the stage's own, the others bought its decision."
     return el("section", el("h2", "Cost"), el("p", lead, class_="lead"), shown, id="cost")
 
 
-def _deviation(value: Mapping[str, Any]) -> str:
-    return f"± {number(value['sd'])} ({value['n']} seeds)" if value.get("sd") is not None else ""
+def _deviation(value: Spread) -> str:
+    return f"± {number(value.sd)} ({value.n} seeds)" if value.sd is not None else ""

@@ -5,10 +5,8 @@ Built from the documents that a run leaves on disk (`mixture.json`, `life.json`)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from opmix.report.html import Html, count, el, join, number, percent, row, scientific, span, table
+from opmix.results.life import LifeFile, StageEntry
 from opmix.results.mixture import MixtureFile, SearchCost
 
 
@@ -30,35 +28,35 @@ def decision_html(found: MixtureFile) -> Html:
     )
 
 
-def life_html(content: Mapping[str, Any]) -> Html:
-    """The content of a `life.json`: a table for every stage of every seed."""
+def life_html(life: LifeFile) -> Html:
+    """A `life.json`: a table for every stage of every seed."""
     parts: list[Html] = []
-    for seed, life in content["seeds"].items():
-        which = f", seed {seed}" if len(content["seeds"]) > 1 else ""
-        for position, stage in enumerate(life["stages"], 1):
-            parts += _stage(f"Stage {position}: {stage['name']}{which}, {count(stage['tokens'])} tokens", stage)
+    for seed, lived in life.seeds.items():
+        which = f", seed {seed}" if len(life.seeds) > 1 else ""
+        for position, stage in enumerate(lived.stages, 1):
+            parts += _stage(f"Stage {position}: {stage.name}{which}, {count(stage.tokens)} tokens", stage)
     return join(parts)
 
 
-def _stage(caption: str, stage: Mapping[str, Any]) -> list[Html]:
-    decided = [part for part in stage["parts"] if part["decided"]]
-    interval = decided[-1]["interval"] if decided else {}
+def _stage(caption: str, stage: StageEntry) -> list[Html]:
+    decided = stage.decisions
+    interval = decided[-1].interval if decided else {}
     rows = [
         row(
             domain,
-            number(stage["mixture"].get(domain, 0.0)),
+            number(stage.mixture.get(domain, 0.0)),
             span(interval.get(domain)),
-            number(loss["before"]),
-            number(loss["after"]),
-            number(stage["forgetting"][domain], sign=True) if domain in stage["forgetting"] else "",
+            number(loss.before),
+            number(loss.after),
+            number(stage.forgetting[domain], sign=True) if domain in stage.forgetting else "",
         )
-        for domain, loss in stage["losses"]["test"].items()
+        for domain, loss in stage.losses["test"].items()
     ]
     head = ["domain", "share", "interval", "test loss before", "after", "forgotten"]
-    search = percent(stage["cost"]["search_share"])
+    search = percent(stage.cost.search_share)
     return [
         table(head, rows, caption=caption),
-        *(el("p", el("strong", f"step {part['steps'][0]}: {part['reason']}")) for part in decided),
+        *(el("p", el("strong", f"step {part.steps[0]}: {part.reason}")) for part in decided),
         *([el("p", f"The search cost {search} of the stage's training FLOPs.")] if decided else []),
     ]
 

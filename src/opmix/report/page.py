@@ -30,7 +30,8 @@ from opmix.report.opening import opening, proposal_of, reference_name
 from opmix.report.targets import targets_section, weights_of_view
 from opmix.report.verified import verified
 from opmix.report.worth import worth_section
-from opmix.results.lives import read_comparison, read_life
+from opmix.results.life import LifeFile
+from opmix.results.lives import read_comparison
 from opmix.results.manifest import Manifest
 from opmix.results.mixture import MixtureFile
 from opmix.runs.files import writing_prefix
@@ -145,7 +146,7 @@ def build_life_report(folder: Path) -> str:
     Raises:
         StoreError: `life.json` is damaged.
     """
-    return _plain_page(folder, "run", _LIFE_NAV, life_sections(read_life(folder), Manifest.find(folder)))
+    return _plain_page(folder, "run", _LIFE_NAV, life_sections(LifeFile.read(folder), Manifest.find(folder)))
 
 
 def build_comparison_report(folder: Path) -> str:

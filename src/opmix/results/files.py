@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,20 +55,31 @@ def read_document(path: Path, command: str = "the command") -> dict[str, Any]:
     return dict(content)
 
 
-def typed(kind: type[_T], raw: Any, path: Path, inside: str = "") -> _T:
-    """Return JSON as one of the classes here; null means the same as an absent key.
+def as_written(value: Any) -> Any:
+    """Return a value with its dataclasses as mappings of their fields; one left at None that may be absent is left out."""
+    if is_dataclass(value):
+        kept = {f.name: (getattr(value, f.name), f.default is MISSING) for f in fields(value)}
+        return {name: as_written(item) for name, (item, needed) in kept.items() if needed or item is not None}
+    if isinstance(value, Mapping):
+        return {key: as_written(item) for key, item in value.items()}
+    return [as_written(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def typed(kind: type[_T], raw: Any, path: Path, inside: str = "", *, nulls: bool = False) -> _T:
+    """Return JSON as one of the classes here.
 
     Args:
         kind: A dataclass.
         raw: What was read.
         path: The file it was read from.
         inside: Key of the file that it was read under.
+        nulls: Keep what is null; else that means the same as an absent key.
 
     Raises:
         StoreError: Values are missing or of another type; names the first three places.
     """
     try:
-        found: _T = _adapter(kind).validate_python(_without_nulls(raw))
+        found: _T = _adapter(kind).validate_python(raw if nulls else _without_nulls(raw))
         return found
     except ValidationError as error:
         within = (inside,) if inside else ()

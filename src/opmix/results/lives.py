@@ -1,8 +1,8 @@
-"""`life.json` of `opmix run`; `compare.json` and `spent.json` of `opmix compare`."""
+"""`compare.json` and `spent.json` of `opmix compare`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +10,7 @@ from opmix.errors import StoreError
 from opmix.results.files import read_document, read_object
 from opmix.runs.files import write_json
 
-LIFE, COMPARE, SPENT = "life.json", "compare.json", "spent.json"
-_SAME = 1e-6
-"""Difference of shares up to which two mixtures are one."""
-
-
-def write_life(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write `life.json`."""
-    write_json(folder / LIFE, content)
-
-
-def read_life(folder: Path) -> dict[str, Any]:
-    """Return the `life.json` of a run folder.
-
-    Raises:
-        StoreError: It is missing, damaged or of another version.
-    """
-    return _complete(folder / LIFE, ("seeds", "stages"), "`opmix run`")
+COMPARE, SPENT = "compare.json", "spent.json"
 
 
 def write_comparison(folder: Path, content: Mapping[str, Any], spent: Mapping[str, Any]) -> None:
@@ -51,12 +35,3 @@ def _complete(path: Path, wanted: tuple[str, ...], command: str) -> dict[str, An
     if missing:
         raise StoreError(f"{path}: damaged: {missing[0]} is missing or empty; run {command} again to rewrite it")
     return content
-
-
-def share_interval(part: Mapping[str, Any], domain: str) -> Sequence[float] | None:
-    """Interval of a share that a decision's part of a stage was trained on; None: the share is not the optimum's, which has it."""
-    mixture, optimum = part.get("mixture", {}), part.get("optimum") or part.get("mixture", {})
-    if any(abs(share - mixture.get(name, 0.0)) > _SAME for name, share in optimum.items()):
-        return None
-    found: Sequence[float] | None = part.get("interval", {}).get(domain)
-    return found

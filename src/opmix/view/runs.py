@@ -13,7 +13,9 @@ from opmix.errors import OpMixError
 from opmix.lifecycle.status import decision_status
 from opmix.results.asked import AskedFile
 from opmix.results.files import read_object
-from opmix.results.lives import COMPARE, LIFE, read_comparison, read_life
+from opmix.results.life import NAME as LIFE
+from opmix.results.life import LifeFile
+from opmix.results.lives import COMPARE, read_comparison
 from opmix.results.manifest import Manifest
 from opmix.results.mixture import NAME, MixtureFile
 
@@ -112,14 +114,12 @@ def _has_report(folder: Path) -> bool:
 def _told(folder: Path) -> dict[str, Any]:
     """What a finished run found; empty: it is not finished."""
     if (folder / LIFE).is_file():
-        content = read_life(folder)
-        last = content["stages"][-1]
-        loss = last["mean_test_loss"]["mean"]
-        stages = list(next(iter(content["seeds"].values()))["stages"])
+        life = LifeFile.read(folder)
+        last = life.stages[-1]
         return {
             "kind": "run",
-            "told": f"{len(stages)} stages, {len(content['seeds'])} seeds; mean test loss {loss:.4f}",
-            "mixture": {d: x["mean"] for d, x in last["mixture"].items()},
+            "told": f"{len(life.stages)} stages, {len(life.seeds)} seeds; mean test loss {last.mean_test_loss.mean:.4f}",
+            "mixture": {d: x.mean for d, x in last.mixture.items()},
         }
     if (folder / COMPARE).is_file():
         content = read_comparison(folder)

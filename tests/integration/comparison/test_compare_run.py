@@ -1,12 +1,14 @@
 """Comparisons that are run: what is shared, what is charged, what is resumed."""
 
 import json
+from pathlib import Path
 
 import contests
 import numpy as np
 import pytest
 import yaml
 from contests import done
+from life_sample import loss, stage
 from safetensors.torch import load_file
 
 import opmix
@@ -16,6 +18,8 @@ from opmix.errors import ConfigError, StoreError
 from opmix.lifecycle.life import run_life
 from opmix.lifecycle.loading import LifecycleConfig
 from opmix.preflight.validate import validate
+from opmix.results.files import typed
+from opmix.results.life import StageEntry
 from opmix.settings import as_json
 from opmix.settings.loading import validated
 
@@ -109,10 +113,12 @@ def test_changed_inputs_are_refused_before_anything_is_lost(arena, tmp_path):
 
 
 def test_forgetting_is_the_rise_since_a_domain_was_first_learned():
-    def stage(**losses):
-        return {"old_mixture": None, "losses": {"test": {d: {"after": loss} for d, loss in losses.items()}}}
+    def made(**losses):
+        entries = {d: loss(None, after) for d, after in losses.items()}
+        raw = {**stage("s", 0, {}, entries, {}, False), "old_mixture": None}
+        return typed(StageEntry, raw, Path("life.json"), nulls=True)
 
-    found = forgetting([stage(a=2.0), stage(a=2.5, b=3.0), stage(a=2.25, b=3.5, c=1.0)])
+    found = forgetting([made(a=2.0), made(a=2.5, b=3.0), made(a=2.25, b=3.5, c=1.0)])
     assert found == {"a": 0.25, "b": 0.5}
 
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from opmix.cli.main import app
 from opmix.errors import StoreError
 from opmix.lifecycle.status import run_status
+from opmix.results.life import LifeFile
 
 runner = CliRunner()
 
@@ -172,8 +173,10 @@ def test_status_loads_no_torch(copied):
 def test_a_life_is_shown_as_tables(finished):
     from opmix.cli.life import seeds_table, stage_sentences, stage_table
 
-    made = outcome(finished[1])
-    one, two = made["seeds"]["0"]["stages"]
+    made = finished[1].life
+    one, two = made.lives[0]
+    assert made.json() == outcome(finished[1])
+    assert LifeFile.read(finished[1].folder).json() == made.json()
     assert (stage_table(1, one).row_count, stage_table(2, two).row_count) == (2, 3)
     assert any(line.startswith("  step 4: ") for line in stage_sentences(one))
     assert "% of training" in stage_sentences(two)[-1]

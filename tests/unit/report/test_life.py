@@ -10,6 +10,7 @@ from rich.console import Console
 from opmix.cli.life import stage_table
 from opmix.errors import StoreError
 from opmix.report import write_report
+from opmix.results.life import LifeFile
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_a_share_that_is_not_the_optimum_has_no_interval_beside_it(folder):
     (folder / "life.json").write_text(json.dumps(content))
     assert "0.30 to 0.50" not in write_report(folder).read_text()
     shown = StringIO()
-    Console(file=shown, width=150).print(stage_table(2, content["seeds"]["0"]["stages"][1]))
+    Console(file=shown, width=150).print(stage_table(2, LifeFile.read(folder).lives[0][1]))
     assert "0.30-0.50" not in shown.getvalue()
 
 
@@ -89,6 +90,26 @@ def test_nothing_is_loaded_from_elsewhere(folder):
     page = write_report(folder).read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
+
+
+def test_what_is_read_is_what_is_written(folder):
+    read, on_disk = LifeFile.read(folder), json.loads((folder / "life.json").read_text())
+    read.write(folder)
+    assert json.loads((folder / "life.json").read_text()) == on_disk
+    assert LifeFile.read(folder) == read
+    made = LifeFile.of({int(seed): lived.stages for seed, lived in read.seeds.items()})
+    assert [seed["stages"] for seed in made.json()["seeds"].values()] == [
+        seed["stages"] for seed in on_disk["seeds"].values()
+    ]
+
+
+@pytest.mark.parametrize("key", ["steps", "interval", "reason"])
+def test_a_searched_segment_that_lost_something_is_not_taken_for_another(folder, key):
+    content = json.loads((folder / "life.json").read_text())
+    del content["seeds"]["0"]["stages"][1]["parts"][0][key]
+    (folder / "life.json").write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=rf"life\.json: damaged: seeds\.0\.stages\.1\.parts\.0\.\S*{key}"):
+        write_report(folder)
 
 
 @pytest.mark.parametrize("content", ["{", '{"schema": 2, "seeds": {"0": {}}}', '{"schema": 1, "seeds": {}}', "[]"])

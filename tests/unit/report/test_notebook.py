@@ -1,12 +1,16 @@
 """What a notebook shows of results: complete, escaped, no script."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from life_sample import loss, stage
 
 from opmix.lifecycle.life import LifeResult
 from opmix.mixing.mixture import Mixture
 from opmix.report.notebook import decision_html, life_html
+from opmix.results.files import typed
+from opmix.results.life import LifeFile, StageEntry
 from opmix.results.mixture import MixtureFile
 
 EVIL = "<script>alert(1)</script>"
@@ -39,13 +43,11 @@ def test_without_a_cost_nothing_is_said_of_it(folders):
 
 @pytest.fixture
 def life():
-    losses = {"test": {"web": {"before": 4.0, "after": 4.25}, EVIL: {"before": None, "after": 3.0}}}
-    part = {"decided": True, "interval": {"web": [0.1, 0.3]}, "reason": f"move: {EVIL}", "steps": [20, 100]}
-    stage = {
-        "name": EVIL, "tokens": 1e6, "mixture": {"web": 0.2, EVIL: 0.8}, "parts": [part], "losses": losses,
-        "forgetting": {"web": 0.25}, "cost": {"search_share": 0.2},
-    }  # fmt: skip
-    return {"seeds": {"0": {"stages": [stage]}, "1": {"stages": [stage]}}}
+    losses = {"web": loss(4.0, 4.25), EVIL: loss(None, 3.0)}
+    made = stage(EVIL, 0, {"web": 0.2, EVIL: 0.8}, losses, {"web": 0.25}, True)
+    made["parts"][0] |= {"steps": (20, 100), "reason": f"move: {EVIL}"}
+    lived = typed(StageEntry, made, Path("life.json"), nulls=True)
+    return LifeFile.of({0: [lived], 1: [lived]})
 
 
 def test_a_life_is_a_table_a_stage(life, tmp_path):
@@ -54,7 +56,7 @@ def test_a_life_is_a_table_a_stage(life, tmp_path):
     assert text.count("<table") == 2
     for shown in ("seed 1", "0.100 to 0.300", "+0.250", "step 20: move", "4.250"):
         assert shown in text
-    assert LifeResult(folder=tmp_path, content=life)._repr_html_() == text
+    assert LifeResult(folder=tmp_path, life=life)._repr_html_() == text
 
 
 def test_a_mixture_is_a_table():
@@ -68,19 +70,12 @@ def test_print_of_a_life_or_comparison_is_a_few_lines(tmp_path):
     from comparison_sample import write_comparison
 
     from opmix.comparison.run import CompareResult
-    from opmix.lifecycle.life import LifeResult
     from opmix.results.lives import read_comparison
 
-    spread = {"sd": None, "n": 1}
-    mixture = {f"d{i}": {"mean": 0.1, **spread} for i in range(10)}
-    stage = {
-        "name": "s",
-        "mixture": mixture,
-        "forgetting": {"d1": {"mean": 0.25, **spread}},
-        "mean_test_loss": {"mean": 3.5, **spread},
-    }
-    life = {"stages": [stage], "seeds": {"0": {"stages": [], "model": "seed-0/01-s/model"}}}
-    told = repr(LifeResult(folder=tmp_path, content=life)).splitlines()
+    mixture = {f"d{i}": 0.1 for i in range(10)}
+    made = stage("s", 0, mixture, {"d1": loss(3.25, 3.5)}, {"d1": 0.25}, False)
+    life = LifeFile.of({0: [typed(StageEntry, made, tmp_path, nulls=True)]})
+    told = repr(LifeResult(folder=tmp_path, life=life)).splitlines()
     assert len(told) == 5
     assert "3.5000" in told[1]
     assert "and 2 smaller" in told[2]
