@@ -116,9 +116,10 @@ def _told(folder: Path) -> dict[str, Any]:
     if (folder / LIFE).is_file():
         life = LifeFile.read(folder)
         last = life.stages[-1]
+        loss = last.mean_test_loss.mean
         return {
             "kind": "run",
-            "told": f"{len(life.stages)} stages, {len(life.seeds)} seeds; mean test loss {last.mean_test_loss.mean:.4f}",
+            "told": f"{len(life.stages)} stages, {len(life.seeds)} seeds; mean test loss {loss:.4f}",
             "mixture": {d: x.mean for d, x in last.mixture.items()},
         }
     if (folder / COMPARE).is_file():
