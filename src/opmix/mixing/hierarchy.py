@@ -22,6 +22,8 @@ RHO = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _LEVELS = (-1.0, 1.0, 3.0, 5.0)
 _ROUNDS, _SETTLED = 25, 0.005
 """Rounds of EM at most; and the change of a prior mean, or of a logarithm of a spread or noise, at which they end."""
+_IN_CACHE = 2**16
+"""Numbers of one Jacobian, or of those of several problems, that are worked on at once."""
 _PINNED = 1e-4
 """Spread of the prior of a parameter that is not free."""
 _FLAT = 1e3
@@ -66,28 +68,36 @@ class Hyper:
 class Batch:
     """B problems: each has losses, a `rho`, priors (mean and spread per parameter), noise per point."""
 
-    power: FloatArray  # (B, M, D) x^rho
+    powers: FloatArray  # (S, M, D) x^rho, by value of rho
+    setting: npt.NDArray[np.intp]  # (B,) which of them
     y: FloatArray  # (B, M)
     scale: FloatArray  # (B, M) noise; inf leaves a point out
     mean: FloatArray  # (B, K)
     spread: FloatArray  # (B, K)
 
-    def take(self, index: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Batch:
+    def take(self, index: npt.NDArray[np.intp] | npt.NDArray[np.bool_] | slice) -> Batch:
         """Some of the problems."""
-        return Batch(self.power[index], self.y[index], self.scale[index], self.mean[index], self.spread[index])
+        rows = (row[index] for row in (self.y, self.scale, self.mean, self.spread))
+        return Batch(self.powers, self.setting[index], *rows)
+
+    def pieces(self) -> list[slice]:
+        """The problems, so few at once that their Jacobians stay in a processor's cache."""
+        size = max(1, _IN_CACHE // (self.powers.shape[1] * self.mean.shape[1]))
+        return [slice(i, i + size) for i in range(0, len(self.y), size)]
 
     def evaluate(self, theta: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Predictions (B, M) and their Jacobian (B, M, K); theta (B, K): base, log b, level, log s."""
         b = np.exp(theta[:, 1])[:, None]
         worth = np.exp(np.clip(theta[:, 2:3] + theta[:, 3:], -40.0, 20.0))
-        gained = (self.power @ worth[:, :, None])[:, :, 0]
+        power = self.powers[self.setting]
+        gained = (power @ worth[:, :, None])[:, :, 0]
         rise = b * np.log1p(gained)
         jacobian = np.empty((*rise.shape, theta.shape[1]))
         jacobian[:, :, 0] = 1.0
         jacobian[:, :, 1] = -rise
         slope = -b / (1 + gained)
         jacobian[:, :, 2] = slope * gained
-        np.multiply(self.power, worth[:, None, :], out=jacobian[:, :, 3:])
+        np.multiply(power, worth[:, None, :], out=jacobian[:, :, 3:])
         jacobian[:, :, 3:] *= slope[:, :, None]
         return theta[:, :1] - rise, jacobian
 
@@ -110,8 +120,12 @@ def minimise(
     """Levenberg-Marquardt on every problem at once; returns parameters (B, K) and cost (B,).
 
     A problem is done where a step lowers its cost, in units of log likelihood, by less than `tolerance * (1 + cost)`. Worths
-    enter as exponentials, so their second derivative is their first: without it their steps converge only linearly.
+    enter as exponentials, so their second derivative is their first: without it their steps converge only linearly. Problems know
+    nothing of each other: many are done piece by piece, so that memory does not grow with them.
     """
+    if len(cuts := batch.pieces()) > 1:
+        parts = [minimise(batch.take(c), theta[c], iterations=iterations, tolerance=tolerance) for c in cuts]
+        return np.concatenate([t for t, _ in parts]), np.concatenate([c for _, c in parts])
     theta, damping = theta.copy(), np.full(len(theta), 1e-3)
     predicted, jacobian = batch.evaluate(theta)
     cost, active = batch.cost(theta, predicted), np.arange(len(theta))
@@ -154,7 +168,7 @@ def batch_of(points: Points, hyper: Hyper, rho: FloatArray, which: npt.NDArray[n
     has = np.flatnonzero(own >= 0)
     priors[0][has, 3 + own[has]], priors[1][has, 3 + own[has]] = 0.0, _PINNED
     scale = np.repeat(hyper.noise[s, e][:, None], len(points.x), axis=1)
-    return Batch(points.x[None] ** rho[s][:, None, None], points.y.T[e], scale, *priors)
+    return Batch(points.x[None] ** rho[:, None, None], s, points.y.T[e], scale, *priors)
 
 
 @dataclass(frozen=True)
@@ -213,10 +227,10 @@ def _started(points: Points, hyper: Hyper, rho: FloatArray, which: npt.NDArray[n
 def _improved(points: Points, hyper: Hyper, batch: Batch, theta: FloatArray, start: FloatArray) -> Hyper:
     """One step of EM: expected squares of parameters and of residuals under the Laplace approximation."""
     M, E = points.y.shape
-    predicted, jacobian = batch.evaluate(theta)
-    covariance = np.linalg.inv(batch.curvature(jacobian))
+    parts = [_unsure(batch.take(cut), theta[cut]) for cut in batch.pieces()]
+    predicted, variance, lost = (np.concatenate(column) for column in zip(*parts, strict=True))
     values = theta.reshape(-1, E, theta.shape[1])
-    variance = np.einsum("bkk->bk", covariance).reshape(values.shape)
+    variance = variance.reshape(values.shape)
     mean, spread = hyper.mean.copy(), hyper.spread.copy()
     for group, chosen in enumerate(_groups(points)):
         told, unsure, count = values[:, chosen], variance[:, chosen], chosen.sum() + _STRENGTH
@@ -224,11 +238,18 @@ def _improved(points: Points, hyper: Hyper, batch: Batch, theta: FloatArray, sta
         squares = ((told - center[:, None]) ** 2 + unsure).sum(axis=1)
         squares += _STRENGTH * (_SPREAD[group] ** 2 + (center - start[group]) ** 2)
         mean[:, group], spread[:, group] = center, np.sqrt(squares / count)
-    lost = np.einsum("bmk,bkl,bml->b", jacobian, covariance, jacobian)
     squares = (((batch.y - predicted) ** 2).sum(axis=1) + lost).reshape(-1, E)
     size = np.maximum(np.ptp(points.y, axis=0), 1e-9)
     noise = np.sqrt((squares + _NOISE_STRENGTH * (_NOISE * size) ** 2) / (M + _NOISE_STRENGTH))
     return Hyper(mean, spread, np.maximum(noise, points.known))
+
+
+def _unsure(batch: Batch, theta: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Predictions (B, M), variances of parameters (B, K), and of all predictions together (B,), by the Laplace approximation."""
+    predicted, jacobian = batch.evaluate(theta)
+    covariance = np.linalg.inv(batch.curvature(jacobian))
+    lost = ((jacobian @ covariance) * jacobian).sum(axis=(1, 2))
+    return predicted, np.einsum("bkk->bk", covariance), lost
 
 
 def _groups(points: Points) -> npt.NDArray[np.bool_]:
@@ -246,9 +267,10 @@ def _evidence(
     points: Points, hyper: Hyper, batch: Batch, theta: FloatArray, cost: FloatArray, start: FloatArray
 ) -> FloatArray:
     """Log marginal likelihood of each setting, hyper-priors included, up to a constant, (S,)."""
-    curvature = batch.curvature(batch.evaluate(theta)[1])
+    parts = [(batch.take(cut), theta[cut]) for cut in batch.pieces()]
+    log_volume = np.concatenate([np.linalg.slogdet(p.curvature(p.evaluate(t)[1]))[1] for p, t in parts])
     each = -cost - np.log(batch.scale).sum(axis=1) - np.log(batch.spread).sum(axis=1)
-    each -= 0.5 * np.linalg.slogdet(curvature)[1]
+    each -= 0.5 * log_volume
     total = each.reshape(len(hyper.mean), -1).sum(axis=1)
     off = ((hyper.mean - start) / hyper.spread) ** 2 + (np.array(_SPREAD) / hyper.spread) ** 2
     total = total - 0.5 * _STRENGTH * (off + 2 * np.log(hyper.spread)).sum(axis=1)

@@ -44,7 +44,14 @@ def gains(law, mixtures):
 
 def test_the_jacobian_is_the_predictions_own():
     rng = np.random.default_rng(0)
-    batch = Batch(rng.random((3, 8, D)), np.zeros((3, 8)), np.ones((3, 8)), np.zeros((3, D + 3)), np.ones((3, D + 3)))
+    batch = Batch(
+        rng.random((3, 8, D)),
+        np.arange(3),
+        np.zeros((3, 8)),
+        np.ones((3, 8)),
+        np.zeros((3, D + 3)),
+        np.ones((3, D + 3)),
+    )
     theta = rng.normal(0, 1, (3, D + 3))
     step = 1e-6
     numeric = [
