@@ -24,7 +24,8 @@ def life(rng: np.random.Generator, level: float, search: float) -> dict:
     known = DOMAINS[:8]
     shares = dict(zip(DOMAINS, rng.dirichlet(np.ones(len(DOMAINS))).tolist(), strict=True))
     return {
-        "stages": [{"name": "more", "folder": "seed-0/x/02-more", "tokens": 1_000_000, "mixture": shares}],
+        "stages": [{"name": "more", "folder": "seed-0/x/02-more", "tokens": 1_000_000, "mixture": shares,
+                    "losses": {}, "forgetting": {}, "scores": {}, "cost": {"tokens": {}, "flops": {}, "search_share": None}}],
         "losses": losses, "errors": dict.fromkeys(losses, 0.01), "mean_loss": float(np.mean(list(losses.values()))),
         "mean_loss_by_stage": [level], "forgetting": {d: float(rng.normal(0.1, 0.1)) for d in known}, "scores": {},
         "cost": {"tokens": {"shared": 1e6, "search": 1e5, "training": 1e6}, "flops": {"shared": 1e12, "search": search, "training": 1e12}},
@@ -54,7 +55,16 @@ def write_comparison(folder: Path, seeds: int = 2) -> Path:
         for i, n in enumerate(NAMES)
     }
     entrants = {
-        n: {"method": n, "title": n, "family": "searched", "line": "does it", "paper": "", "seeds": x}
+        n: {
+            "method": n,
+            "title": n,
+            "family": "searched",
+            "line": "does it",
+            "paper": "",
+            "settings": {},
+            "stage": {},
+            "seeds": x,
+        }
         for n, x in lives.items()
     }
     rows = [row(n, x, lives["op_mix"]) for n, x in lives.items()]

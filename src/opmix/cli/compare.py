@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column
+
+if TYPE_CHECKING:
+    from opmix.results.comparison import CompareFile
+    from opmix.results.life import Spread
 
 
 def compare(
@@ -42,7 +45,7 @@ def compare(
     if as_json:
         sys.stdout.write(json.dumps(result.content, indent=2, ensure_ascii=False) + "\n")
     else:
-        show(result.content, folder)
+        show(result.comparison, folder)
 
 
 def methods(
@@ -70,11 +73,11 @@ def methods(
     terminal().print(shown)
 
 
-def show(content: Mapping[str, Any], folder: Path) -> None:
+def show(comparison: CompareFile, folder: Path) -> None:
     """One row an entrant, best first."""
     from opmix.progress.display import table, terminal
 
-    reference = content["reference"]
+    reference = comparison.reference
     shown = table(
         Column("entrant", no_wrap=True),
         "test loss",
@@ -82,31 +85,31 @@ def show(content: Mapping[str, Any], folder: Path) -> None:
         "forgotten",
         "search",
         "FLOPs in all",
-        title=f"Mean test loss over {_seeds(content)}, nats per token",
+        title=f"Mean test loss over {_seeds(comparison)}, nats per token",
     )
-    for row in content["table"]:
-        searched, trained = row["search_flops"]["mean"], row["training_flops"]["mean"]
+    for row in comparison.table:
+        searched, trained = row.search_flops.known, row.training_flops.known
         share = f"{searched / trained:.0%}" if trained else "no training"
         shown.add_row(
-            row["entrant"],
-            _spread(row["mean_loss"]),
-            _spread(row.get("difference"), sign=True),
-            _spread(row["forgetting"], 3, sign=True),
+            row.entrant,
+            _spread(row.mean_loss),
+            _spread(row.difference, sign=True),
+            _spread(row.forgetting, 3, sign=True),
             share if searched or not trained else "",
-            f"{row['total_flops']['mean']:.2e}",
+            f"{row.total_flops.known:.2e}",
         )
     console = terminal()
     console.print(shown)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
-def _seeds(content: Mapping[str, Any]) -> str:
-    number = max(row["seeds"] for row in content["table"])
+def _seeds(comparison: CompareFile) -> str:
+    number = max(row.seeds for row in comparison.table)
     return "one seed" if number == 1 else f"{number} seeds (mean +- standard deviation)"
 
 
-def _spread(value: Mapping[str, Any] | None, digits: int = 4, *, sign: bool = False) -> str:
-    if value is None or value["mean"] is None:
+def _spread(value: Spread | None, digits: int = 4, *, sign: bool = False) -> str:
+    if value is None or value.mean is None:
         return ""
-    deviation = "" if value["sd"] is None else f" +- {value['sd']:.{digits}f}"
-    return f"{value['mean']:{'+' if sign else ''}.{digits}f}{deviation}"
+    deviation = "" if value.sd is None else f" +- {value.sd:.{digits}f}"
+    return f"{value.mean:{'+' if sign else ''}.{digits}f}{deviation}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from opmix.comparison.config import CompareConfig, checked_comparison
 from opmix.comparison.contender import Contender
-from opmix.comparison.results import compare_json, spent_json, write_compare
+from opmix.comparison.results import compare_file, write_tables
 from opmix.comparison.steps import entrant_chain, facts_file, home_of
 from opmix.errors import ConfigError
 from opmix.lifecycle.life import live_stages, refuse_stale, start_of_life
@@ -20,6 +20,7 @@ from opmix.lifecycle.stages import resolve
 from opmix.lifecycle.steps import Step
 from opmix.progress import Progress, Silent
 from opmix.report import write_report
+from opmix.results.comparison import CompareFile
 from opmix.results.life import StageEntry
 from opmix.results.manifest import Manifest
 from opmix.runs.progress_file import ProgressFile
@@ -36,22 +37,26 @@ class CompareResult:
     """What a comparison came to."""
 
     folder: Path
-    content: Mapping[str, Any]
-    """Of `compare.json`."""
+    comparison: CompareFile
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Of `compare.json`."""
+        return self.comparison.json()
 
     def __repr__(self) -> str:
-        rows = self.content["table"]
-        best = [f"{row['entrant']} {row['mean_loss']['mean']:.4f}" for row in rows[:4]]
+        rows = self.comparison.table
+        best = [f"{row.entrant} {row.mean_loss.known:.4f}" for row in rows[:4]]
         more = f", and {len(rows) - 4} more" if len(rows) > 4 else ""
         return (
-            f"{len(rows)} methods compared, reference {self.content['reference']}, in {self.folder}\n"
+            f"{len(rows)} methods compared, reference {self.comparison.reference}, in {self.folder}\n"
             f"mean test loss, nats per token, best first: {', '.join(best)}{more}"
         )
 
     def _repr_html_(self) -> str:
         from opmix.report.compare import comparison_table
 
-        return comparison_table(self.content)
+        return comparison_table(self.comparison)
 
     def losses(self, entrant: str) -> dict[int, float]:
         """Mean test loss at the end by seed, nats per token.
@@ -59,7 +64,7 @@ class CompareResult:
         Raises:
             KeyError: No such entrant, or none of its seeds is finished.
         """
-        return {int(seed): life["mean_loss"] for seed, life in self.content["entrants"][entrant]["seeds"].items()}
+        return {int(seed): life.mean_loss for seed, life in self.comparison.entrants[entrant].seeds.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +124,6 @@ def run_compare(
 def _raced(config: CompareConfig, shared: LifeRuntime, entrants: list[_Entrant], wanted: list[str]) -> CompareResult:
     """Seed after seed, entrant after entrant; tables and report are written after each."""
     out = shared.folder
-    content: dict[str, Any] = {}
     outcomes: dict[str, dict[int, list[StageEntry]]] = {e.name: {} for e in entrants}
     for seed in config.life.seeds:
         steps = entrants[0].chains[seed]
@@ -141,11 +145,12 @@ def _raced(config: CompareConfig, shared: LifeRuntime, entrants: list[_Entrant],
             )
             outcomes[entrant.name][seed] = [*before, *own]
             lives = {n: found for n, found in outcomes.items() if found}
-            content = compare_json(config, lives)
-            write_compare(out, content, spent_json(config, lives, shared.store))
+            made = compare_file(config, lives, shared.store)
+            made.write(out)
+            write_tables(out, made)
             write_report(out)
     shared.store.event("finished")
-    return CompareResult(folder=out, content=content)
+    return CompareResult(folder=out, comparison=made)
 
 
 def _chosen(config: CompareConfig, only: Iterable[str]) -> list[str]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Any
 
 from opmix.report.compare_figures import Spent, forgetting_panel, frontier, pareto_panel
 from opmix.report.html import (
@@ -24,14 +23,15 @@ from opmix.report.html import (
     table,
     whisker,
 )
+from opmix.results.comparison import ComparedLife, CompareFile, ContenderRow
+from opmix.results.comparison import Spent as SpentEntry
+from opmix.results.life import Spread
 from opmix.results.manifest import Manifest
 
-Row = Mapping[str, Any]
 
-
-def comparison_sections(content: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Html]:
+def comparison_sections(content: CompareFile, manifest: Manifest | None) -> dict[str, Html]:
     """Sections by id, in order."""
-    rows = content["table"]
+    rows = content.table
     made = {
         "summary": _opening(content, rows),
         "domains": _domains(content, rows),
@@ -46,27 +46,24 @@ def comparison_sections(content: Mapping[str, Any], manifest: Manifest | None) -
     return made
 
 
-def _opening(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
-    best, reference = rows[0], next((r for r in rows if r["entrant"] == content["reference"]), rows[0])
-    points = [
-        Spent(r["entrant"], r["total_flops"]["mean"], r["mean_loss"]["mean"], _known(r["mean_loss"]["sd"]))
-        for r in rows
-    ]
+def _opening(content: CompareFile, rows: Sequence[ContenderRow]) -> Html:
+    best, reference = rows[0], next((r for r in rows if r.entrant == content.reference), rows[0])
+    points = [Spent(r.entrant, r.total_flops.known, r.mean_loss.known, _known(r.mean_loss.sd)) for r in rows]
     place = rows.index(reference) + 1
-    kept = [r for r in rows if r["forgetting"]["mean"] is not None]
-    least = min(kept, key=lambda r: r["forgetting"]["mean"], default=None)
-    gap = reference["mean_loss"]["mean"] - best["mean_loss"]["mean"]
+    kept = [r for r in rows if r.forgetting.mean is not None]
+    least = min(kept, key=lambda r: r.forgetting.known, default=None)
+    gap = reference.mean_loss.known - best.mean_loss.known
     facts = [
-        ("Lowest test loss", best["entrant"], join([number(best["mean_loss"]["mean"], 4), " nats per token"])),
+        ("Lowest test loss", best.entrant, join([number(best.mean_loss.known, 4), " nats per token"])),
         (
-            content["reference"],
+            content.reference,
             f"{place} of {len(rows)}",
             f"{number(gap, 4, sign=True)} nats from the best" if gap else "the best",
         ),
         (
             "Forgets least",
-            least["entrant"] if least else "nothing old",
-            f"{number(least['forgetting']['mean'], sign=True)} nats on what was known" if least else "",
+            least.entrant if least else "nothing old",
+            f"{number(least.forgetting.known, sign=True)} nats on what was known" if least else "",
         ),
         ("On the frontier", str(len(frontier(points))), "no other has less loss for fewer FLOPs"),
     ]
@@ -78,20 +75,18 @@ def _opening(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
         ),
         class_="keys",
     )
-    old = list(next(iter(_lives(content, best)))["forgetting"])
-    new = [d for d in next(iter(_lives(content, best)))["losses"] if d not in old]
-    learned = [
-        (r["entrant"], fmean(_mean(content, r, "losses", d) for d in new or old), r["forgetting"]["mean"]) for r in kept
-    ]
+    old = list(_lives(content, best)[0].forgetting)
+    new = [d for d in _lives(content, best)[0].losses if d not in old]
+    learned = [(r.entrant, fmean(_mean(content, r, "losses", d) for d in new or old), r.forgetting.known) for r in kept]
     panels = [
         el(
             "figure",
-            pareto_panel(points, content["reference"]),
+            pareto_panel(points, content.reference),
             el("figcaption", "Loss against all FLOPs; the line is the frontier"),
         ),
         el(
             "figure",
-            forgetting_panel(learned, content["reference"]),
+            forgetting_panel(learned, content.reference),
             el("figcaption", "What was new, and what was forgotten"),
         )
         if new and kept
@@ -108,69 +103,67 @@ def _opening(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
     )
 
 
-def comparison_table(content: Mapping[str, Any]) -> Html:
-    """The content of a `compare.json`: a row an entrant, best first."""
-    rows = content["table"]
+def comparison_table(content: CompareFile) -> Html:
+    """A `compare.json`: a row an entrant, best first."""
+    rows = content.table
     scale = Scale.around(
-        [_known(r.get("difference", {}).get("mean")) for r in rows], [e for r in rows for e in _interval(r) or ()]
+        [_known(None if r.difference is None else r.difference.mean) for r in rows],
+        [e for r in rows for e in _interval(r) or ()],
     )
     made = []
     for r in rows:
-        difference = r.get("difference")
-        label = "the reference" if difference is None else f"{number(difference['mean'], 4, sign=True)} nats"
+        difference = r.difference
+        label = "the reference" if difference is None else f"{number(difference.mean, 4, sign=True)} nats"
         drawn = whisker(
-            0.0 if difference is None else difference["mean"], _interval(r), scale, label=f"{r['entrant']}: {label}"
+            0.0 if difference is None else difference.known, _interval(r), scale, label=f"{r.entrant}: {label}"
         )
         made.append(
             row(
-                r["entrant"],
-                spread_text(r["mean_loss"], 4),
+                r.entrant,
+                spread_text(r.mean_loss, 4),
                 drawn,
                 "" if difference is None else spread_text(difference, 4, sign=True),
-                spread_text(r["forgetting"], sign=True),
-                scientific(r["total_flops"]["mean"]),
+                spread_text(r.forgetting, sign=True),
+                scientific(r.total_flops.known),
             )
         )
-    seeds = max(r["seeds"] for r in rows)
-    head = ["Method", "Test loss", "", f"Against {content['reference']}", "Forgotten", "FLOPs"]
+    seeds = max(r.seeds for r in rows)
+    head = ["Method", "Test loss", "", f"Against {content.reference}", "Forgotten", "FLOPs"]
     said = f"mean ± standard deviation over {seeds} seeds, differences paired by seed" if seeds > 1 else "one seed"
-    over = "targets, as they are weighed" if content.get("judged_by") else "domains"
+    over = "targets, as they are weighed" if content.judged_by else "domains"
     return table(head, made, caption=f"Mean over {over}, nats per token; {said}")
 
 
-def _interval(r: Row) -> tuple[float, float] | None:
-    found = r.get("difference")
-    if found is None or found["sd"] is None:
+def _interval(r: ContenderRow) -> tuple[float, float] | None:
+    found = r.difference
+    if found is None or found.sd is None:
         return None
-    return found["mean"] - found["sd"], found["mean"] + found["sd"]
+    return found.known - found.sd, found.known + found.sd
 
 
-def _domains(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
-    names = list(next(iter(content["entrants"][rows[0]["entrant"]]["seeds"].values()))["losses"])
-    made = [row(r["entrant"], *(number(_mean(content, r, "losses", d)) for d in names)) for r in rows]
+def _domains(content: CompareFile, rows: Sequence[ContenderRow]) -> Html:
+    names = list(_lives(content, rows[0])[0].losses)
+    made = [row(r.entrant, *(number(_mean(content, r, "losses", d)) for d in names)) for r in rows]
     shown = table(["Method", *names], made, caption="Test loss at the end, mean over seeds, nats per token")
     return el("section", el("h2", "Domain by domain"), _targets(content, rows), shown, id="domains")
 
 
-def _targets(content: Mapping[str, Any], rows: Sequence[Row]) -> Html | None:
+def _targets(content: CompareFile, rows: Sequence[ContenderRow]) -> Html | None:
     """Test losses of the targets, where there are any."""
-    names = list(next(iter(_lives(content, rows[0]))).get("targets", ()))
+    names = list(_lives(content, rows[0])[0].targets or ())
     if not names:
         return None
-    made = [row(r["entrant"], *(number(_mean(content, r, "targets", t)) for t in names)) for r in rows]
-    judging = ", ".join(content.get("judged_by", ())) or "none"
+    made = [row(r.entrant, *(number(_mean(content, r, "targets", t)) for t in names)) for r in rows]
+    judging = ", ".join(content.judged_by or ()) or "none"
     return table(["Method", *names], made, caption=f"Targets, never trained on; judged by: {judging}")
 
 
-def _forgetting(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
-    lives = next(iter(content["entrants"][rows[0]["entrant"]]["seeds"].values()))
-    names = list(lives["forgetting"])
+def _forgetting(content: CompareFile, rows: Sequence[ContenderRow]) -> Html:
+    names = list(_lives(content, rows[0])[0].forgetting)
     made = []
     for r in rows:
         values = [_mean(content, r, "forgetting", d) for d in names]
-        made.append(
-            row(r["entrant"], number(r["forgetting"]["mean"], sign=True), *(number(v, sign=True) for v in values))
-        )
+        made.append(row(r.entrant, number(r.forgetting.mean, sign=True), *(number(v, sign=True) for v in values)))
     lead = el(
         "p",
         "Rise of the test loss from the end of the stage that first had a domain to the end of the life; a minus is a "
@@ -181,16 +174,14 @@ def _forgetting(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
     return el("section", el("h2", "Forgetting"), lead, shown, id="forgetting")
 
 
-def _mixtures(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
+def _mixtures(content: CompareFile, rows: Sequence[ContenderRow]) -> Html:
     blocks = []
-    for index, stage in enumerate(content["contested"]):
-        names = list(
-            dict.fromkeys(d for r in rows for life in _lives(content, r) for d in life["stages"][index]["mixture"])
-        )
+    for index, stage in enumerate(content.contested):
+        names = list(dict.fromkeys(d for r in rows for life in _lives(content, r) for d in life.stages[index].mixture))
         made = []
         for r in rows:
-            shares = [[life["stages"][index]["mixture"].get(d, 0.0) for life in _lives(content, r)] for d in names]
-            made.append(row(r["entrant"], *(percent(fmean(s)) + (_apart(s)) for s in shares)))
+            shares = [[life.stages[index].mixture.get(d, 0.0) for life in _lives(content, r)] for d in names]
+            made.append(row(r.entrant, *(percent(fmean(s)) + (_apart(s)) for s in shares)))
         blocks.append(
             table(["Method", *names], made, caption=f"{stage}: shares of training tokens, mean (and range) over seeds")
         )
@@ -202,22 +193,22 @@ def _apart(shares: Sequence[float]) -> str:
     return f" ({number(100 * low, 0)} to {number(100 * high, 0)})" if high - low > 0.005 else ""
 
 
-def _cost(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
+def _cost(content: CompareFile, rows: Sequence[ContenderRow]) -> Html:
     made = []
     for r in rows:
-        shared = fmean(life["cost"]["flops"]["shared"] for life in _lives(content, r))
-        searched, trained = r["search_flops"]["mean"], r["training_flops"]["mean"]
-        seconds = duration(_spent(content, r, lambda s: sum(s["seconds"].values())))
-        written = _bytes(_spent(content, r, lambda s: s["bytes_written"]))
+        shared = fmean(life.cost.flops.shared for life in _lives(content, r))
+        searched, trained = r.search_flops.known, r.training_flops.known
+        seconds = duration(_spent(content, r, lambda s: sum(s.seconds.values())))
+        written = _bytes(_spent(content, r, lambda s: s.bytes_written))
         share = percent(searched / trained if trained else None)
         made.append(
             row(
-                r["entrant"],
+                r.entrant,
                 scientific(shared),
                 scientific(searched),
                 share,
                 scientific(trained),
-                count(r["tokens"]["mean"]),
+                count(r.tokens.known),
                 seconds,
                 written,
             )
@@ -232,17 +223,18 @@ def _cost(content: Mapping[str, Any], rows: Sequence[Row]) -> Html:
     return el("section", el("h2", "Cost"), lead, shown, id="cost")
 
 
-def _lives(content: Mapping[str, Any], r: Row) -> list[Mapping[str, Any]]:
-    return list(content["entrants"][r["entrant"]]["seeds"].values())
+def _lives(content: CompareFile, r: ContenderRow) -> list[ComparedLife]:
+    return content.lives(r.entrant)
 
 
-def _mean(content: Mapping[str, Any], r: Row, what: str, domain: str) -> float:
-    return fmean(life[what][domain] for life in _lives(content, r) if domain in life[what])
+def _mean(content: CompareFile, r: ContenderRow, what: str, domain: str) -> float:
+    found = [getattr(life, what) or {} for life in _lives(content, r)]
+    return fmean(values[domain] for values in found if domain in values)
 
 
-def _spent(content: Mapping[str, Any], r: Row, amount: Callable[[Any], float]) -> float | None:
+def _spent(content: CompareFile, r: ContenderRow, amount: Callable[[SpentEntry], float]) -> float | None:
     """Mean over seeds of what differs from run to run; None where it was not kept."""
-    found = content["spent"].get(r["entrant"], {})
+    found = content.spent.get(r.entrant, {})
     return fmean(map(amount, found.values())) if found else None
 
 
@@ -250,13 +242,11 @@ def _bytes(value: float | None) -> str:
     return f"{value:.0f}{THIN}B" if value is not None and value < 1000 else f"{count(value)}B"
 
 
-def spread_text(value: Mapping[str, Any], digits: int = 3, *, sign: bool = False) -> str:
+def spread_text(value: Spread, digits: int = 3, *, sign: bool = False) -> str:
     """`1.234 ± 0.005`; without a deviation where there is one seed."""
-    if value["mean"] is None:
+    if value.mean is None:
         return number(None)
-    return number(value["mean"], digits, sign=sign) + (
-        f" ± {number(value['sd'], digits)}" if value["sd"] is not None else ""
-    )
+    return number(value.mean, digits, sign=sign) + (f" ± {number(value.sd, digits)}" if value.sd is not None else "")
 
 
 def _known(value: float | None) -> float:

@@ -30,8 +30,8 @@ from opmix.report.opening import opening, proposal_of, reference_name
 from opmix.report.targets import targets_section, weights_of_view
 from opmix.report.verified import verified
 from opmix.report.worth import worth_section
+from opmix.results.comparison import CompareFile
 from opmix.results.life import LifeFile
-from opmix.results.lives import read_comparison
 from opmix.results.manifest import Manifest
 from opmix.results.mixture import MixtureFile
 from opmix.runs.files import writing_prefix
@@ -155,7 +155,7 @@ def build_comparison_report(folder: Path) -> str:
     Raises:
         StoreError: `compare.json` is damaged.
     """
-    made = comparison_sections(read_comparison(folder), Manifest.find(folder))
+    made = comparison_sections(CompareFile.read(folder), Manifest.find(folder))
     return _plain_page(folder, "compare", _COMPARE_NAV, made)
 
 

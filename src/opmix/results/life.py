@@ -32,6 +32,11 @@ class Spread:
     """Sample standard deviation; None of one value."""
     n: int
 
+    @property
+    def known(self) -> float:
+        """The mean, NaN where it is not known."""
+        return math.nan if self.mean is None else self.mean
+
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
         """Return mean, deviation and number of at least one value; NaN: not known."""

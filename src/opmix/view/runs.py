@@ -12,10 +12,11 @@ from typing import Any, Literal
 from opmix.errors import OpMixError
 from opmix.lifecycle.status import decision_status
 from opmix.results.asked import AskedFile
+from opmix.results.comparison import NAME as COMPARE
+from opmix.results.comparison import CompareFile
 from opmix.results.files import read_object
 from opmix.results.life import NAME as LIFE
 from opmix.results.life import LifeFile
-from opmix.results.lives import COMPARE, read_comparison
 from opmix.results.manifest import Manifest
 from opmix.results.mixture import NAME, MixtureFile
 
@@ -123,11 +124,8 @@ def _told(folder: Path) -> dict[str, Any]:
             "mixture": {d: x.mean for d, x in last.mixture.items()},
         }
     if (folder / COMPARE).is_file():
-        content = read_comparison(folder)
-        best = content["table"][0]
-        told = (
-            f"{len(content['table'])} methods; best {best['entrant']}, mean test loss {best['mean_loss']['mean']:.4f}"
-        )
+        rows = CompareFile.read(folder).table
+        told = f"{len(rows)} methods; best {rows[0].entrant}, mean test loss {rows[0].mean_loss.known:.4f}"
         return {"kind": "compare", "told": told}
     if (folder / NAME).is_file():
         found = MixtureFile.read(folder)

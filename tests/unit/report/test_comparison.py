@@ -8,6 +8,7 @@ from comparison_sample import NAMES, write_comparison
 from opmix.errors import StoreError
 from opmix.report import write_report
 from opmix.report.compare_figures import Spent, forgetting_panel, frontier, pareto_panel
+from opmix.results.comparison import CompareFile
 
 
 def test_a_comparison_becomes_one_page_with_every_entrant(tmp_path):
@@ -30,6 +31,24 @@ def test_without_clock_or_spread_the_page_says_less(tmp_path):
     page = write_report(tmp_path).read_text()
     assert "one seed" in page
     assert " ± " not in page
+
+
+def test_what_is_read_is_what_is_written(tmp_path):
+    read = CompareFile.read(write_comparison(tmp_path / "sample"))
+    read.write(tmp_path)
+    assert CompareFile.read(tmp_path) == read
+    for name in ("compare.json", "spent.json"):
+        assert json.loads((tmp_path / name).read_text()) == json.loads((tmp_path / "sample" / name).read_text())
+
+
+@pytest.mark.parametrize("key", ["mean_loss", "stages", "cost"])
+def test_a_life_that_lost_something_is_named(tmp_path, key):
+    path = write_comparison(tmp_path) / "compare.json"
+    content = json.loads(path.read_text())
+    del content["entrants"]["uniform"]["seeds"]["1"][key]
+    path.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=rf"compare\.json: damaged: entrants\.uniform\.seeds\.1\.{key}: "):
+        write_report(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "{}", json.dumps({"schema": 2, "table": [1]})])

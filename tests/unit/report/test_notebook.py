@@ -70,7 +70,7 @@ def test_print_of_a_life_or_comparison_is_a_few_lines(tmp_path):
     from comparison_sample import write_comparison
 
     from opmix.comparison.run import CompareResult
-    from opmix.results.lives import read_comparison
+    from opmix.results.comparison import CompareFile
 
     mixture = {f"d{i}": 0.1 for i in range(10)}
     made = stage("s", 0, mixture, {"d1": loss(3.25, 3.5)}, {"d1": 0.25}, False)
@@ -81,7 +81,7 @@ def test_print_of_a_life_or_comparison_is_a_few_lines(tmp_path):
     assert "and 2 smaller" in told[2]
     assert "+0.2500" in told[3]
     assert told[4].endswith("seed-0/01-s/model")
-    content = read_comparison(write_comparison(tmp_path))
-    told = repr(CompareResult(folder=tmp_path, content=content)).splitlines()
+    comparison = CompareFile.read(write_comparison(tmp_path))
+    told = repr(CompareResult(folder=tmp_path, comparison=comparison)).splitlines()
     assert len(told) == 2
-    assert content["table"][0]["entrant"] in told[1]
+    assert comparison.table[0].entrant in told[1]
