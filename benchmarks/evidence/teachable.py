@@ -45,7 +45,7 @@ from teachable_world import ASKS, FIRST, OLD, RATES, SECOND, TINY, Sizes, World,
 import opmix
 from opmix.cli.console import quiet_libraries
 from opmix.models.device import default_device
-from opmix.results.lives import read_life
+from opmix.results.life import LifeFile
 from opmix.runs.files import write_json, write_text
 from opmix.training.settings import DistillationSettings
 
@@ -174,7 +174,7 @@ def run_arm(world: World, arm: Arm, seed: int, first_seed: int) -> None:
         )
         told = life(world, arm, seed, rate, read(record_of(world, "base", first_seed))["tokens"], ask)
         opmix.run(told, out=home, progress=None)
-        lived = read_life(home)["seeds"][str(seed)]["stages"]
+        lived = LifeFile.read(home).json()["seeds"][str(seed)]["stages"]
         stages = []
         for number, stage in enumerate(lived[: arm.stages]):
             folder = next(home.glob(f"seed-{seed}/*-{stage['name']}"))

@@ -14,16 +14,19 @@ from opmix.errors import ConfigError
 class Verb(TyperCommand):
     """A verb whose paths are ones: `~` is expanded, and what no system takes for a path is an error before the verb begins."""
 
-    def invoke(self, ctx: Any) -> Any:
-        """Called by typer with the options as they were given."""
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Called by typer before the verb."""
         from opmix.domain import user_path
 
+        rest = super().parse_args(ctx, args)
+        if ctx.resilient_parsing:  # of a line that is still being typed
+            return rest
         for name, value in ctx.params.items():
             if isinstance(value, Path):
                 ctx.params[name] = user_path(value)
             elif isinstance(value, list | tuple) and any(isinstance(item, Path) for item in value):
                 ctx.params[name] = [user_path(item) for item in value]
-        return super().invoke(ctx)
+        return rest
 
 
 def names(values: Iterable[str] | None) -> tuple[str, ...]:

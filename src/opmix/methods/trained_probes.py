@@ -83,7 +83,8 @@ class TrainedProbes:
 
     def propose(self, context: MethodContext) -> LawProposal:
         """One decision."""
-        design, found = self.seen(context)
+        design = self.design(context.stage)
+        found = evidence(context, design, self.looks)
         outcome = self.outcome(context, design, found)
         proposal, thinning = outcome.proposal, self.looks[-1].thinning
         second = second_opinion(context, design.probes, proposal.verdict, outcome.simulated.metrics, thinning=thinning)
@@ -97,12 +98,8 @@ class TrainedProbes:
 
     def search(self, context: MethodContext) -> SearchOutcome:
         """What the probes say; no candidate is trained yet."""
-        return self.outcome(context, *self.seen(context))
-
-    def seen(self, context: MethodContext) -> tuple[StageDesign, Evidence]:
-        """The design and all looks at its probes."""
         design = self.design(context.stage)
-        return design, evidence(context, design, self.looks)
+        return self.outcome(context, design, evidence(context, design, self.looks))
 
     def outcome(self, context: MethodContext, design: StageDesign, found: Evidence) -> SearchOutcome:
         """Fit the law to all looks and decide."""

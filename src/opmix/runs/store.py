@@ -273,21 +273,13 @@ class RunStore:
             return found, True
         self._check_held()
         with span(name, "step"):
-            return self._new(name, key, inputs, work, together=together), False
-
-    def _new(
-        self, name: str, key: str, inputs: Mapping[str, Any], work: Callable[[], Mapping[str, Any]], *, together: bool
-    ) -> dict[str, Any]:
-        """Do a step that is not found."""
-        started, result = time.perf_counter(), None
-        if together:
-            result = plain(work())
-        with self.ranks.agreed():
-            if self.ranks.first:
-                result = result if together else plain(work())
-                with span("record", "saving"):
-                    self._write(name, key, inputs, result, time.perf_counter() - started)
-        return dict(self.ranks.shared(result or {}))
+            started, result = time.perf_counter(), plain(work()) if together else None
+            with self.ranks.agreed():
+                if self.ranks.first:
+                    result = result if together else plain(work())
+                    with span("record", "saving"):
+                        self._write(name, key, inputs, result, time.perf_counter() - started)
+            return dict(self.ranks.shared(result or {})), False
 
     def _write(self, name: str, key: str, inputs: Mapping[str, Any], result: Any, seconds: float) -> None:
         sync_new(self.folder, time.time() - seconds - 1)
