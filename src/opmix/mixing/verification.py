@@ -25,20 +25,37 @@ from opmix.mixing.solver import SolveSettings
 _SUM_WEIGHT = 1e4  # of the condition that weights add up to one, in the projection
 
 
+def any_weights_for(design: ProbeDesign, mixture: FloatArray) -> InterpolationWeights:
+    """Weights that stand for a mixture (D,), or for the nearest one that the probes can reach; any of several that do.
+
+    Least squares on `R^T w = p` with `w` on the simplex.
+
+    Examples:
+        >>> design = ProbeDesign(("old", "new"), ("web", "math"), np.array([[0.9, 0.1], [0.1, 0.9]]))
+        >>> any_weights_for(design, np.array([0.5, 0.5]))
+        InterpolationWeights(old=0.5, new=0.5)
+    """
+    return InterpolationWeights.normalised(dict(zip(design.probes, _projected(design, mixture), strict=True)))
+
+
 def weights_for(design: ProbeDesign, mixture: FloatArray) -> InterpolationWeights:
     """Weights that stand for a mixture (D,), or for the nearest one that the probes can reach.
 
     Several may do; these lean on the probes whose own mixtures are nearest, so that as little as possible is averaged.
     """
-    R = design.R
-    one = np.full((1, len(R)), _SUM_WEIGHT)
-    projected, _ = nnls(np.concatenate([R.T, one]), np.append(mixture, _SUM_WEIGHT))
+    R, projected = design.R, _projected(design, mixture)
     reached = R.T @ projected / projected.sum()
     spread = np.sum((R - reached) ** 2, axis=1)
     equal = np.concatenate([R.T, np.ones((1, len(R)))])
     made = linprog(spread, A_eq=equal, b_eq=np.append(reached, 1.0), bounds=(0, 1), method="highs")
     found = np.maximum(projected if made.x is None else made.x, 0.0)
     return InterpolationWeights(design.probes, found / found.sum())
+
+
+def _projected(design: ProbeDesign, mixture: FloatArray) -> FloatArray:
+    """Weights (P,) that sum to one but for rounding."""
+    rows = np.concatenate([design.R.T, np.full((1, len(design.R)), _SUM_WEIGHT)])
+    return np.asarray(nnls(rows, np.append(mixture, _SUM_WEIGHT))[0])
 
 
 @dataclass(frozen=True, kw_only=True)

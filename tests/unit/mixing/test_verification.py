@@ -6,7 +6,7 @@ import pytest
 from opmix.mixing.design import design_stage
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.solver import SolveSettings
-from opmix.mixing.verification import DirectPoint, Measured, curvature, sentences, weights_for
+from opmix.mixing.verification import DirectPoint, Measured, any_weights_for, curvature, sentences, weights_for
 
 DOMAINS = ("a", "b", "c")
 DESIGN = design_stage(DOMAINS, None).probes
@@ -17,6 +17,12 @@ def test_weights_stand_for_the_mixture_and_average_as_little_as_possible():
         w = weights_for(DESIGN, 0.9 * p + 0.1 / 3)
         np.testing.assert_allclose(DESIGN.mixture_of(w).weights, 0.9 * p + 0.1 / 3, atol=1e-7, rtol=1e-5)
     assert weights_for(DESIGN, np.full(3, 1 / 3))["old"] == pytest.approx(1)  # the joint probe, not the mean of three
+
+
+def test_any_weights_stand_for_the_same_mixture():
+    for p in np.random.default_rng(0).dirichlet(np.ones(3), 20):
+        leaning, any_ = (DESIGN.mixture_of(found(DESIGN, p)).weights for found in (weights_for, any_weights_for))
+        np.testing.assert_allclose(any_, leaning, atol=1e-6)
 
 
 def test_out_of_reach_means_the_nearest():
