@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
@@ -14,7 +13,6 @@ from opmix.report.html import (
     count,
     duration,
     el,
-    folded,
     join,
     number,
     percent,
@@ -26,24 +24,18 @@ from opmix.report.html import (
 from opmix.results.comparison import ComparedLife, CompareFile, ContenderRow
 from opmix.results.comparison import Spent as SpentEntry
 from opmix.results.life import Spread
-from opmix.results.manifest import Manifest
 
 
-def comparison_sections(content: CompareFile, manifest: Manifest | None) -> dict[str, Html]:
+def comparison_sections(content: CompareFile) -> dict[str, Html]:
     """Sections by id, in order."""
     rows = content.table
-    made = {
+    return {
         "summary": _opening(content, rows),
         "domains": _domains(content, rows),
         "forgetting": _forgetting(content, rows),
         "mixtures": _mixtures(content, rows),
         "cost": _cost(content, rows),
     }
-    if manifest is not None:
-        text = json.dumps(manifest.content, indent=2, ensure_ascii=False)
-        shown = folded("manifest.json", el("pre", text, tabindex="0"))
-        made["configuration"] = el("section", el("h2", "Configuration"), shown, id="configuration")
-    return made
 
 
 def _opening(content: CompareFile, rows: Sequence[ContenderRow]) -> Html:

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from opmix.compute.cost import SEARCH_PURPOSES
-from opmix.report.html import Html, count, el, folded, join, number, percent, row, scientific, span, table
+from opmix.report.html import Html, count, el, join, number, percent, row, scientific, span, table
 from opmix.report.life_figures import loss_panel, stream_panel
 from opmix.results.life import DecidedSegment, LifeFile, LossEntry, ScoreEntry, Spread, StageEntry, TargetLosses
-from opmix.results.manifest import Manifest
 
 
-def life_sections(life: LifeFile, manifest: Manifest | None) -> dict[str, Html]:
+def life_sections(life: LifeFile) -> dict[str, Html]:
     """Sections by id, in order."""
     lives = life.lives
-    made = {
+    return {
         "summary": _opening(life, lives),
         "stages": _stages(life),
         "losses": _losses(lives),
         "forgetting": _forgetting(life, lives),
         "cost": _cost(lives),
     }
-    if manifest is not None:
-        text = json.dumps(manifest.content, indent=2, ensure_ascii=False)
-        made["configuration"] = el(
-            "section",
-            el("h2", "Configuration"),
-            folded("manifest.json", el("pre", text, tabindex="0")),
-            id="configuration",
-        )
-    return made
 
 
 def _opening(life: LifeFile, lives: Sequence[Sequence[StageEntry]]) -> Html:

@@ -22,7 +22,7 @@ from opmix.report import sections
 from opmix.report.compare import comparison_sections
 from opmix.report.document import ReportData, load_report_data
 from opmix.report.evidence import agreement, columns, law_curves, positions, quality_table
-from opmix.report.html import Html, el, join, number, percent, raw
+from opmix.report.html import Html, el, folded, join, number, percent, raw
 from opmix.report.laws import draws_for_view, law_for_view
 from opmix.report.life import life_sections
 from opmix.report.model import Model, build_model
@@ -146,7 +146,7 @@ def build_life_report(folder: Path) -> str:
     Raises:
         StoreError: `life.json` is damaged.
     """
-    return _plain_page(folder, "run", _LIFE_NAV, life_sections(LifeFile.read(folder), Manifest.find(folder)))
+    return _plain_page(folder, "run", _LIFE_NAV, life_sections(LifeFile.read(folder)))
 
 
 def build_comparison_report(folder: Path) -> str:
@@ -155,8 +155,7 @@ def build_comparison_report(folder: Path) -> str:
     Raises:
         StoreError: `compare.json` is damaged.
     """
-    made = comparison_sections(CompareFile.read(folder), Manifest.find(folder))
-    return _plain_page(folder, "compare", _COMPARE_NAV, made)
+    return _plain_page(folder, "compare", _COMPARE_NAV, comparison_sections(CompareFile.read(folder)))
 
 
 _BUILDERS: dict[str, Callable[[Path], str]] = {
@@ -168,7 +167,11 @@ _BUILDERS: dict[str, Callable[[Path], str]] = {
 
 
 def _plain_page(folder: Path, kind: str, nav: Mapping[str, str], made: Mapping[str, Html]) -> str:
-    """A page without a what-if view; its first section opens it."""
+    """A page without a what-if view; its first section opens it, the manifest ends it."""
+    if (manifest := Manifest.find(folder)) is not None:
+        text = json.dumps(manifest.content, indent=2, ensure_ascii=False)
+        shown = folded("manifest.json", el("pre", text, tabindex="0"))
+        made = {**made, "configuration": el("section", el("h2", "Configuration"), shown, id="configuration")}
     scripts, name = [_asset("page.js")], folder.resolve().name
     parts: dict[str, Html] = {
         "csp": raw(" ".join(_allow(s) for s in scripts)),

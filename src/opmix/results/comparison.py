@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from opmix.errors import StoreError
 from opmix.results.files import SCHEMA, as_written, read_document, read_object, typed
 from opmix.results.life import Amount, LossEntry, ScoreEntry, Spread, StageCost, StageEntry
 from opmix.runs.files import plain, write_json
@@ -168,10 +167,7 @@ class CompareFile:
             StoreError: One is damaged, or `compare.json` is missing or of another schema.
         """
         path, spent = folder / NAME, folder / SPENT
-        content = read_document(path, _COMMAND)
-        for key in ("table", "entrants"):
-            if not content.get(key):
-                raise StoreError(f"{path}: damaged: {key} is missing or empty; run {_COMMAND} again to rewrite it")
+        content = read_document(path, _COMMAND, needed=("table", "entrants"))
         found = typed(cls, {k: v for k, v in content.items() if k != "spent"}, path, nulls=True)
         if not spent.is_file():
             return found

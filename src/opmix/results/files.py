@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,16 +42,19 @@ def read_object(path: Path, command: str = "the command") -> dict[str, Any]:
     return content
 
 
-def read_document(path: Path, command: str = "the command") -> dict[str, Any]:
+def read_document(path: Path, command: str = "the command", *, needed: Sequence[str] = ()) -> dict[str, Any]:
     """Return the object that a file of schema 1 holds.
 
     Raises:
-        StoreError: It is missing, damaged or of another schema.
+        StoreError: It is missing, damaged or of another schema, or one of the keys that are `needed` is missing or empty.
     """
     content = read_json(path, command)
     schema = content.get("schema", SCHEMA) if isinstance(content, dict) else type(content).__name__
     if schema != SCHEMA:
         raise StoreError(f"{path}: schema {schema!r}; this version of opmix reads schema {SCHEMA}")
+    for key in needed:
+        if not content.get(key):
+            raise StoreError(f"{path}: damaged: {key} is missing or empty; run {command} again to rewrite it")
     return dict(content)
 
 

@@ -11,12 +11,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import Discriminator, Tag
 
-from opmix.errors import StoreError
 from opmix.results.files import SCHEMA, as_written, read_document, typed
 from opmix.runs.files import plain, write_json
 
 NAME = "life.json"
-_COMMAND = "`opmix run`"
 _SAME = 1e-6
 """Difference of shares up to which two mixtures are one."""
 Amount = int | float
@@ -263,11 +261,7 @@ class LifeFile:
             StoreError: It is missing, damaged, or of another schema.
         """
         path = folder / NAME
-        content = read_document(path, _COMMAND)
-        for key in ("seeds", "stages"):
-            if not content.get(key):
-                raise StoreError(f"{path}: damaged: {key} is missing or empty; run {_COMMAND} again to rewrite it")
-        return typed(cls, content, path, nulls=True)
+        return typed(cls, read_document(path, "`opmix run`", needed=("seeds", "stages")), path, nulls=True)
 
 
 def _by_name(values: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
