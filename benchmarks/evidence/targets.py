@@ -200,9 +200,10 @@ def step_seconds(size: str) -> float:
 
 
 def with_its_swarms(trial: Trial) -> Trial:
-    """With those of the swarms that were run: they may be left out of a cell."""
-    made = (m for m in trial.swarms if all(trial.made(trial.search_file(m, o)) for o in trial.objectives))
-    return replace(trial, swarms=tuple(made))
+    """With those of the swarms that were run and trained in full; they may be left out of a cell."""
+    made = tuple(m for m in trial.swarms if all(trial.made(trial.search_file(m, o)) for o in trial.objectives))
+    whole = replace(trial, swarms=made)
+    return replace(trial, swarms=()) if whole.left() else whole
 
 
 def analyse(args: argparse.Namespace) -> None:
