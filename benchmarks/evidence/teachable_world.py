@@ -70,7 +70,7 @@ class Sizes:
     """Tokens of an answer that is scored, at most."""
 
 
-TINY = Sizes(steps=2, probe_steps=1, batch=4, length=160, answer=4, held_out=4, items=4, scored=4)
+TINY = Sizes(steps=4, probe_steps=1, batch=4, length=160, answer=4, held_out=4, items=4, scored=4)
 
 
 @dataclass(frozen=True, kw_only=True)
