@@ -3,15 +3,19 @@
 import importlib.util
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from life_sample import loss
 from typer.testing import CliRunner
 
 from opmix.cli.main import app
 from opmix.errors import ConfigError, DataError, ModelError
 from opmix.lifecycle.evaluation import Wanted, find_model
+from opmix.results.files import typed
+from opmix.results.life import LifeFile, StageEntry
 from opmix.scores.harness import harness_scores
 from opmix.scores.paired import TaskScore, bonett_price, paired_difference
 from opmix.testing import tiny_chat_tokenizer, tiny_model
@@ -53,13 +57,13 @@ class TestPaired:
 def model(tmp_path_factory):
     """A run folder with two stages, the last of them in life.json."""
     folder, tokenizer = tmp_path_factory.mktemp("run"), tiny_chat_tokenizer()
-    for number, stage in enumerate(("base", "mid")):
-        path = folder / "seed-0" / f"{number:02d}-{stage}" / "model"
+    for number, name in enumerate(("base", "mid")):
+        path = folder / "seed-0" / f"{number:02d}-{name}" / "model"
         tiny_model(vocab_size=len(tokenizer), seed=number).save_pretrained(path)
         tokenizer.save_pretrained(path)
-    (folder / "life.json").write_text(
-        json.dumps({"stages": ["base", "mid"], "seeds": {"0": {"model": "seed-0/01-mid/model"}}})
-    )
+    lived = [stage(name, 0, {"web": 1.0}, {"web": loss(5.0, 4.0)}, {}, False) for name in ("base", "mid")]
+    entries = [typed(StageEntry, entry, folder) for entry in lived]
+    LifeFile.of({0: [replace(e, folder=f"seed-0/{i:02d}-{e.name}") for i, e in enumerate(entries)]}).write(folder)
     return folder
 
 
