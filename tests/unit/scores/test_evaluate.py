@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from life_sample import loss
+from life_sample import loss, stage
 from typer.testing import CliRunner
 
 from opmix.cli.main import app
