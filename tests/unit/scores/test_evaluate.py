@@ -62,7 +62,7 @@ def model(tmp_path_factory):
         tiny_model(vocab_size=len(tokenizer), seed=number).save_pretrained(path)
         tokenizer.save_pretrained(path)
     lived = [stage(name, 0, {"web": 1.0}, {"web": loss(5.0, 4.0)}, {}, False) for name in ("base", "mid")]
-    entries = [typed(StageEntry, entry, folder) for entry in lived]
+    entries = [typed(StageEntry, entry, folder, nulls=True) for entry in lived]
     LifeFile.of({0: [replace(e, folder=f"seed-0/{i:02d}-{e.name}") for i, e in enumerate(entries)]}).write(folder)
     return folder
 
