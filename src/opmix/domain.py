@@ -8,6 +8,7 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 from opmix.errors import ConfigError
 from opmix.settings import Bounds, Count, Positive, Then, changed, internal, problems_error, settings
@@ -31,6 +32,7 @@ Supervise = Literal["all", "last"]
 Truncate = Literal["left", "right", "drop"]
 
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+_SECRET = re.compile(r"(^|[-_])(token|key|secret|password|signature|sig|credential)s?$", re.IGNORECASE)
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,79}$")
 
 
@@ -52,6 +54,15 @@ def is_url(path: str) -> bool:
     """
     scheme, found, _ = path.partition("://")
     return bool(found) and scheme.isalnum() and not path.startswith((PACKAGE, HUB))
+
+
+def _gives_away(path: str) -> bool:
+    """Whether an address holds a password or a signature: it would stand in run folders, reports and messages."""
+    if not is_url(path):
+        return False
+    found = urlsplit(path)
+    keys = (key for key, _ in parse_qsl(found.query, keep_blank_values=True))
+    return found.password is not None or any(_SECRET.search(key) for key in keys)
 
 
 def located(path: str, base: Path) -> str:
@@ -155,6 +166,11 @@ class Source:
     def __post_init__(self) -> None:
         if not self.paths or any(not path for path in self.paths):
             raise ConfigError("paths: empty; give at least one file, glob, folder or hub name")
+        if any(_gives_away(path) for path in self.paths):
+            raise ConfigError(
+                "paths: a URL with a password, token or signature in it; expected an address alone: give credentials where "
+                "the client looks for them (its environment variables, ~/.netrc, ~/.aws), or copy the file"
+            )
         if self.in_place and self.format in _NOT_TOKENS:
             raise ConfigError(f"in_place: of {self.format}; expected files of token ids; leave it out")
         if self.in_place and self.max_tokens is not None:

@@ -201,7 +201,8 @@ def stage_sentences(stage: StageEntry) -> list[str]:
     lines = [f"  step {p.steps[0]}: {p.reason}" for p in stage.decisions]
     tokens, flops = stage.cost.tokens, stage.cost.flops
     spent = ", ".join(f"{purpose} {tokens[purpose]:,.0f} tokens {flops[purpose]:.2g} FLOPs" for purpose in flops)
-    lines.append(f"  {spent}; search {stage.cost.search_share:.1%} of training")
+    share = stage.cost.search_share
+    lines.append(f"  {spent}" + ("" if share is None else f"; search {share:.1%} of training"))
     for domain, score in stage.scores.items():
         now, then = score.after, score.before
         low, high = now["interval"]

@@ -61,7 +61,8 @@ def read_stream(name: str, source: Source, pick: Pick[T], where: str, keep: Path
         raise DataError(
             f"{where}: the dataset cannot be opened ({type(error).__name__}: {error}); expected a hub name such as "
             "'org/name', a local folder or a URL; check the name, `config_name`, `split`, the network, and whether the "
-            "package that reads such addresses is installed; what was read is kept, and the same command goes on"
+            "package that reads such addresses is installed (pip install 'opmix[urls]' for https); what was read is "
+            "kept, and the same command goes on"
         ) from error
 
 
@@ -127,7 +128,7 @@ class _Kept:
     def _read(self, number: int) -> dict[str, Any] | None:
         """A part; None where it is not there, or damaged."""
         with suppress(*_FAILED), gzip.open(self._path(number), "rt", encoding="utf-8") as file:
-            state, *rows = file.read().splitlines()
+            state, *rows = file.read().split("\n")  # JSON may hold other ends of lines, U+2028 among them
             return {"state": json.loads(state), "rows": [json.loads(row) for row in rows]}
         return None
 

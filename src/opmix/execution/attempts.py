@@ -64,9 +64,13 @@ def note_of(folder: Path, name: str) -> JobNote | None:
     """Who was told to do the task of that name; None: nobody, or it cannot be read."""
     try:
         content = json.loads(file_of(folder, name, "job").read_text(encoding="utf-8"))
-        return JobNote(**{field: content[field] for field in ("attempt", "key", "engine", "job")})
+        note = JobNote(**{field: content[field] for field in ("attempt", "key", "engine", "job")})
     except (OSError, ValueError, TypeError, KeyError):
         return None
+    said = [note.attempt, note.key, note.engine, *([] if note.job is None else [note.job])]
+    # A name of a job that begins so would be an option to a scheduler's commands.
+    whole = all(isinstance(word, str) and word and not word.startswith("-") for word in said)
+    return note if whole else None
 
 
 def notes_in(folder: Path) -> dict[str, JobNote]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +61,32 @@ class Compared:
         return float(np.sqrt(held_out**2 + np.sum(variances) / len(variances) ** 2))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A mixture that a probe was trained on, and what is known of its gain over the one in use, nats."""
+
+    name: str
+    mixture: Mixture
+    measured: Estimate
+    """Between probes."""
+    together: Estimate
+    """In the stage, by law and probes."""
+    breaks: tuple[str, ...]
+    """Evaluation sets on which it loses more than is allowed."""
+
+    def json(self) -> dict[str, Any]:
+        """For `mixture.json`."""
+        return {
+            "name": self.name,
+            "mixture": dict(self.mixture),
+            "gain": self.together.gain,
+            "error": self.together.error,
+            "measured_gain": self.measured.gain,
+            "measured_error": self.measured.error,
+            "breaks": list(self.breaks),
+        }
+
+
 def best_measured(
     context: MethodContext,
     outcome: SearchOutcome,
@@ -92,40 +119,29 @@ def best_measured(
     rows = {again: probes.R[in_use[0]], **{name: mixture.weights for name, mixture in tried.items()}}
     trained = [_trained(context, rows, probes.domains, look.fidelity.steps) for look in reversed(looks)][::-1]
     noise = _order_noise(looks, trained, in_use[0])
-    found, gains = compared(outcome.simulated, trained, verdict.settings, noise), []
-    worth = stage_worth(proposal.fit, outcome.design.probes.R, in_use[0], verdict.settings) or discrepancy.factor
+    found = compared(outcome.simulated, trained, verdict.settings, noise)
+    worth = stage_worth(proposal.fit, probes.R, in_use[0], verdict.settings) or discrepancy.factor
     underrated = max(1.0, _related(noise[0], verdict.settings) / max(_related(law_noise, verdict.settings), 1e-12))
-    for i, toward in enumerate((1.0, 0.5)):
-        measured = Estimate(worth * float(found.gains[i]), worth * found.error(i))
-        gains.append(pooled([foretold(verdict, proposal.fit.law, toward, underrated=underrated), measured]))
     at_current = dict(zip(trained[0].metrics, proposal.fit.law.predict(current.weights)[0], strict=True))
-    broken = [
-        _limits_broken(verdict.constraints, trained[0], 1 + i, at_current, discrepancy.factor)
-        for i in range(len(tried))
-    ]
-    best = int(np.argmax([-np.inf if b else gain.gain for gain, b in zip(gains, broken, strict=True)]))
+    candidates = []
+    for i, ((name, mixture), toward) in enumerate(zip(tried.items(), (1.0, 0.5), strict=True)):
+        measured = Estimate(float(found.gains[i]), found.error(i))
+        told = foretold(verdict, proposal.fit.law, toward, underrated=underrated)
+        together = pooled([told, Estimate(worth * measured.gain, worth * measured.error)])
+        breaks = _limits_broken(verdict.constraints, trained[0], 1 + i, at_current, discrepancy.factor)
+        candidates.append(Candidate(name=name, mixture=mixture, measured=measured, together=together, breaks=breaks))
+    whole = [c for c in candidates if not c.breaks]
+    best = max(whole or candidates, key=lambda c: c.together.gain)
     verdict = confirm(
         verdict,
-        float(found.gains[best]),
-        found.error(best),
-        list(tried.values())[best],
-        tries=len(tried) - sum(map(bool, broken)),
-        together=gains[best],
+        best.measured.gain,
+        best.measured.error,
+        best.mixture,
+        tries=len(whole),
+        together=best.together,
         spread=discrepancy.spread,
     )
-    candidates = [
-        {
-            "name": n,
-            "mixture": dict(m),
-            "gain": gains[i].gain,
-            "error": gains[i].error,
-            "measured_gain": float(found.gains[i]),
-            "measured_error": found.error(i),
-            "breaks": list(broken[i]),
-        }
-        for i, (n, m) in enumerate(tried.items())
-    ]
-    made = {**proposal.evidence, "candidates": candidates, "stage_worth": worth}
+    made = {**proposal.evidence, "candidates": [c.json() for c in candidates], "stage_worth": worth}
     return replace(proposal, verdict=verdict, mixture=verdict.mixture, evidence=made)
 
 
@@ -165,9 +181,9 @@ def _order_noise(looks: Sequence[Simulation], trained: Sequence[Simulation], ref
 
 def _on_same(look: Simulation, again: Simulation) -> FloatArray:
     """Losses (E,) of the first of the probes trained again, on the sequences of an earlier look."""
-    kept = [~unseen if not unseen.all() else unseen for unseen in _unseen(look, again)]
-    pairs = zip(again.nll, again.tokens, kept, strict=True)
-    return np.array([sums[0, some].sum() / count[some].sum() for sums, count, some in pairs])
+    strides = [look.fidelity.stride(len(count)) for count in again.tokens]
+    pairs = zip(again.nll, again.tokens, strides, strict=True)
+    return np.array([sums[0, ::stride].sum() / count[::stride].sum() for sums, count, stride in pairs])
 
 
 def _related(noise: FloatArray, settings: SolveSettings) -> float:

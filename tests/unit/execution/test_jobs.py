@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections import deque
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,13 @@ def test_a_new_attempt_replaces_the_former_and_what_is_not_wanted_ends(tmp_path)
     assert notes_in(tmp_path) == {TASK.name: second}
     withdraw_all(tmp_path)
     assert watch("third") == [WITHDRAWN] * 3
+
+
+@pytest.mark.parametrize("job", ["--user=me", "-n", "", 7])
+def test_a_job_that_a_scheduler_would_take_for_an_option_is_none(tmp_path, job):
+    (tmp_path / "tasks").mkdir()
+    write_note(tmp_path, TASK.name, replace(noted(tmp_path, TASK, "slurm"), job=job))
+    assert notes_in(tmp_path) == {}
 
 
 def test_a_worker_that_cannot_load_says_so_to_whoever_waits(tmp_path):

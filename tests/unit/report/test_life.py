@@ -7,7 +7,7 @@ import pytest
 from life_sample import loss, stage
 from rich.console import Console
 
-from opmix.cli.life import stage_table
+from opmix.cli.life import stage_sentences, stage_table
 from opmix.errors import StoreError
 from opmix.report import write_report
 from opmix.results.life import LifeFile
@@ -117,3 +117,13 @@ def test_a_damaged_life_is_said(tmp_path, content):
     (tmp_path / "life.json").write_text(content)
     with pytest.raises(StoreError, match=r"life\.json"):
         write_report(tmp_path)
+
+
+def test_a_stage_in_which_nothing_was_trained_has_no_share_of_a_search(folder):
+    content = json.loads((folder / "life.json").read_text())
+    for life in content["seeds"].values():
+        life["stages"][1]["cost"]["search_share"] = None
+    (folder / "life.json").write_text(json.dumps(content))
+    assert "nan" not in write_report(folder).read_text().split("<body")[1].split("<script")[0]
+    sentences = stage_sentences(LifeFile.read(folder).lives[0][1])
+    assert not any("of training" in line or "None" in line for line in sentences)
