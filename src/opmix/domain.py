@@ -168,8 +168,8 @@ class Source:
             raise ConfigError("paths: empty; give at least one file, glob, folder or hub name")
         if any(_gives_away(path) for path in self.paths):
             raise ConfigError(
-                "paths: a URL with a password, token or signature in it; expected an address alone: give credentials where "
-                "the client looks for them (its environment variables, ~/.netrc, ~/.aws), or copy the file"
+                "paths: a URL with a password, token or signature in it; expected an address alone: give credentials "
+                "where the client looks for them (its environment variables, ~/.netrc, ~/.aws), or copy the file"
             )
         if self.in_place and self.format in _NOT_TOKENS:
             raise ConfigError(f"in_place: of {self.format}; expected files of token ids; leave it out")
