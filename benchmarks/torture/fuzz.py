@@ -57,7 +57,7 @@ def parsers(folder: Path) -> list[Parser]:
     from opmix.results.manifest import Manifest
     from opmix.results.mixture import MixtureFile
     from opmix.results.timing import TimingFile
-    from opmix.runs.store import lock_holder
+    from opmix.runs.lock import lock_holder
     from opmix.settings.loading import apply_override, read_yaml, validated
     from opmix.trackers.tables import read_csv_runs
 

@@ -26,6 +26,7 @@ from opmix.data.in_place import TokensInPlace
 from opmix.domain import Split
 from opmix.errors import DataError
 from opmix.runs.files import remove_leftovers, writing_prefix
+from opmix.runs.lock import alone_in
 
 FORMAT_VERSION = 1
 Int64Array = npt.NDArray[np.int64]
@@ -275,10 +276,13 @@ class SplitWriter:
         return True
 
     def _replace_damaged(self, target: Path) -> bool:
-        aside = Path(tempfile.mkdtemp(prefix=writing_prefix(), dir=self._cache_dir))
-        target.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
-        return self._move(target)
+        with alone_in(self._cache_dir):
+            if self._move(target):  # another process has replaced it meanwhile
+                return True
+            aside = Path(tempfile.mkdtemp(prefix=writing_prefix(), dir=self._cache_dir))
+            target.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
+            return self._move(target)
 
     def discard(self) -> None:
         """Close and remove what is still under the temporary name."""

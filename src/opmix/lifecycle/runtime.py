@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -245,8 +246,16 @@ def _tokenizer(
         made.save_pretrained(folder)
         return {"size": len(made)}
 
-    store.step("tokenizer", inputs, work, intact=(folder / "tokenizer.json").exists)
+    store.step("tokenizer", inputs, work, intact=lambda: _is_whole(folder))
     return load_tokenizer(folder)
+
+
+def _is_whole(tokenizer: Path) -> bool:
+    """Whether the files of a tokenizer that was trained here can be read: a power failure may leave them empty."""
+    try:
+        return all(json.loads((tokenizer / name).read_bytes()) for name in ("tokenizer.json", "tokenizer_config.json"))
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _files(domain: Domain) -> dict[str, list[int]]:

@@ -25,7 +25,8 @@ from opmix.results.asked import AskedFile
 from opmix.results.files import read_object
 from opmix.results.manifest import Manifest
 from opmix.runs.files import alive
-from opmix.runs.store import RunStore, lock_holder
+from opmix.runs.lock import lock_holder
+from opmix.runs.store import RunStore
 from opmix.runs.trace import Spent, read_spans
 from opmix.settings.loading import validated
 

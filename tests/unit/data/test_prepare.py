@@ -8,8 +8,9 @@ import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -241,6 +242,26 @@ class TestCache:
             results = [job.result() for job in jobs]
         assert len({result.fingerprint for result in results}) == 1
         assert len(list((tmp_path / "c").iterdir())) == 3
+
+    def test_what_another_process_has_mended_is_kept(
+        self, domain: Domain, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Both find a damaged split; the slower one comes when the faster one's is in place and in use."""
+        place = prepare_domain(domain, tokenizer, cache_dir=tmp_path / "c").valid.folder
+        assert place is not None
+        whole = (place / "tokens.bin").read_bytes()
+        (place / "tokens.bin").write_bytes(whole[:-1])
+
+        @contextmanager
+        def after_the_faster_one(folder: Path) -> Iterator[bool]:
+            (place / "tokens.bin").write_bytes(whole)
+            (place / "of the faster one").touch()
+            yield True
+
+        monkeypatch.setattr(cache, "alone_in", after_the_faster_one)
+        prepare_domain(domain, tokenizer, cache_dir=tmp_path / "c")
+        assert (place / "of the faster one").exists()
+        assert leftovers(tmp_path / "c") == []
 
     def test_pickles_as_a_place_on_disk(
         self, domain: Domain, tokenizer: PreTrainedTokenizerFast, tmp_path: Path

@@ -3,15 +3,13 @@ import os
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
 from opmix.errors import StoreError
 from opmix.results.manifest import Manifest
-from opmix.runs import store
 from opmix.runs.files import write_json, write_text
-from opmix.runs.store import LEASE, RunStore, fingerprint
+from opmix.runs.store import RunStore, fingerprint
 
 
 def test_a_step_is_done_once_per_fingerprint(tmp_path):
@@ -37,72 +35,6 @@ def test_a_failing_or_damaged_step_is_no_record(tmp_path):
         store.step("a", {}, lambda: {"x": 1})
         (tmp_path / "steps" / "a.json").write_text('{"fingerp')
         assert store.step("a", {}, lambda: {"x": 2}) == ({"x": 2}, False)
-
-
-def test_locks(tmp_path):
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    lock = tmp_path / "lock"
-    lock.write_text(json.dumps({"pid": child.pid, "host": socket.gethostname()}))
-    try:
-        with pytest.raises(StoreError, match=f"held by process {child.pid} on"), RunStore(tmp_path):
-            pass
-    finally:
-        child.kill()
-        child.wait()
-    with RunStore(tmp_path):  # its holder is gone
-        assert json.loads(lock.read_text())["pid"] == os.getpid()
-    assert not lock.exists()
-    lock.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
-    with pytest.raises(StoreError, match="elsewhere"), RunStore(tmp_path):
-        pass
-
-
-def test_a_lock_of_another_machine_is_broken_once_its_lease_is_over(tmp_path, caplog):
-    lock = tmp_path / "lock"
-    lock.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
-    old = lock.stat().st_mtime - LEASE - 60
-    os.utime(lock, (old, old))
-    with RunStore(tmp_path):
-        assert json.loads(lock.read_text())["pid"] == os.getpid()
-    assert "process 1 on elsewhere has not been heard of for 11 minutes" in caplog.text
-
-
-def test_a_held_lock_is_touched_while_work_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("opmix.runs.store.LEASE", 0.2)
-    with RunStore(tmp_path):
-        old = (tmp_path / "lock").stat().st_mtime - 100
-        os.utime(tmp_path / "lock", (old, old))
-        deadline = time.monotonic() + 20
-        while (tmp_path / "lock").stat().st_mtime < old + 50 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert (tmp_path / "lock").stat().st_mtime > old + 50
-
-
-def test_a_process_whose_lock_was_taken_over_writes_no_step_and_leaves_that_lock(tmp_path):
-    lock = tmp_path / "lock"
-    with RunStore(tmp_path) as store:
-        lock.write_text(json.dumps({"pid": 7, "host": "elsewhere"}))
-        with pytest.raises(StoreError, match="process 7 on elsewhere holds the lock"):
-            store.step("a", {}, lambda: {"x": 1})
-    assert json.loads(lock.read_text())["pid"] == 7
-
-
-@pytest.mark.parametrize(
-    "content", ['{"pid": 1e999, "host": "a"}', '{"pid": 5000000000, "host": "a"}', "[]", "", '{"pid": {}}']
-)
-def test_a_damaged_lock_is_waited_for_and_then_replaced(tmp_path, monkeypatch, content):
-    """Such as a power failure leaves: the name, and nothing in it."""
-    monkeypatch.setattr(store, "UNWRITTEN", 0.05)
-    (tmp_path / "lock").write_text(content)
-    with RunStore(tmp_path):
-        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
-
-
-def test_a_folder_in_the_place_of_the_lock_is_told(tmp_path):
-    (tmp_path / "lock").mkdir()
-    os.utime(tmp_path / "lock", (0, 0))
-    with pytest.raises(StoreError, match="lock: no file that can be replaced"), RunStore(tmp_path):
-        pass
 
 
 def test_leftovers_of_dead_processes_are_removed_and_those_of_living_ones_kept(tmp_path):
