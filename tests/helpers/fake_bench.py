@@ -45,7 +45,7 @@ class FakeBench:
     targets: tuple = ()
     """Further columns of the law; the first is all that counts."""
 
-    def solve_settings(self, baseline, metrics):
+    def solve_settings(self, baseline, metrics, *, simulated=None):
         omega = np.array([float(m == self.targets[0]) for m in metrics])
         return SolveSettings(objective="weighted", omega=omega, reference=baseline)
 

@@ -39,7 +39,7 @@ def decided(
     """Solve, score the alternatives, keep or move (paper, section 3, step 5; section 5 of docs/method.md)."""
     problem = context.stage
     baseline = dict(zip(table.metrics, map(float, simulated.baseline), strict=True))
-    settings = context.solve_settings(simulated.baseline, table.metrics)
+    settings = context.solve_settings(simulated.baseline, table.metrics, simulated=simulated)
     settings = settings if kl is None else replace(settings, kl=kl)
     candidates = problem.candidates(settings.prior)
     verdict = decide(

@@ -110,7 +110,7 @@ class TrainedProbes:
             "verdict": "No mixture was simulated: what is foretold comes from the trained probes alone.",
         }
         noise = found.noise(rule.draws, rule.seed + 1)
-        settings = context.solve_settings(found.last.baseline, found.table.metrics)
+        settings = context.solve_settings(found.last.baseline, found.table.metrics, simulated=found.last)
         kl = None if self.given_kl else relative_kl(fit, design, settings)
         return decided(context, design, found.last, found.table, fit, noise, structural=0.0, check=check, kl=kl)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from opmix.compute.ledger import Ledger
 from opmix.config import SearchConfig
@@ -16,14 +14,14 @@ from opmix.methods.findings import findings
 from opmix.methods.op_mix import method_of
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
-from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
+from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.solver import SolveSettings
 from opmix.mixture_search.estimate import DomainSize, estimate_search, eval_sequences
 from opmix.mixture_search.feasible import check_decision, problem_of, solve_settings_of
 from opmix.mixture_search.hand_over import elsewhere
 from opmix.mixture_search.payoff import silent_targets
 from opmix.progress import Progress
-from opmix.protocols.mixing_method import FULL, Fidelity, LawProposal, Simulation
+from opmix.protocols.mixing_method import LawProposal, Simulation
 from opmix.results.payoff import Silent
 from opmix.runs.files import default_cache_dir
 from opmix.runs.store import RunStore, fingerprint
@@ -118,27 +116,22 @@ class SearchContext:
 
     # -- what a method may ask for -----------------------------------------------------------------------------
 
-    def simulate(
-        self,
-        design: ProbeDesign,
-        points: Sequence[InterpolationWeights],
-        *,
-        label: str,
-        fidelity: Fidelity = FULL,
-    ) -> Simulation:
+    @property
+    def simulate(self) -> Callable[..., Simulation]:
         """See `MethodContext`."""
-        made = self.session.simulate(design, points, label=label, fidelity=fidelity)
-        if self.config.targets and label == "proxies" and fidelity == FULL:
-            alone = [i for i, point in enumerate(points) if np.max(point.weights) == 1]
-            self.silent = silent_targets(self.config, made, alone)
-        return made
+        return self.session.simulate
 
-    def token_losses(self, design: ProbeDesign, *, label: str, thinning: int = 1) -> Mapping[str, FloatArray]:
+    @property
+    def token_losses(self) -> Callable[..., Mapping[str, FloatArray]]:
         """See `MethodContext`."""
-        return self.session.token_losses(design, label=label, thinning=thinning)
+        return self.session.token_losses
 
-    def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
+    def solve_settings(
+        self, baseline: FloatArray, metrics: Sequence[str], *, simulated: Simulation | None = None
+    ) -> SolveSettings:
         """See `MethodContext`."""
+        if simulated is not None and simulated.fidelity.steps is None:
+            self.silent = silent_targets(self.config, simulated)
         size = self.prepared.bytes_per_token
         return solve_settings_of(self.config, self.stage, baseline, metrics, silent=self.silent, bytes_per_token=size)
 

@@ -27,12 +27,12 @@ WEIGHTS = (0.1, 0.25, 0.5, 0.75, 0.9)
 """Of one target, in the frontier between it and the others."""
 
 
-def silent_targets(config: SearchConfig, simulated: Simulation, probes: Sequence[int]) -> dict[str, Silent]:
-    """Targets whose losses at the probes (rows of `simulated`) do not stand out of held-out noise; none that `solve.weights` names.
+def silent_targets(config: SearchConfig, simulated: Simulation) -> dict[str, Silent]:
+    """Targets whose losses at the probes themselves do not stand out of held-out noise; none that `solve.weights` names.
 
     Where that would be all of them, none: something must be minimised, and the decision's own noise says keep.
     """
-    rows = list(probes)
+    rows = [i for i, point in enumerate(simulated.points) if np.max(point.weights) == 1]
     if len(rows) < 2:
         return {}
     found = {}

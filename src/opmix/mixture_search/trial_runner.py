@@ -69,7 +69,7 @@ class TrialRunner:
         return self.context.token_losses
 
     @property
-    def solve_settings(self) -> Callable[[FloatArray, Sequence[str]], SolveSettings]:
+    def solve_settings(self) -> Callable[..., SolveSettings]:
         """See `MethodContext`."""
         return self.context.solve_settings
 

@@ -101,6 +101,7 @@ class ProbeSession:
             tokens=swept.points.tokens,
             baseline=swept.baseline,
             gram=swept.gram,
+            points=tuple(points),
             fidelity=fidelity,
             probe_tokens=self.probe_tokens * (fidelity.steps or self.settings.num_steps) / self.settings.num_steps,
             training_flops=self.ledger.total("flops", ["probes"]) - before[0],
@@ -237,14 +238,12 @@ class ProbeSession:
 
     def _done(self, probe: PlannedProbe) -> dict[str, Any]:
         """The record of a probe, trained or found."""
-
-        def work() -> dict[str, Any]:
-            started = time.perf_counter()
-            trained = train_probe(probe.task, self.runtime)
-            return {**trained.json(), "seconds": time.perf_counter() - started}
-
-        result, _ = self.store.step(probe.step, probe.inputs, work, intact=self._is_whole(probe), together=True)
-        return result
+        with self.store.recording(probe.step, probe.inputs, intact=self._is_whole(probe)) as record:
+            if record.missing:
+                started = time.perf_counter()
+                trained = train_probe(probe.task, self.runtime)
+                record.result = {**trained.json(), "seconds": time.perf_counter() - started}
+        return dict(record.result)
 
     def _evaluated(self, sweep: Sweep, base: Mapping[str, Any]) -> ProxyLosses:
         """Losses of every point, evaluated or found; what it costs is booked."""
@@ -272,22 +271,18 @@ class ProbeSession:
 
     def _swept(self, sweep: Sweep, base: Mapping[str, Any]) -> tuple[float, ProxyLosses]:
         """Seconds and losses of a sweep, or of a part of one, evaluated or found."""
-
-        def work() -> dict[str, Any]:
-            if self.elsewhere is not None:
-                return self._in_parts(sweep, base, self.elsewhere)
-            started = time.perf_counter()
-            evaluator = replace(self.evaluator, held_out=[h.thinned(sweep.thinning) for h in self.held_out])
-            evaluator.evaluate(list(sweep.probes.values()), sweep.points, label=sweep.name).save(
-                self._table(sweep.name)
-            )
-            return {"seconds": time.perf_counter() - started}
-
         inputs, name = self._inputs_of(sweep, base), sweep.name
-        result, _ = self.store.step(name, inputs, work, intact=lambda: self._losses(name) is not None, together=True)
+        with self.store.recording(name, inputs, intact=lambda: self._losses(name) is not None) as record:
+            if record.missing and self.elsewhere is not None:
+                record.result = self._in_parts(sweep, base, self.elsewhere)
+            elif record.missing:
+                started = time.perf_counter()
+                evaluator = replace(self.evaluator, held_out=[h.thinned(sweep.thinning) for h in self.held_out])
+                evaluator.evaluate(list(sweep.probes.values()), sweep.points, label=name).save(self._table(name))
+                record.result = {"seconds": time.perf_counter() - started}
         found = self._losses(name)
         assert found is not None
-        return float(result["seconds"]), found
+        return float(record.result["seconds"]), found
 
     def _in_parts(self, sweep: Sweep, base: Mapping[str, Any], elsewhere: Elsewhere) -> dict[str, Any]:
         """Have a sweep evaluated in as many parts as there are slots, and join them: the bytes do not depend on the cut."""

@@ -78,6 +78,8 @@ class Simulation:
     tokens: tuple[FloatArray, ...]  # per eval set (S_e,)
     baseline: FloatArray  # (E,) the current model
     gram: FloatArray  # (P, P) inner products of the probes' delta weights
+    points: tuple[InterpolationWeights, ...] = ()
+    """What was simulated, over the P probes."""
     fidelity: Fidelity = FULL
     """What it was worth; simulations that are compared must agree."""
     probe_tokens: float = 0.0
@@ -114,8 +116,10 @@ class MethodContext(Protocol):
         Choice tasks have none. `label` names the work in the run folder; of the held-out sequences every `thinning`-th is read.
         """
 
-    def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
-        """Objective, KL and prior, given the current model's losses."""
+    def solve_settings(
+        self, baseline: FloatArray, metrics: Sequence[str], *, simulated: Simulation | None = None
+    ) -> SolveSettings:
+        """Objective, KL and prior, given the current model's losses; targets that do not stand out of noise in `simulated` have no say."""
 
     def constraints(self, baseline: Mapping[str, float]) -> Constraints:
         """What the mixture must obey, given the current model's losses."""

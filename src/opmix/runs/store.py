@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,20 @@ def fingerprint(value: Any) -> str:
     """Stable hash of a JSON-like value; secrets are no part of it."""
     text = json.dumps(plain(without_secrets(value)), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@dataclass
+class Record:
+    """Of a step in progress (`RunStore.recording`)."""
+
+    result: Any = None
+    """JSON-like; what was found, or what the body gives."""
+    found: bool = False
+
+    @property
+    def missing(self) -> bool:
+        """Whether the body has to do the step."""
+        return not self.found
 
 
 class RunStore:
@@ -168,31 +183,60 @@ class RunStore:
         Returns:
             The result, and whether it was found rather than done.
         """
-        key = fingerprint(inputs)
-        found = self.found(name, key) if self.ranks.first else None
-        found = self.ranks.shared(found if found is not None and intact() else None)
-        if found is not None:
+        if together:
+            with self.recording(name, inputs, intact=intact) as record:
+                if record.missing:
+                    record.result = work()
+            return record.result, record.found
+        key, result = fingerprint(inputs), None
+        if (found := self._intact(name, key, intact)) is not None:
             return found, True
-        self._lock.check()
-        with span(name, "step"):
-            started, result = time.perf_counter(), plain(work()) if together else None
+        with self._doing(name), self.ranks.agreed():
+            if self.ranks.first:
+                started, result = time.perf_counter(), plain(work())
+                self._write(name, key, inputs, result, time.perf_counter() - started)
+        return dict(self.ranks.shared(result or {})), False
+
+    @contextmanager
+    def recording(
+        self, name: str, inputs: Mapping[str, Any], *, intact: Callable[[], bool] = lambda: True
+    ) -> Iterator[Record]:
+        """A step that all ranks do in the body where its record is missing; the result given there is kept at the end. See `step`."""
+        key = fingerprint(inputs)
+        if (found := self._intact(name, key, intact)) is not None:
+            yield Record(result=found, found=True)
+            return
+        with self._doing(name):
+            started, record = time.perf_counter(), Record()
+            yield record
+            record.result = plain(record.result)
             with self.ranks.agreed():
                 if self.ranks.first:
-                    result = result if together else plain(work())
-                    with span("record", "saving"):
-                        self._write(name, key, inputs, result, time.perf_counter() - started)
-            return dict(self.ranks.shared(result or {})), False
+                    self._write(name, key, inputs, record.result, time.perf_counter() - started)
+            record.result = dict(self.ranks.shared(record.result))
+
+    def _intact(self, name: str, key: str, intact: Callable[[], bool]) -> dict[str, Any] | None:
+        """What the first rank finds of a step, on all ranks."""
+        found = self.found(name, key) if self.ranks.first else None
+        return self.ranks.shared(found if found is not None and intact() else None)
+
+    @contextmanager
+    def _doing(self, name: str) -> Iterator[None]:
+        self._lock.check()
+        with span(name, "step"):
+            yield
 
     def _write(self, name: str, key: str, inputs: Mapping[str, Any], result: Any, seconds: float) -> None:
-        sync_new(self.folder, time.time() - seconds - 1)
-        write_json(
-            self.folder / "steps" / f"{name}.json",
-            {
-                "name": name,
-                "fingerprint": key,
-                "inputs": without_secrets(inputs),
-                "result": result,
-                "seconds": seconds,
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            },
-        )
+        with span("record", "saving"):
+            sync_new(self.folder, time.time() - seconds - 1)
+            write_json(
+                self.folder / "steps" / f"{name}.json",
+                {
+                    "name": name,
+                    "fingerprint": key,
+                    "inputs": without_secrets(inputs),
+                    "result": result,
+                    "seconds": seconds,
+                    "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                },
+            )

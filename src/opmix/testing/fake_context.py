@@ -114,6 +114,7 @@ class FakeContext:
             tokens=counts,
             baseline=baseline,
             gram=design.R @ design.R.T,
+            points=tuple(points),
             fidelity=fidelity,
             probe_tokens=seen,
             training_flops=self.step_flops * self._new_steps(design, steps, fidelity.order),
@@ -126,7 +127,9 @@ class FakeContext:
         found = self.simulate(design, alone, label=f"tokens-{label}", fidelity=Fidelity(thinning=thinning))
         return {m: nll / count for m, nll, count in zip(found.metrics, found.nll, found.tokens, strict=True)}
 
-    def solve_settings(self, baseline: FloatArray, metrics: Sequence[str]) -> SolveSettings:
+    def solve_settings(
+        self, baseline: FloatArray, metrics: Sequence[str], *, simulated: Simulation | None = None
+    ) -> SolveSettings:
         """See `MethodContext`."""
         return self.settings
 

@@ -14,12 +14,14 @@ from opmix.errors import ConfigError, InfeasibleError
 from opmix.mixing.attainable import attainable_limits
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.log_linear import LogLinearLaw
+from opmix.mixing.mixture import InterpolationWeights
 from opmix.mixing.paired import objective_values
 from opmix.mixing.solver import Coordinates, SolveSettings, solve
 from opmix.mixture_search.context import SearchContext
 from opmix.mixture_search.feasible import problem_of
 from opmix.mixture_search.payoff import silent_targets
 from opmix.progress import Silent
+from opmix.protocols.mixing_method import Fidelity
 from opmix.runs.store import RunStore
 from opmix.target import objective_weights
 from opmix.testing import tiny_chat_tokenizer, tiny_model, tiny_tokenizer, write_toy_chats, write_toy_domains
@@ -181,7 +183,7 @@ def test_a_target_that_is_trained_on_is_refused_before_any_training(toy):
         searched(toy, targets={"manual": toy[1]["beta"]})
 
 
-def simulated(spreads, noise=0.01, sequences=24, seed=0):
+def simulated(spreads, noise=0.01, sequences=24, seed=0, probes=3):
     """Three probes and a mean of them; sets differ between the probes by so much, and sequences by noise."""
     rng = np.random.default_rng(seed)
     tokens = np.full(sequences, 50.0)
@@ -190,21 +192,38 @@ def simulated(spreads, noise=0.01, sequences=24, seed=0):
         means = 3.0 + spread * np.array([[-1.0], [0.0], [1.0], [0.0]])
         nll.append(tokens * (means + noise * rng.standard_normal((4, sequences))))
     losses = np.stack([n.sum(axis=1) / tokens.sum() for n in nll], axis=1)
+    names = ("a", "b", "c")
+    weights = [*np.eye(3)[:probes], *[np.full(3, 1 / 3)] * (4 - probes)]
     return SimpleNamespace(
-        metrics=("web", "code", "dev", "far"), nll=nll, tokens=[tokens] * len(spreads), losses=losses
-    )
+        metrics=("web", "code", "dev", "far"), nll=nll, tokens=[tokens] * len(spreads), losses=losses,
+        points=tuple(InterpolationWeights(names, row) for row in weights), fidelity=Fidelity(thinning=2),
+    )  # fmt: skip
 
 
 def test_a_target_that_the_probes_tell_nothing_of_has_no_say_unless_it_is_named():
     targets = {"dev": "dev.jsonl", "far": "far.jsonl"}
     world = simulated([0.0, 0.1, 0.1, 0.0])
-    found = silent_targets(config_of(targets=targets), world, [0, 1, 2])
+    found = silent_targets(config_of(targets=targets), world)
     assert list(found) == ["far"]
     assert found["far"].spread < 2 * found["far"].noise
-    assert silent_targets(config_of(targets=targets, solve={"weights": {"far": 1}}), world, [0, 1, 2]) == {}
+    assert silent_targets(config_of(targets=targets, solve={"weights": {"far": 1}}), world) == {}
     nothing = simulated([0.0, 0.1, 0.0, 0.0])
-    assert silent_targets(config_of(targets=targets), nothing, [0, 1, 2]) == {}  # something must be minimised
-    assert silent_targets(config_of(targets=targets), world, [0]) == {}
+    assert silent_targets(config_of(targets=targets), nothing) == {}  # something must be minimised
+    one = simulated([0.0, 0.1, 0.1, 0.0], probes=1)
+    assert silent_targets(config_of(targets=targets), one) == {}  # averages tell nothing of the probes
+
+
+@pytest.mark.parametrize(("steps", "said"), [(None, ["far"]), (4, [])])
+def test_what_has_no_say_is_told_of_whole_probes_however_thinned(steps, said, tmp_path):
+    config = config_of(targets={"dev": "dev.jsonl", "far": "far.jsonl"})
+    world = simulated([0.0, 0.1, 0.1, 0.0])
+    world.fidelity = Fidelity(steps=steps, thinning=2)
+    context = SearchContext(config, tmp_path, RunStore(tmp_path), Silent(), None)
+    context.prepared = SimpleNamespace(bytes_per_token={})
+    context.stage = problem_of(config, dict.fromkeys(config.domains, 10_000))
+    settings = context.solve_settings(np.full(4, 3.0), world.metrics, simulated=world)
+    assert list(context.silent) == said
+    assert (settings.weights(4)[3] == 0) == bool(said)
 
 
 def asked(config, bytes_per_token, tmp_path):
