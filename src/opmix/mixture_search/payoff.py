@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from scipy.special import chdtri
 
 from opmix.config import SearchConfig
 from opmix.errors import SolverError
@@ -19,8 +20,8 @@ from opmix.protocols.law import MixingLaw
 from opmix.protocols.mixing_method import LawProposal, Simulation
 from opmix.results.payoff import Alone, Change, Payoff, Silent
 
-CLEAR = 2.0
-"""Times the noise that a target's losses must differ by between probes to have a say."""
+CHANCE = 0.05
+"""Of a target that no probe changes to have a say all the same: its losses differ by noise alone."""
 FEW = 6
 """Targets up to which the way between each and the others is followed; with more, only its end."""
 WEIGHTS = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -37,13 +38,15 @@ def silent_targets(config: SearchConfig, simulated: Simulation) -> dict[str, Sil
         return {}
     found = {}
     apart = [nll[rows] - nll[rows].mean(axis=0) for nll in simulated.nll]
-    noise = np.sqrt(np.mean(loss_errors(apart, simulated.tokens) ** 2, axis=0))
+    free = len(rows) - 1  # the mean over the probes is taken off, and with it a part of the noise
+    noise = np.sqrt(np.sum(loss_errors(apart, simulated.tokens) ** 2, axis=0) / free)
     spread = simulated.losses[rows].std(axis=0, ddof=1)
+    clear = np.sqrt(chdtri(free, CHANCE) / free)  # of spread / noise, were there nothing but noise
     for e, metric in enumerate(simulated.metrics):
         target = config.targets.get(metric)
         if target is None or not target.weight or metric in config.solve.weights:
             continue
-        if np.isfinite(noise[e]) and spread[e] < CLEAR * noise[e]:
+        if np.isfinite(noise[e]) and spread[e] < clear * noise[e]:
             found[metric] = Silent(spread=float(spread[e]), noise=float(noise[e]))
     heard = [n for n, t in config.targets.items() if config.solve.weights.get(n, t.weight) and n not in found]
     return found if heard else {}

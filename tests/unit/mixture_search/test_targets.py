@@ -19,7 +19,7 @@ from opmix.mixing.paired import objective_values
 from opmix.mixing.solver import Coordinates, SolveSettings, solve
 from opmix.mixture_search.context import SearchContext
 from opmix.mixture_search.feasible import problem_of
-from opmix.mixture_search.payoff import silent_targets
+from opmix.mixture_search.payoff import CHANCE, silent_targets
 from opmix.progress import Silent
 from opmix.protocols.mixing_method import Fidelity
 from opmix.runs.store import RunStore
@@ -211,6 +211,14 @@ def test_a_target_that_the_probes_tell_nothing_of_has_no_say_unless_it_is_named(
     assert silent_targets(config_of(targets=targets), nothing) == {}  # something must be minimised
     one = simulated([0.0, 0.1, 0.1, 0.0], probes=1)
     assert silent_targets(config_of(targets=targets), one) == {}  # averages tell nothing of the probes
+
+
+def test_a_target_of_noise_alone_has_a_say_as_seldom_as_is_said():
+    config = config_of(targets={"dev": "dev.jsonl", "far": "far.jsonl"})
+    said = sum(not silent_targets(config, simulated([0.0, 0.1, 0.1, 0.0], seed=seed)) for seed in range(400))
+    assert (
+        400 * CHANCE * 0.4 < said < 400 * CHANCE * 2.5
+    )  # 20 expected, standard deviation 4.4; heavier tails of few sequences
 
 
 @pytest.mark.parametrize(("steps", "said"), [(None, ["far"]), (4, [])])
