@@ -38,7 +38,7 @@ def moved(domains: int, seed: int, *, confidence: float, **noise: float) -> bool
         seed=seed,
     )
     context = FakeContext(
-        stage=problem,
+        problem=problem,
         surface=log_linear_surface([[0.0] * domains] * domains),
         course=lambda tokens: np.repeat(
             3.0 - 0.2 * np.log1p(tokens.sum(axis=1, keepdims=True) / 2000), domains, axis=1

@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from opmix.cli.main import app
-from opmix.comparison.config import CompareConfig, EntrantConfig, load_compare
+from opmix.comparison.config import CompareConfig, ContenderConfig, load_compare
 from opmix.config import SearchConfig, load_config
 from opmix.lifecycle import config as life
 from opmix.settings import hints_of, keys_of, settings_class
@@ -95,7 +95,7 @@ def test_every_setting_of_a_comparison_is_documented():
     text = (ROOT / "docs" / "compare.md").read_text()
     own = set(keys_of(CompareConfig)) - set(keys_of(life.LifeSettings))
     assert own == {"methods", "reference"}
-    assert [key for key in (*own, *keys_of(EntrantConfig)) if f"`{key}`" not in text and f".{key}`" not in text] == []
+    assert [key for key in (*own, *keys_of(ContenderConfig)) if f"`{key}`" not in text and f".{key}`" not in text] == []
     for file in [
         *(ROOT / "benchmarks").glob("compare_*.yaml"),
         ROOT / "examples/smoke/compare.yaml",

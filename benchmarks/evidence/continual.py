@@ -138,7 +138,7 @@ class ContinualStage:
         with RunStore(self.home / folder) as store:
             context = SearchContext(config, base, store, self.progress, None)
             context.prepare(self.base, self.tokenizer)
-            design = context.method.design(context.stage)
+            design = context.method.design(context.problem)
             with context.session.proxies(design.probes) as proxies:
                 yield design, proxies
 

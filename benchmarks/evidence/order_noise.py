@@ -52,7 +52,7 @@ def prepared(trial: Trial, store: RunStore) -> SearchContext:
 
 def mixtures(trial: Trial, context: SearchContext, *, halves: bool) -> dict[str, FloatArray]:
     """Of all probes: the design's, the optimum of every objective, and half-way to it."""
-    design, current = context.method.design(context.stage).probes, context.stage.current.weights
+    design, current = context.method.design(context.problem).probes, context.problem.current.weights
     rows = dict(zip(design.probes, design.R, strict=True))
     for objective in trial.objectives:
         optimum = np.array(trial.read(trial.search_file("search", objective))["optimum"])

@@ -125,9 +125,9 @@ class AskTell:
 
     def _start(self, given: dict[str, Any]) -> None:
         self._config, self._available = _checked(given)
-        self.stage = problem_of(self._config, self._available)
-        check_decision(self._config, self.stage, self._available)
-        self.design, runs = _asked(self.stage, given["mixtures"])
+        self.problem = problem_of(self._config, self._available)
+        check_decision(self._config, self.problem, self._available)
+        self.design, runs = _asked(self.problem, given["mixtures"])
         with self._held():
             found = AskedFile.find(self.folder)
             if found is not None and found.settings != given:
@@ -143,7 +143,7 @@ class AskTell:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Evaluation sets that losses are told of, E: domains, then targets."""
-        return (*self.stage.domains, *self._config.targets)
+        return (*self.problem.domains, *self._config.targets)
 
     @property
     def runs(self) -> tuple[AskedRun, ...]:
@@ -228,7 +228,7 @@ class AskTell:
     # -- law and decision --------------------------------------------------------------------------------------
 
     def _decided(self) -> tuple[ProxyTable, LawFit, Verdict]:
-        design, problem, rule = self._table(), self.stage, self._config.decision
+        design, problem, rule = self._table(), self.problem, self._config.decision
         current = next(run.losses for run in self.runs if run.name == CURRENT)
         if current is None and self._config.loss_limits:
             limited = ", ".join(self._config.loss_limits)
@@ -263,10 +263,10 @@ class AskTell:
 
     def _settings(self, fit: LawFit, current: Mapping[str, float] | None) -> SolveSettings:
         metrics = fit.law.metrics
-        reference = fit.law.predict(self.stage.current.weights)[0]
+        reference = fit.law.predict(self.problem.current.weights)[0]
         if current is not None:
             reference = np.array([current[m] for m in metrics])
-        return solve_settings_of(self._config, self.stage, reference, metrics)
+        return solve_settings_of(self._config, self.problem, reference, metrics)
 
     def _table(self) -> ProxyTable:
         runs = [run for run in self.runs if run.name not in (CURRENT, PROPOSAL)]
@@ -279,15 +279,15 @@ class AskTell:
         return ProxyTable(
             points=tuple(run.name for run, _ in kept),
             kinds=("probe",) * len(kept),
-            domains=self.stage.domains,
+            domains=self.problem.domains,
             metrics=self.metrics,
-            mixtures=_rows([run.mixture or {} for run, _ in kept], self.stage.domains),
+            mixtures=_rows([run.mixture or {} for run, _ in kept], self.problem.domains),
             losses=_rows([losses for _, losses in kept], self.metrics),
         )
 
     def _in_use(self) -> FloatArray | None:
         """Losses of a run on the mixture in use, (E,); None: there is none, or it failed."""
-        found = self._table().measured(self.stage.current)
+        found = self._table().measured(self.problem.current)
         return None if found is None else np.array([found[m] for m in self.metrics])
 
     def _confirmed(self, table: ProxyTable, verdict: Verdict, measured: Mapping[str, float]) -> Verdict:
@@ -363,19 +363,19 @@ def _checked(given: Mapping[str, Any]) -> tuple[SearchConfig, dict[str, int]]:
     return parse_config({k: v for k, v in content.items() if v is not None}), {n: int(v) for n, v in extra.items()}
 
 
-def _asked(stage: DecisionProblem, mixtures: int | None) -> tuple[StageDesign, tuple[AskedRun, ...]]:
+def _asked(problem: DecisionProblem, mixtures: int | None) -> tuple[StageDesign, tuple[AskedRun, ...]]:
     """One run a coordinate and one on their middle, as in a search; then mixtures between them, all really trained."""
-    design = design_stage(stage.domains, stage.old, seed=stage.seed, new=stage.new, interpolate=False)
+    design = design_stage(problem.domains, problem.old, seed=problem.seed, new=problem.new, interpolate=False)
     E = design.coordinates.E
     count = max(4, len(E)) if mixtures is None else mixtures
     if len(E) == 2:
         grid = np.linspace(0, 1, count + 2)[1:-1]
         between = np.stack([1 - grid, grid], axis=1) @ E
     else:
-        between = np.random.default_rng(stage.seed).dirichlet(np.ones(len(E)), size=count) @ E
+        between = np.random.default_rng(problem.seed).dirichlet(np.ones(len(E)), size=count) @ E
     rows = [*zip(design.names, design.mixtures, strict=True)]
     rows += [(f"mixture {i}", row) for i, row in enumerate(between, 1)]
-    runs = [AskedRun(name=name, mixture=dict(Mixture(stage.domains, row))) for name, row in rows]
+    runs = [AskedRun(name=name, mixture=dict(Mixture(problem.domains, row))) for name, row in rows]
     return design, (AskedRun(name=CURRENT), *runs)
 
 

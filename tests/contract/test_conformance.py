@@ -59,13 +59,13 @@ class Unsteady:
     def propose(self, context):
         type(self).count += 1
         return Proposal(
-            mixture=Mixture.normalised({d: 1 + self.count * i for i, d in enumerate(context.stage.domains)})
+            mixture=Mixture.normalised({d: 1 + self.count * i for i, d in enumerate(context.problem.domains)})
         )
 
 
 class Narrow:
     def propose(self, context):
-        return Proposal(mixture=Mixture.uniform(context.stage.domains[:1]))
+        return Proposal(mixture=Mixture.uniform(context.problem.domains[:1]))
 
 
 @pytest.mark.parametrize(("method", "said"), [(Unsteady, "twice"), (Narrow, "over")])

@@ -51,7 +51,7 @@ def test_only_new_domains_are_trained_on(name):
         stage = DecisionProblem(
             domains=("a", "b", "c"), old=old, budget_tokens=9, available_tokens=dict.fromkeys("abc", 9), new=new
         )
-        return LEARNERS[name].propose(type("Bench", (), {"stage": stage})()).mixture
+        return LEARNERS[name].propose(type("Bench", (), {"problem": stage})()).mixture
 
     assert proposed(Mixture.of({"a": 1.0})) == Mixture.of({"a": 0.0, "b": 0.5, "c": 0.5})
     assert proposed(Mixture.of({"a": 1.0}), ("c",)) == Mixture.of({"a": 0.0, "b": 0.0, "c": 1.0})

@@ -83,7 +83,7 @@ def test_the_proposal_is_on_the_simplex_and_the_same_again(method):
 def test_the_planted_optimum_is_found(method, tolerance):
     bench, proposal = proposed(name(method))
     lowest = best(bench)
-    uniform = bench.objective(bench.stage.current) - lowest
+    uniform = bench.objective(bench.problem.current) - lowest
     assert uniform > 0.05
     assert bench.objective(proposal.mixture) - lowest < tolerance * uniform
 

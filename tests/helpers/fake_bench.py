@@ -36,7 +36,7 @@ def own_share(num, steep=2.0, help_=None):
 class FakeBench:
     """`train` and `average` of a Bench; `asked` keeps what was asked for, in order."""
 
-    stage: DecisionProblem
+    problem: DecisionProblem
     law: object
     noise: float = 0.0
     interference: float = 0.0
@@ -60,7 +60,7 @@ class FakeBench:
 
     def objective(self, mixture, tokens=1_000_000):
         """What the methods should minimise, without noise."""
-        return float(self.law(mixture.on(self.stage.domains).weights[None], tokens).mean())
+        return float(self.law(mixture.on(self.problem.domains).weights[None], tokens).mean())
 
     def train(self, mixtures, proxy, *, label):
         self.asked.append((label, proxy, len(mixtures)))
@@ -71,15 +71,15 @@ class FakeBench:
         shares = weights @ np.array([m.weights for m in mixtures])
         # Averaged models are worse than jointly trained ones, most where many are averaged.
         worse = self.interference * (1 - (weights**2).sum(axis=1, keepdims=True))
-        names = self.stage.domains
+        names = self.problem.domains
         return self._trials(
             [Mixture(names, s) for s in shares], self.losses(shares, proxy.tokens, label) + worse, proxy
         )
 
     def _trials(self, mixtures, losses, proxy):
-        uniform = np.full((1, len(self.stage.domains)), 1 / len(self.stage.domains))
+        uniform = np.full((1, len(self.problem.domains)), 1 / len(self.problem.domains))
         return Trials(
-            metrics=(*self.stage.domains, *self.targets), mixtures=tuple(mixtures), losses=losses,
+            metrics=(*self.problem.domains, *self.targets), mixtures=tuple(mixtures), losses=losses,
             standard_errors=np.full_like(losses, self.noise),
             baseline=self.law(uniform, proxy.tokens)[0] + 0.5,
         )  # fmt: skip

@@ -314,7 +314,7 @@ def write_trained(folder: Path, domains: tuple[str, ...] = ("web", "code", "math
         available_tokens={d: stage // 50 if d == domains[-1] else 10 * stage for d in domains},
     )
     fake = FakeContext(
-        stage=problem,
+        problem=problem,
         surface=log_linear_surface([[0.0] * size] * size),
         course=course,
         settings=SolveSettings(kl=0.01),

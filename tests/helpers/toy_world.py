@@ -30,12 +30,12 @@ class World:
         """`-dL_j / dn_i`, (D, E)."""
         return self.helps * (self.scales * 0.5 / self.unit * (1 + tokens @ self.helps / self.unit) ** -1.5)
 
-    def observe(self, stint, tokens, step, total):
-        """What happened when `stint` was trained, and the tokens after it."""
-        after = tokens + stint.mixture.weights * stint.steps * self.step_tokens
-        drawn = stint.mixture.weights > 0
+    def observe(self, segment, tokens, step, total):
+        """What happened when `segment` was trained, and the tokens after it."""
+        after = tokens + segment.mixture.weights * segment.steps * self.step_tokens
+        drawn = segment.mixture.weights > 0
         seen = Observation(
-            step=step + stint.steps, total_steps=total, mixture=stint.mixture, tokens=after, learning_rate=1 - step / total,
+            step=step + segment.steps, total_steps=total, mixture=segment.mixture, tokens=after, learning_rate=1 - step / total,
             train_loss=np.where(drawn, (self.losses(tokens) + self.losses(after)) / 2, np.nan), held_out=self.losses(after),
             gradients=self.slopes(after) * 1e3, gradient_norms=np.linalg.norm(self.slopes(after) * 1e3, axis=1),
             excess=np.where(drawn, np.maximum(self.losses(after) - self.losses(after.sum() * np.array([0.6, 0.3, 0.1])), 0), np.nan),
@@ -48,7 +48,7 @@ class ToyBench:
 
     def __init__(self, world=None, *, names=NAMES, budget=20_000, seed=0):
         self.world = world or World()
-        self.stage = DecisionProblem(
+        self.problem = DecisionProblem(
             domains=names, old=None, budget_tokens=budget, seed=seed,
             available_tokens=dict(zip(names, (6000, 3000, 1000), strict=True)),
         )  # fmt: skip
@@ -62,36 +62,36 @@ class ToyBench:
         self.calls.append((label, proxy, tuple(mixtures)))
         losses = np.stack([self.world.losses(m.weights * proxy.tokens) for m in mixtures])
         return Trials(
-            metrics=self.stage.domains, mixtures=tuple(mixtures), losses=losses, standard_errors=np.full_like(losses, 1e-3),
-            baseline=self.world.losses(np.zeros(len(self.stage.domains))),
+            metrics=self.problem.domains, mixtures=tuple(mixtures), losses=losses, standard_errors=np.full_like(losses, 1e-3),
+            baseline=self.world.losses(np.zeros(len(self.problem.domains))),
         )  # fmt: skip
 
     def watch(self, mixer, proxy, *, label, reference=None):
         self.calls.append((label, proxy, reference))
         total = max(1, round(proxy.tokens / self.tokens_per_step))
-        stints, state, _ = live(mixer, self, total)
-        tokens = sum(s.mixture.weights * s.steps * self.tokens_per_step for s in stints)
-        return AveragedTrial(stints=tuple(stints), state=state, losses=self.world.losses(tokens))
+        segments, state, _ = live(mixer, self, total)
+        tokens = sum(s.mixture.weights * s.steps * self.tokens_per_step for s in segments)
+        return AveragedTrial(segments=tuple(segments), state=state, losses=self.world.losses(tokens))
 
 
 def live(mixer, bench, total, *, start=None, rewrite=None):
-    """A whole run; `rewrite` is applied to every state, `start` goes on from (stints, state, stint).
+    """A whole run; `rewrite` is applied to every state, `start` goes on from (segments, state, segment).
 
-    Returns stints, the last state, and what can be gone on from after every stint.
+    Returns segments, the last state, and what can be gone on from after every segment.
     """
-    stints, state, stint = start or ([], *mixer.init(bench, total))
-    stints, kept = list(stints), []
+    segments, state, segment = start or ([], *mixer.init(bench, total))
+    segments, kept = list(segments), []
     tokens = sum(
-        (s.mixture.weights * s.steps * bench.world.step_tokens for s in stints), np.zeros(len(bench.stage.domains))
+        (s.mixture.weights * s.steps * bench.world.step_tokens for s in segments), np.zeros(len(bench.problem.domains))
     )
     while True:
-        done = sum(s.steps for s in stints)
+        done = sum(s.steps for s in segments)
         if rewrite is not None:
             state = rewrite(state)
-        kept.append((list(stints), state, stint))
-        stint = MixerSegment(stint.mixture, min(stint.steps, total - done))
-        seen, tokens = bench.world.observe(stint, tokens, done, total)
-        stints.append(stint)
+        kept.append((list(segments), state, segment))
+        segment = MixerSegment(segment.mixture, min(segment.steps, total - done))
+        seen, tokens = bench.world.observe(segment, tokens, done, total)
+        segments.append(segment)
         if seen.step >= total:
-            return stints, state, kept
-        state, stint = mixer.update(state, seen)
+            return segments, state, kept
+        state, segment = mixer.update(state, seen)

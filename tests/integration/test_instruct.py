@@ -61,8 +61,8 @@ def test_a_search_on_conversations_with_text_replayed(toys, tmp_path, monkeypatc
     assert all((p["sampled_tokens"] > 0) == (objective == "sdft") for p in probes)
     assert np.isclose(result.ledger.total("flops", ["probes"]), sum(p["flops"] for p in probes))
     counts = result.counts["terse"]["train"]
-    assert result.stage.available_tokens["terse"] <= counts["supervised_tokens"] < counts["tokens"]
-    assert result.stage.available_tokens["web"] == result.counts["web"]["train"]["tokens"] // 192 * 192
+    assert result.problem.available_tokens["terse"] <= counts["supervised_tokens"] < counts["tokens"]
+    assert result.problem.available_tokens["web"] == result.counts["web"]["train"]["tokens"] // 192 * 192
     # Nothing is done twice; another objective is other work.
     monkeypatch.setattr(tasks, "run_training", lambda *_: pytest.fail("trained again"))
     again = opmix.search(**{**chosen, "model": tiny_model(vocab_size=len(toys[2]))}, out=tmp_path)

@@ -25,7 +25,7 @@ _NOT_THEIRS = ("name", "domains", "add", "drop", "tokens", "mixture")
 
 
 @settings
-class EntrantConfig:
+class ContenderConfig:
     """One method of a comparison; keys other than these are the method's own settings."""
 
     method: str = ""
@@ -50,7 +50,7 @@ class CompareConfig:
     """A life, and who lives it."""
 
     life: LifecycleConfig = inline()
-    methods: Annotated[dict[Named, EntrantConfig], Field(min_length=1)]
+    methods: Annotated[dict[Named, ContenderConfig], Field(min_length=1)]
     reference: str | None = None
     """Entrant that the others' differences are taken to; None: the first."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from opmix.comparison.online import OnlineTraining, first_stint
+from opmix.comparison.online import OnlineTraining, first_segment
 from opmix.comparison.trainers import MergedTraining, train_continually, trial_runner
 from opmix.lifecycle.available_domains import decision_config
 from opmix.lifecycle.life import search_and_train
@@ -76,12 +76,12 @@ class ProposalDecider:
 
     def _proposal(self, trials: TrialRunner, steps: int) -> Proposal:
         if self.entry.family == "online":
-            return first_stint(self.method, trials, steps)
+            return first_segment(self.method, trials, steps)
         proposal: Proposal = self.method.propose(trials)
         return proposal
 
     def _decision(self, proposal: Proposal, trials: TrialRunner) -> StageDecision:
-        chosen, spent = dict(proposal.mixture.on(trials.stage.domains)), trials.context.ledger.cost
+        chosen, spent = dict(proposal.mixture.on(trials.problem.domains)), trials.context.ledger.cost
         return StageDecision(
             mixture=chosen,
             optimum=chosen,

@@ -11,7 +11,7 @@ from opmix.lifecycle.segment_training import first_plan, training_record
 from opmix.lifecycle.stage_folder import StageFolder
 from opmix.lifecycle.stages import Segment
 from opmix.mixing.mixture import Mixture
-from opmix.mixture_search.trial_runner import TrialRunner, stints_json
+from opmix.mixture_search.trial_runner import TrialRunner, segments_json
 from opmix.probes.evaluation import HeldOut, evaluate
 from opmix.probes.held_out import held_out
 from opmix.protocols.mixing_method import Proposal
@@ -23,15 +23,15 @@ from opmix.training.plan import TrainingPlan
 from opmix.training.signals import SignalSources
 
 
-def first_stint(mixer: OnlineMixer, trials: TrialRunner, steps: int) -> Proposal:
+def first_segment(mixer: OnlineMixer, trials: TrialRunner, steps: int) -> Proposal:
     """What a mixer begins a run with: the stage's decision, with its state as evidence."""
-    state, stint = mixer.init(trials, steps)
-    return Proposal(mixture=stint.mixture, evidence={"state": state, "steps": stint.steps})
+    state, segment = mixer.init(trials, steps)
+    return Proposal(mixture=segment.mixture, evidence={"state": state, "steps": segment.steps})
 
 
 @dataclass(frozen=True)
 class OnlineTraining:
-    """Trains on the mixer's first stint, which is the stage's decision, and on what it decides later (kept in checkpoints)."""
+    """Trains on the mixer's first segment, which is the stage's decision, and on what it decides later (kept in checkpoints)."""
 
     at: StageFolder
     mixer: OnlineMixer
@@ -58,7 +58,7 @@ class OnlineTraining:
                 )
             drawn = Mixture.normalised(result.plan.shares).on(stage.domains)
             record = training_record(at, segment, drawn, result.plan, result.trainer, usage, started)
-            return replace(record, stints=stints_json(result.stints))
+            return replace(record, stints=segments_json(result.segments))
 
         return at.step("train", segment.start, TrainingRecord, work, intact=lambda: at.trained(segment)), plan
 

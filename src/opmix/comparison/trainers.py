@@ -102,7 +102,7 @@ class MergedTraining:
         def work() -> TrainingRecord:
             with RunStore(at.folder / f"search-{segment.start}") as store:
                 trials = trial_runner(at, config, store, segment)
-                model, weights = merged_model(trials.context, mixture.on(trials.stage.domains))
+                model, weights = merged_model(trials.context, mixture.on(trials.problem.domains))
             _leave(model, at, segment, Usage())
             return TrainingRecord(
                 mixture=dict(mixture),

@@ -69,7 +69,7 @@ class NewOnly:
 
     def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
-        stage = context.stage
+        stage = context.problem
         new = new_domains(stage.domains, stage.old) if stage.new is None else stage.new
         if stage.old is None or not new:
             return Proposal(mixture=stage.current)

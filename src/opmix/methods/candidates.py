@@ -108,7 +108,7 @@ def best_measured(
         discrepancy: Between probes and stage.
     """
     proposal, probes = outcome.proposal, outcome.design.probes
-    verdict, current = proposal.verdict, context.stage.current
+    verdict, current = proposal.verdict, context.problem.current
     in_use = [i for i, row in enumerate(probes.R) if np.allclose(row, current.weights, atol=1e-9)]
     allowed = next(a.feasible for a in verdict.alternatives if a.name == verdict.decision.reference)
     optimum = verdict.optimum.mixture

@@ -20,7 +20,7 @@ def confirmed(context: MethodContext, outcome: SearchOutcome) -> LawProposal:
     """
     proposal, simulated, probes = outcome.proposal, outcome.simulated, outcome.design.probes
     verdict = proposal.verdict
-    in_use = [i for i, row in enumerate(probes.R) if np.allclose(row, context.stage.current.weights, atol=1e-9)]
+    in_use = [i for i, row in enumerate(probes.R) if np.allclose(row, context.problem.current.weights, atol=1e-9)]
     allowed = next(a.feasible for a in verdict.alternatives if a.name == verdict.decision.reference)
     if (
         verdict.decision.action == "keep" or not in_use or not allowed

@@ -39,9 +39,9 @@ class Ensemble:
         Raises:
             ConfigError: Nothing that counts has tokens to score (choice tasks have none).
         """
-        stage = context.stage
-        coordinates = coordinates_of(stage.domains, stage.old, stage.new)
-        design = ProbeDesign(coordinates.names, stage.domains, coordinates.E)
+        problem = context.problem
+        coordinates = coordinates_of(problem.domains, problem.old, problem.new)
+        design = ProbeDesign(coordinates.names, problem.domains, coordinates.E)
         tables = context.token_losses(design, label="experts")
         omega = context.solve_settings(np.zeros(len(tables)), tuple(tables)).weights(len(tables))
         if self.pooled:
@@ -49,7 +49,7 @@ class Ensemble:
         if not np.sum(omega) > 0:
             raise ConfigError("targets: none that counts is text; an ensemble needs the probabilities of tokens")
         weights = best_weights(list(tables.values()), omega / np.sum(omega))
-        mixture = Mixture(stage.domains, weights @ coordinates.E)
+        mixture = Mixture(problem.domains, weights @ coordinates.E)
         rows = {
             "experts": np.eye(len(weights)),
             "optimum": weights[None],

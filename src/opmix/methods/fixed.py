@@ -20,7 +20,7 @@ class Uniform:
 
     def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
-        return Proposal(mixture=Mixture.uniform(context.stage.domains))
+        return Proposal(mixture=Mixture.uniform(context.problem.domains))
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Size:
 
     def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
-        stage = context.stage
-        return Proposal(mixture=stage.by_size, evidence={"available_tokens": dict(stage.available_tokens)})
+        problem = context.problem
+        return Proposal(mixture=problem.by_size, evidence={"available_tokens": dict(problem.available_tokens)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Temperature:
 
     def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
-        sizes = context.stage.by_size
+        sizes = context.problem.by_size
         shares = Mixture.normalised({d: p ** (1 / self.temperature) for d, p in sizes.items()})
         return Proposal(mixture=shares, evidence={"temperature": self.temperature, "sizes": dict(sizes)})
 
@@ -72,7 +72,7 @@ class Replay:
 
     def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
-        return Proposal(mixture=_replayed(context.stage, self.share), evidence={"share": self.share})
+        return Proposal(mixture=_replayed(context.problem, self.share), evidence={"share": self.share})
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Sequential:
 
     def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
-        return Proposal(mixture=_replayed(context.stage, 0.0))
+        return Proposal(mixture=_replayed(context.problem, 0.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,21 +103,21 @@ class UniMax:
 
     def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
-        stage, left = context.stage, float(context.stage.budget_tokens)
-        sizes = {d: float(stage.available_tokens[d]) for d in stage.domains}
+        problem, left = context.problem, float(context.problem.budget_tokens)
+        sizes = {d: float(problem.available_tokens[d]) for d in problem.domains}
         given: dict[str, float] = {}
         for domain in sorted(sizes, key=lambda d: sizes[d]):
             given[domain] = min(left / (len(sizes) - len(given)), self.epochs * sizes[domain])
             left -= given[domain]
-        mixture = Mixture.normalised({d: given[d] for d in stage.domains})
+        mixture = Mixture.normalised({d: given[d] for d in problem.domains})
         return Proposal(
-            mixture=mixture, evidence={"epochs": mixture.epochs(stage.budget_tokens, stage.available_tokens)}
+            mixture=mixture, evidence={"epochs": mixture.epochs(problem.budget_tokens, problem.available_tokens)}
         )
 
 
-def _replayed(stage: DecisionProblem, share: float) -> Mixture:
-    new = new_domains(stage.domains, stage.old) if stage.new is None else stage.new
-    if stage.old is None or not new:
-        return stage.current
-    added = np.array([(1 - share) / len(new) if d in new else 0.0 for d in stage.domains])
-    return Mixture(stage.domains, share * stage.current.weights + added)
+def _replayed(problem: DecisionProblem, share: float) -> Mixture:
+    new = new_domains(problem.domains, problem.old) if problem.new is None else problem.new
+    if problem.old is None or not new:
+        return problem.current
+    added = np.array([(1 - share) / len(new) if d in new else 0.0 for d in problem.domains])
+    return Mixture(problem.domains, share * problem.current.weights + added)

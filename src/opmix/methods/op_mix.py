@@ -43,13 +43,13 @@ class OpMix:
 
     def search(self, context: MethodContext) -> SearchOutcome:
         """What the simulation says, at the fidelity that the schedule ends with; nothing is confirmed yet."""
-        return self.schedule.run(partial(self.outcome_at, context), self.design(context.stage))
+        return self.schedule.run(partial(self.outcome_at, context), self.design(context.problem))
 
     def outcome_at(
         self, context: MethodContext, fidelity: Fidelity = FULL, num_points: int | None = None
     ) -> SearchOutcome:
         """Design and simulate at one fidelity, with `num_points` interpolations instead of the setting's; then fit and decide."""
-        design = self.design(context.stage, num_points)
+        design = self.design(context.problem, num_points)
         early = f"-at-{fidelity.steps}-{len(design.points)}-every-{fidelity.thinning}"
         label = "proxies" if fidelity == FULL else f"proxies{early}"
         return self.outcome(

@@ -37,7 +37,7 @@ def decided(
     kl: float | None = None,
 ) -> SearchOutcome:
     """Solve, score the alternatives, keep or move (paper, section 3, step 5; section 5 of docs/method.md)."""
-    problem = context.stage
+    problem = context.problem
     baseline = dict(zip(table.metrics, map(float, simulated.baseline), strict=True))
     settings = context.solve_settings(simulated.baseline, table.metrics, simulated=simulated)
     settings = settings if kl is None else replace(settings, kl=kl)

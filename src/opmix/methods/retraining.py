@@ -21,5 +21,5 @@ class FullRetraining:
 
     def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
-        stage = context.stage
-        return Proposal(mixture=stage.by_size if self.mixture == "size" else Mixture.uniform(stage.domains))
+        problem = context.problem
+        return Proposal(mixture=problem.by_size if self.mixture == "size" else Mixture.uniform(problem.domains))

@@ -83,7 +83,7 @@ class TrainedProbes:
 
     def propose(self, context: MethodContext) -> LawProposal:
         """One decision."""
-        design = self.design(context.stage)
+        design = self.design(context.problem)
         found = evidence(context, design, self.looks)
         outcome = self.outcome(context, design, found)
         proposal, thinning = outcome.proposal, self.looks[-1].thinning
@@ -98,12 +98,12 @@ class TrainedProbes:
 
     def search(self, context: MethodContext) -> SearchOutcome:
         """What the probes say; no candidate is trained yet."""
-        design = self.design(context.stage)
+        design = self.design(context.problem)
         return self.outcome(context, design, evidence(context, design, self.looks))
 
     def outcome(self, context: MethodContext, design: StageDesign, found: Evidence) -> SearchOutcome:
         """Fit the law to all looks and decide."""
-        fit, rule = fit_law(found, context.stage, self.discrepancy), context.decision()
+        fit, rule = fit_law(found, context.problem, self.discrepancy), context.decision()
         nothing = InterferenceCheck(twins=(), corrected=False, variation=0.0).json(design, found.table.metrics, 0.0)
         check = {
             **nothing,

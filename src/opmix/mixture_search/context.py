@@ -78,8 +78,8 @@ class SearchContext:
                 [f"targets.{n}: its text was not prepared; give it where the data is made" for n in missing]
             )
         available = self.prepared.available_tokens
-        self.stage = problem_of(self.config, available)
-        check_decision(self.config, self.stage, available)
+        self.problem = problem_of(self.config, available)
+        check_decision(self.config, self.problem, available)
         check_probes(model, self.config.probes)
         self.session = self._session(model, given)
 
@@ -98,7 +98,7 @@ class SearchContext:
 
     def saved(self, steps: int) -> dict[str, float]:
         """FLOPs of a search whose probes stopped after `steps`, and of the same with whole probes; the test of a move left out."""
-        design, session = self.method.design(self.stage), self.session
+        design, session = self.method.design(self.problem), self.session
         own = {f"probe {p}" for p in design.probes.probes}
         trained = sum(e.flops for e in self.ledger.entries if e.step in own)
         swept = sum(e.flops for e in self.ledger.entries if e.step.startswith("proxies"))
@@ -133,11 +133,11 @@ class SearchContext:
         if simulated is not None and simulated.fidelity.steps is None:
             self.silent = silent_targets(self.config, simulated)
         size = self.prepared.bytes_per_token
-        return solve_settings_of(self.config, self.stage, baseline, metrics, silent=self.silent, bytes_per_token=size)
+        return solve_settings_of(self.config, self.problem, baseline, metrics, silent=self.silent, bytes_per_token=size)
 
     def constraints(self, baseline: Mapping[str, float]) -> Constraints:
         """See `MethodContext`."""
-        return self.config.constraints(available=self.stage.available_tokens, baseline=baseline)
+        return self.config.constraints(available=self.problem.available_tokens, baseline=baseline)
 
     def decision(self) -> DecisionSettings:
         """See `MethodContext`."""
@@ -246,7 +246,7 @@ class SearchContext:
         session, length = self.session, self.config.sequence_length
         sizes = {
             n: DomainSize(
-                available=self.stage.available_tokens[n],
+                available=self.problem.available_tokens[n],
                 row=float(rows.lengths.mean()),
                 supervised=supervised_per_row(rows),
                 held_out=len(held.input_ids),
@@ -284,10 +284,10 @@ class SearchContext:
         notes = [*self.prepared.notes(), *self._target_notes(), *findings(proposal)]
         reached = proposal.evidence.get("adaptive", {}).get("steps", self.session.settings.num_steps)
         seen = self.session.probe_tokens * reached / self.session.settings.num_steps
-        design, shares = self.method.design(self.stage).probes, proposal.verdict.optimum.mixture
+        design, shares = self.method.design(self.problem).probes, proposal.verdict.optimum.mixture
         for index, (name, most) in enumerate(zip(design.domains, design.R.max(axis=0), strict=True)):
-            available = self.stage.available_tokens[name]
-            probe, stage = most * seen / available, shares[name] * self.stage.budget_tokens / available
+            available = self.problem.available_tokens[name]
+            probe, stage = most * seen / available, shares[name] * self.problem.budget_tokens / available
             notes += repetition(name, float(probe), float(stage)) if design.R[:, index].any() else []
         if "learning_rate" not in self.config.trainer:
             notes.append(

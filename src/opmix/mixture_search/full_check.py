@@ -22,7 +22,7 @@ def full_check(found: LoadedSearch) -> dict[str, Any]:
     from opmix.training.full import train_on_mixture
 
     context, verdict = found.context, found.proposal.verdict
-    stage, session = context.stage, context.session
+    stage, session = context.problem, context.session
     rebalancing = found.design.coordinates.names == found.design.coordinates.domains
     prior = verdict.settings.prior
     against = stage.current if rebalancing or prior is None else prior.on(stage.domains)

@@ -19,7 +19,7 @@ def merged_model(context: SearchContext, mixture: Mixture) -> tuple[Any, Interpo
     Raises:
         TrainingError: A probe diverged.
     """
-    design = context.method.design(context.stage).probes
+    design = context.method.design(context.problem).probes
     weights = any_weights_for(design, mixture.on(design.domains).weights)
     plain = copy.deepcopy(context.session.runtime.model)
     with (

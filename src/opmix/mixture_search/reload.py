@@ -74,7 +74,7 @@ def load_search(context: SearchContext) -> LoadedSearch:
 
 def reference_of(found: LoadedSearch) -> str:
     """Name, among the measured, of the probe trained on the mixture in use; may not be there."""
-    current = found.context.stage.current.weights
+    current = found.context.problem.current.weights
     same = [
         n for n, row in zip(found.design.probes.probes, found.design.probes.R, strict=True) if among(row, [current])
     ]

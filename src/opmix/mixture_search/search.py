@@ -50,7 +50,7 @@ class SearchResult:
     proposal: LawProposal
     ledger: Ledger
     config: SearchConfig
-    stage: DecisionProblem
+    problem: DecisionProblem
     bytes_per_token: Mapping[str, float]
     """Of each held-out set; turns nats per token into bits per byte."""
     counts: Mapping[str, Mapping[str, Mapping[str, int]]]
@@ -124,9 +124,9 @@ class SearchResult:
                 tokens=cost.tokens,
                 flops=cost.flops,
                 search_share=self.search_share,
-                stage_tokens=self.stage.budget_tokens,
+                stage_tokens=self.problem.budget_tokens,
             ),
-            epochs=self.mixture.epochs(self.stage.budget_tokens, self.stage.available_tokens),
+            epochs=self.mixture.epochs(self.problem.budget_tokens, self.problem.available_tokens),
             evidence=proposal.evidence,
         )
 
@@ -224,7 +224,7 @@ def run_search(
             proposal=proposal,
             ledger=context.ledger,
             config=context.config,
-            stage=context.stage,
+            problem=context.problem,
             bytes_per_token=context.prepared.bytes_per_token,
             counts=context.counts(),
             targets=context.target_counts(),

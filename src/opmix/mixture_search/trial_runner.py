@@ -54,9 +54,9 @@ class TrialRunner:
     """Of the stage's model; None: told from the model."""
 
     @property
-    def stage(self) -> DecisionProblem:
+    def problem(self) -> DecisionProblem:
         """See `MethodContext`."""
-        return self.context.stage
+        return self.context.problem
 
     @property
     def simulate(self) -> Callable[..., Simulation]:
@@ -165,7 +165,7 @@ class TrialRunner:
             spent = training_cost(result.plan, usage, self.context.prepared.objective, shape, length).cost()
             amounts.append({"tokens": float(spent.total("tokens")), "flops": spent.total("flops")})
             return {
-                "stints": stints_json(result.stints),
+                "stints": segments_json(result.segments),
                 "state": result.state,
                 **self._evaluated(model),
                 "tokens": sum(a["tokens"] for a in amounts),
@@ -180,7 +180,7 @@ class TrialRunner:
         )
         self._book_evaluations(label, 1, result["shape"], 0.0)
         return AveragedTrial(
-            stints=stints_of(result["stints"]), state=result["state"], losses=np.array(result["losses"])
+            segments=segments_of(result["stints"]), state=result["state"], losses=np.array(result["losses"])
         )
 
     def senses(self, reference: Any = None) -> SignalSources:
@@ -343,12 +343,12 @@ class TrialRunner:
         )
 
 
-def stints_json(stints: Sequence[MixerSegment]) -> list[dict[str, Any]]:
+def segments_json(segments: Sequence[MixerSegment]) -> list[dict[str, Any]]:
     """For a record."""
-    return [{"steps": s.steps, "mixture": dict(s.mixture)} for s in stints]
+    return [{"steps": s.steps, "mixture": dict(s.mixture)} for s in segments]
 
 
-def stints_of(kept: Sequence[Mapping[str, Any]]) -> tuple[MixerSegment, ...]:
+def segments_of(kept: Sequence[Mapping[str, Any]]) -> tuple[MixerSegment, ...]:
     """What a record holds."""
     return tuple(MixerSegment(Mixture.of(s["mixture"]), int(s["steps"])) for s in kept)
 

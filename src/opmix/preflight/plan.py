@@ -125,10 +125,10 @@ def check_plan(
         return None
     # The trainer's arguments are checked elsewhere; the context would raise for them here.
     context = SearchContext(changed(config, trainer=Given()), base, RunStore(base), Silent(), None)
-    context.stage = problem_of(config, train)
+    context.problem = problem_of(config, train)
     design: StageDesign | None = None
     with findings.catching("probes"):
-        design = context.method.design(context.stage)
+        design = context.method.design(context.problem)
     _check_constraints(context, known, findings)
     check_limits("solve.loss_limits", config.loss_limits, findings)
     if design is None:
@@ -237,10 +237,10 @@ def _listed(named: Mapping[str, str]) -> str:
 def _check_constraints(context: SearchContext, known: Mapping[str, Size], findings: Findings) -> None:
     """Solve a flat problem, as the search itself does before it trains; here with estimated tokens."""
     names = context.names
-    available = {n: t for n, t in context.stage.available_tokens.items() if n in known}
+    available = {n: t for n, t in context.problem.available_tokens.items() if n in known}
 
     def attempt(slack: float) -> None:
-        settings = SolveSettings(kl=context.config.kl, prior=prior_of(context.config, context.stage))
+        settings = SolveSettings(kl=context.config.kl, prior=prior_of(context.config, context.problem))
         solve(
             LogLinearLaw.flat(names),
             coordinates=coordinates_of(names, context.old, context.config.new_domains),

@@ -93,7 +93,7 @@ class MethodContext(Protocol):
     """What a method may ask for."""
 
     @property
-    def stage(self) -> DecisionProblem:
+    def problem(self) -> DecisionProblem:
         """The decision to make."""
 
     def simulate(

@@ -27,24 +27,24 @@ class MixerSegment:
 
     mixture: Mixture
     steps: int
-    """Optimizer steps until the next decision; the last stint of a run is cut where the run ends."""
+    """Optimizer steps until the next decision; the last segment of a run is cut where the run ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What happened in the stint that just ended. D domains, in the stage's order."""
+    """What happened in the segment that just ended. D domains, in the stage's order."""
 
     step: int
     """Optimizer steps done in this run."""
     total_steps: int
     """Of the whole run."""
     mixture: Mixture
-    """The stint was trained on it."""
+    """The segment was trained on it."""
     tokens: FloatArray  # (D,) supervised tokens trained on so far in this run
     learning_rate: float
-    """At the end of the stint, as a share of the highest."""
+    """At the end of the segment, as a share of the highest."""
     train_loss: FloatArray | None = None
-    """(D,) mean training loss in the stint, nats per token; NaN where no row of a domain was drawn."""
+    """(D,) mean training loss in the segment, nats per token; NaN where no row of a domain was drawn."""
     held_out: FloatArray | None = None
     """(E,) held-out losses now, of the domains' own sets (E = D, in the same order), or of the sets that the mixture is for."""
     weights: FloatArray | None = None
@@ -73,17 +73,17 @@ class OnlineMixer(Protocol):
         """What it must be told."""
 
     def init(self, runner: TrialRunner, total_steps: int) -> tuple[State, MixerSegment]:
-        """State and stint at the start of a run of `total_steps`; may do work on the runner first."""
+        """State and segment at the start of a run of `total_steps`; may do work on the runner first."""
 
     def update(self, state: State, seen: Observation) -> tuple[State, MixerSegment]:
-        """The next state and stint."""
+        """The next state and segment."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AveragedTrial:
     """A trial run whose mixture an online mixer decided as it went."""
 
-    stints: tuple[MixerSegment, ...]
+    segments: tuple[MixerSegment, ...]
     """What it was trained on, in order."""
     state: State
     """The mixer's last state."""

@@ -55,9 +55,9 @@ def check_method(make: Callable[[], MixingMethod], *, seed: int = 0) -> None:
         AssertionError: It proposes no mixture over the decision's domains, another one the second time, or evidence that is no JSON;
             or it fails on old, new or two domains.
     """
-    for name, stage in _stages(seed):
-        first, again = (make().propose(FakeRunner(stage=stage, surface=_surface(stage))) for _ in range(2))
-        _promise(first.mixture.names == stage.domains, f"{name}: over {first.mixture.names}, not {stage.domains}")
+    for name, problem in _problems(seed):
+        first, again = (make().propose(FakeRunner(problem=problem, surface=_surface(problem))) for _ in range(2))
+        _promise(first.mixture.names == problem.domains, f"{name}: over {first.mixture.names}, not {problem.domains}")
         _promise(np.all(np.isfinite(first.mixture.weights)), f"{name}: shares are not finite")
         same = np.array_equal(first.mixture.weights, again.mixture.weights)
         _promise(same, f"{name}: the same decision twice gives {first.mixture} and {again.mixture}")
@@ -65,19 +65,19 @@ def check_method(make: Callable[[], MixingMethod], *, seed: int = 0) -> None:
         _promise(text == json.dumps(plain(dict(again.evidence)), allow_nan=False), f"{name}: evidence differs")
 
 
-def _surface(stage: DecisionProblem) -> Callable[[FloatArray], FloatArray]:
-    size = len(stage.domains)
+def _surface(problem: DecisionProblem) -> Callable[[FloatArray], FloatArray]:
+    size = len(problem.domains)
     return lambda rows: _SURFACE(np.pad(rows, ((0, 0), (0, 3 - size))))[:, :size]
 
 
-def _stages(seed: int) -> Iterator[tuple[str, DecisionProblem]]:
-    stages: dict[str, tuple[tuple[str, ...], dict[str, float] | None]] = {
+def _problems(seed: int) -> Iterator[tuple[str, DecisionProblem]]:
+    problems: dict[str, tuple[tuple[str, ...], dict[str, float] | None]] = {
         "no mixture in use": (_DOMAINS, None),
         "a mixture in use": (_DOMAINS, {"web": 0.5, "code": 0.3, "math": 0.2}),
         "a new domain": (_DOMAINS, {"web": 0.6, "code": 0.4}),
         "two domains": (_DOMAINS[:2], {"web": 0.6, "code": 0.4}),
     }
-    for name, (domains, old) in stages.items():
+    for name, (domains, old) in problems.items():
         yield (
             name,
             DecisionProblem(

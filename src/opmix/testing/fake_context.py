@@ -47,7 +47,7 @@ class FakeContext:
     Delta weights are the probes' mixtures, so interference is how far apart the averaged probes' mixtures lie.
     """
 
-    stage: DecisionProblem
+    problem: DecisionProblem
     surface: Surface
     """Of models really trained on a mixture, at the end of the probes' run."""
     course: Callable[[FloatArray], FloatArray] | None = None
@@ -93,7 +93,7 @@ class FakeContext:
         steps = self.steps if fidelity.steps is None else fidelity.steps
         seen = self.probe_tokens * steps / self.steps
         if self.course is None:
-            baseline = self.surface(self.stage.current.weights[None])[0]
+            baseline = self.surface(self.problem.current.weights[None])[0]
             losses = baseline + steps / self.steps * (self.surface(mixtures) - baseline)
         else:
             baseline, losses = self.course(np.zeros((1, mixtures.shape[1])))[0], self.course(seen * mixtures)
@@ -107,7 +107,7 @@ class FakeContext:
         nll = tuple(tokens * (losses[:, [e]] + mixtures @ own[e].T) for e in range(losses.shape[1]))
         counts = (tokens,) * len(nll)
         return Simulation(
-            metrics=self.stage.domains,
+            metrics=self.problem.domains,
             losses=np.stack([n.sum(axis=1) / tokens.sum() for n in nll], axis=1),
             standard_errors=loss_errors(nll, counts),
             nll=nll,
@@ -143,7 +143,7 @@ class FakeContext:
 
     def _sequences(self, num_metrics: int) -> FloatArray:
         """What each sequence adds to a loss by domain share, (E, S, D)."""
-        shape = (num_metrics, self.sequences, len(self.stage.domains))
+        shape = (num_metrics, self.sequences, len(self.problem.domains))
         return self.noise * np.random.default_rng(self.seed).standard_normal(shape)
 
     def _ordered(self, mixture: FloatArray, num_metrics: int, fidelity: Fidelity) -> FloatArray:
@@ -171,18 +171,18 @@ class FakeRunner(FakeContext):
 
     def train(self, mixtures: Sequence[Mixture], proxy: TrialModel, *, label: str) -> Trials:
         """See `TrialRunner`."""
-        return self._trials([m.on(self.stage.domains).weights for m in mixtures])
+        return self._trials([m.on(self.problem.domains).weights for m in mixtures])
 
     def average(self, mixtures: Sequence[Mixture], weights: FloatArray, proxy: TrialModel, *, label: str) -> Trials:
         """See `TrialRunner`."""
-        return self._trials(list(weights @ np.array([m.on(self.stage.domains).weights for m in mixtures])))
+        return self._trials(list(weights @ np.array([m.on(self.problem.domains).weights for m in mixtures])))
 
     def _trials(self, rows: Sequence[FloatArray]) -> Trials:
         losses = self.surface(np.array(rows))
         return Trials(
-            metrics=self.stage.domains,
-            mixtures=tuple(Mixture(self.stage.domains, row) for row in rows),
+            metrics=self.problem.domains,
+            mixtures=tuple(Mixture(self.problem.domains, row) for row in rows),
             losses=losses,
             standard_errors=np.full_like(losses, 1e-3),
-            baseline=self.surface(self.stage.current.weights[None])[0] + 0.5,
+            baseline=self.surface(self.problem.current.weights[None])[0] + 0.5,
         )

@@ -1,7 +1,7 @@
 """Training a model on a mixture that is decided as it trains: one Trainer run, resumable at any checkpoint.
 
-At the end of every stint a mixer (`opmix.protocols.online_mixer`) is told what it asks for and says what comes next.
-Its state, the stints and the sums of the present one are in every checkpoint (`mixer.json`), so a run that was killed
+At the end of every segment a mixer (`opmix.protocols.online_mixer`) is told what it asks for and says what comes next.
+Its state, the segments and the sums of the present one are in every checkpoint (`mixer.json`), so a run that was killed
 goes on to the same bytes. Works on text and on conversations; not with self-distillation, whose batches are no rows.
 """
 
@@ -64,7 +64,7 @@ class OnlineRun:
 class OnlineResult:
     """A run that is over; the model was trained in place."""
 
-    stints: tuple[MixerSegment, ...]
+    segments: tuple[MixerSegment, ...]
     """What it was trained on."""
     state: State
     """The mixer's last state."""
@@ -118,7 +118,9 @@ def train_online(
     else:
         shown = [] if report is None else [StepProgress(report)]
         trainer = run_training(factory, replace(spec, callbacks=[*spec.callbacks, *shown]))
-    return OnlineResult(stints=tuple(course.rows.stints), state=course.state, plan=course.rows.whole, trainer=trainer)
+    return OnlineResult(
+        segments=tuple(course.rows.segments), state=course.state, plan=course.rows.whole, trainer=trainer
+    )
 
 
 def check_run(run: OnlineRun, checkpoints: Checkpoints | None = None) -> None:
@@ -150,7 +152,7 @@ def check_run(run: OnlineRun, checkpoints: Checkpoints | None = None) -> None:
 
 
 class OnlineRunState:
-    """Where an online run stands: rows, the mixer's state, and what was heard in the present stint."""
+    """Where an online run stands: rows, the mixer's state, and what was heard in the present segment."""
 
     def __init__(self, model: Any, run: OnlineRun, usage: Usage, *, key: str | None = None) -> None:
         first = run.start[1].mixture
@@ -211,7 +213,7 @@ class OnlineRunState:
                 raise ValueError(f"its domains are {kept['domains']}")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
-                f"{file}: not the mixer of this run ({error}); expected its stints over {list(self.domains)}; remove "
+                f"{file}: not the mixer of this run ({error}); expected its segments over {list(self.domains)}; remove "
                 "the "
                 "checkpoint to train from the start"
             ) from error
@@ -227,9 +229,9 @@ class OnlineRunState:
             "sums": self.sums.json(),
         }
 
-    def _turn(self, state: State, stint: MixerSegment) -> None:
+    def _turn(self, state: State, segment: MixerSegment) -> None:
         self.state = json.loads(json.dumps(state))  # what a resumed run would read
-        self.rows.add(stint)
+        self.rows.add(segment)
         self.sums = Sums.of(len(self.domains))
 
     def hear(self, batch: Mapping[str, torch.Tensor], domains: torch.Tensor, logits: torch.Tensor) -> None:
@@ -269,12 +271,12 @@ class OnlineRunState:
                 told["held_out"] = np.asarray(self.run.senses.evaluate(model), dtype=np.float64)
                 self.passes.forward(self.run.senses.evaluate_tokens)
             if "gradients" in self.signals:
-                told["gradients"], told["gradient_norms"] = self.gradients.measure(model, len(self.rows.stints) - 1)
+                told["gradients"], told["gradient_norms"] = self.gradients.measure(model, len(self.rows.segments) - 1)
         if "train_loss" in self.signals:
             told["train_loss"] = self.sums.means("loss")
         if "excess" in self.signals:
             told["excess"] = self.sums.means("excess")
-        mixture: Mixture = self.rows.stints[-1].mixture
+        mixture: Mixture = self.rows.segments[-1].mixture
         seen = Observation(
             step=step - self.run.begin_at,
             total_steps=self.run.steps - self.run.begin_at,
@@ -288,7 +290,7 @@ class OnlineRunState:
 
 
 class MixerCallback(TrainerCallback):
-    """Asks the mixer where a stint ends, and writes where it stands into every checkpoint."""
+    """Asks the mixer where a segment ends, and writes where it stands into every checkpoint."""
 
     def __init__(self, course: OnlineRunState) -> None:
         self.course = course

@@ -1,7 +1,7 @@
-"""Rows of a run whose mixture is decided as it goes: planned stint by stint, looked up when a step begins.
+"""Rows of a run whose mixture is decided as it goes: planned segment by segment, looked up when a step begins.
 
 The Trainer's loader reads ahead, so it is given numbers only (`Places`); which rows they stand for is asked when a step's batches are due,
-after the decision. A stint on the mixture of the one before it goes on with that one's plan, so that a run of text whose mixture never
+after the decision. A segment on the mixture of the one before it goes on with that one's plan, so that a run of text whose mixture never
 changes is the run that was planned as one.
 """
 
@@ -78,8 +78,8 @@ class SegmentRows:
     ) -> None:
         self.rows, self.domains, self.steps = {n: rows[n] for n in domains}, tuple(domains), steps
         self.given: list[tuple[list[float], int]] = []
-        """Weights and steps of the stints so far, as numbers: adding them to new `SegmentRows` plans the same rows."""
-        self.stints: list[MixerSegment] = []
+        """Weights and steps of the segments so far, as numbers: adding them to new `SegmentRows` plans the same rows."""
+        self.segments: list[MixerSegment] = []
         self._max_epochs, self._seed, self._given_arguments = max_epochs, seed, arguments
         self._rest: dict[str, Any] = {"seed": seed, "objective": objective, "document_mask": document_mask}
         grouped = objective.grouped or any(r.conversations for r in self.rows.values())
@@ -125,8 +125,8 @@ class SegmentRows:
 
     @property
     def planned(self) -> int:
-        """Optimizer steps that rows are known for: where the present stint ends."""
-        return self._begin_at + sum(stint.steps for stint in self.stints)
+        """Optimizer steps that rows are known for: where the present segment ends."""
+        return self._begin_at + sum(segment.steps for segment in self.segments)
 
     @property
     def places(self) -> Places:
@@ -134,22 +134,22 @@ class SegmentRows:
         restarts = self._rest["document_mask"] or any(rows.restarts for rows in self.rows.values())
         return Places(self.steps * self._each, restarts=restarts)
 
-    def add(self, stint: MixerSegment) -> MixerSegment:
-        """Plan the next stint; returns it as it will be: cut where the run ends, and no domain beyond its `max_epochs`.
+    def add(self, segment: MixerSegment) -> MixerSegment:
+        """Plan the next segment; returns it as it will be: cut where the run ends, and no domain beyond its `max_epochs`.
 
         Raises:
             DataError: A domain with a share has no rows, or all together have too few.
         """
-        steps = min(stint.steps, self.steps - self.planned)
-        mixture = stint.mixture.on(self.domains)
+        steps = min(segment.steps, self.steps - self.planned)
+        mixture = segment.mixture.on(self.domains)
         return self.replay(self._affordable(mixture.weights, steps).tolist(), steps)
 
     def replay(self, weights: Sequence[float], steps: int) -> MixerSegment:
-        """Plan a stint of `given`."""
+        """Plan a segment of `given`."""
         mixture = Mixture(
             self.domains, list(weights)
         )  # from the numbers that are kept, so that a resumed run has the same
-        if self._accumulation or not self.stints or self.stints[-1].mixture != mixture:
+        if self._accumulation or not self.segments or self.segments[-1].mixture != mixture:
             self._phase, self._phase_steps = self._plan, 0
         self._phase_steps += steps
         self._plan = plan_training(
@@ -162,8 +162,8 @@ class SegmentRows:
             **self._rest,
         )
         self.given.append((list(weights), steps))
-        self.stints.append(MixerSegment(mixture, steps))
-        return self.stints[-1]
+        self.segments.append(MixerSegment(mixture, steps))
+        return self.segments[-1]
 
     def _affordable(self, shares: FloatArray, steps: int) -> FloatArray:
         """Shares that what is left of every domain can pay for, (D,)."""
@@ -186,12 +186,12 @@ class SegmentRows:
         return {**batch, DOMAINS: torch.from_numpy(plan.plan.at(indices)[0])}
 
     def counted(self, what: Literal["supervised", "lengths"]) -> FloatArray:
-        """`supervised` or `lengths` of the rows of all stints so far, by domain, (D,)."""
+        """`supervised` or `lengths` of the rows of all segments so far, by domain, (D,)."""
         return drawn_tokens(self.rows, self._plan.plan[self._first_row :], what)
 
     @property
     def whole(self) -> TrainingPlan:
-        """The run's rows from `previous` on as one plan, its numbers those of all stints."""
+        """The run's rows from `previous` on as one plan, its numbers those of all segments."""
         supervised = self.counted("supervised")
         shares = {n: float(s / supervised.sum()) for n, s in zip(self.domains, supervised, strict=True)}
         return replace(

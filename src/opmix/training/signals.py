@@ -66,7 +66,7 @@ class SignalSources:
 
 @dataclass
 class Sums:
-    """Summed nats and tokens of a stint's training batches, by domain, (D,)."""
+    """Summed nats and tokens of a segment's training batches, by domain, (D,)."""
 
     loss: FloatArray
     excess: FloatArray

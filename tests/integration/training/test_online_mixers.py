@@ -126,6 +126,8 @@ def test_it_lives_a_real_run_and_survives_a_kill(rows, tokenizer, tmp_path, name
         ends.append({k: v.clone() for k, v in model.state_dict().items()})
     assert all(torch.equal(value, ends[1][k]) for k, value in ends[0].items())
     first, second = results
-    assert (first.stints, first.state) == (second.stints, second.state)
-    assert sum(s.steps for s in first.stints) == STEPS
-    assert len({s.mixture for s in first.stints}) > (0 if name == "tikmix" else 1)  # its constraint may pin the mixture
+    assert (first.segments, first.state) == (second.segments, second.state)
+    assert sum(s.steps for s in first.segments) == STEPS
+    assert len({s.mixture for s in first.segments}) > (
+        0 if name == "tikmix" else 1
+    )  # its constraint may pin the mixture

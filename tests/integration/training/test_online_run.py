@@ -165,12 +165,12 @@ def unbroken(texts, tokenizer, tmp_path_factory):
     return result, usage, weights(model), mixer.seen
 
 
-def test_stints_follow_the_mixer_and_end_with_the_run(unbroken):
+def test_segments_follow_the_mixer_and_end_with_the_run(unbroken):
     result, _, _, seen = unbroken
-    assert [s.steps for s in result.stints] == [3, 3, 3, 1]
+    assert [s.steps for s in result.segments] == [3, 3, 3, 1]
     assert [o.step for o in seen] == [3, 6, 9]
     assert len(result.state["log"]) == 3
-    assert result.stints[0].mixture != result.stints[1].mixture
+    assert result.segments[0].mixture != result.segments[1].mixture
     for before, after in pairwise(seen):
         drawn = after.tokens - before.tokens
         assert drawn.sum() == 3 * 4 * LENGTH
@@ -192,7 +192,7 @@ def test_killed_and_resumed_it_is_the_unbroken_run(unbroken, texts, tokenizer, t
     again, model = Usage(), fresh(tokenizer, seed=5 if step > 1 else 0)
     resumed = train_online(model, run, folder=tmp_path, checkpoints=kept, usage=again)
     assert same(weights(model), wanted)
-    assert resumed.stints == whole.stints
+    assert resumed.segments == whole.segments
     assert json.dumps(resumed.state) == json.dumps(whole.state)
     assert resumed.plan.plan.fingerprint == whole.plan.plan.fingerprint
     assert again == usage
@@ -208,7 +208,7 @@ def test_a_finished_run_is_not_trained_again(texts, tokenizer, tmp_path):
     other = fresh(tokenizer, seed=4)
     again = train_online(other, run, folder=tmp_path, checkpoints=kept, callbacks=[KillAt(5, "begin")])
     assert same(weights(other), weights(model))
-    assert (again.stints, again.state) == (first.stints, first.state)
+    assert (again.segments, again.state) == (first.segments, first.state)
 
 
 def test_without_checkpoints_the_same_weights_and_nothing_written(unbroken, texts, tokenizer, tmp_path):
@@ -220,7 +220,7 @@ def test_without_checkpoints_the_same_weights_and_nothing_written(unbroken, text
         report=lambda *n: told.append(n),
     )
     assert same(weights(model), unbroken[2])
-    assert result.stints == unbroken[0].stints
+    assert result.segments == unbroken[0].segments
     assert told[-1] == (STEPS, STEPS)
     assert not list(tmp_path.rglob("*.json"))
 
@@ -252,7 +252,7 @@ def test_mixed_precision_checkpointing_and_workers_change_nothing_of_that(texts,
     assert same(weights(online), weights(plain))
 
 
-def test_conversations_are_matched_stint_by_stint_and_resume(chats, tokenizer, tmp_path):
+def test_conversations_are_matched_segment_by_segment_and_resume(chats, tokenizer, tmp_path):
     names = tuple(chats)
     arguments = {**ARGUMENTS, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 1}
     ends, results = [], []
@@ -268,9 +268,9 @@ def test_conversations_are_matched_stint_by_stint_and_resume(chats, tokenizer, t
         ends.append(weights(model))
     assert same(*ends)
     whole, plan = results[0], results[0].plan
-    assert results[1].stints == whole.stints
+    assert results[1].segments == whole.segments
     assert len(plan.dataset) == STEPS * plan.accumulation
-    wanted = sum(s.steps * s.mixture.weights for s in whole.stints) / STEPS
+    wanted = sum(s.steps * s.mixture.weights for s in whole.segments) / STEPS
     assert np.array(list(plan.shares.values())) == pytest.approx(wanted, abs=0.1)
 
 
@@ -344,9 +344,9 @@ def test_domains_are_lowered_to_what_is_left_of_them(texts, tokenizer, tmp_path)
     run = run_of(Fixed(wanted), ({}, MixerSegment(wanted, 5)), texts, tokenizer, max_epochs={"alpha": limit})
     result = train_online(fresh(tokenizer), run, folder=tmp_path)
     assert result.plan.plan.counts()["alpha"] <= 9
-    assert result.stints[0].mixture["alpha"] == pytest.approx(9 / 20)
-    assert result.stints[0].mixture["beta"] == pytest.approx(11 / 40)
-    assert result.stints[1].mixture["alpha"] == pytest.approx(0, abs=0.051)
+    assert result.segments[0].mixture["alpha"] == pytest.approx(9 / 20)
+    assert result.segments[0].mixture["beta"] == pytest.approx(11 / 40)
+    assert result.segments[1].mixture["alpha"] == pytest.approx(0, abs=0.051)
     assert lowered(np.array([1.0, 0.0, 0.0]), np.array([0.4, 1.0, 0.1])).tolist() == pytest.approx([0.4, 0.5, 0.1])
     none = run_of(Fixed(wanted), ({}, MixerSegment(wanted, 5)), texts, tokenizer, max_epochs=dict.fromkeys(NAMES, 0.01))
     with pytest.raises(DataError, match="raise max_epochs"):
@@ -403,7 +403,7 @@ def test_a_run_goes_on_after_a_prefix(request, tokenizer, tmp_path, kind):
     train_online(fixed, never, folder=tmp_path / "fixed", checkpoints=Checkpoints(key="f", previous_key="prefix"))
     assert same(weights(fixed), weights(plain))
     assert (seen.step, seen.total_steps) == (4, 6)
-    assert [s.steps for s in ends[0].stints] == [4, 2]
+    assert [s.steps for s in ends[0].segments] == [4, 2]
     plan = ends[0].plan
     assert plan.steps == 6
     assert plan.plan[: len(first.plan)].fingerprint == first.plan.fingerprint

@@ -29,7 +29,7 @@ def context(old=None, **given):
         available_tokens=dict.fromkeys(DOMAINS, 10_000),
     )
     rule = DecisionSettings(draws=20)
-    return FakeContext(**{"stage": problem, "surface": log_linear_surface(T), "rule": rule, **given})
+    return FakeContext(**{"problem": problem, "surface": log_linear_surface(T), "rule": rule, **given})
 
 
 def schedule(tolerance, **given):
@@ -52,10 +52,10 @@ def test_rungs_double_the_run_and_the_sequences():
 
 
 def test_points_double_up_to_all_of_the_design():
-    on_a_line = OpMix().design(context().stage)
+    on_a_line = OpMix().design(context().problem)
     assert [schedule(0).points_at(Rung(4, 0, level), on_a_line) for level in range(4)] == [3, 6, 9, 9]
     assert schedule(0, points=5).points_at(Rung(4, 0, 3), on_a_line) == 5
-    between = OpMix().design(context(old=dict.fromkeys(DOMAINS, 1 / 3)).stage)
+    between = OpMix().design(context(old=dict.fromkeys(DOMAINS, 1 / 3)).problem)
     assert [schedule(0).points_at(Rung(4, 0, level), between) for level in range(4)] == [4, 8, 14, 14]
 
 
@@ -102,7 +102,7 @@ def test_a_rung_without_an_answer_ends_nothing_and_is_recorded():
             raise LawError("too few points")
         return method.outcome_at(fake, fidelity, points)
 
-    outcome = schedule(AT_ONCE).run(fit, method.design(fake.stage))
+    outcome = schedule(AT_ONCE).run(fit, method.design(fake.problem))
     said = outcome.proposal.evidence["adaptive"]
     assert said["segments"][0] == {"steps": 4, "error": "too few points"}
     assert [s["steps"] for s in said["segments"]] == [4, 8, 16]  # the second has none before it, so it ends nothing
@@ -113,7 +113,7 @@ def test_other_errors_are_not_swallowed():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        schedule(AT_ONCE).run(fit, OpMix().design(context().stage))
+        schedule(AT_ONCE).run(fit, OpMix().design(context().problem))
 
 
 def finer(fake, tolerance):
@@ -163,7 +163,7 @@ def test_a_whole_run_says_nothing_of_rungs():
 @pytest.mark.parametrize("sequences", [6, 16, 64])
 def test_no_course_is_dearer_than_the_dearest(old, sequences):
     plan, fake = schedule(NEVER, sequences=sequences), context(old=old)
-    design = OpMix().design(fake.stage)
+    design = OpMix().design(fake.problem)
     course = plan.dearest_course(design)
     assert sorted({fidelity.steps for fidelity, _ in course}) == list(plan.rung_steps)
     finest, points = course[-1]

@@ -46,7 +46,7 @@ def test_losses_below_every_float_leave_finite_weights():
 def test_the_domain_that_serves_the_sets_gets_most_of_the_mixture():
     helps = [[-2.0, 0.0, 0.0]] * 3
     stage = stage_of(("web", "code", "math"))
-    context = FakeContext(stage=stage, surface=log_linear_surface(helps))
+    context = FakeContext(problem=stage, surface=log_linear_surface(helps))
     for pooled in (True, False):
         proposal = Ensemble(pooled=pooled).propose(context)
         assert max(proposal.mixture, key=proposal.mixture.__getitem__) == "web"
@@ -55,7 +55,7 @@ def test_the_domain_that_serves_the_sets_gets_most_of_the_mixture():
 
 def test_the_old_mixture_is_one_expert():
     stage = stage_of(("web", "code", "math"), old={"web": 0.7, "code": 0.3})
-    context = FakeContext(stage=stage, surface=log_linear_surface([[0.0] * 3] * 3))
+    context = FakeContext(problem=stage, surface=log_linear_surface([[0.0] * 3] * 3))
     mixture = Ensemble().propose(context).mixture
     assert context.calls[-1].design.probes == ("old", "math")
     assert mixture["web"] / mixture["code"] == pytest.approx(7 / 3)
@@ -72,7 +72,7 @@ def test_the_old_mixture_is_one_expert():
 )
 def test_unimax_is_uniform_up_to_its_caps(sizes, epochs, wanted):
     stage = stage_of(("a", "b", "c"), sizes=sizes, budget=1000)
-    context = FakeContext(stage=stage, surface=log_linear_surface([[0.0] * 3] * 3))
+    context = FakeContext(problem=stage, surface=log_linear_surface([[0.0] * 3] * 3))
     proposal = METHODS["unimax"].make({"epochs": epochs}).propose(context)
     assert proposal.mixture == Mixture(("a", "b", "c"), proposal.mixture.weights)
     assert proposal.mixture.weights == pytest.approx(wanted)

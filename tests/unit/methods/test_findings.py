@@ -28,7 +28,7 @@ def searched(domains, worth, omega=None):
         return 3.0 - 0.2 * np.log1p((tokens / 6400) ** 0.7 @ np.array(worth, dtype=float).T)
 
     context = FakeContext(
-        stage=stage(domains, dict.fromkeys(domains, 1 / len(domains))),
+        problem=stage(domains, dict.fromkeys(domains, 1 / len(domains))),
         surface=log_linear_surface([[0.0] * len(domains)] * len(domains)),
         course=course,
         settings=SolveSettings(kl=0.0, objective="mean" if omega is None else "weighted", omega=omega),
@@ -52,7 +52,7 @@ def test_near_copies_are_named_together():
 
 def test_the_critical_share_of_a_new_domain_is_always_told():
     surface = log_linear_surface([[0.0, 1.0], [0.0, -1.0]])
-    context = FakeContext(stage=stage(("web", "code"), {"web": 1.0}), surface=surface, steps=64)
+    context = FakeContext(problem=stage(("web", "code"), {"web": 1.0}), surface=surface, steps=64)
     proposal = OpMix(verify=False).propose(context)
     told = findings(proposal)
     assert [t.split(":")[0] for t in told] == ["critical share of code"]

@@ -57,16 +57,16 @@ def test_all_mixers_of_the_catalogue_are_in_the_table():
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow if n == "ado-uniform" else ()) for n in MIXERS]
 )
-def test_stints_are_positive_and_on_the_simplex(name):
-    stints, _, _ = lived(name)
-    assert sum(s.steps for s in stints) == TOTAL
-    assert len(stints) >= 5
-    for stint in stints:
-        assert stint.steps >= 1
-        assert stint.mixture.names == NAMES
-        assert stint.mixture.weights.sum() == pytest.approx(1)
-        assert np.isfinite(stint.mixture.weights).all()
-    assert any(s.mixture != stints[0].mixture for s in stints)
+def test_segments_are_positive_and_on_the_simplex(name):
+    segments, _, _ = lived(name)
+    assert sum(s.steps for s in segments) == TOTAL
+    assert len(segments) >= 5
+    for segment in segments:
+        assert segment.steps >= 1
+        assert segment.mixture.names == NAMES
+        assert segment.mixture.weights.sum() == pytest.approx(1)
+        assert np.isfinite(segment.mixture.weights).all()
+    assert any(s.mixture != segments[0].mixture for s in segments)
 
 
 @pytest.mark.parametrize(
@@ -78,16 +78,16 @@ def test_a_state_that_was_written_and_read_goes_on_the_same(name):
     assert [(s.mixture, s.steps) for s in again] == [(s.mixture, s.steps) for s in whole]
     assert through_json(last) == state
     assert len(kept) >= 4
-    for stints, between, stint in (kept[1], kept[len(kept) // 2], kept[-1]):
-        resumed, _, _ = live(mixer, ToyBench(), TOTAL, start=(stints, through_json(between), stint))
+    for segments, between, segment in (kept[1], kept[len(kept) // 2], kept[-1]):
+        resumed, _, _ = live(mixer, ToyBench(), TOTAL, start=(segments, through_json(between), segment))
         assert resumed == whole
 
 
 def test_updates_leave_what_they_were_given_alone(mixer):
     bench = ToyBench()
-    state, stint = mixer.init(bench, TOTAL)
+    state, segment = mixer.init(bench, TOTAL)
     before = json.dumps(state)
-    seen, _ = bench.world.observe(stint, np.zeros(3), 0, TOTAL)
+    seen, _ = bench.world.observe(segment, np.zeros(3), 0, TOTAL)
     first, second = mixer.update(state, seen), mixer.update(state, seen)
     assert json.dumps(state) == before
     assert first == second
@@ -95,14 +95,14 @@ def test_updates_leave_what_they_were_given_alone(mixer):
 
 @pytest.mark.parametrize("total", [1, 2, 7])
 def test_runs_of_few_steps(mixer, total):
-    stints, _, _ = live(mixer, ToyBench(), total)
-    assert sum(s.steps for s in stints) == total
+    segments, _, _ = live(mixer, ToyBench(), total)
+    assert sum(s.steps for s in segments) == total
 
 
 def test_only_the_signals_that_were_asked_for_are_used(mixer):
     bench = ToyBench()
-    state, stint = mixer.init(bench, TOTAL)
-    seen, _ = bench.world.observe(stint, np.zeros(3), 0, TOTAL)
+    state, segment = mixer.init(bench, TOTAL)
+    seen, _ = bench.world.observe(segment, np.zeros(3), 0, TOTAL)
     names = {"train_loss", "held_out", "excess", "gradients", "gradient_norms"}
     asked = set(mixer.signals) | ({"gradient_norms"} if "gradients" in mixer.signals else set())
     deaf = Observation(**{k: v for k, v in vars(seen).items() if k not in names - asked})
@@ -113,10 +113,12 @@ def test_a_single_domain_stays_whole():
     world = World(np.array([1.0]), np.array([2.0]), np.eye(1))
     for name, mixer in MIXERS.items():
         bench = ToyBench(world)
-        bench.stage = type(bench.stage)(domains=("web",), old=None, budget_tokens=1000, available_tokens={"web": 10})
-        state, stint = mixer.init(bench, 10)
+        bench.problem = type(bench.problem)(
+            domains=("web",), old=None, budget_tokens=1000, available_tokens={"web": 10}
+        )
+        state, segment = mixer.init(bench, 10)
         seen = Observation(
-            step=1, total_steps=10, mixture=stint.mixture, tokens=np.array([100.0]), learning_rate=1.0, train_loss=np.array([2.5]),
+            step=1, total_steps=10, mixture=segment.mixture, tokens=np.array([100.0]), learning_rate=1.0, train_loss=np.array([2.5]),
             held_out=np.array([2.5]), gradients=np.eye(1), gradient_norms=np.ones(1), excess=np.zeros(1),
         )  # fmt: skip
         assert mixer.update(state, seen)[1].mixture.weights.tolist() == [1.0], name
@@ -128,7 +130,7 @@ def test_proxy_runs_are_averaged(method, label, reference):
     made = method.propose(bench)
     ((called, proxy, against),) = bench.calls
     assert (called, proxy.tokens, proxy.start) == (label, 2000, "current")
-    assert against == (bench.stage.by_size if reference else None)
+    assert against == (bench.problem.by_size if reference else None)
     course = made.evidence["course"]
     mean = sum(c["steps"] * np.array(list(c["mixture"].values())) for c in course) / sum(c["steps"] for c in course)
     assert made.mixture.weights == pytest.approx(mean)

@@ -45,23 +45,23 @@ def test_exploration_is_the_papers():
 def test_the_bandits_rule_by_hand():
     mixer = Odm(scale=10, every=50)
     state, _ = mixer.init(ToyBench(), 200)
-    first, stint = mixer.update(state, seen(step=50, train_loss=[3.0, 2.0, 4.0]))
+    first, segment = mixer.update(state, seen(step=50, train_loss=[3.0, 2.0, 4.0]))
     assert first["rewards"] == pytest.approx([15.0, 10.0, 20.0])
     eps = (np.log(3) / 150) ** 0.5
     chosen = np.exp(np.array([15.0, 10.0, 20.0]) / 3)
     wanted = (1 - 3 * eps) * chosen / chosen.sum() + eps
-    assert stint.mixture.weights == pytest.approx(wanted)
+    assert segment.mixture.weights == pytest.approx(wanted)
     tokens = np.array(first["tokens"]) + 5000 * wanted
-    second, _ = mixer.update(first, seen(100, stint.mixture, tokens=tokens, train_loss=[3.0, 2.0, 4.0]))
+    second, _ = mixer.update(first, seen(100, segment.mixture, tokens=tokens, train_loss=[3.0, 2.0, 4.0]))
     assert second["rewards"] == pytest.approx([30.0, 20.0, 40.0])
 
 
 def test_a_domain_that_was_not_drawn_earns_nothing():
     mixture = Mixture(NAMES, [0.5, 0.5, 0.0])
     state, _ = Odm().init(ToyBench(), 200)
-    new, stint = Odm().update(state, seen(10, mixture, train_loss=[3.0, 2.0, np.nan]))
+    new, segment = Odm().update(state, seen(10, mixture, train_loss=[3.0, 2.0, np.nan]))
     assert new["rewards"][2] == 0
-    assert stint.mixture["math"] > 0
+    assert segment.mixture["math"] > 0
 
 
 # -- ADO ------------------------------------------------------------------------------------------------------------
@@ -95,20 +95,20 @@ def test_the_preference_is_the_papers():
     for step in (10, 20, 30):
         middle = (step - 5) * 100
         losses = [eps + beta * middle**-alpha for eps, beta, alpha in laws]
-        state, stint = mixer.update(state, seen(step, train_loss=losses))
+        state, segment = mixer.update(state, seen(step, train_loss=losses))
     speeds = np.array([speed(law, 3000) for law in laws])
     assert [speed(tuple(law), 3000) for law in state["laws"]] == pytest.approx(speeds, rel=0.02)
     rho = speeds / speeds.sum()  # uniform prior and history
     assert rho.min() > 0.01
-    assert stint.mixture.weights == pytest.approx(0.9 / 3 + 0.1 * rho, rel=0.01)
+    assert segment.mixture.weights == pytest.approx(0.9 / 3 + 0.1 * rho, rel=0.01)
     assert state["mean"] == pytest.approx((1 / 3 + rho) / 2, rel=0.01)
 
 
 def test_no_domain_falls_below_the_floor():
-    stints, state, _ = live(Ado(floor=0.05), ToyBench(World(scales=np.array([3.0, 0.0, 0.0]))), 200)
-    assert min(s.mixture.weights.min() for s in stints) >= 0.05 - 1e-12
+    segments, state, _ = live(Ado(floor=0.05), ToyBench(World(scales=np.array([3.0, 0.0, 0.0]))), 200)
+    assert min(s.mixture.weights.min() for s in segments) >= 0.05 - 1e-12
     assert state["decisions"] >= 10
-    assert stints[-1].mixture["web"] > stints[0].mixture["web"]
+    assert segments[-1].mixture["web"] > segments[0].mixture["web"]
 
 
 # -- Skill-It -------------------------------------------------------------------------------------------------------
@@ -140,15 +140,15 @@ def test_pairs_name_only_parents_that_beat_more_of_the_same():
 
 def test_multiplicative_weights_by_hand():
     mixer = SkillIt(eta=0.5, window=2)
-    state, stint = mixer.init(ToyBench(), 200)
+    state, segment = mixer.init(ToyBench(), 200)
     graph = np.array(state["graph"])
     start = np.exp(0.5 * graph.sum(axis=1))
-    assert stint.mixture.weights == pytest.approx(start / start.sum())
+    assert segment.mixture.weights == pytest.approx(start / start.sum())
     history = [np.array([3.0, 2.0, 4.0]), np.array([2.5, 1.5, 3.5]), np.array([2.0, 1.0, 3.0])]
     for losses in history:
-        state, stint = mixer.update(state, seen(held_out=losses))
+        state, segment = mixer.update(state, seen(held_out=losses))
     wanted = np.exp(0.5 * graph @ (history[1] + history[2]))
-    assert stint.mixture.weights == pytest.approx(wanted / wanted.sum())
+    assert segment.mixture.weights == pytest.approx(wanted / wanted.sum())
 
 
 # -- Aioli ----------------------------------------------------------------------------------------------------------
@@ -169,19 +169,19 @@ def test_the_matrix_of_a_linear_world_is_recovered():
     found = solve_matrix(np.array(state["mixtures"]), np.array(state["drops"]))
     assert found == pytest.approx(2 * LinearWorld.matrix)
     assert np.array(state["matrix"]) == pytest.approx(normalised(LinearWorld.matrix))
-    lengths = [stint.steps for _, _, stint in kept]
+    lengths = [segment.steps for _, _, segment in kept]
     assert lengths[:8] == [2] * 7 + [60 - 12]
-    swept = sorted(np.argmax(stint.mixture.weights) for _, _, stint in kept[1:4])
+    swept = sorted(np.argmax(segment.mixture.weights) for _, _, segment in kept[1:4])
     assert swept == [0, 1, 2]
 
 
 def test_exponentiated_gradient_by_hand():
     bench = ToyBench(LinearWorld())
-    stints, _, _ = live(Aioli(every=60, sweeps=1, sweep_steps=4, eta=0.5), bench, 130)
+    segments, _, _ = live(Aioli(every=60, sweeps=1, sweep_steps=4, eta=0.5), bench, 130)
     matrix = LinearWorld.matrix + 0.005
     scores = 0.5 * (matrix / matrix.sum()).sum(axis=0)
     once = np.exp(scores) / np.exp(scores).sum()
-    long = [s for s in stints if s.steps > 4]
+    long = [s for s in segments if s.steps > 4]
     assert long[0].mixture.weights == pytest.approx(once)
     twice = np.exp(2 * scores) / np.exp(2 * scores).sum()
     assert long[1].mixture.weights == pytest.approx(twice)
@@ -215,12 +215,12 @@ def test_domains_follow_the_weighted_log_gradients():
     mixer = Grape(every=20)
     state, _ = mixer.init(ToyBench(), 200)
     gradients = np.array([[0.4, 0.0, 0.0], [0.0, 0.2, 0.0], [0.0, 0.0, -0.1]])
-    state, stint = mixer.update(state, seen(20, rate=0.5, gradients=gradients, held_out=[4.0, 2.0, 1.0]))
+    state, segment = mixer.update(state, seen(20, rate=0.5, gradients=gradients, held_out=[4.0, 2.0, 1.0]))
     scores = 2 * 0.25 * np.array([0.4 / 4, 0.2 / 2, -0.1]) / 3
     wanted = np.exp(scores) / np.exp(scores).sum()
-    assert stint.mixture.weights == pytest.approx(wanted)
-    _, stint = mixer.update(state, seen(40, gradients=1e9 * gradients, held_out=[4.0, 2.0, 1.0]))
-    assert stint.mixture["web"] / stint.mixture["math"] == pytest.approx(wanted[0] / wanted[2] * np.exp(2))
+    assert segment.mixture.weights == pytest.approx(wanted)
+    _, segment = mixer.update(state, seen(40, gradients=1e9 * gradients, held_out=[4.0, 2.0, 1.0]))
+    assert segment.mixture["web"] / segment.mixture["math"] == pytest.approx(wanted[0] / wanted[2] * np.exp(2))
 
 
 # -- TiKMiX ---------------------------------------------------------------------------------------------------------
@@ -269,19 +269,21 @@ def test_harmful_domains_do_not_turn_into_good_ones():
 def test_group_dro_raises_the_domain_with_the_highest_excess():
     mixer = GroupDro(eta=1.0, smoothing=1e-3)
     state, _ = mixer.init(ToyBench(), 200)
-    state, stint = mixer.update(state, seen(excess=[0.0, 0.5, 0.1]))
+    state, segment = mixer.update(state, seen(excess=[0.0, 0.5, 0.1]))
     raised = np.exp([0.0, 0.5, 0.1])
-    assert stint.mixture.weights == pytest.approx(0.999 * raised / raised.sum() + 0.001 / 3)
-    state, stint = mixer.update(state, seen(excess=[0.0, np.nan, 0.1]))  # the last excess of code is kept
+    assert segment.mixture.weights == pytest.approx(0.999 * raised / raised.sum() + 0.001 / 3)
+    state, segment = mixer.update(state, seen(excess=[0.0, np.nan, 0.1]))  # the last excess of code is kept
     assert state["excess"] == [0.0, 0.5, 0.1]
-    assert stint.mixture["code"] > 0.45
+    assert segment.mixture["code"] > 0.45
     for _ in range(200):
-        state, stint = mixer.update(state, seen(excess=[0.0, 2.0, 0.0]))
-    assert stint.mixture.weights.min() == pytest.approx(1e-3 / 3 / (1 - np.exp(-2)), rel=1e-2)  # smoothing holds it up
+        state, segment = mixer.update(state, seen(excess=[0.0, 2.0, 0.0]))
+    assert segment.mixture.weights.min() == pytest.approx(
+        1e-3 / 3 / (1 - np.exp(-2)), rel=1e-2
+    )  # smoothing holds it up
 
 
 def test_reference_mixtures():
-    for name, wanted in (("uniform", UNIFORM), ("current", UNIFORM), ("size", ToyBench().stage.by_size)):
+    for name, wanted in (("uniform", UNIFORM), ("current", UNIFORM), ("size", ToyBench().problem.by_size)):
         bench = ToyBench()
         DoReMi(reference=name).propose(bench)
         assert bench.calls[0][2] == wanted
@@ -296,14 +298,14 @@ def test_alignment_by_hand():
     assert alignment(gradients, norms, 5.0) == pytest.approx([3.0, 0.0, 5.0])
     mixer = GradientAlignment(mu=0.05, rate=5e-4)
     state, _ = mixer.init(ToyBench(), 200)
-    _, stint = mixer.update(state, seen(20, rate=0.5, gradients=gradients, gradient_norms=norms))
+    _, segment = mixer.update(state, seen(20, rate=0.5, gradients=gradients, gradient_norms=norms))
     wanted = np.exp(20 * 0.5 * 5e-4 / 0.05 * np.array([3.0, 0.0, 5.0]))
-    assert stint.mixture.weights == pytest.approx(wanted / wanted.sum())
+    assert segment.mixture.weights == pytest.approx(wanted / wanted.sum())
 
 
 def test_a_domain_that_serves_all_gains():
     helps = np.array([[1.0, 0.8, 0.8], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    stints, _, _ = live(GradientAlignment(rate=5e-3), ToyBench(World(helps=helps)), 200)
-    shares = [s.mixture["web"] for s in stints]
+    segments, _, _ = live(GradientAlignment(rate=5e-3), ToyBench(World(helps=helps)), 200)
+    shares = [s.mixture["web"] for s in segments]
     assert shares[-1] > 0.4
     assert all(b >= a for a, b in pairwise(shares))

@@ -24,11 +24,11 @@ class Aimed(World):
 
     weights: tuple = (1.0,)
 
-    def observe(self, stint, tokens, step, total):
-        after = tokens + stint.mixture.weights * stint.steps * self.step_tokens
+    def observe(self, segment, tokens, step, total):
+        after = tokens + segment.mixture.weights * segment.steps * self.step_tokens
         slopes = self.slopes(after) * 1e3
         seen = Observation(
-            step=step + stint.steps, total_steps=total, mixture=stint.mixture, tokens=after, learning_rate=1 - step / total,
+            step=step + segment.steps, total_steps=total, mixture=segment.mixture, tokens=after, learning_rate=1 - step / total,
             held_out=self.losses(after), weights=np.array(self.weights), gradients=slopes,
             gradient_norms=np.linalg.norm(slopes, axis=1),
         )  # fmt: skip
@@ -40,8 +40,8 @@ def lived(mixer, helps, weights=(1.0,)):
     helps = np.array(helps, dtype=float).T
     count = helps.shape[1]
     world = Aimed(floors=np.ones(count), scales=np.full(count, 3.0), helps=helps, weights=tuple(weights))
-    stints, _, _ = live(mixer, ToyBench(world), 200)
-    return sum(s.steps * s.mixture.weights for s in stints) / 200
+    segments, _, _ = live(mixer, ToyBench(world), 200)
+    return sum(s.steps * s.mixture.weights for s in segments) / 200
 
 
 def test_all_that_serve_held_out_sets_are_here_or_say_why_not():

@@ -31,7 +31,7 @@ def problem(old=None, domains=DOMAINS):
 
 
 def context(t=EVERY_DOMAIN_HELPS_ITSELF, old=None, **given):
-    return FakeContext(stage=problem(old), surface=log_linear_surface(t), **given)
+    return FakeContext(problem=problem(old), surface=log_linear_surface(t), **given)
 
 
 def best(t, coordinates=None, settings=None):
@@ -82,7 +82,7 @@ def test_a_true_move_passes_the_probe_that_is_trained_on_it():
     fake = context(old=SKEWED)
     proposal = OpMix().propose(fake)
     decision, optimum = proposal.verdict.decision, proposal.verdict.optimum.mixture
-    losses = fake.surface(np.stack([fake.stage.current.weights, optimum.weights]))
+    losses = fake.surface(np.stack([fake.problem.current.weights, optimum.weights]))
     kept, moved = objective_values(losses, fake.settings)
     assert kept > moved
     assert decision.direct_gain == pytest.approx(kept - moved)
@@ -103,7 +103,7 @@ def test_a_move_that_only_averages_support_is_stopped():
     # The surface is a little worse away from the mixture in use, which only the probe trained there can tell.
     fake = flattered()
     fake.surface = lambda P: (
-        3.0 + 0.1 * np.sum((P - fake.stage.current.weights) ** 2, axis=1, keepdims=True) * np.ones(3)
+        3.0 + 0.1 * np.sum((P - fake.problem.current.weights) ** 2, axis=1, keepdims=True) * np.ones(3)
     )
     unchecked = OpMix(verify=False).propose(fake)
     assert unchecked.verdict.decision.action == "move"
@@ -121,7 +121,7 @@ def test_the_error_of_the_direct_gain_is_that_of_paired_sequences():
     answers = (8.0, 8.0, 8.0, 200.0)
     fake = context(old=SKEWED, noise=0.05, tokens=answers)
     proposal = OpMix().propose(fake)
-    apart = proposal.verdict.optimum.mixture.weights - fake.stage.current.weights
+    apart = proposal.verdict.optimum.mixture.weights - fake.problem.current.weights
     tokens = np.resize(answers, fake.sequences)
     errors = []
     for own in fake._sequences(3) @ apart:  # by how much more each sequence gains than the surface says

@@ -216,7 +216,7 @@ def test_merge_mix_trains_one_expert_a_domain_and_orders_mixtures_despite_interf
     assert len(proposal.evidence["averages"]) == 16
     grid = np.random.default_rng(5).dirichlet(np.ones(4), 4000)
     lowest = bench.law(grid, 1).mean(axis=1).min()
-    uniform = bench.objective(bench.stage.current)
+    uniform = bench.objective(bench.problem.current)
     assert bench.objective(proposal.mixture) - lowest < 0.25 * (uniform - lowest)
 
 

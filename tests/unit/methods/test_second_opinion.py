@@ -20,7 +20,7 @@ def searched(course, **told):
         available_tokens=dict.fromkeys(DOMAINS, 10**6),
     )  # fmt: skip
     fake = FakeContext(
-        stage=problem,
+        problem=problem,
         surface=log_linear_surface([[0.0] * 3] * 3),
         course=course,
         rule=DecisionSettings(draws=40),

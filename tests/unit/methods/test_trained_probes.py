@@ -42,7 +42,7 @@ def context(old, course=course, **given):
         available_tokens=dict.fromkeys(DOMAINS, 10 * STAGE),
     )
     flat = log_linear_surface([[0.0] * 3] * 3)
-    return FakeContext(stage=problem, surface=flat, course=course, rule=DecisionSettings(draws=40), **given)
+    return FakeContext(problem=problem, surface=flat, course=course, rule=DecisionSettings(draws=40), **given)
 
 
 METHOD = TrainedProbes(steps=64)
@@ -52,7 +52,7 @@ def test_the_proposal_is_near_the_optimum_at_the_stages_own_length():
     fake = context({"web": 0.8, "code": 0.1, "math": 0.1})
     proposal = METHOD.propose(fake)
     best = solve(truth(), settings=SolveSettings(kl=0.0)).mixture
-    values = [float(truth().predict(m.weights).mean()) for m in (proposal.mixture, best, fake.stage.current)]
+    values = [float(truth().predict(m.weights).mean()) for m in (proposal.mixture, best, fake.problem.current)]
     assert proposal.verdict.decision.action == "move"
     assert values[0] - values[1] < 0.1 * (values[2] - values[1])
 
@@ -123,7 +123,7 @@ def test_candidates_are_judged_on_sequences_that_the_law_was_not_fitted_to():
             return replace(found, nll=tuple(n - 100.0 * a for n, a in zip(found.nll, liked, strict=True)))
 
     plain = context({"web": 0.8, "code": 0.1, "math": 0.1})
-    fake = Flattering(stage=plain.stage, surface=plain.surface, course=course, rule=plain.rule)
+    fake = Flattering(problem=plain.problem, surface=plain.surface, course=course, rule=plain.rule)
     gains = [METHOD.propose(c).verdict.decision.direct_gain for c in (plain, fake)]
     assert gains[1] == pytest.approx(gains[0])
 

@@ -228,7 +228,7 @@ def test_what_has_no_say_is_told_of_whole_probes_however_thinned(steps, said, tm
     world.fidelity = Fidelity(steps=steps, thinning=2)
     context = SearchContext(config, tmp_path, RunStore(tmp_path), Silent(), None)
     context.prepared = SimpleNamespace(bytes_per_token={})
-    context.stage = problem_of(config, dict.fromkeys(config.domains, 10_000))
+    context.problem = problem_of(config, dict.fromkeys(config.domains, 10_000))
     settings = context.solve_settings(np.full(4, 3.0), world.metrics, simulated=world)
     assert list(context.silent) == said
     assert (settings.weights(4)[3] == 0) == bool(said)
@@ -238,7 +238,7 @@ def asked(config, bytes_per_token, tmp_path):
     """What a search with these bytes per token would minimise."""
     context = SearchContext(config, tmp_path, RunStore(tmp_path), Silent(), None)
     context.prepared = SimpleNamespace(bytes_per_token=bytes_per_token)
-    context.stage = problem_of(config, dict.fromkeys(config.domains, 10_000))
+    context.problem = problem_of(config, dict.fromkeys(config.domains, 10_000))
     metrics = [*config.domains, *config.targets]
     return context.solve_settings(np.full(len(metrics), 3.0), metrics)
 

@@ -8,8 +8,8 @@ For every domain `L_k(n) = eps_k + beta_k n^(-alpha_k)` (section 3.1) is fitted 
 
 n counts tokens of all domains, which is the published code's default. Assumed, or different from the publication:
 
-- decisions per stint, not per step (published: laws anew every 1000 steps, mixture every step); averages run over decisions;
-- a loss counts at the middle of its stint; losses are not filtered (published: Savitzky-Golay over 101 steps), for a stint's mean is one;
+- decisions per segment, not per step (published: laws anew every 1000 steps, mixture every step); averages run over decisions;
+- a loss counts at the middle of its segment; losses are not filtered (published: Savitzky-Golay over 101 steps): a segment's mean is one;
 - the law is fitted by variable projection over a grid of exponents in the same Huber loss of relative residuals (published: L-BFGS from 512
   starts on log losses), with the exponents that the published code allows;
 - the credit is the paper's `h^s` (the code has `(h (1 - h))^s`).
@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 
 from opmix.errors import ConfigError
-from opmix.methods.online.weights import at_least, interval, listed, stint, uniform
+from opmix.methods.online.weights import at_least, interval, listed, segment, uniform
 from opmix.mixing.mixture import FloatArray
 from opmix.protocols.online_mixer import MixerSegment, Observation, Signal, State
 from opmix.protocols.trials import TrialRunner
@@ -64,11 +64,11 @@ class Ado:
 
     def init(self, runner: TrialRunner, total_steps: int) -> tuple[State, MixerSegment]:
         """The prior; see `OnlineMixer`."""
-        stage = runner.stage
-        prior = stage.by_size.weights if self.prior == "size" else uniform(len(stage.domains))
+        problem = runner.problem
+        prior = problem.by_size.weights if self.prior == "size" else uniform(len(problem.domains))
         start = listed(at_least(prior, self.floor))
         state = {
-            "domains": list(stage.domains),
+            "domains": list(problem.domains),
             "every": interval(self.every, total_steps),
             "prior": start,
             "weights": start,
@@ -79,7 +79,7 @@ class Ado:
             "seen": [],
             "losses": [],
         }
-        return state, stint(state)
+        return state, segment(state)
 
     def update(self, state: State, seen: Observation) -> tuple[State, MixerSegment]:
         """Fit the laws and follow their speeds; see `OnlineMixer`."""
@@ -98,7 +98,7 @@ class Ado:
             weights = at_least((1 - self.smoothing) * mean + self.smoothing * rho, self.floor)
             new |= {"weights": listed(weights), "mean": listed(mean + (rho - mean) / (past + 1)), "decisions": past}
             new["laws"] = [list(law) for law in laws if law is not None]
-        return new, stint(new)
+        return new, segment(new)
 
     def _law(self, tokens: FloatArray, losses: list[float | None]) -> tuple[float, float, float] | None:
         known = np.array([v is not None for v in losses])

@@ -2,13 +2,13 @@ r"""Aioli (Chen et al., arXiv 2411.05735): how mixtures move losses is measured 
 
 In a round the loss is taken to fall linearly in the mixture: `L_i(t) - L_i(t + 1) = sum_j A_ij p_j`. A round is (algorithms 1 and 2)
 
-1. sweeps: short stints on near-one-hot mixtures W in random order, held-out losses after each; A solves `W A^T = drops`;
+1. sweeps: short segments on near-one-hot mixtures W in random order, held-out losses after each; A solves `W A^T = drops`;
 2. exponentiated gradient: `p_j <- p_j exp(eta sum_i A_ij)` with A shifted to be non-negative and divided by its sum;
 3. the rest of the round on p.
 
 With targets, i runs over them, each row of A weighed as the objective weighs it.
 
-Assumed, or different: the run begins with one short stint on the start mixture, because a mixer is told losses only after a stint; least
+Assumed, or different: the run begins with one short segment on the start mixture, because a mixer is told losses only after one; least
 squares over all sweeps, which is the paper's average where sweeps are whole; in short runs sweeps and their steps shrink until they take at
 most `sweep_share` of a round, and rounds are never shorter than twice the number of domains.
 """
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from opmix.errors import ConfigError
-from opmix.methods.online.weights import exponentiated, interval, listed, stint, uniform
+from opmix.methods.online.weights import exponentiated, interval, listed, segment, uniform
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.protocols.online_mixer import MixerSegment, Observation, Signal, State
 from opmix.protocols.trials import TrialRunner
@@ -55,8 +55,8 @@ class Aioli:
         return frozenset({"held_out"})
 
     def init(self, runner: TrialRunner, total_steps: int) -> tuple[State, MixerSegment]:
-        """A short uniform stint, to learn the losses before the first sweep; see `OnlineMixer`."""
-        domains, num = runner.stage.domains, len(runner.stage.domains)
+        """A short uniform segment, to learn the losses before the first sweep; see `OnlineMixer`."""
+        domains, num = runner.problem.domains, len(runner.problem.domains)
         whole = max(interval(self.every, total_steps), 2 * num)
         sweeps = max(1, min(self.sweeps, int(self.sweep_share * whole / num)))
         steps = max(1, min(self.sweep_steps, int(self.sweep_share * whole / (num * sweeps))))
@@ -65,7 +65,7 @@ class Aioli:
             "every": whole,
             "sweeps": sweeps,
             "sweep_steps": steps,
-            "seed": runner.stage.seed,
+            "seed": runner.problem.seed,
             "round": 0,
             "weights": listed(uniform(num)),
             "sweeping": False,
@@ -75,10 +75,10 @@ class Aioli:
             "mixtures": [],
             "matrix": None,
         }
-        return state, stint(state, steps)
+        return state, segment(state, steps)
 
     def update(self, state: State, seen: Observation) -> tuple[State, MixerSegment]:
-        """The next stint of the sweep, or the round's decision; see `OnlineMixer`."""
+        """The next segment of the sweep, or the round's decision; see `OnlineMixer`."""
         assert seen.held_out is not None
         num, new = len(state["domains"]), {**state, "before": listed(seen.held_out)}
         if state["sweeping"]:
@@ -100,7 +100,7 @@ class Aioli:
             start = uniform(num)
         new |= {"matrix": listed(matrix), "round": state["round"] + 1, "sweeping": False}
         new["weights"] = listed(exponentiated(start, self.eta * (matrix * seen.counts[:, None]).sum(axis=0)))
-        return new, stint(new, max(1, state["every"] - state["sweeps"] * state["sweep_steps"] * num))
+        return new, segment(new, max(1, state["every"] - state["sweeps"] * state["sweep_steps"] * num))
 
 
 def near_one_hot(num: int, index: int, share: float) -> FloatArray:

@@ -30,9 +30,9 @@ class ProxySettings:
         if self.share <= 0:
             raise ConfigError(f"share is {self.share:g}; expected a positive share of the stage's tokens")
 
-    def proxy(self, stage: DecisionProblem) -> TrialModel:
+    def proxy(self, problem: DecisionProblem) -> TrialModel:
         """The proxy of a stage."""
-        tokens = max(1, round(self.share * stage.budget_tokens))
+        tokens = max(1, round(self.share * problem.budget_tokens))
         return TrialModel(tokens=tokens, start=self.start, architecture=dict(self.architecture))
 
 
@@ -41,13 +41,13 @@ def average(run: AveragedTrial) -> Mixture:
 
     Examples:
         >>> from opmix.protocols.online_mixer import MixerSegment
-        >>> stints = (MixerSegment(Mixture.of({"a": 1.0, "b": 0.0}), 1), MixerSegment(Mixture.of({"a": 0.0, "b": 1.0}), 3))
-        >>> average(AveragedTrial(stints=stints, state={}, losses=np.zeros(2)))
+        >>> segments = (MixerSegment(Mixture.of({"a": 1.0, "b": 0.0}), 1), MixerSegment(Mixture.of({"a": 0.0, "b": 1.0}), 3))
+        >>> average(AveragedTrial(segments=segments, state={}, losses=np.zeros(2)))
         Mixture(a=0.25, b=0.75)
     """
-    steps = np.array([stint.steps for stint in run.stints], dtype=np.float64)
-    rows = np.array([stint.mixture.weights for stint in run.stints])
-    return Mixture(run.stints[0].mixture.names, steps @ rows / steps.sum())
+    steps = np.array([segment.steps for segment in run.segments], dtype=np.float64)
+    rows = np.array([segment.mixture.weights for segment in run.segments])
+    return Mixture(run.segments[0].mixture.names, steps @ rows / steps.sum())
 
 
 def proposal(
@@ -55,8 +55,8 @@ def proposal(
 ) -> Proposal:
     """The average mixture of one watched run, with its course as evidence."""
     run = context.watch(mixer, proxy, label=label, reference=reference)
-    course = [{"steps": s.steps, "mixture": dict(s.mixture)} for s in run.stints]
-    evidence = {"course": course, "losses": dict(zip(context.stage.domains, map(float, run.losses), strict=False))}
+    course = [{"steps": s.steps, "mixture": dict(s.mixture)} for s in run.segments]
+    evidence = {"course": course, "losses": dict(zip(context.problem.domains, map(float, run.losses), strict=False))}
     if reference is not None:
         evidence["reference"] = dict(reference)
     return Proposal(mixture=average(run), evidence=evidence)

@@ -9,7 +9,7 @@ The answer is the average of a over the run. Normalisation and clipping are thos
 With targets, e runs over them, each h_e weighed as the objective weighs it (the paper's out-of-domain generalisation).
 
 Assumed, or different: h is measured on held-out rows (the paper's universal generalisation takes another training batch); the paper
-weights losses by a and draws evenly, ours draws by a; a stint of n steps counts as n updates with the gradients at its end; the peak rate
+weights losses by a and draws evenly, ours draws by a; a segment of n steps counts as n updates with the gradients at its end; the peak rate
 is taken as 5e-4 and scaled by our schedule.
 """
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from opmix.methods.online.averaged_trial import ProxySettings, proposal
-from opmix.methods.online.weights import exponentiated, interval, listed, smoothed, stint, uniform
+from opmix.methods.online.weights import exponentiated, interval, listed, segment, smoothed, uniform
 from opmix.mixing.mixture import FloatArray
 from opmix.protocols.mixing_method import Proposal
 from opmix.protocols.online_mixer import MixerSegment, MixerTrialRunner, Observation, Signal, State
@@ -50,12 +50,12 @@ class GradientAlignment:
     def init(self, runner: TrialRunner, total_steps: int) -> tuple[State, MixerSegment]:
         """Uniform; see `OnlineMixer`."""
         state = {
-            "domains": list(runner.stage.domains),
+            "domains": list(runner.problem.domains),
             "every": interval(self.every, total_steps),
             "step": 0,
-            "weights": listed(uniform(len(runner.stage.domains))),
+            "weights": listed(uniform(len(runner.problem.domains))),
         }
-        return state, stint(state)
+        return state, segment(state)
 
     def update(self, state: State, seen: Observation) -> tuple[State, MixerSegment]:
         """Follow the alignment; see `OnlineMixer`."""
@@ -65,7 +65,7 @@ class GradientAlignment:
         scores = alignment(seen.gradients * seen.counts, seen.gradient_norms, self.limit)
         moved = exponentiated(state["weights"], steps * self.rate * seen.learning_rate / self.mu * scores)
         new = {**state, "step": seen.step, "weights": listed(smoothed(moved, self.smoothing))}
-        return new, stint(new)
+        return new, segment(new)
 
 
 def alignment(gradients: FloatArray, norms: FloatArray, limit: float) -> FloatArray:
@@ -99,4 +99,4 @@ class Doge(ProxySettings):
 
     def propose(self, context: MixerTrialRunner) -> Proposal:
         """The proxy run; see `MixingMethod`."""
-        return proposal(context, self.mixer, self.proxy(context.stage), "doge", None)
+        return proposal(context, self.mixer, self.proxy(context.problem), "doge", None)

@@ -7,7 +7,7 @@ tokens of `max(proxy's loss - reference's loss, 0)`, (algorithm 1)
 
 Step 3 gives the average of a over the run.
 
-Assumed, or different: the paper draws domains evenly and weights their losses by a, ours draws them by a; one update per stint of its mean
+Assumed, or different: the paper draws domains evenly and weights their losses by a, ours draws them by a; an update per segment of its mean
 excess, not one per step; a domain of which no row came keeps its last excess, as in the published code.
 """
 
@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from opmix.methods.online.averaged_trial import ProxySettings, proposal
-from opmix.methods.online.weights import exponentiated, interval, listed, smoothed, stint, told, uniform
+from opmix.methods.online.weights import exponentiated, interval, listed, segment, smoothed, told, uniform
 from opmix.mixing.mixture import Mixture
 from opmix.protocols.mixing_method import Proposal
 from opmix.protocols.online_mixer import MixerSegment, MixerTrialRunner, Observation, Signal, State
@@ -44,14 +44,14 @@ class GroupDro:
 
     def init(self, runner: TrialRunner, total_steps: int) -> tuple[State, MixerSegment]:
         """Uniform; see `OnlineMixer`."""
-        num = len(runner.stage.domains)
+        num = len(runner.problem.domains)
         state = {
-            "domains": list(runner.stage.domains),
+            "domains": list(runner.problem.domains),
             "every": interval(self.every, total_steps),
             "weights": listed(uniform(num)),
             "excess": [0.0] * num,
         }
-        return state, stint(state)
+        return state, segment(state)
 
     def update(self, state: State, seen: Observation) -> tuple[State, MixerSegment]:
         """Raise what exceeds the reference most; see `OnlineMixer`."""
@@ -59,7 +59,7 @@ class GroupDro:
         excess = np.maximum(told(seen.excess, state["excess"]), 0.0)
         weights = smoothed(exponentiated(state["weights"], self.eta * excess), self.smoothing)
         new = {**state, "excess": listed(excess), "weights": listed(weights)}
-        return new, stint(new)
+        return new, segment(new)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class DoReMi(ProxySettings):
 
     def propose(self, context: MixerTrialRunner) -> Proposal:
         """Reference run and proxy run; see `MixingMethod`."""
-        stage = context.stage
-        known = {"size": stage.by_size, "uniform": Mixture.uniform(stage.domains), "current": stage.current}
+        problem = context.problem
+        known = {"size": problem.by_size, "uniform": Mixture.uniform(problem.domains), "current": problem.current}
         mixer = GroupDro(eta=self.eta, smoothing=self.smoothing, every=self.every)
-        return proposal(context, mixer, self.proxy(stage), "doremi", known[self.reference])
+        return proposal(context, mixer, self.proxy(problem), "doremi", known[self.reference])

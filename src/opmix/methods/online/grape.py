@@ -9,9 +9,10 @@ and value of task n's held-out loss, the rate of improvement `RoI_n = (l_n befor
 (`h_n / l_n` is the gradient of log l_n; intervals and both mu are the defaults of the published trainer.) Tasks here are the stage's
 domains' held-out sets; with targets these, z beginning at their weights.
 
-Assumed, or different: a stint of n steps counts as n / 10 updates of p and n / 100 of z, with the gradients at its end; the published peak
-rate is taken as 5e-4 and scaled by our schedule; one stint moves no log weight by more than `largest` against the mean, because alignments
-of raw gradients have no scale; z follows the rate of improvement that was measured over the stint, not the paper's first-order estimate.
+Assumed, or different: a segment of n steps counts as n / 10 updates of p and n / 100 of z, with the gradients at its end; the peak rate of
+the paper is taken as 5e-4 and scaled by our schedule; one segment moves no log weight by more than `largest` against the mean, because
+alignments of raw gradients have no scale; z follows the rate of improvement that was measured over the segment, not the paper's
+first-order estimate.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opmix.methods.online.weights import exponentiated, interval, listed, stint, uniform
+from opmix.methods.online.weights import exponentiated, interval, listed, segment, uniform
 from opmix.protocols.online_mixer import MixerSegment, Observation, Signal, State
 from opmix.protocols.trials import TrialRunner
 
@@ -36,7 +37,7 @@ class Grape:
     rate: float = 5e-4
     """Highest learning rate of the rule (assumed; the paper uses the model's own)."""
     largest: float = 1.0
-    """Most that a log weight may move in a stint (not in the paper)."""
+    """Most that a log weight may move in a segment (not in the paper)."""
     every: int | None = None
     """Optimizer steps between decisions; None: a twentieth of the run."""
 
@@ -47,16 +48,16 @@ class Grape:
 
     def init(self, runner: TrialRunner, total_steps: int) -> tuple[State, MixerSegment]:
         """Uniform over domains and tasks; see `OnlineMixer`."""
-        even = listed(uniform(len(runner.stage.domains)))
+        even = listed(uniform(len(runner.problem.domains)))
         state = {
-            "domains": list(runner.stage.domains),
+            "domains": list(runner.problem.domains),
             "every": interval(self.every, total_steps),
             "weights": even,
             "tasks": even,
             "before": None,
             "step": 0,
         }
-        return state, stint(state)
+        return state, segment(state)
 
     def update(self, state: State, seen: Observation) -> tuple[State, MixerSegment]:
         """Tasks, then domains; see `OnlineMixer`."""
@@ -79,4 +80,4 @@ class Grape:
             "step": seen.step,
             "weights": listed(exponentiated(state["weights"], scores)),
         }
-        return new, stint(new)
+        return new, segment(new)

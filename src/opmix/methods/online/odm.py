@@ -6,7 +6,7 @@ A domain that still has a high loss is taken to have more to teach. Per step t w
     eps_t = min(1/K, sqrt(ln K / (K t)))
     pi_k  = (1 - K eps_t) exp(eps_{t-1} R_k) / sum_j exp(eps_{t-1} R_j) + eps_t
 
-Ours decides per stint: a stint of n steps in which domain k had the share r_k of the tokens adds `n (r_k / pi_k) L_k / scale`, which is
+Ours decides per segment: a segment of n steps in which domain k had the share r_k of the tokens adds `n (r_k / pi_k) L_k / scale`, which is
 what n steps of the paper's add on average, and t counts optimizer steps. Assumed: rewards are summed, as in the published code (the paper
 writes a moving average), and the start is uniform (the code starts from the corpus' own shares and warms up on them).
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opmix.methods.online.weights import exponentiated, interval, listed, stint, uniform
+from opmix.methods.online.weights import exponentiated, interval, listed, segment, uniform
 from opmix.mixing.mixture import FloatArray
 from opmix.protocols.online_mixer import MixerSegment, Observation, Signal, State
 from opmix.protocols.trials import TrialRunner
@@ -39,16 +39,16 @@ class Odm:
 
     def init(self, runner: TrialRunner, total_steps: int) -> tuple[State, MixerSegment]:
         """Uniform; see `OnlineMixer`."""
-        num = len(runner.stage.domains)
+        num = len(runner.problem.domains)
         state = {
-            "domains": list(runner.stage.domains),
+            "domains": list(runner.problem.domains),
             "every": interval(self.every, total_steps),
             "step": 0,
             "weights": listed(uniform(num)),
             "rewards": [0.0] * num,
             "tokens": [0.0] * num,
         }
-        return state, stint(state)
+        return state, segment(state)
 
     def update(self, state: State, seen: Observation) -> tuple[State, MixerSegment]:
         """EXP3; see `OnlineMixer`."""
@@ -68,7 +68,7 @@ class Odm:
             "tokens": listed(seen.tokens),
             "weights": listed((1 - num * eps) * chosen + eps),
         }
-        return new, stint(new)
+        return new, segment(new)
 
 
 def importance_weighted(losses: FloatArray, shares: FloatArray, policy: FloatArray, steps: int) -> FloatArray:

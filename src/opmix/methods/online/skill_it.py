@@ -22,7 +22,7 @@ from typing import Literal
 
 import numpy as np
 
-from opmix.methods.online.weights import exponentiated, interval, listed, stint, uniform
+from opmix.methods.online.weights import exponentiated, interval, listed, segment, uniform
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.protocols.online_mixer import MixerSegment, Observation, Signal, State
 from opmix.protocols.trials import Start, TrialModel, TrialRunner
@@ -54,13 +54,13 @@ class SkillIt:
         """Learn the graph; see `OnlineMixer`."""
         graph = self.learn_graph(runner)
         state = {
-            "domains": list(runner.stage.domains),
+            "domains": list(runner.problem.domains),
             "every": interval(self.every, total_steps),
             "graph": listed(graph),
             "losses": [],
             "weights": listed(exponentiated(uniform(len(graph)), self.eta * graph.sum(axis=1))),
         }
-        return state, stint(state)
+        return state, segment(state)
 
     def update(self, state: State, seen: Observation) -> tuple[State, MixerSegment]:
         """Multiplicative weights; see `OnlineMixer`."""
@@ -68,15 +68,15 @@ class SkillIt:
         losses = [*state["losses"], listed(seen.held_out)][-self.window :]
         scores = self.eta * np.array(state["graph"]) @ np.sum(losses, axis=0)
         new = {**state, "losses": losses, "weights": listed(exponentiated(uniform(len(scores)), scores))}
-        return new, stint(new)
+        return new, segment(new)
 
     def learn_graph(self, runner: TrialRunner) -> FloatArray:
         """A, (D, D): row i says what training on domain i does for each domain."""
-        domains = runner.stage.domains
+        domains = runner.problem.domains
         num, eye = len(domains), np.eye(len(domains))
         pairs = list(combinations(range(num), 2)) if self.graph == "pairs" else []
         shares = [*eye, *((eye[i] + eye[j]) / 2 for i, j in pairs)]
-        proxy = TrialModel(tokens=max(1, round(self.share * runner.stage.budget_tokens)), start=self.start)
+        proxy = TrialModel(tokens=max(1, round(self.share * runner.problem.budget_tokens)), start=self.start)
         trials = runner.train([Mixture(domains, s) for s in shares], proxy, label="skills")
         drops = trials.baseline - trials.losses
         if self.graph == "singles":

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
-from opmix.methods.online.weights import interval, listed, stint, uniform
+from opmix.methods.online.weights import interval, listed, segment, uniform
 from opmix.mixing.mixture import FloatArray
 from opmix.protocols.online_mixer import MixerSegment, Observation, Signal, State
 from opmix.protocols.trials import TrialRunner
@@ -50,13 +50,13 @@ class Tikmix:
 
     def init(self, runner: TrialRunner, total_steps: int) -> tuple[State, MixerSegment]:
         """Uniform; see `OnlineMixer`."""
-        domains = runner.stage.domains
+        domains = runner.problem.domains
         state = {
             "domains": list(domains),
             "every": interval(self.every, total_steps, parts=5),
             "weights": listed(uniform(len(domains))),
         }
-        return state, stint(state)
+        return state, segment(state)
 
     def update(self, state: State, seen: Observation) -> tuple[State, MixerSegment]:
         """Solve; see `OnlineMixer`."""
@@ -64,7 +64,7 @@ class Tikmix:
         influence = seen.gradients.T
         weights = self.solve(influence, np.array(state["weights"]))
         new = {**state, "weights": listed(weights), "influence": listed(influence)}
-        return new, stint(new)
+        return new, segment(new)
 
     def objective(self, scaled: FloatArray, weights: FloatArray) -> float:
         """Equation 10 with normalised influences (E, D)."""

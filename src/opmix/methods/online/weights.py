@@ -1,4 +1,4 @@
-"""Arithmetic that mixers share: weights over domains as arrays, the length of a stint, states as JSON."""
+"""Arithmetic that mixers share: weights over domains as arrays, the length of a segment, states as JSON."""
 
 from __future__ import annotations
 
@@ -76,6 +76,6 @@ def told(values: FloatArray, last: npt.ArrayLike) -> FloatArray:
     return np.where(np.isnan(values), np.asarray(last, dtype=np.float64), values)
 
 
-def stint(state: Mapping[str, Any], steps: int | None = None) -> MixerSegment:
+def segment(state: Mapping[str, Any], steps: int | None = None) -> MixerSegment:
     """`state["weights"]` over `state["domains"]`, for `state["every"]` steps where no other number is given."""
     return MixerSegment(Mixture(state["domains"], state["weights"]), steps or state["every"])

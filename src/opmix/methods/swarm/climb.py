@@ -68,7 +68,7 @@ class Climb:
 
     def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
-        stage, rng = context.stage, generator(context.stage, 5)
+        stage, rng = context.problem, generator(context.problem, 5)
         proxy = proxy_model(context, self.proxy_share, self.start, self.architecture)
         sizes = stage.by_size.weights
         pool = rng.dirichlet(np.maximum(self.concentration * len(sizes) * sizes, 1e-3), self.pool)

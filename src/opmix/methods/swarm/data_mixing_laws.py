@@ -70,16 +70,17 @@ class DataMixingLaws:
 
     def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
-        stage = context.stage
-        caps = repetition_caps(stage, self.max_epochs)
-        largest = np.minimum([caps.token_caps(stage.domains).get(d, 1.0) for d in stage.domains], 1.0)
+        problem = context.problem
+        caps = repetition_caps(problem, self.max_epochs)
+        largest = np.minimum([caps.token_caps(problem.domains).get(d, 1.0) for d in problem.domains], 1.0)
         mixtures = [
-            Mixture(stage.domains, row) for row in halving_shares(largest, self.runs, self.grid, generator(stage, 3))
+            Mixture(problem.domains, row)
+            for row in halving_shares(largest, self.runs, self.grid, generator(problem, 3))
         ]
         proxy = proxy_model(context, self.proxy_share, self.start, self.architecture)
         whole = context.train(mixtures, proxy, label="mixing-laws")
         losses, steps = self._extrapolated(context, mixtures, proxy, whole)
-        fit = fit_law(whole.shares, losses, domains=stage.domains, metrics=whole.metrics, delta=self.huber_delta)
+        fit = fit_law(whole.shares, losses, domains=problem.domains, metrics=whole.metrics, delta=self.huber_delta)
         answer = solve(fit.law, settings=aim(context, whole), constraints=caps)
         return Proposal(
             mixture=answer.mixture,
@@ -109,7 +110,7 @@ class DataMixingLaws:
         ]
         tokens = np.array([*(p.tokens for p in parts), proxy.tokens], dtype=np.float64)
         law = fit_steps(tokens, np.stack([*curves, whole.losses]))
-        target = law.predict(float(context.stage.budget_tokens))
+        target = law.predict(float(context.problem.budget_tokens))
         return target, {"beta": law.beta, "rmse": law.rmse, "tokens": tokens.tolist(), "extrapolated": target.tolist()}
 
 

@@ -38,7 +38,7 @@ class MergeMix:
 
     def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
-        stage, num = context.stage, len(context.stage.domains)
+        stage, num = context.problem, len(context.problem.domains)
         points = self.points or max(4 * num, 12)
         weights = generator(stage, 4).dirichlet(np.ones(num), points)
         experts = [Mixture(stage.domains, row) for row in np.eye(num)]

@@ -39,7 +39,7 @@ class MergeToMix:
 
     def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
-        stage, num = context.stage, len(context.stage.domains)
+        stage, num = context.problem, len(context.problem.domains)
         every = 2**num - 1 <= self.max_subsets
         subsets = all_subsets(num) if every else some_subsets(num)
         models = [Mixture(stage.domains, row) for row in np.eye(num)]

@@ -71,22 +71,22 @@ class Olmix:
 
     def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
-        stage = context.stage
-        coordinates = coordinates_of(stage.domains, stage.old, stage.new) if self.reuse else None
-        coordinates = coordinates or Coordinates.identity(stage.domains)
-        prior = prior_of(stage, coordinates)
+        problem = context.problem
+        coordinates = coordinates_of(problem.domains, problem.old, problem.new) if self.reuse else None
+        coordinates = coordinates or Coordinates.identity(problem.domains)
+        prior = prior_of(problem, coordinates)
         # A law over C coordinates has C + 1 parameters; one run more says something about its fit.
         runs = max(self.runs_per_coordinate * len(prior), len(prior) + 3)
         points = swarm(
-            prior, runs, generator(stage, 2), strengths=(self.min_strength, self.max_strength), minimum=self.minimum
+            prior, runs, generator(problem, 2), strengths=(self.min_strength, self.max_strength), minimum=self.minimum
         )
         proxy = proxy_model(context, self.proxy_share, self.start, self.architecture)
         trials = context.train([coordinates.mixture(x) for x in points], proxy, label="olmix")
         fit = fit_law(
-            trials.shares, trials.losses, domains=stage.domains, metrics=trials.metrics, delta=self.huber_delta
+            trials.shares, trials.losses, domains=problem.domains, metrics=trials.metrics, delta=self.huber_delta
         )
         answer, capped = self._solved(
-            fit.law, coordinates, replace(aim(context, trials), kl=self.kl, prior=coordinates.mixture(prior)), stage
+            fit.law, coordinates, replace(aim(context, trials), kl=self.kl, prior=coordinates.mixture(prior)), problem
         )
         return Proposal(
             mixture=answer.mixture,
@@ -106,10 +106,10 @@ class Olmix:
         )
 
     def _solved(
-        self, law: MixingLaw, coordinates: Coordinates, settings: SolveSettings, stage: DecisionProblem
+        self, law: MixingLaw, coordinates: Coordinates, settings: SolveSettings, problem: DecisionProblem
     ) -> tuple[Solution, bool]:
         """The optimum, and whether repetition was capped."""
-        caps = repetition_caps(stage, self.max_epochs)
+        caps = repetition_caps(problem, self.max_epochs)
         try:
             answer = solve(law, coordinates=coordinates, settings=settings, constraints=caps)
         except InfeasibleError:  # frozen ratios can break a cap that free ones would not
@@ -117,11 +117,15 @@ class Olmix:
         return answer, caps.budget is not None
 
 
-def prior_of(stage: DecisionProblem, coordinates: Coordinates) -> FloatArray:
+def prior_of(problem: DecisionProblem, coordinates: Coordinates) -> FloatArray:
     """Sizes of the coordinates, (C,): a virtual domain is as large as the domains in it, less those that are coordinates too."""
-    sizes, alone = stage.by_size.weights, [d for d in coordinates.names if d in stage.domains]
+    sizes, alone = problem.by_size.weights, [d for d in coordinates.names if d in problem.domains]
     inside = [
-        sum(s for d, s, e in zip(stage.domains, sizes, row, strict=True) if e > 0 and (name in alone or d not in alone))
+        sum(
+            s
+            for d, s, e in zip(problem.domains, sizes, row, strict=True)
+            if e > 0 and (name in alone or d not in alone)
+        )
         for name, row in zip(coordinates.names, coordinates.E, strict=True)
     ]
     return np.array(inside) / np.sum(inside)

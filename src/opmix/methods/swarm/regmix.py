@@ -63,21 +63,21 @@ class RegMix:
 
     def propose(self, context: TrialRunner) -> Proposal:
         """See `MixingMethod`."""
-        stage, rng = context.stage, generator(context.stage, 1)
-        mixtures = [Mixture(stage.domains, row) for row in self._swarm(stage, rng)]
+        problem, rng = context.problem, generator(context.problem, 1)
+        mixtures = [Mixture(problem.domains, row) for row in self._swarm(problem, rng)]
         proxy = proxy_model(context, self.proxy_share, self.start, self.architecture)
         trials = context.train(mixtures, proxy, label="regmix")
         trees, aimed_at = self._trees, aim(context, trials)
         counted = np.flatnonzero(aimed_at.weights(len(trials.metrics)))  # trees of no other set would change the answer
         losses, metrics = trials.losses[:, counted], tuple(trials.metrics[e] for e in counted)
-        fitted = trees.fit(trials.shares, losses, seed=stage.seed)
-        candidates = rng.dirichlet(np.maximum(stage.by_size.weights, 1e-3), self.simulated)
+        fitted = trees.fit(trials.shares, losses, seed=problem.seed)
+        candidates = rng.dirichlet(np.maximum(problem.by_size.weights, 1e-3), self.simulated)
         every = np.tile(trials.baseline, (len(candidates), 1))
         every[:, counted] = fitted.predict(candidates)
         predicted = aimed(every, aimed_at)
         best = np.argsort(predicted, kind="stable")[: self.top_k]
-        mixture = Mixture(stage.domains, candidates[best].mean(axis=0))
-        left_out = trees.left_out(trials.shares, losses, seed=stage.seed)
+        mixture = Mixture(problem.domains, candidates[best].mean(axis=0))
+        left_out = trees.left_out(trials.shares, losses, seed=problem.seed)
         return Proposal(
             mixture=mixture,
             evidence={
@@ -96,8 +96,8 @@ class RegMix:
     def _trees(self) -> BoostedTrees:
         return BoostedTrees(trees=self.trees, learning_rate=self.learning_rate, min_leaf=self.min_leaf)
 
-    def _swarm(self, stage: DecisionProblem, rng: np.random.Generator) -> FloatArray:
-        sizes = stage.by_size.weights
+    def _swarm(self, problem: DecisionProblem, rng: np.random.Generator) -> FloatArray:
+        sizes = problem.by_size.weights
         tempered = sizes**self.temperature
         return swarm(
             tempered / tempered.sum(),

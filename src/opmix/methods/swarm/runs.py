@@ -25,13 +25,13 @@ _ATTEMPTS = 100
 
 def proxy_model(runner: TrialRunner, share: float, start: Start, architecture: Mapping[str, Any]) -> TrialModel:
     """A proxy trained for `share` of the stage's tokens."""
-    tokens = max(round(share * runner.stage.budget_tokens), 1)
+    tokens = max(round(share * runner.problem.budget_tokens), 1)
     return TrialModel(tokens=tokens, start=start, architecture=dict(architecture))
 
 
-def generator(stage: DecisionProblem, salt: int) -> np.random.Generator:
+def generator(problem: DecisionProblem, salt: int) -> np.random.Generator:
     """Random numbers of one method (`salt`) at one stage."""
-    return np.random.default_rng([stage.seed, salt])
+    return np.random.default_rng([problem.seed, salt])
 
 
 def swarm(
@@ -80,14 +80,14 @@ def swarm(
     )
 
 
-def repetition_caps(stage: DecisionProblem, max_epochs: float | None) -> Constraints:
+def repetition_caps(problem: DecisionProblem, max_epochs: float | None) -> Constraints:
     """No domain's tokens more than `max_epochs` times; nothing where that leaves no mixture, or where it is None."""
-    if max_epochs is None or max_epochs * sum(stage.available_tokens.values()) <= stage.budget_tokens:
+    if max_epochs is None or max_epochs * sum(problem.available_tokens.values()) <= problem.budget_tokens:
         return Constraints()
     return Constraints(
-        available_tokens=stage.available_tokens,
-        max_epochs=dict.fromkeys(stage.domains, max_epochs),
-        budget=stage.budget_tokens,
+        available_tokens=problem.available_tokens,
+        max_epochs=dict.fromkeys(problem.domains, max_epochs),
+        budget=problem.budget_tokens,
     )
 
 
@@ -96,7 +96,7 @@ def repetition_caps(stage: DecisionProblem, max_epochs: float | None) -> Constra
 
 def aim(context: TrialRunner, trials: Trials) -> SolveSettings:
     """What a method minimises, without a KL: all sets alike; where there are targets, what the configuration says of them."""
-    if set(trials.metrics) <= set(context.stage.domains):
+    if set(trials.metrics) <= set(context.problem.domains):
         return SolveSettings(kl=0.0)
     return replace(context.solve_settings(trials.baseline, trials.metrics), kl=0.0, prior=None)
 
