@@ -86,6 +86,12 @@ WAYS = {
     "torchrun": Way(
         "torchrun, 2 ranks", ("rank",), ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     ),
+    "fsdp": Way(
+        "FSDP2, 2 ranks",
+        ("rank",),
+        ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        ("trainer.fsdp=true",),
+    ),
     "slots": Way("2 slots", ("worker", "driver"), settings=TWO),
     "launch": Way(
         "launch, 2 commands",

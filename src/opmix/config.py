@@ -34,6 +34,7 @@ from opmix.settings import (
 from opmix.settings.loading import nearest, read_yaml, validated
 from opmix.target import LOSS_LIMIT, Targets, target_problems
 from opmix.training.arguments import TrainerArguments
+from opmix.training.fsdp_arguments import kept_from_parts
 from opmix.training.settings import DistillationSettings, ObjectiveName
 
 LawName = Literal["log_linear", "effective_tokens"]
@@ -183,6 +184,16 @@ class SearchSettings:
     cache_dir: str | None = None
     """Tokenised data; None: the user's cache folder."""
 
+    def kept_from_parts(self) -> list[str]:
+        """What cannot be done with a model that is spread over ranks (`trainer.fsdp`)."""
+        probes, adapters = self.probes, "expected lora"
+        said = {
+            "probes.kind": (probes.kind != "lora", adapters),
+            "probes.modules_to_save": (bool(probes.modules_to_save), "leave it out"),
+            "executor": (self.executor.elsewhere, "a task has one process: start ranks without an executor"),
+        }
+        return list(kept_from_parts(self.trainer, said))
+
 
 @settings
 class SearchConfig(SearchSettings):
@@ -216,6 +227,8 @@ class SearchConfig(SearchSettings):
             problems.append(
                 f"solve.weights: {given}; objective 'weighted' needs a weight per domain, one of them above 0"
             )
+        distilled = {"objective": (self.objective == "sdft", "expected causal_lm or sft")}
+        problems += [*self.kept_from_parts(), *kept_from_parts(self.trainer, distilled)]
         if problems:
             raise ConfigError(problems)
 

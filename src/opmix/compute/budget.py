@@ -12,6 +12,8 @@ from opmix.errors import ConfigError
 ROWS, MICRO = "batch", "micro_batch"
 """Keys of `trainer` that are ours."""
 PER_DEVICE, ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
+FSDP, FSDP_CONFIG = "fsdp", "fsdp_config"
+"""Keys of `trainer` by which the ranks hold a part of the model each; transformers' names."""
 _DEVICE = 8
 """Rows that a device takes at once where nothing is said: the Trainer's default, and at most as many with `batch`."""
 _MOST = 1_000_000
@@ -25,6 +27,16 @@ def world_size() -> int:
 def speaks() -> bool:
     """Whether this process is the one of its run that talks to people."""
     return world_size() == 1 or int(os.environ.get("RANK", "0")) == 0
+
+
+def asks_for_parts(arguments: Mapping[str, Any] | None) -> bool:
+    """Whether ranks are to hold a part of the model each, however many there are; `arguments` are those of `trainer`."""
+    return isinstance(arguments, Mapping) and bool(arguments.get(FSDP))
+
+
+def spread(arguments: Mapping[str, Any]) -> bool:
+    """Whether each rank of this run holds a part of the model; `arguments` are those of `trainer`. One process holds all of it."""
+    return asks_for_parts(arguments) and world_size() > 1
 
 
 def sequences_per_step(arguments: Mapping[str, Any]) -> int:
@@ -99,8 +111,11 @@ def for_transformers(arguments: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: See `Batch.of`.
     """
+    kept = {name: value for name, value in arguments.items() if name not in (ROWS, MICRO, FSDP, FSDP_CONFIG)}
+    if spread(arguments):
+        told = {str(name).removeprefix("fsdp_"): value for name, value in (arguments.get(FSDP_CONFIG) or {}).items()}
+        kept |= {FSDP: True, FSDP_CONFIG: {**told, "version": 2, "state_dict_type": "SHARDED_STATE_DICT"}}
     if ROWS not in arguments:
-        return dict(arguments)
+        return kept
     batch = Batch.of(arguments)
-    kept = {name: value for name, value in arguments.items() if name not in (ROWS, MICRO)}
     return {**kept, PER_DEVICE: batch.micro, ACCUMULATION: batch.accumulation}

@@ -207,7 +207,7 @@ def start_of_life(runtime: LifeRuntime, seed: int, step: Step) -> StageState:
 
     def work() -> dict[str, Any]:
         watch = watch_memory()
-        model = runtime.start_model(seed)
+        model = runtime.start_model(seed, runtime.whole_place)
         check_vocabulary(runtime.tokenizer, model)
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and runtime.life.search.sequence_length > limit:

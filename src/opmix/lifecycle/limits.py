@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from opmix.compute.budget import asks_for_parts
 from opmix.errors import ConfigError, OpMixError
 from opmix.lifecycle.available_domains import decision_config, fixed_mixture
 from opmix.lifecycle.loading import LifecycleConfig
@@ -24,12 +25,16 @@ def check_life(life: LifecycleConfig, data: DataFacts, model: Callable[[], Any])
     Args:
         life: With its trainer arguments converted.
         data: Rows and their worth, by stage.
-        model: Makes the likeness of the life's model without weights; called only where a stage searches.
+        model: Makes the likeness of the life's model without weights; called only where a stage searches, or ranks are to spread it.
 
     Raises:
         ConfigError: All stages at once, each problem with its dotted path.
-        ModelError: There is no such model.
+        ModelError: There is no such model, or it cannot be spread.
     """
+    if asks_for_parts(life.search.trainer):
+        from opmix.models.sharded import check_can_be_sharded
+
+        check_can_be_sharded(model())
     problems: list[str] = []
     for check in (check_budgets, check_decisions, partial(check_stage_probes, model=model)):
         try:

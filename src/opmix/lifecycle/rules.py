@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from opmix.compute.budget import FSDP, FSDP_CONFIG
 from opmix.errors import ConfigError
 from opmix.lifecycle.available_domains import decision_config
 from opmix.lifecycle.config import LifeSettings
 from opmix.lifecycle.stages import Stage, resolve
 from opmix.mixing.mixture import Mixture
 from opmix.settings.loading import nearest
+from opmix.training.fsdp_arguments import kept_from_parts
 
 
 def stage_problems(life: LifeSettings) -> Iterator[str]:
@@ -19,6 +21,7 @@ def stage_problems(life: LifeSettings) -> Iterator[str]:
     for name in life.old_mixture or ():
         if name not in known:
             yield f"old_mixture.{name}: unknown domain{nearest(name, known)}"
+    yield from _kept_from_parts(life)
     for i, config in enumerate(life.stages):
         if config.name in named[:i]:
             yield f"stages.{i}.name: {config.name!r} is taken by stage {named.index(config.name)}; give each its own"
@@ -37,6 +40,24 @@ def stage_problems(life: LifeSettings) -> Iterator[str]:
     if not any(d not in known for c in life.stages for d in (*(c.domains or ()), *c.add, *c.drop)):
         for stage in resolve(life):
             yield from _problems_of(stage)
+
+
+def _kept_from_parts(life: LifeSettings) -> Iterator[str]:
+    """What cannot be done with a model that is spread over ranks; all stages spread theirs, or none."""
+    yield from life.search.kept_from_parts()
+    told = life.search.trainer
+    yield from kept_from_parts(told, {"evaluation.tasks": (bool(life.evaluation.tasks), "leave it out")})
+    for i, config in enumerate(life.stages):
+        for name in (FSDP, FSDP_CONFIG):
+            if name in config.trainer:
+                yield f"stages.{i}.trainer.{name}: of a life all stages spread their model, or none; say it in trainer"
+        said = {
+            "optimizer": (config.optimizer == "continued", "use fresh"),
+            "objective": (config.objective == "sdft", "expected causal_lm or sft"),
+            "probes.kind": (config.probes.get("kind", "lora") != "lora", "expected lora"),
+            "probes.modules_to_save": (bool(config.probes.get("modules_to_save")), "leave it out"),
+        }
+        yield from kept_from_parts(told, {f"stages.{i}.{path}": rule for path, rule in said.items()})
 
 
 def _problems_of(stage: Stage) -> Iterator[str]:

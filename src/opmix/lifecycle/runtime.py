@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from opmix.compute.budget import spread
 from opmix.compute.flops import ModelShape
 from opmix.config import ModelConfig
 from opmix.data import iter_documents, supervised_per_row
@@ -38,6 +39,9 @@ from opmix.settings import as_json
 from opmix.training.factory import TrainerFactory
 from opmix.training.settings import DistillationSettings
 from opmix.training.stage_data import StageData, prepare_data
+
+Place = Literal["device", "parts", "host"]
+"""Of a loaded model: whole on the device, a part of it on that of each rank, or whole in the memory of the host."""
 
 
 @dataclass(kw_only=True)
@@ -71,26 +75,58 @@ class LifeRuntime:
         """The model of this life without its weights."""
         return start_likeness(self.life, self.base)
 
-    def start_model(self, seed: int) -> Any:
-        """The model before the first stage."""
-        if self.life.architecture is not None:
-            return new_model(self.life.architecture, self.tokenizer, seed)
-        assert self.life.model is not None
-        return self.load(located(self.life.model.name, self.base))
+    @property
+    def place(self) -> Place:
+        """Where models are that are measured and searched with."""
+        return "parts" if spread(self.life.search.trainer) else "device"
 
-    def load(self, name: str | Path, expected: str | None = None) -> Any:
+    @property
+    def whole_place(self) -> Place:
+        """Where models are that are whole in a process: those that accelerate is to spread, and what one rank does alone."""
+        return "host" if spread(self.life.search.trainer) else "device"
+
+    def start_model(self, seed: int, place: Place | None = None) -> Any:
+        """The model before the first stage."""
+        if self.life.architecture is None:
+            assert self.life.model is not None
+            return self.load(located(self.life.model.name, self.base), place=place)
+        if (place or self.place) == "parts":
+            return self._made_in_parts(seed)
+        return new_model(self.life.architecture, self.tokenizer, seed)
+
+    def _made_in_parts(self, seed: int) -> Any:
+        """A new model goes through a file, of which each rank reads its part."""
+        ranks, folder = self.store.ranks, self.folder / f"{writing_prefix()}new"
+        with ranks.agreed():
+            if ranks.first:
+                self.start_model(seed, "host").save_pretrained(folder)
+        folder = ranks.shared(folder)
+        try:
+            return self.load(folder)
+        finally:
+            ranks.together()
+            if ranks.first:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def load(self, name: str | Path, expected: str | None = None, place: Place | None = None) -> Any:
         """A checkpoint of this life, in float32 unless the configuration says otherwise (weights that are trained need it).
+
+        Args:
+            name: Folder or hub name.
+            expected: Fingerprint.
+            place: None: `self.place`.
 
         Raises:
             StoreError: It is not the model that was recorded (`expected` is its fingerprint).
         """
         wanted = self.life.model or ModelConfig(name="")
         dtype = "float32" if wanted.dtype == "auto" else wanted.dtype
-        local = Path(name).is_dir()
+        local, place = Path(name).is_dir(), place or self.place
         model = load_model(
             name,
             dtype=dtype,
-            device=wanted.device,
+            device="cpu" if place == "host" else wanted.device,
+            sharded=place == "parts",
             revision=None if local else wanted.revision,
             trust_remote_code=wanted.trust_remote_code,
             attn_implementation=wanted.attn_implementation,

@@ -73,7 +73,8 @@ class SegmentTraining:
 def train_plainly(at: StageFolder, segment: Segment, stream: TrainingPlan, usage: Usage, advance: Advance) -> Trainer:
     """Train with the user's trainer; see `TrainSegment`."""
     make = at.data.objective.trainer(at.runtime.make_trainer, usage, shape_from(at.state.shape))
-    return train_kept(at, segment, at.model_at(segment), stream, usage, advance, make)
+    model = at.model_at(segment, at.runtime.whole_place)
+    return train_kept(at, segment, model, stream, usage, advance, make)
 
 
 def train_kept(

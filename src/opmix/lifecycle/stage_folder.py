@@ -12,7 +12,7 @@ from opmix.compute.memory import watch_memory
 from opmix.errors import StoreError
 from opmix.lifecycle.measuring import watched_rows
 from opmix.lifecycle.records import SavedModel, StageDecision, StageState, TrainingRecord, read_record, record_json
-from opmix.lifecycle.runtime import LifeRuntime
+from opmix.lifecycle.runtime import LifeRuntime, Place
 from opmix.lifecycle.stages import Segment, Stage
 from opmix.lifecycle.steps import Kind, Step
 from opmix.report.card import CardPart, search_cost
@@ -66,27 +66,31 @@ class StageFolder:
         """Return the key of the training that a segment goes on from; None at the start of the stage."""
         return None if segment.start == 0 else self.key("train", self.stage.segments[segment.number - 1])
 
-    def model_at(self, segment: Segment) -> Any:
+    def model_at(self, segment: Segment, place: Place | None = None) -> Any:
         """Return the model as it is when a segment begins, always read from disk, so that a resumed life is the unbroken one.
+
+        Args:
+            segment: Of this stage.
+            place: None: where models are measured.
 
         Raises:
             StoreError: The checkpoint in which the segment before ended is gone.
         """
         key = self.key_before(segment)
         if key is None:
-            return self.base_model()
+            return self.base_model(place)
         for at, folder in whole_checkpoints(self.checkpoints, key):
             if at == segment.start:
-                return self.runtime.load(folder)
+                return self.runtime.load(folder, place=place)
         raise StoreError(
             f"{self.checkpoints}: no whole checkpoint of step {segment.start}; run again to train up to it"
         )
 
-    def base_model(self) -> Any:
+    def base_model(self, place: Place | None = None) -> Any:
         """Return the model that the stage starts from."""
         if self.state.model is None:
-            return self.runtime.start_model(self.seed)
-        return self.runtime.load(self.state.model, self.state.model_key)
+            return self.runtime.start_model(self.seed, place)
+        return self.runtime.load(self.state.model, self.state.model_key, place)
 
     def checkpointing(self, segment: Segment) -> Checkpoints:
         """Return how the training of a segment is kept."""
@@ -116,7 +120,7 @@ class StageFolder:
                 raise StoreError(
                     f"{self.checkpoints}: the stage's last checkpoint is gone; run again to train up to it"
                 )
-            made = self.runtime.save(self.runtime.load(source), folder, self.card())
+            made = self.runtime.save(self.runtime.load(source, place=self.runtime.whole_place), folder, self.card())
             (self.folder / "optimizer.pt").unlink(missing_ok=True)
             if self._continued_next():
                 shutil.copyfile(source / "optimizer.pt", self.folder / ".optimizer.pt")

@@ -33,6 +33,8 @@ HARMLESS = {
     "dataloader_persistent_workers",
     "dataloader_prefetch_factor",
     "include_num_input_tokens_seen",
+    "fsdp",
+    "fsdp_config",
     "micro_batch",
     "torch_compile",
     "torch_compile_backend",

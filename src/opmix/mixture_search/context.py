@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from opmix.compute.budget import spread
 from opmix.compute.ledger import Ledger
 from opmix.config import SearchConfig
 from opmix.domain import SPLITS
@@ -187,6 +188,7 @@ class SearchContext:
                 revision=wanted.revision,
                 trust_remote_code=wanted.trust_remote_code,
                 attn_implementation=wanted.attn_implementation,
+                sharded=spread(self.config.trainer),
             )
         check_vocabulary(tokenizer, model)
         return model, tokenizer

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from opmix.models.load import base_model_of
+from opmix.models.sharded import in_one_call, is_sharded
 
 _ALTERED = (
     "final_logit_softcapping",
@@ -36,11 +37,12 @@ def separate_head(model: nn.Module, ids: torch.Tensor) -> nn.Module | None:
         return None
     few = ids[:1, :16]
     try:
-        ours = head(inner.base_model(input_ids=few, use_cache=False).last_hidden_state).float()
+        ours = in_one_call(inner, lambda: head(inner.base_model(input_ids=few, use_cache=False).last_hidden_state))
     except (AttributeError, TypeError, RuntimeError):
         return None
     theirs = inner(input_ids=few, use_cache=False).logits.float()
     tolerance = 1e-4 if head.weight.dtype in (torch.float32, torch.float64) else 2e-2
+    ours = ours.float()
     same = ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max())
     # Neither side finite: not for us to judge here, the loss will say so.
     return head if same or not bool(torch.isfinite(theirs).all()) else None
@@ -54,7 +56,9 @@ def evaluating(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[N
     low = dtype in (torch.bfloat16, torch.float16)
     try:
         model.eval()
-        with torch.inference_mode(), torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=low):
+        # FSDP's bookkeeping of gathered weights does not survive inference mode.
+        off = torch.no_grad() if is_sharded(model) else torch.inference_mode()
+        with off, torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=low):
             yield
     finally:
         for module, mode in modes:

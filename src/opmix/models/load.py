@@ -22,6 +22,7 @@ from opmix.compute.flops import ModelShape
 from opmix.errors import ModelError
 from opmix.models.device import DtypeName, device_named, resolve_dtype
 from opmix.models.files import explain, locate, reading
+from opmix.models.sharded import check_can_be_sharded, inner_of, loading_sharded, reshard, whole
 from opmix.runs.trace import span
 
 _HASH_CHUNK = 1 << 24
@@ -38,6 +39,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
+    sharded: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model that can be trained and saved.
 
@@ -48,6 +50,7 @@ def load_model(
         revision: Commit, branch or tag of a hub name.
         trust_remote_code: Let the hub repository's own code run.
         attn_implementation: `"sdpa"`, `"eager"`, `"flash_attention_2"`...; None: transformers' choice.
+        sharded: Every rank reads its part only (FSDP2), onto the device of its own; all ranks call.
 
     Returns:
         The model on `device`, in eval mode.
@@ -68,6 +71,13 @@ def load_model(
     )
     if "local_files_only" in given:  # looking for an adapter has arguments of its own
         given["adapter_kwargs"] = {"local_files_only": True}
+    if sharded and gguf_file is not None:
+        raise ModelError(
+            f"trainer.fsdp: {str(name_or_path)!r} is a GGUF file, which is read whole; expected a folder of safetensors, or no "
+            "trainer.fsdp"
+        )
+    if sharded:
+        given |= loading_sharded()
     try:
         with span("load a model", "loading"):
             model, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **given)
@@ -78,7 +88,9 @@ def load_model(
     _check_loaded(source, model, report.get("missing_keys") or ())
     if gguf_file is not None:
         _forget_gguf(model)
-    return model.to(target).eval()
+    if sharded:
+        check_can_be_sharded(model)
+    return model.eval() if sharded else model.to(target).eval()
 
 
 def load_tokenizer(
@@ -136,8 +148,7 @@ def empty_model(
 
 def base_model_of(model: nn.Module) -> nn.Module:
     """The transformers model inside a `PeftModel`, its layers still wrapped; else `model` itself."""
-    unwrap = getattr(model, "get_base_model", None)
-    return unwrap() if callable(unwrap) else model
+    return inner_of(model)
 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -271,12 +282,13 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
 def model_fingerprint(model: nn.Module) -> str:
     """Hash of the base model's parameters: names, dtypes, shapes and bytes, in a fixed order.
 
-    The same with and without adapters on it, and on every device.
+    The same with and without adapters on it, on every device, and in parts on several ranks, which all must ask.
     """
+    reshard(model)
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in sorted(base_parameters(model), key=lambda item: item[0]):
         digest.update(f"{name}|{parameter.dtype}|{tuple(parameter.shape)}|".encode())
-        flat = parameter.detach().reshape(-1)
+        flat = whole(parameter.detach()).reshape(-1)
         for start in range(0, flat.numel(), _HASH_CHUNK):
             chunk = flat[start : start + _HASH_CHUNK].contiguous().view(torch.uint8).cpu()
             digest.update(memoryview(chunk.numpy()))

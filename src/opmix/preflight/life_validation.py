@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opmix.comparison.config import CompareConfig, checked_comparison
+from opmix.compute.budget import asks_for_parts
 from opmix.compute.flops import ModelShape
 from opmix.config import ModelConfig
 from opmix.domain import Domain, Kind
@@ -54,7 +55,9 @@ def check_life(content: Mapping[str, Any], base: Path, progress: Progress) -> Va
         findings.ok("trainer", "all arguments of all stages are known to transformers")
     tokenizer = None
     if life.model is not None:
-        tokenizer, result.model = check_model(life.model, life.search.probes, base, findings)
+        tokenizer, result.model = check_model(
+            life.model, life.search.probes, base, findings, in_parts=asks_for_parts(life.search.trainer)
+        )
     if life.tokenizer is not None and life.tokenizer.name is not None:
         tokenizer = _check_tokenizer(life, life.tokenizer.name, base, findings)
     if life.architecture is not None:

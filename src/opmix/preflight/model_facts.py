@@ -58,13 +58,14 @@ class ModelFacts:
         return PROCESS_BYTES + resident + max(training, evaluation)
 
 
-def model_facts(config: ModelConfig, name: str, probes: ProbeSettings) -> ModelFacts:
+def model_facts(config: ModelConfig, name: str, probes: ProbeSettings, *, in_parts: bool = False) -> ModelFacts:
     """Read a model's configuration and lay the model out without weights.
 
     Args:
         config: How it will be loaded.
         name: Its folder or hub name, resolved.
         probes: Which layers get adapters.
+        in_parts: It will be spread over ranks.
 
     Raises:
         ModelError: Nothing there, no causal LM, files missing, or no layer for the adapters.
@@ -73,6 +74,7 @@ def model_facts(config: ModelConfig, name: str, probes: ProbeSettings) -> ModelF
     from opmix.models.device import device_named
     from opmix.models.files import load_model_config
     from opmix.models.load import empty_model, model_shape, parameter_counts, reached_share
+    from opmix.models.sharded import check_can_be_sharded
     from opmix.probes.kinds import check_probes, modules_in_full, probe_weights
 
     _check_files(Path(name))
@@ -83,6 +85,8 @@ def model_facts(config: ModelConfig, name: str, probes: ProbeSettings) -> ModelF
     )
     if getattr(loaded, "quantization_config", None) is None:  # quantised weights are packed: of other shapes
         _check_weights(Path(name), {n: tuple(p.shape) for n, p in model.state_dict().items()})
+    if in_parts:
+        check_can_be_sharded(model)
     check_probes(model, probes)
     counts, text, full = parameter_counts(model), loaded.get_text_config(), probes.kind == "full"
     weights, in_full = probe_weights(probes, model), [*probes.modules_to_save, *modules_in_full(probes, model)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from opmix.compute.budget import asks_for_parts
 from opmix.config import ModelConfig, SearchConfig, parse_config
 from opmix.data.chat.conversation import domain_kind
 from opmix.data.inspect.survey import Size, survey
@@ -67,7 +68,9 @@ def check_search(content: Mapping[str, Any], base: Path, progress: Progress) -> 
         findings.ok("settings", "every key is known and in range")
     parts = result.config or _readable_parts(content)
     check_trainer(parts.trainer, findings)
-    tokenizer, result.model = check_model(parts.model, parts.probes, base, findings)
+    tokenizer, result.model = check_model(
+        parts.model, parts.probes, base, findings, in_parts=asks_for_parts(parts.trainer)
+    )
     template = parts.model is not None and parts.model.chat_template is not None
     check_sources(parts.domains, base, tokenizer, findings, result.sizes, progress, template=template)
     check_overlap({n: d.located(base) for n, d in parts.domains.items() if n in result.sizes}, findings)
@@ -137,9 +140,9 @@ def check_trainer(arguments: Mapping[str, Any], findings: Findings) -> None:
 
 
 def check_model(
-    model: ModelConfig | None, probes: ProbeSettings, base: Path, findings: Findings
+    model: ModelConfig | None, probes: ProbeSettings, base: Path, findings: Findings, *, in_parts: bool = False
 ) -> tuple[Any, ModelFacts | None]:
-    """Tokenizer and facts, each None if it cannot be had."""
+    """Tokenizer and facts, each None if it cannot be had; `in_parts`: ranks are to spread the model."""
     if model is None:
         return None, None
     if model.name == PLACEHOLDER:
@@ -167,7 +170,7 @@ def check_model(
     if tokenizer is None and not Path(name).exists() and model.tokenizer is None:
         return None, None  # asking the hub a second time would take as long and fail alike
     with findings.catching("model"):
-        facts = model_facts(model, name, probes)
+        facts = model_facts(model, name, probes, in_parts=in_parts)
         findings.ok("model", f"{facts.parameters:,} parameters, {facts.shape.num_layers} layers; weights not loaded")
         for note in reach_notes(facts.reached):
             findings.warn("probes", *note.split(": "))

@@ -16,6 +16,7 @@ from opmix.errors import DataError, TrainingError
 from opmix.mixing.mixture import FloatArray, InterpolationWeights
 from opmix.mixing.paired import loss_errors
 from opmix.models.load import base_model_of
+from opmix.models.sharded import is_sharded
 from opmix.probes.interpolation import Proxies
 from opmix.probes.token_losses import (
     Batch,
@@ -259,10 +260,28 @@ def _evaluate_all(
             limit = min(batch_tokens, WHOLE_LOGITS // vocabulary)
         own = [ranks.own(len(held.input_ids)) for held in held_out]
         for held, rows in zip(held_out, own, strict=True):
-            sums.extend(sequence_nll(model, head, batch) for batch in batches(held, limit, device, rows))
+            sums.extend(_of_rows(model, head, held, rows, limit, -(-len(held.input_ids) // ranks.size)))
         flat = torch.cat(sums).cpu().numpy().astype(np.float64) if sums else np.empty(0)
     ends = np.cumsum([rows.stop - rows.start for rows in own])
     return [held.losses_of(ranks.gathered(nll)) for held, nll in zip(held_out, np.split(flat, ends[:-1]), strict=True)]
+
+
+def _of_rows(
+    model: nn.Module, head: nn.Module | None, held: HeldOut, rows: slice, batch_tokens: int, most: int
+) -> Iterator[torch.Tensor]:
+    """Summed nats of some rows, batch by batch; `most`: rows that any rank has.
+
+    The ranks of a sharded model must call it equally often, so those with a row less do their last one again.
+    """
+    device = device_of(model)
+    if not is_sharded(model):
+        yield from (sequence_nll(model, head, batch) for batch in batches(held, batch_tokens, device, rows))
+        return
+    start = max(0, min(rows.start, len(held.input_ids) - most))
+    done = torch.cat(
+        [sequence_nll(model, head, b) for b in batches(held, batch_tokens, device, slice(start, start + most))]
+    )
+    yield done[rows.start - start : rows.stop - start]
 
 
 @span("evaluate", "evaluating")

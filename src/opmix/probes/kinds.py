@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from opmix.errors import AdapterError
 from opmix.mixing.mixture import FloatArray
 from opmix.models.load import adapter_parameters, base_modules, base_parameters, lora_targets
+from opmix.models.sharded import is_sharded
 from opmix.probes.adapter_rules import check_config, check_layer
 from opmix.probes.adapters import DeltaSet
 from opmix.probes.evaluation import device_of
@@ -84,7 +85,10 @@ class AdapterProbes:
         """Keep an ordinary PEFT adapter, whole or not at all."""
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        attached.save_pretrained(str(temporary), selected_adapters=[name], save_embedding_layers=False)
+        # Of a model in parts PEFT would gather every weight: it is given the adapter's, which all ranks have whole.
+        own = {"state_dict": {n: p for n, p in attached.named_parameters() if "lora_" in n}}
+        given: dict[str, Any] = own if is_sharded(attached) else {}
+        attached.save_pretrained(str(temporary), selected_adapters=[name], save_embedding_layers=False, **given)
         inside = temporary / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -199,6 +203,11 @@ def check_probes(model: PreTrainedModel, settings: ProbeSettings) -> None:
         ModelError: The model has no layer for adapters.
         AdapterError: A name matches no layer, PEFT refuses one, or adapters of this kind cannot be interpolated.
     """
+    if is_sharded(model) and (settings.kind != "lora" or settings.modules_to_save):
+        raise AdapterError(
+            f"probes.kind: {settings.kind}, modules_to_save: {list(settings.modules_to_save)}; of a model in parts on several "
+            "ranks expected lora and none"
+        )
     if settings.kind == "full":
         _check_full(model)
         return

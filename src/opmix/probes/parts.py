@@ -10,13 +10,83 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
+import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import Dataset
 
+from opmix.models.sharded import is_sharded
 from opmix.runs.ranks import ranks_here
-from opmix.training.checkpoints import CompleteCheckpoints, StopAt, restore_usage, whole_checkpoints
-from opmix.training.factory import TrainSpec
+from opmix.training.checkpoints import (
+    CompleteCheckpoints,
+    StopAt,
+    mark_checkpoint,
+    restore_usage,
+    whole_checkpoints,
+)
+from opmix.training.factory import TrainerFactory, TrainSpec, run_training
 from opmix.training.objectives import Usage
+
+_ADAPTER, _MOMENTS = "adapter.safetensors", "optimizer.pt"
+
+
+def train_until(
+    factory: TrainerFactory, spec: TrainSpec, step: int, *, key: str, usage: Usage, save_every: int | None = None
+) -> None:
+    """Train the part of a run that ends at `step`, from the newest checkpoint before it.
+
+    The Trainer cannot resume on a model that is sharded as it is loaded. There an adapter, its moments and the rows that are left are the
+    same run, and all of it is small.
+
+    Raises:
+        TrainingError: It diverged.
+        StoreError: A checkpoint cannot be written.
+    """
+    if not is_sharded(spec.model):
+        run_training(factory, until(spec, step, key=key, usage=usage, save_every=save_every))
+        return
+    ranks, key = ranks_here(), f"{key}-sharded"
+    before = [found for found in whole_checkpoints(spec.output_dir, key) if found[0] < step]
+    done, newest = ranks.shared(before[-1] if before else (0, None))
+    part = replace(spec, steps=step - done, dataset=_Rest(spec.dataset, done * len(spec.dataset) // spec.steps))
+    if newest is not None:
+        restore_usage(newest, key, usage)
+        kept = load_file(newest / _ADAPTER)
+        with torch.no_grad():
+            for name, weight in _trained(spec.model):
+                weight.copy_(kept[name])
+        part = replace(part, optimizer_state=newest / _MOMENTS)
+    trainer = run_training(factory, part)
+    if step == spec.steps:
+        return
+    with ranks.agreed():
+        if ranks.first:
+            folder = spec.output_dir / f"checkpoint-{step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({name: weight.detach().cpu() for name, weight in _trained(spec.model)}, folder / _ADAPTER)
+            torch.save(trainer.optimizer.state_dict(), folder / _MOMENTS)
+            mark_checkpoint(folder, key, step, usage)
+
+
+def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+
+
+class _Rest(Dataset[Any]):
+    """What of a dataset comes from a row on."""
+
+    def __init__(self, dataset: Any, start: int) -> None:
+        self.dataset, self.start = dataset, start
+        self.restarts = bool(getattr(dataset, "restarts", False))
+
+    def __len__(self) -> int:
+        return len(self.dataset) - self.start
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[self.start + index]
 
 
 def until(spec: TrainSpec, step: int, *, key: str, usage: Usage, save_every: int | None = None) -> TrainSpec:

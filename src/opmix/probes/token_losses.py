@@ -12,6 +12,7 @@ from torch import nn
 
 from opmix.models.heads import evaluating, separate_head
 from opmix.models.load import base_model_of
+from opmix.models.sharded import in_one_call
 
 CHUNK_TOKENS = 1024
 """Tokens whose logits exist at once; fewer for large vocabularies."""
@@ -60,6 +61,12 @@ def logits_in_chunks(head: nn.Module | None, states: torch.Tensor) -> Iterator[t
 
 def scored_nll(model: nn.Module, head: nn.Module | None, batch: Batch) -> torch.Tensor:
     """Nats of each scored token, (N,); stays on the device."""
+    if head is None:  # the model's own forward, which is one call already
+        return _scored_nll(model, head, batch)
+    return in_one_call(model, lambda: _scored_nll(model, head, batch))
+
+
+def _scored_nll(model: nn.Module, head: nn.Module | None, batch: Batch) -> torch.Tensor:
     states = scored_states(model, head, batch)
     targets, nll = batch.targets.to(states.device), torch.zeros(len(batch.targets), device=states.device)
     for part, logits in logits_in_chunks(head, states):

@@ -12,10 +12,20 @@ from functools import cache
 from types import NoneType
 from typing import Annotated, Any, get_args, get_type_hints
 
-from opmix.compute.budget import ACCUMULATION, MICRO, PER_DEVICE, ROWS, Batch, for_transformers, world_size
+from opmix.compute.budget import (
+    ACCUMULATION,
+    FSDP,
+    MICRO,
+    PER_DEVICE,
+    ROWS,
+    Batch,
+    for_transformers,
+    world_size,
+)
 from opmix.errors import ConfigError
 from opmix.settings import Bounds, Given, ReadAs, number
 from opmix.trackers import check_trackers
+from opmix.training.fsdp_arguments import fsdp_problems
 
 RESERVED = {
     "output_dir": "the run folder decides",
@@ -100,7 +110,7 @@ def typed_arguments(arguments: Mapping[str, Any], where: str = "trainer") -> Giv
     Raises:
         ConfigError: Unknown and reserved names, and values that cannot be; all at once.
     """
-    known, problems, converted = {**_kinds(), ROWS: (int,), MICRO: (int,)}, [], Given()
+    known, problems, converted = {**_kinds(), ROWS: (int,), MICRO: (int,), FSDP: (bool, NoneType)}, [], Given()
     for name, value in arguments.items():
         if name in RESERVED:
             problems.append(f"{where}.{name}: {RESERVED[name]}; remove it")
@@ -117,6 +127,7 @@ def typed_arguments(arguments: Mapping[str, Any], where: str = "trainer") -> Giv
     problems += [f"{where}.{name}: said by {where}.{ROWS} too; leave one out" for name in twice]
     if MICRO in arguments and ROWS not in arguments:
         problems.append(f"{where}.{MICRO}: divides {where}.{ROWS}, which is missing; add it")
+    problems += fsdp_problems(converted, where)
     if problems:
         raise ConfigError(problems)
     return converted

@@ -19,20 +19,24 @@ from safetensors import SafetensorError
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from opmix.compute.budget import world_size
+from opmix.compute.budget import FSDP, FSDP_CONFIG, asks_for_parts, world_size
 from opmix.data import pad_rows
 from opmix.errors import ConfigError, StoreError, TrainingError
 from opmix.runs.trace import add_span, span
 from opmix.training.chunked_loss import ChunkedTrainer
 from opmix.training.isolation import check_isolation
+from opmix.training.sharding import accelerate_forgets, check_spread, spread_on_cpus
 
-_SHOWN = {"report_to", "run_name", "project", "trackio_space_id"}
+_NOT_OF_PROBES = {"report_to", "run_name", "project", "trackio_space_id", FSDP, FSDP_CONFIG}
 _SHOWN_PREFIXES = ("eval_", "save_", "logging_", "push_to_hub", "hub_")
 
 
 def quiet(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Trainer arguments without trackers, evaluations and checkpoints: a probe or proxy run is none of their business."""
-    return {k: v for k, v in arguments.items() if k not in _SHOWN and not k.startswith(_SHOWN_PREFIXES)}
+    """Trainer arguments without trackers, evaluations and checkpoints: a probe or proxy run is none of their business.
+
+    Nor is how a full training spreads its model: that of a probe is in parts already when it is loaded.
+    """
+    return {k: v for k, v in arguments.items() if k not in _NOT_OF_PROBES and not k.startswith(_SHOWN_PREFIXES)}
 
 
 class TrainerFactory(Protocol):
@@ -68,14 +72,15 @@ class TrainSpec:
 
 def default_trainer(spec: TrainSpec, kind: type[Trainer] = Trainer) -> Trainer:
     """`transformers.Trainer` on packed sequences; fp32 on CPU, bf16 on a GPU that has it, unless the user says otherwise."""
-    cuda = torch.cuda.is_available()
+    cuda, spread = torch.cuda.is_available(), asks_for_parts(spec.arguments)
+    on_cpu = next(spec.model.parameters()).device.type == "cpu"  # one that is to be spread waits there for the GPUs
     defaults: dict[str, Any] = {
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
         "logging_strategy": "no",
         "bf16": cuda and torch.cuda.is_bf16_supported() and not spec.arguments.get("fp16", False),
-        "use_cpu": next(spec.model.parameters()).device.type == "cpu",
+        "use_cpu": on_cpu and not (cuda and spread),
         "dataloader_pin_memory": cuda,
     }
     if world_size() > 1 and not cuda:
@@ -87,6 +92,8 @@ def default_trainer(spec: TrainSpec, kind: type[Trainer] = Trainer) -> Trainer:
         train_sampling_strategy="sequential",
         **{**defaults, **spec.arguments},
     )
+    if spread:
+        spread_on_cpus(arguments)
     trainer = (ChunkedTrainer if kind is Trainer else kind)(
         model=spec.model,
         args=arguments,
@@ -96,6 +103,8 @@ def default_trainer(spec: TrainSpec, kind: type[Trainer] = Trainer) -> Trainer:
         data_collator=stack_rows,
     )
     trainer.remove_callback(_printer())
+    if spread:
+        check_spread(trainer)
     return trainer
 
 
@@ -187,6 +196,11 @@ def run_training(factory: TrainerFactory, spec: TrainSpec) -> Trainer:
         TrainingError: The loss is not finite, or the trainer stopped early.
         StoreError: A checkpoint cannot be written.
     """
+    with accelerate_forgets():
+        return _run(factory, spec)
+
+
+def _run(factory: TrainerFactory, spec: TrainSpec) -> Trainer:
     with span("prepare the trainer", "loading"):
         check_attention(spec)
         trainer = factory(spec)

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
+from opmix.compute.budget import asks_for_parts
 from opmix.data import Rows
 from opmix.mixing.mixture import Mixture
 from opmix.models.load import model_shape
@@ -18,6 +19,7 @@ from opmix.training.checkpoints import Checkpoints, CompleteCheckpoints, StopAt,
 from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, default_trainer, run_training
 from opmix.training.objectives import CAUSAL_LM, Objective, Usage
 from opmix.training.plan import TrainingPlan, plan_training, steps_for
+from opmix.training.sharding import WholeModel, check_same_kind
 
 
 def train_on_mixture(
@@ -97,6 +99,7 @@ def train_segment(
     if resume is None and checkpoints.previous_key is not None:
         resume = latest_checkpoint(folder, checkpoints.previous_key)
     if resume is not None:
+        check_same_kind(resume, spread=asks_for_parts(spec.arguments))
         restore_usage(resume, checkpoints.key, usage)
     watchers: list[TrainerCallback] = [StopAt(stop), *spec.callbacks]
     if report is not None:
@@ -106,7 +109,7 @@ def train_segment(
         stop_at=stop,
         arguments=_keeping(spec, checkpoints),
         callbacks=watchers,
-        last_callbacks=[CompleteCheckpoints(checkpoints.key, usage)],
+        last_callbacks=[WholeModel(stop), CompleteCheckpoints(checkpoints.key, usage)],
         resume_from=resume,
         held_out=checkpoints.held_out,
         optimizer_state=checkpoints.optimizer_state,
