@@ -71,13 +71,8 @@ def load_model(
     )
     if "local_files_only" in given:  # looking for an adapter has arguments of its own
         given["adapter_kwargs"] = {"local_files_only": True}
-    if sharded and gguf_file is not None:
-        raise ModelError(
-            f"trainer.fsdp: {str(name_or_path)!r} is a GGUF file, which is read whole; expected a folder of safetensors, or no "
-            "trainer.fsdp"
-        )
     if sharded:
-        given |= loading_sharded()
+        given |= loading_sharded(gguf_file)
     try:
         with span("load a model", "loading"):
             model, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **given)
@@ -89,8 +84,8 @@ def load_model(
     if gguf_file is not None:
         _forget_gguf(model)
     if sharded:
-        check_can_be_sharded(model)
-    return model.eval() if sharded else model.to(target).eval()
+        return check_can_be_sharded(model).eval()
+    return model.to(target).eval()
 
 
 def load_tokenizer(

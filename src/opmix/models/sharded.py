@@ -18,6 +18,7 @@ from opmix.compute.budget import world_size
 from opmix.errors import ModelError
 
 _T = TypeVar("_T")
+_Model = TypeVar("_Model", bound=nn.Module)
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
 _CALL = "_opmix_in_one_call"
 
@@ -37,12 +38,16 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(inner_of(model), FSDPModule)
 
 
-def loading_sharded() -> dict[str, Any]:
+def loading_sharded(gguf_file: str | None = None) -> dict[str, Any]:
     """What `from_pretrained` is told so that each rank reads its part only.
 
     Raises:
-        ModelError: This transformers cannot do it.
+        ModelError: This transformers cannot do it, or not with a GGUF file.
     """
+    if gguf_file is not None:
+        raise ModelError(
+            f"trainer.fsdp: {gguf_file} is a GGUF file, which is read whole; expected a folder of safetensors, or no trainer.fsdp"
+        )
     try:
         from transformers.distributed import DistributedConfig
 
@@ -55,7 +60,7 @@ def loading_sharded() -> dict[str, Any]:
         ) from error
 
 
-def check_can_be_sharded(model: nn.Module) -> None:
+def check_can_be_sharded(model: _Model) -> _Model:
     """Refuse a model, or its likeness without weights, that cannot be loaded in parts.
 
     Raises:
@@ -73,6 +78,7 @@ def check_can_be_sharded(model: nn.Module) -> None:
         raise ModelError(
             f"trainer.fsdp: transformers does not say how the layers of {kind} are spread (`_fsdp_plan`); leave trainer.fsdp out"
         )
+    return model
 
 
 def reshard(model: nn.Module) -> None:
