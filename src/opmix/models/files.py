@@ -123,3 +123,14 @@ def explain(source: str, error: Exception, what: str) -> ModelError:
         f"{what} {source!r} is neither a folder here nor reachable on the model hub: {first_line}; "
         "check the name, log in for gated models, or download it and give the folder"
     )
+
+
+def forget_gguf(model: Any) -> None:
+    """Drop the mark "quantised" that a GGUF origin leaves on plain float weights.
+
+    With the mark, `save_pretrained` fails and the Trainer refuses full training.
+    """
+    for holder, attribute in ((model, "hf_quantizer"), (model.config, "quantization_config")):
+        if hasattr(holder, attribute):
+            delattr(holder, attribute)
+    model.is_quantized = False

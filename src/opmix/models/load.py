@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from opmix.compute.flops import ModelShape
 from opmix.errors import ModelError
 from opmix.models.device import DtypeName, device_named, resolve_dtype
-from opmix.models.files import explain, locate, reading
+from opmix.models.files import explain, forget_gguf, locate, reading
 from opmix.models.sharded import check_can_be_sharded, inner_of, loading_sharded, reshard, whole
 from opmix.runs.trace import span
 
@@ -82,7 +82,7 @@ def load_model(
         raise explain(source, error, "model") from error
     _check_loaded(source, model, report.get("missing_keys") or ())
     if gguf_file is not None:
-        _forget_gguf(model)
+        forget_gguf(model)
     if sharded:
         return check_can_be_sharded(model).eval()
     return model.to(target).eval()
@@ -375,17 +375,6 @@ def _is_router(name: str, modules: dict[str, nn.Module]) -> bool:
     if last == "router" or last.endswith("_router") or ".router." in f".{parent}.":
         return True
     return last in ("gate", "shared_expert_gate", "classifier") and f"{parent}.experts" in modules
-
-
-def _forget_gguf(model: PreTrainedModel) -> None:
-    """Drop the mark "quantised" that a GGUF origin leaves on plain float weights.
-
-    With the mark, `save_pretrained` fails and the Trainer refuses full training.
-    """
-    for holder, attribute in ((model, "hf_quantizer"), (model.config, "quantization_config")):
-        if hasattr(holder, attribute):
-            delattr(holder, attribute)
-    model.is_quantized = False
 
 
 def _check_loaded(source: str, model: PreTrainedModel, missing: Any) -> None:
