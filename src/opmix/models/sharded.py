@@ -46,7 +46,8 @@ def loading_sharded(gguf_file: str | None = None) -> dict[str, Any]:
     """
     if gguf_file is not None:
         raise ModelError(
-            f"trainer.fsdp: {gguf_file} is a GGUF file, which is read whole; expected a folder of safetensors, or no trainer.fsdp"
+            f"trainer.fsdp: {gguf_file} is a GGUF file, which is read whole; expected a folder of safetensors, or "
+            "no trainer.fsdp"
         )
     try:
         from transformers.distributed import DistributedConfig
@@ -55,8 +56,8 @@ def loading_sharded(gguf_file: str | None = None) -> dict[str, Any]:
         return {"distributed_config": DistributedConfig(fsdp_size=max(2, world_size()))}
     except (ImportError, TypeError) as error:
         raise ModelError(
-            f"trainer.fsdp: this transformers does not load models in parts ({error}); expected 5.23 or newer: update it, "
-            "or leave trainer.fsdp out"
+            f"trainer.fsdp: this transformers does not load models in parts ({error}); expected 5.23 or newer: "
+            "update it, or leave trainer.fsdp out"
         ) from error
 
 
@@ -76,7 +77,8 @@ def check_can_be_sharded(model: _Model) -> _Model:
     layers = {_NUMBER.sub(".*", name) for name, _ in model.named_modules()}
     if not any("*" in rule and rule in layers for rule in getattr(model, "fsdp_plan", None) or ()):
         raise ModelError(
-            f"trainer.fsdp: transformers does not say how the layers of {kind} are spread (`_fsdp_plan`); leave trainer.fsdp out"
+            f"trainer.fsdp: transformers does not say how the layers of {kind} are spread (`_fsdp_plan`); leave "
+            "trainer.fsdp out"
         )
     return model
 

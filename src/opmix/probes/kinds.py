@@ -205,8 +205,8 @@ def check_probes(model: PreTrainedModel, settings: ProbeSettings) -> None:
     """
     if is_sharded(model) and (settings.kind != "lora" or settings.modules_to_save):
         raise AdapterError(
-            f"probes.kind: {settings.kind}, modules_to_save: {list(settings.modules_to_save)}; of a model in parts on several "
-            "ranks expected lora and none"
+            f"probes.kind: {settings.kind}, modules_to_save: {list(settings.modules_to_save)}; of a model in parts "
+            "on several ranks expected lora and none"
         )
     if settings.kind == "full":
         _check_full(model)

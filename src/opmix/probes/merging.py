@@ -99,8 +99,8 @@ def _take(
         original = getattr(module, attribute)
         if holders[id(original)] > 1 and is_part(original):
             raise AdapterError(
-                f"the weight of {path} is tied to another, which FSDP gathers as one; adapters of one side of it cannot be "
-                "merged: leave it out of probes.target_modules"
+                f"the weight of {path} is tied to another, which FSDP gathers as one; adapters of one side of it "
+                "cannot be merged: leave it out of probes.target_modules"
             )
         if holders[id(original)] > 1:  # tied: this side gets a weight of its own, the other keeps the original
             resident = nn.Parameter(original.detach().clone(), requires_grad=False)

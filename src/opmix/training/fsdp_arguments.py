@@ -47,8 +47,8 @@ def fsdp_problems(arguments: Mapping[str, Any], where: str) -> list[str]:
             problems.append(f"{where}.{FSDP_CONFIG}.{name}: {value!r}; expected {_TAKEN[key]}, or leave it out")
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not asks_for_parts(arguments):
         problems.append(
-            f"{where}.{FSDP}: the launcher asks for FSDP (ACCELERATE_USE_FSDP), the configuration does not; set {FSDP}: true, "
-            "which probes and measurements hear of too, or start without --use_fsdp"
+            f"{where}.{FSDP}: the launcher asks for FSDP (ACCELERATE_USE_FSDP), the configuration does not; set "
+            f"{FSDP}: true, which probes and measurements hear of too, or start without --use_fsdp"
         )
     return problems
 
@@ -63,4 +63,7 @@ def kept_from_parts(arguments: Mapping[str, Any], said: Mapping[str, tuple[bool,
     if asks_for_parts(arguments):
         for path, (wanted, instead) in said.items():
             if wanted:
-                yield f"{path}: needs the whole model in a process, and trainer.{FSDP} spreads it over the ranks; {instead}"
+                yield (
+                    f"{path}: needs the whole model in a process, and trainer.{FSDP} spreads it "
+                    f"over the ranks; {instead}"
+                )

@@ -92,6 +92,6 @@ def check_same_kind(checkpoint: Path, spread: bool) -> None:
     if parts != spread:
         began, here = ("with", "without") if parts else ("without", "with")
         raise StoreError(
-            f"{checkpoint}: this stage was begun {began} a model spread over ranks (trainer.fsdp) and would go on {here}; start "
-            f"it as it was begun, or delete {checkpoint.parent} to have the stage trained again"
+            f"{checkpoint}: this stage was begun {began} a model spread over ranks (trainer.fsdp) and would go on "
+            f"{here}; start it as it was begun, or delete {checkpoint.parent} to have the stage trained again"
         )
