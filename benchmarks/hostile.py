@@ -15,6 +15,7 @@ import random
 import shutil
 import signal
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
@@ -138,6 +139,15 @@ class HangError(BaseException):
     """A call that does not come back."""
 
 
+class TimeIsUpError(Exception):
+    """No further call is begun."""
+
+
+def hangs(*_: Any) -> None:
+    """Handler of the alarms."""
+    raise HangError
+
+
 def with_value(content: Any, path: tuple[Any, ...], value: Any) -> Any:
     """The content with one value replaced; shorts of models and domains are written out on the way."""
     changed = here = deepcopy(content)
@@ -182,21 +192,35 @@ def tables(draw: random.Random, count: int) -> Iterator[str]:
 
 
 class Walk:
-    """Calls, and how they ended."""
+    """Calls, and how they ended; `bad`: in a traceback, a hang, or ready but failed.
 
-    def __init__(self, app: Any, show: bool) -> None:
-        self.app, self.show, self.runner, self.ends = app, show, CliRunner(), Counter[tuple[str, str]]()
+    Args:
+        app: The command line's.
+        show: Print what ends badly.
+        until: Of the monotonic clock: no call begins after it (TimeIsUpError).
+    """
+
+    def __init__(self, app: Any, show: bool, until: float = float("inf")) -> None:
+        self.app, self.show, self.runner, self.until = app, show, CliRunner(), until
+        self.ends, self.bad = Counter[tuple[str, str]](), list[str]()
 
     def call(self, group: str, *arguments: str) -> str:
         """Count how a call ends."""
         end = self.ending(*arguments)
-        self.ends[group, end.partition(":")[0]] += 1
-        if self.show and end.startswith(("traceback", "hang", "ready")):
-            print(f"{group}: {' '.join(arguments)[:200]!r}: {end}", flush=True)
+        self.count(group, end.partition(":")[0], f"{' '.join(arguments)[:200]!r}: {end}")
         return end
+
+    def count(self, group: str, kind: str, told: str) -> None:
+        self.ends[group, kind] += 1
+        if kind in ("traceback", "hang", "ready, but failed"):
+            self.bad.append(f"{kind}: {group}: {told}")
+            if self.show:
+                print(self.bad[-1], flush=True)
 
     def ending(self, *arguments: str) -> str:
         """`accepted`, `clear error`, `traceback: ...` or `hang`."""
+        if time.monotonic() > self.until:
+            raise TimeIsUpError
         signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
         signal.setitimer(signal.ITIMER_REAL, WAITING)
         try:
@@ -216,9 +240,9 @@ class Walk:
         return f"clear error: {said}" if ours else f"traceback: {type(error).__name__}: {said}"
 
 
-def walk(app: Any, scale: float, runs: int, seed: int, show: bool) -> Counter[tuple[str, str]]:
+def walk(at: Walk, scale: float, runs: int, seed: int) -> None:
     """All groups of calls in a folder that holds a model and text."""
-    draw, at = random.Random(seed), Walk(app, show)
+    draw = random.Random(seed)
 
     def some(count: int) -> int:
         return max(1, round(count * scale))
@@ -238,14 +262,9 @@ def walk(app: Any, scale: float, runs: int, seed: int, show: bool) -> Counter[tu
         Path("c.yaml").write_text(text, encoding="utf-8", errors="surrogatepass")
         end = at.ending(verb, "c.yaml", "--out", f"out-{number}")
         kind = {"accepted": "accepted", "hang": "hang"}.get(end, "ready, but failed")
-        at.ends[f"{verb} of what is ready", kind] += 1
-        if show and kind != "accepted":
-            changed = [
-                line
-                for line in text.splitlines()
-                if line not in yaml.safe_dump({"search": SEARCH, "run": LIFE}.get(verb, COMPARE))
-            ]
-            print(f"{verb} of what is ready: {end}; {changed[:6]}", flush=True)
+        usual = yaml.safe_dump({"search": SEARCH, "run": LIFE}.get(verb, COMPARE))
+        changed = [line for line in text.splitlines() if line not in usual]
+        at.count(f"{verb} of what is ready", kind, f"{end}; {changed[:6]}")
         shutil.rmtree(f"out-{number}", ignore_errors=True)
     for text in tables(draw, some(120)):
         Path("t.csv").write_text(text, encoding="utf-8")
@@ -278,7 +297,6 @@ def walk(app: Any, scale: float, runs: int, seed: int, show: bool) -> Counter[tu
             options = {"export": ["--to", "axolotl"], "init": ["--out", "made.yaml"], "discover": ["--out", "d"]}
             at.call("odd places", verb, place, *options.get(verb, []))
             Path("made.yaml").unlink(missing_ok=True)
-    return at.ends
 
 
 def prepared(folder: Path) -> None:
@@ -299,9 +317,6 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print calls that end badly")
     chosen = parser.parse_args()
 
-    def hangs(*_: Any) -> None:
-        raise HangError
-
     for number in (signal.SIGALRM, signal.SIGVTALRM):
         signal.signal(number, hangs)
     from opmix.cli.main import app
@@ -310,8 +325,10 @@ def main() -> None:
         os.chdir(place)
         os.environ["XDG_CACHE_HOME"] = place
         prepared(Path(place))
-        ends = walk(app, chosen.scale, chosen.runs, chosen.seed, chosen.show)
+        at = Walk(app, chosen.show)
+        walk(at, chosen.scale, chosen.runs, chosen.seed)
         os.chdir("/")
+    ends = at.ends
     kinds = ["clear error", "traceback", "hang", "ready, but failed", "accepted"]
     groups = list(dict.fromkeys(group for group, _ in ends))
     print("\n| calls | all | " + " | ".join(kinds) + " |\n|---|---|" + "---|" * len(kinds))

@@ -28,6 +28,7 @@ def torture(folder: Path, *, seed: int, most: int, part: tuple[int, int], second
     """Kill lives until there were `most` kills (over all processes) or time is up."""
     deadline, rng = time.monotonic() + seconds, random.Random(1000 * seed + part[0])
     world, whole = World(folder / "world"), folder / "whole"
+    world.warm()
     started = time.monotonic()
     world.create()
     if (unbroken := in_child(world.live, seconds=900)).code:

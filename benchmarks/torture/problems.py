@@ -90,9 +90,13 @@ def slope(function: Callable[[Floats], float], p: Floats) -> Floats:
 
 def gap(law: Any, settings: Any, rules: Any, p: Floats) -> float:
     """How far the objective can be from its minimum, at most: by the best of some tangents, for a convex function lies above them all."""
-    value = objective(law, settings, p)
-    bounds = [_minimum_over_tangents(law, settings, rules, np.maximum(p, floor)) for floor in TANGENTS]
-    return value - max((b for b in bounds if np.isfinite(b)), default=-np.inf)
+    value, best = objective(law, settings, p), -np.inf
+    for floor in TANGENTS:
+        bound = _minimum_over_tangents(law, settings, rules, np.maximum(p, floor))
+        best = max(best, bound) if np.isfinite(bound) else best
+        if value - best < BEST / 10:
+            break
+    return float(value - best)
 
 
 TANGENTS = (1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)

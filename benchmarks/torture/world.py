@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import shutil
@@ -64,6 +65,13 @@ class World:
         shutil.rmtree(self.root, ignore_errors=True)
         self.root.mkdir(parents=True)
         write_toy_domains(self.root / "data", ("alpha", "beta", "gamma"), 60)
+
+    def warm(self) -> None:
+        """Live it once in this process, whose children then find everything loaded and made that a life's first steps load and make."""
+        self.create()
+        self.live()
+        shutil.rmtree(self.run)
+        keep_for_good()
 
     def live(self) -> None:
         """Live the life, or go on with it."""
@@ -184,3 +192,10 @@ def import_big() -> None:
     from opmix.cli.console import quiet_libraries
 
     quiet_libraries()
+    keep_for_good()
+
+
+def keep_for_good() -> None:
+    """Nothing that is there now is looked at again for garbage: each training of `transformers` looks, which takes half a life's time."""
+    gc.collect()
+    gc.freeze()
