@@ -9,7 +9,7 @@ from typing import Self
 
 from opmix.errors import StoreError
 from opmix.lifecycle.steps import DataFacts
-from opmix.results.files import read_object, typed
+from opmix.results.files import SCHEMA, read_object, typed
 from opmix.runs.files import write_json
 
 NAME = "data.json"
@@ -36,7 +36,7 @@ class DataFile:
 
     def write(self, folder: Path, name: str = NAME) -> None:
         """Write `data.json`, or the file of one method of a comparison."""
-        write_json(folder / name, {**asdict(self.facts), "files": self.files, "tokens": self.tokens})
+        write_json(folder / name, {**asdict(self.facts), "files": self.files, "tokens": self.tokens, "schema": SCHEMA})
 
     @classmethod
     def read(cls, folder: Path, name: str = NAME) -> Self:

@@ -5,6 +5,7 @@ The section stands between two marks, so that writing it again replaces it and n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,16 +45,13 @@ class Card:
     parts: Sequence[CardPart]
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     """What of (model, data, decision) to hash."""
+    run: Manifest | None = None
+    """Of the run that decided, whose versions these are; None: this program decides."""
 
     def section(self) -> str:
         """Markdown between the two marks; no clock decides any of it."""
-        made = environment()
-        commit = f", commit `{made['commit']}`" if made["commit"] else ""
         lines = [BEGIN, "## Data mixture", ""]
-        lines += [
-            f"Found by opmix {made['versions']['opmix'] or 'from source'}{commit} (OP-Mix, arXiv:2605.15220).",
-            "",
-        ]
+        lines += [f"Found by opmix {_program(self.run)} (OP-Mix, arXiv:2605.15220).", ""]
         for part in self.parts:
             lines += _part(part)
         if self.fingerprints:
@@ -105,12 +103,28 @@ def run_card(folder: Path) -> Card:
         tokens=None if cost is None else cost.stage_tokens,
         cost="" if cost is None or cost.search_share is None else search_cost(cost.total("flops"), cost.search_share),
     )
-    return Card(parts=[part], fingerprints={"decision": fingerprint(found.json()), **_inputs(folder)})
+    return Card(
+        parts=[part], fingerprints={"decision": fingerprint(found.json()), **_inputs(folder)}, run=_origin(folder)
+    )
+
+
+def _program(run: Manifest | None) -> str:
+    """Version and commit, as far as they are known and look like it."""
+    made = environment() if run is None else run.content
+    versions, commit = made.get("versions"), made.get("commit")
+    version = versions.get("opmix") if isinstance(versions, dict) else None
+    known = isinstance(version, str) and re.fullmatch(r"[\w.+-]{1,40}", version, re.ASCII)
+    exact = isinstance(commit, str) and re.fullmatch(r"[0-9a-f]{7,64}", commit)
+    return f"{version if known else 'from source'}{f', commit `{commit}`' if exact else ''}"
 
 
 def search_cost(flops: float, share: float) -> str:
     """What finding it cost, in words."""
     return f"{flops:.3g} FLOPs, {share:.1%} of the training it is for"
+
+
+def _origin(folder: Path) -> Manifest:
+    return Manifest.find(folder) or Manifest(rows={}, content={})
 
 
 def _inputs(folder: Path) -> dict[str, str]:
@@ -143,7 +157,11 @@ def _life(folder: Path) -> Card:
         )
         for position, stage in enumerate(life.stages, 1)
     ]
-    return Card(parts=parts, fingerprints={f"life (seed {seed})": fingerprint(life.json()), **_inputs(folder)})
+    return Card(
+        parts=parts,
+        fingerprints={f"life (seed {seed})": fingerprint(life.json()), **_inputs(folder)},
+        run=_origin(folder),
+    )
 
 
 def _interval(stage: StageEntry) -> Mapping[str, Sequence[float]]:

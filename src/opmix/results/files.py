@@ -33,13 +33,21 @@ def read_object(path: Path, command: str = "the command") -> dict[str, Any]:
     """Return the object that a file holds.
 
     Raises:
-        StoreError: It is missing, no JSON, or another kind of value.
+        StoreError: It is missing, no JSON, another kind of value, or of a later schema; files written before 0.2 may tell none.
     """
     content = read_json(path, command)
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise StoreError(f"{path}: damaged: holds a {kind}; expected an object; run {command} again to rewrite it")
+    if isinstance(schema := content.get("schema"), int | float) and schema > SCHEMA:
+        raise _of_another_schema(path, schema)
     return content
+
+
+def _of_another_schema(path: Path, schema: Any) -> StoreError:
+    return StoreError(
+        f"{path}: schema {schema!r}; this version of opmix reads schema {SCHEMA}; use the one that wrote it"
+    )
 
 
 def read_document(path: Path, command: str = "the command", *, needed: Sequence[str] = ()) -> dict[str, Any]:
@@ -51,7 +59,7 @@ def read_document(path: Path, command: str = "the command", *, needed: Sequence[
     content = read_json(path, command)
     schema = content.get("schema", SCHEMA) if isinstance(content, dict) else type(content).__name__
     if schema != SCHEMA:
-        raise StoreError(f"{path}: schema {schema!r}; this version of opmix reads schema {SCHEMA}")
+        raise _of_another_schema(path, schema)
     for key in needed:
         if not content.get(key):
             raise StoreError(f"{path}: damaged: {key} is missing or empty; run {command} again to rewrite it")

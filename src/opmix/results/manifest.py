@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from opmix.domain import RowSchema
-from opmix.results.files import read_object, typed
+from opmix.results.files import SCHEMA, read_object, typed
 from opmix.runs.files import environment, plain, without_secrets, write_json
 
 NAME = "manifest.json"
@@ -30,7 +30,9 @@ class Manifest:
     @classmethod
     def write(cls, folder: Path, command: str, **facts: Any) -> None:
         """Write `manifest.json`: the command, its facts without secrets, and this machine."""
-        write_json(folder / NAME, {"command": command, **without_secrets(plain(facts)), **environment()})
+        write_json(
+            folder / NAME, {"command": command, **without_secrets(plain(facts)), **environment(), "schema": SCHEMA}
+        )
 
     @classmethod
     def read(cls, folder: Path, command: str = "the command") -> Self:

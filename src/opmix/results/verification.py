@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from opmix.results.files import SCHEMA, read_json, typed
+from opmix.results.files import SCHEMA, read_object, typed
 from opmix.results.mixture import Losses, Shares
 from opmix.runs.files import write_json
 
@@ -74,4 +74,4 @@ class VerificationFile:
             StoreError: It is damaged.
         """
         path = folder / NAME
-        return typed(cls, read_json(path, "`opmix verify`"), path) if path.is_file() else None
+        return typed(cls, read_object(path, "`opmix verify`"), path) if path.is_file() else None

@@ -30,7 +30,7 @@ def test_what_is_written_is_read_again(recorded, tmp_path, name):
     recorded.write(tmp_path, name)
     assert DataFile.read(tmp_path, name) == recorded
     assert list(json.loads((tmp_path / name).read_text())) == [
-        *("tokenizer", "fingerprints", "rows", "model", "stages", "files", "tokens")
+        *("tokenizer", "fingerprints", "rows", "model", "stages", "files", "tokens", "schema")
     ]
 
 
