@@ -12,7 +12,7 @@ PYTEST := $(TEMP) PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLEL
 SMOKE := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/kill_and_resume.py --kills 2 --fresh
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit slow test-cluster gpu-check matrix bench smoke same-bytes torture docs check format lint types fix clean
+.PHONY: help install demo test unit slow test-cluster gpu-check matrix consumers bench smoke same-bytes torture docs check format lint types fix clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -82,6 +82,9 @@ docs: install ## The documentation as a site in site/, after its notebooks have 
 fix: install ## Format and repair what can be repaired
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+consumers: install ## Tests with other projects' packages (trackers, trainers, 4-bit weights) in a venv of their own (CONSUMED="tests/unit/trackers")
+	.ci/consumers $(CONSUMED)
 
 clean: ## Remove caches, not .venv
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,9 @@ from opmix.runs.progress_file import ProgressFile
 from opmix.runs.ranks import refuse_ranks
 from opmix.runs.store import RunStore
 from opmix.settings import as_json
+from opmix.trackers import log_run
+from opmix.trackers.told import of_comparison
+from opmix.trackers.write import PROJECT, Log
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
     from opmix.training.factory import TrainerFactory
@@ -57,6 +60,11 @@ class CompareResult:
         from opmix.report.compare import comparison_table
 
         return comparison_table(self.comparison)
+
+    def log_to(self, to: str | Sequence[str] | Log, *, project: str = PROJECT, folder: str | Path = "logs") -> None:
+        """Log stages and table as one run, with the report; see `SearchResult.log_to` and `opmix.trackers.told.of_comparison`."""
+        told = of_comparison(self.comparison, repr(self))
+        log_run(told, to, project=project, folder=folder, report=self.folder / "report.html")
 
     def losses(self, entrant: str) -> dict[int, float]:
         """Mean test loss at the end by seed, nats per token.

@@ -30,6 +30,9 @@ from opmix.runs.progress_file import ProgressFile
 from opmix.runs.ranks import ranks_here, refuse_ranks
 from opmix.runs.store import RunStore
 from opmix.settings import as_json
+from opmix.trackers import log_run
+from opmix.trackers.told import of_life
+from opmix.trackers.write import PROJECT, Log
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
     from opmix.training.factory import TrainerFactory
@@ -65,6 +68,11 @@ class LifeResult:
         from opmix.report.notebook import life_html
 
         return life_html(self.life)
+
+    def log_to(self, to: str | Sequence[str] | Log, *, project: str = PROJECT, folder: str | Path = "logs") -> None:
+        """Log every stage as a step of one run, with the report; see `SearchResult.log_to` and `opmix.trackers.told.of_life`."""
+        told = of_life(self.life, repr(self))
+        log_run(told, to, project=project, folder=folder, report=self.folder / "report.html")
 
     def model(self, seed: int | None = None) -> Path:
         """Folder of the last stage's model; `AutoModelForCausalLM.from_pretrained` loads it."""

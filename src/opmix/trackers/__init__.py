@@ -14,7 +14,7 @@ from opmix.trackers.mlflow import read_mlflow
 from opmix.trackers.runs import TrackedRun, swarm_of
 from opmix.trackers.tensorboard import read_tensorboard
 from opmix.trackers.wandb import read_wandb
-from opmix.trackers.write import check_trackers, log_decision
+from opmix.trackers.write import check_trackers, log_decision, log_run
 
 READERS: dict[str, Callable[[Path], tuple[TrackedRun, ...]]] = {
     "wandb": read_wandb,
@@ -59,4 +59,4 @@ def read_tracked(
     )
 
 
-__all__ = ["TrackedRun", "check_trackers", "log_decision", "read_tracked"]
+__all__ = ["TrackedRun", "check_trackers", "log_decision", "log_run", "read_tracked"]

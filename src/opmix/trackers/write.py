@@ -1,4 +1,4 @@
-"""A decision into experiment trackers: every probe and look, the mixture with its interval, decision, cost and summary.
+"""What was found, into experiment trackers: every probe and look, the mixture with its interval, decision, cost and summary.
 
 Through the trackers of accelerate, which names its own (tensorboard, wandb, mlflow, trackio, ...); or through any function that takes
 numbers by name, such as `wandb.log`. Loads no torch until a tracker is started.
@@ -6,23 +6,21 @@ numbers by name, such as `wandb.log`. Loads no torch until a tracker is started.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextvars import Context
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
-
-import numpy as np
 
 from opmix.errors import ConfigError
 from opmix.mixing.table import ProxyTable
 from opmix.results.mixture import MixtureFile
 from opmix.settings.loading import nearest
+from opmix.trackers.told import Row, Told, of_decision
 
-Log = Callable[[dict[str, float]], Any]
+Log = Callable[[Row], Any]
 """Takes numbers by name, as `wandb.log`, `trackio.log` and `mlflow.log_metrics` do."""
 PROJECT = "opmix"
-_OWN_RUN: dict[str, dict[str, Any]] = {"wandb": {"reinit": "create_new"}, "mlflow": {"nested_run": True}}
-"""So that a run of somebody's, or of a life's training, that is open meanwhile stays open."""
 
 
 class Tracker(Protocol):
@@ -30,38 +28,6 @@ class Tracker(Protocol):
 
     def log(self, values: dict[str, Any], step: int | None = None) -> None: ...  # noqa: D102
     def finish(self) -> None: ...  # noqa: D102
-
-
-def decision_rows(found: MixtureFile, table: ProxyTable | None) -> list[dict[str, float]]:
-    """Numbers by name, a step each: the points in the table's order, then what was decided.
-
-    `loss/SET` and `share/DOMAIN` of a point; of the decision `mixture/DOMAIN`, `optimum/DOMAIN`, `interval_low/DOMAIN`,
-    `interval_high/DOMAIN`, `decision/...` and `cost/...`. Losses and gains in nats per token.
-    """
-    rows: list[dict[str, float]] = []
-    for i in range(0 if table is None else len(table.points)):
-        assert table is not None
-        told = {f"loss/{m}": x for m, x in zip(table.metrics, table.losses[i], strict=True)}
-        rows.append({**told, **{f"share/{d}": x for d, x in zip(table.domains, table.mixtures[i], strict=True)}})
-    last: dict[str, float | None] = {f"mixture/{d}": x for d, x in found.mixture.items()}
-    last |= {f"optimum/{d}": x for d, x in (found.optimum or {}).items()}
-    for d, (low, high) in found.interval.items():
-        last |= {f"interval_low/{d}": low, f"interval_high/{d}": high}
-    if (decision := found.decision) is not None:
-        last |= {
-            "decision/move": float(decision.action == "move"),
-            "decision/gain": decision.gain,
-            "decision/gain_low": decision.gain_interval[0],
-            "decision/gain_high": decision.gain_interval[1],
-            "decision/probability": decision.probability,
-            "decision/measured_gain": decision.direct_gain,
-            "decision/joint_gain": decision.joint_gain,
-            "decision/joint_probability": decision.joint_probability,
-        }
-    if found.cost is not None:
-        last |= {"cost/flops": found.cost.total("flops"), "cost/search_share": found.cost.search_share}
-    rows.append({k: float(v) for k, v in last.items() if v is not None and np.isfinite(v)})
-    return [{k: float(v) for k, v in row.items()} for row in rows]
 
 
 def check_trackers(names: str | Sequence[str] | None, where: str = "report_to", *, strict: bool = True) -> list[str]:
@@ -99,63 +65,68 @@ def log_decision(
     folder: str | Path = "logs",
     report: Path | None = None,
 ) -> None:
-    """Log a decision as a run of its own.
+    """Log a decision, and what it was decided on, as a run of its own; see `log_run`."""
+    log_run(of_decision(found, table), to, project=project, folder=folder, report=report)
+
+
+def log_run(
+    told: Told,
+    to: str | Sequence[str] | Log,
+    *,
+    project: str = PROJECT,
+    folder: str | Path = "logs",
+    report: Path | None = None,
+) -> None:
+    """Log as a run of its own; a run of somebody's, or of a life's training, that is open meanwhile stays open.
 
     Args:
-        found: The decision.
-        table: What it was decided on.
+        told: Numbers, summary and settings.
         to: Names of trackers, or a function that takes numbers by name.
         project: Of the trackers that have projects.
         folder: Where trackers that write files write them.
-        report: HTML page, attached where the tracker takes files (wandb, mlflow).
+        report: HTML page, shown or attached where it is there and the tracker takes pages (wandb, mlflow).
 
     Raises:
         ConfigError: A tracker that is not known or not installed.
     """
-    rows = decision_rows(found, table)
     if callable(to):
-        for row in rows:
+        for row in told.rows:
             to(dict(row))
         return
-    names = check_trackers(to, "to")
-    settings = {"kind": found.kind, "points": [] if table is None else list(table.points)}
-    for name in names:
-        _logged(name, rows, found.summary(), {**settings, **_objective(found)}, project, Path(folder), report)
+    for name in check_trackers(to, "to"):
+        # trackio ends the run that it finds in its context variables; in a context of its own it finds none.
+        Context().run(_logged, name, told, project, Path(folder), report)
 
 
-def _objective(found: MixtureFile) -> dict[str, Any]:
-    return {"objective": found.settings.objective, "kl": found.settings.kl}
+def _start_with(name: str, told: Told) -> dict[str, Any]:
+    """Arguments of a tracker's own start; where it keeps a text about a run, that is the summary."""
+    if name == "wandb":  # the configuration too: accelerate sets that of the process' run, which this is not
+        return {"reinit": "create_new", "config": dict(told.settings), "notes": told.summary}
+    if name == "mlflow":
+        return {"nested_run": True, "description": told.summary}
+    return {}
 
 
-def _logged(
-    name: str,
-    rows: Iterable[Mapping[str, float]],
-    summary: str,
-    settings: dict[str, Any],
-    project: str,
-    folder: Path,
-    report: Path | None,
-) -> None:
+def _logged(name: str, told: Told, project: str, folder: Path, report: Path | None) -> None:
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     PartialState()  # trackers ask it whether this is the first process
-    kind = LOGGER_TYPE_TO_CLASS[name]
-    own = _OWN_RUN.get(name, {})
+    kind, own = LOGGER_TYPE_TO_CLASS[name], _start_with(name, told)
+    page = report if report is not None and report.is_file() else None
     tracker: Any = kind(project, str(folder), **own) if kind.requires_logging_directory else kind(project, **own)
     tracker.start()
     try:
-        # Lists are no hyperparameters to TensorBoard.
-        tracker.store_init_configuration(
-            {k: v if not isinstance(v, list) else ", ".join(v) for k, v in settings.items()}
-        )
-        for step, row in enumerate(rows):
+        if name != "wandb":
+            tracker.store_init_configuration(dict(told.settings))
+        for step, row in enumerate(told.rows):
             tracker.log(dict(row), step=step)
         if name == "tensorboard":
-            tracker.log({"summary": summary}, step=0)
-        elif name == "wandb" and report is not None:
-            tracker.tracker.save(str(report), policy="now", base_path=str(report.parent))
-        elif name == "mlflow" and report is not None:
-            import_module("mlflow").log_artifact(str(report))
+            tracker.log({"summary": told.summary}, step=0)
+        elif name == "wandb" and page is not None:
+            # In the run itself: a file that is saved is a link, and the folder of a search may be a passing one.
+            tracker.log({"report": import_module("wandb").Html(page.read_text(encoding="utf-8"))})
+        elif name == "mlflow" and page is not None:
+            import_module("mlflow").log_artifact(str(page))
     finally:
         tracker.finish()

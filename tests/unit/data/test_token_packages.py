@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from consumers import skip_without
 
 from opmix.data import token_writers
 from opmix.data.in_place import TokensInPlace
@@ -26,8 +27,7 @@ KINDS: list[SourceFormat] = ["megatron", "datatrove", "litdata"]
 
 def ran(script: str, package: str, *words: object, given: str = "") -> str:
     """What a script says in a process of its own."""
-    if importlib.machinery.PathFinder.find_spec(package, FOLDERS) is None:
-        pytest.skip(f"{package} is not installed; put its folder in OPMIX_TRAINERS")
+    skip_without(package, importlib.machinery.PathFinder.find_spec(package, FOLDERS))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(SCRIPTS / script), *map(str, words)],
         input=given,
@@ -46,6 +46,7 @@ def documents() -> list[list[int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.consumer
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_the_package_writes_is_read(tmp_path: Path, kind: SourceFormat) -> None:
     out = tmp_path / kind
@@ -65,6 +66,7 @@ READERS = {"megatron": "megatron", "nanotron": "datatrove", "litdata": "litdata"
 
 
 @pytest.mark.slow
+@pytest.mark.consumer
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])
 @pytest.mark.parametrize("to", READERS)
 def test_the_package_reads_what_is_written(

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from consumers import skip_without
 from export_shares import MIXTURE
 from typer.testing import CliRunner
 
@@ -36,11 +37,11 @@ CONSUMERS = {
 
 
 @pytest.mark.slow
+@pytest.mark.consumer
 @pytest.mark.parametrize("name", CONSUMERS)
 def test_the_trainer_reads_it_and_draws_the_mixture(make_run, corpus, tmp_path, name):
     module, tolerance, epochs = CONSUMERS[name]
-    if importlib.machinery.PathFinder.find_spec(module, FOLDERS) is None:
-        pytest.skip(f"{module} is not installed; put its folder in OPMIX_TRAINERS")
+    skip_without(module, importlib.machinery.PathFinder.find_spec(module, FOLDERS))
     out, work = tmp_path / "exported" / "mixture.txt", tmp_path / "work"
     out = out.with_suffix(".yaml" if name == "trl" else ".txt")  # TRL tells YAML by the suffix
     work.mkdir()

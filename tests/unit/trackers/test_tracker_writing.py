@@ -1,11 +1,17 @@
-"""A decision in a tracker: as a function, in TensorBoard's own files, and where a tracker fails."""
+"""What was found in a tracker: as a function, in TensorBoard's own files, and where a tracker fails."""
 
 import numpy as np
 import pytest
+from comparison_sample import write_comparison
+from life_sample import loss, stage
 
 from opmix.errors import ConfigError
 from opmix.fit import fit_runs
+from opmix.results.comparison import CompareFile
+from opmix.results.files import typed
+from opmix.results.life import LifeFile, StageEntry
 from opmix.trackers import check_trackers, log_decision
+from opmix.trackers.told import of_comparison, of_life
 
 
 @pytest.fixture(scope="module")
@@ -80,4 +86,47 @@ def test_a_tracker_is_closed_even_where_it_fails(result, monkeypatch):
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["mlflow"])
     with pytest.raises(OSError, match="no connection"):
         log_decision(result.file(), result.table, "mlflow", project="mine")
-    assert seen == [("mine", {"nested_run": True}), "start", ", ".join(result.table.points), "finish"]
+    own = {"nested_run": True, "description": result.file().summary()}
+    assert seen == [("mine", own), "start", ", ".join(result.table.points), "finish"]
+
+
+def test_a_life_is_a_step_for_every_stage(tmp_path):
+    stages = [
+        [
+            stage("base", seed, {"web": 1.0}, {"web": loss(5.0, 4.0 + seed)}, {}, False),
+            stage(
+                "more",
+                seed,
+                {"web": 0.5, "code": 0.5},
+                {"web": loss(4, 4.5), "code": loss(None, 3.0)},
+                {"web": 0.5},
+                True,
+            ),
+        ]
+        for seed in (0, 1)
+    ]
+    life = LifeFile.of(
+        {i: [typed(StageEntry, s, tmp_path, nulls=True) for s in lived] for i, lived in enumerate(stages)}
+    )
+    base, more = of_life(life, "a life").rows
+    assert base == {
+        "share/web": 1.0,
+        "loss/web": 4.5,
+        "mean_loss": 4.5,
+        "cost/search_share": 0.2,
+        "sd/share/web": 0.0,
+        "sd/loss/web": np.sqrt(0.5),
+        "sd/mean_loss": np.sqrt(0.5),
+        "sd/cost/search_share": 0.0,
+    }
+    assert (more["share/code"], more["loss/code"], more["forgetting/web"]) == (0.5, 3.0, 0.5)
+
+
+def test_a_comparison_is_its_stages_and_then_its_table(tmp_path):
+    comparison = CompareFile.read(write_comparison(tmp_path / "compared", seeds=1))
+    stages, table = of_comparison(comparison, "a comparison").rows
+    assert set(stages) == {f"stage_loss/{name}" for name in comparison.entrants}
+    best = comparison.table[0]
+    assert table[f"loss/{best.entrant}"] == best.mean_loss.mean
+    assert "difference/op_mix" not in table  # the reference has none
+    assert not any(name.startswith("sd/") for name in table)  # of one seed

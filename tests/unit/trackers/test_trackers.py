@@ -12,6 +12,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 import yaml
+from consumers import skip_without
 from typer.testing import CliRunner
 
 from opmix.cli.main import app
@@ -280,11 +281,11 @@ def test_the_command_fits_a_trackers_runs(runs, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.consumer
 @pytest.mark.parametrize("store", ["mlruns", "mlflow.db"])
 def test_what_mlflow_itself_writes(runs, expected, tmp_path, store):
     folders = [*sys.path, *filter(None, os.environ.get("OPMIX_TRAINERS", "").split(os.pathsep))]
-    if importlib.machinery.PathFinder.find_spec("mlflow", folders) is None:
-        pytest.skip("mlflow is not installed; put its folder in OPMIX_TRAINERS")
+    skip_without("mlflow", importlib.machinery.PathFinder.find_spec("mlflow", folders))
     place = tmp_path / store
     code = (
         f"import sys, json\nsys.path.extend({folders!r})\nimport mlflow\n"
