@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -66,6 +67,8 @@ def wandb_records(path):
             place += left
             continue
         _, length, kind = struct.unpack_from("<IHB", content, place)
+        if place + 7 + length > len(content):  # being written
+            return
         piece, place = piece + content[place + 7 : place + 7 + length], place + 7 + length
         if kind in (1, 4):  # whole, or the last piece
             record = Record()
@@ -85,7 +88,7 @@ def test_wandb_keeps_it_and_somebody_s_open_run(found, report, tmp_path, monkeyp
             before = set(tmp_path.rglob("*.wandb"))
             result.log_to("wandb", project="mix")
             (new,) = set(tmp_path.rglob("*.wandb")) - before
-            records = list(wandb_records(new))
+            records = finished(new)
             same([numbers(r.history.item) for r in records if r.WhichOneof("record_type") == "history"], told)
             run = next(r.run for r in records if r.WhichOneof("record_type") == "run")
             assert (run.project, run.notes) == ("mix", told.summary)
@@ -99,6 +102,18 @@ def test_wandb_keeps_it_and_somebody_s_open_run(found, report, tmp_path, monkeyp
         wandb.log({"loss": 1.0})
     finally:
         own.finish()
+
+
+def finished(path):
+    """All records, once the last is there: a process of wandb's own writes them, and not before `finish` returns."""
+    end = time.monotonic() + 60
+    while True:
+        records = list(wandb_records(path))
+        kinds = [record.WhichOneof("record_type") for record in records]
+        if "exit" in kinds:
+            return records
+        assert time.monotonic() < end, kinds
+        time.sleep(0.1)
 
 
 def numbers(items):
