@@ -55,7 +55,9 @@ def of_decision(found: MixtureFile, table: ProxyTable | None) -> Told:
     if found.cost is not None:
         last |= {"cost/flops": found.cost.total("flops"), "cost/search_share": found.cost.search_share}
     points = "" if table is None else ", ".join(table.points)
-    settings = {"kind": found.kind, "points": points, "objective": found.settings.objective, "kl": found.settings.kl}
+    asked = found.settings
+    settings: dict[str, str | float] = {"kind": found.kind, "points": points, "objective": str(asked.objective)}
+    settings |= {} if asked.kl is None else {"kl": asked.kl}
     return Told(rows=[*map(_known, rows), _known(last)], summary=found.summary(), settings=settings)
 
 
