@@ -24,7 +24,9 @@ def evaluate(
     limit: Annotated[int | None, typer.Option("--limit", help="Items of a task or file at most.")] = None,
     num_fewshot: Annotated[int | None, typer.Option("--num-fewshot", help="Examples before each item.")] = None,
     chat: Annotated[bool, typer.Option("--chat-template", help="Tasks in the model's chat template.")] = False,
-    domain: Annotated[Path | None, typer.Option("--domain", help="File of conversations to ask from.")] = None,
+    domain: Annotated[
+        Path | None, typer.Option("--domain", help="File of conversations, or of questions with options.")
+    ] = None,
     extractor: Annotated[
         str,
         typer.Option(

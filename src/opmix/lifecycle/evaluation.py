@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from opmix.data import prepare_domain
+from opmix.data import TokenSplit, prepare_domain
+from opmix.data.choice import ChoiceRows, target_kind
 from opmix.domain import Domain, Source
 from opmix.errors import ConfigError, StoreError
-from opmix.models.load import load_model, load_tokenizer
+from opmix.models.load import base_model_of, load_model, load_tokenizer
 from opmix.progress import Progress
 from opmix.results.life import NAME as LIFE
 from opmix.results.life import LifeFile
@@ -19,6 +20,7 @@ from opmix.runs.files import default_cache_dir
 from opmix.runs.ranks import ranks_here, refuse_ranks
 from opmix.scores import Difference, TaskScore, extractor_of, paired_difference, score_split
 from opmix.scores.harness import harness_scores
+from opmix.scores.questions import score_questions
 from opmix.training.stage_data import stop_ids
 
 
@@ -32,7 +34,7 @@ class Wanted:
     num_fewshot: int | None = None
     chat: bool = False
     domain: Path | None = None
-    """Conversations; the last answer of each is asked for."""
+    """Conversations, of which the last answers are asked for; or questions with options."""
     extractor: str = "exact"
     max_new_tokens: int = 256
     limit: int | None = None
@@ -42,7 +44,9 @@ class Wanted:
     def __post_init__(self) -> None:
         problems = [] if self.tasks or self.domain else ["nothing to ask; expected --tasks, --domain, or both"]
         if self.domain is not None and not self.domain.exists():
-            problems.append(f"--domain: {str(self.domain)!r} does not exist; expected a file of conversations")
+            problems.append(
+                f"--domain: {str(self.domain)!r} does not exist; expected a file of conversations or questions"
+            )
         for name in ("max_new_tokens", "batch_size", "limit"):
             number = getattr(self, name)
             if number is not None and number < 1:
@@ -110,7 +114,7 @@ def evaluate_model(path: str, wanted: Wanted, progress: Progress) -> list[TaskSc
         refuse_ranks("lm-evaluation-harness", "leave out --tasks, or start without a launcher")
     ranks_here()  # each has its own GPU from here on
     tokenizer, model = load_tokenizer(path), load_model(path)
-    scores = [] if wanted.domain is None else [_questions(model, tokenizer, wanted, wanted.domain, progress)]
+    scores = [] if wanted.domain is None else _own_scores(model, tokenizer, wanted, wanted.domain, progress)
     if wanted.tasks:
         scores += harness_scores(
             model,
@@ -125,12 +129,21 @@ def evaluate_model(path: str, wanted: Wanted, progress: Progress) -> list[TaskSc
     return scores
 
 
-def _questions(model: Any, tokenizer: Any, wanted: Wanted, file: Path, progress: Progress) -> TaskScore:
+def _own_scores(model: Any, tokenizer: Any, wanted: Wanted, file: Path, progress: Progress) -> list[TaskScore]:
     """The whole file is asked: given for all three splits, it is not cut up."""
     source = Source(paths=(str(file),))
     name = re.sub(r"[^A-Za-z0-9_.\-]", "-", file.name.partition(".")[0]).lstrip("_.-")[:80] or "domain"
-    domain = Domain(name=name, train=source, valid=source, test=source, kind="chat")
+    domain = Domain(name=name, train=source, valid=source, test=source)
+    choice = target_kind(domain) == "choice"
+    domain = replace(domain, kind="choice" if choice else "chat")
     split = prepare_domain(domain, tokenizer, cache_dir=default_cache_dir()).test
+    if choice:
+        longest = getattr(base_model_of(model).config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        return score_questions(model, ChoiceRows(split, longest), name, num=wanted.limit)
+    return [_answers(model, tokenizer, wanted, name, split, progress)]
+
+
+def _answers(model: Any, tokenizer: Any, wanted: Wanted, name: str, split: TokenSplit, progress: Progress) -> TaskScore:
     with progress.task(f"answers to {name}", 0) as advance:
         score = score_split(
             model,

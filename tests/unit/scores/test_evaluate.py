@@ -12,8 +12,10 @@ from life_sample import loss, stage
 from typer.testing import CliRunner
 
 from opmix.cli.main import app
+from opmix.data.choice.question import question_of
 from opmix.errors import ConfigError, DataError, ModelError
 from opmix.lifecycle.evaluation import Wanted, find_model
+from opmix.models.load import load_model, load_tokenizer
 from opmix.results.files import typed
 from opmix.results.life import LifeFile, StageEntry
 from opmix.scores.harness import harness_scores
@@ -199,3 +201,33 @@ def loglikelihood(lm, tokenizer, question, answer):
     with torch.no_grad():
         logs = lm(torch.tensor([whole])).logits[0].log_softmax(-1)
     return sum(logs[i - 1, whole[i]].item() for i in range(len(start), len(whole)))
+
+
+class TestQuestions:
+    def test_the_preferred_option_and_its_loss_are_those_of_a_forward_pass(self, model, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        rng, words = random.Random(0), ["up", "down", "left", "right", "seven"]
+        rows = [{"question": f"turn {i}?", "choices": rng.sample(words, 3 + i % 2), "answer": i % 3} for i in range(12)]
+        exam = tmp_path / "exam.jsonl"
+        exam.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found = runner.invoke(app, ["eval", str(model), "--domain", str(exam), "--json"])
+        assert found.exit_code == 0, found.output
+        acc, loss_of = json.loads(found.stdout)["models"][0]["scores"]
+        assert (acc["metric"], loss_of["metric"], acc["total"]) == ("acc", "choice loss", 12)
+        folder = find_model(str(model))
+        language, tokenizer = load_model(folder), load_tokenizer(folder)
+        right, losses = [], []
+        for row in [question_of(given, "exam") for given in rows]:
+            sums = []
+            for context, option in row.options:
+                ids = torch.tensor([tokenizer(context + option, add_special_tokens=False)["input_ids"]])
+                begin = len(tokenizer(context.rstrip(), add_special_tokens=False)["input_ids"])
+                with torch.no_grad():
+                    logs = torch.log_softmax(language(input_ids=ids).logits[0].double(), dim=-1)
+                sums.append(float(sum(logs[i - 1, ids[0, i]] for i in range(begin, ids.shape[1]))))
+            right.append(int(np.argmax(sums)) == row.answer)
+            losses.append(float(np.logaddexp.reduce(sums) - sums[row.answer]))
+        assert acc["value"] == pytest.approx(np.mean(right))
+        assert loss_of["value"] == pytest.approx(np.mean(losses), rel=1e-4)
+        low, high = acc["interval"]
+        assert low <= acc["value"] <= high
