@@ -37,7 +37,7 @@ CHATS = ("medical_medquad", "biomed_pubmedqa", "math_gsm8k", "code_mbpp", "tool_
 TEXTS = ("medical_nih", "docs_python")
 EXAMS = {"medicine": "medical_medquad", "sums": "math_gsm8k"}
 METHODS = ("uniform", "size", "op_mix")
-WORDS, OPTIONS = 24, 4
+WORDS, OPTIONS = 12, 4
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -76,7 +76,7 @@ def write_exam(name: str, data: Path, folder: Path) -> dict[str, str]:
 def comparison(args: argparse.Namespace, targets: dict[str, Any]) -> dict[str, Any]:
     """What `opmix.compare` is told."""
     data, quick = args.data.resolve(), args.quick
-    tokens = 40_000 if quick else 1_600_000
+    tokens = 40_000 if quick else 800_000
     chats = {n: {"train": str(data / "instruct" / n / "train.jsonl.gz"), "holdout": 0.1} for n in CHATS}
     texts = {n: {"train": str(data / "pretrain" / n / "train.jsonl.gz"), "holdout": 0.05} for n in TEXTS}
     return {

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opmix.methods.outcome import SearchOutcome
-from opmix.mixing.confirm import confirm
+from opmix.mixing.confirm import confirm, surely
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.effective_tokens_fit import Discrepancy
 from opmix.mixing.estimates import Estimate, foretold, pooled
@@ -73,6 +73,8 @@ class Candidate:
     """In the stage, by law and probes."""
     breaks: tuple[str, ...]
     """Evaluation sets on which it loses more than is allowed."""
+    probability: float = 0.0
+    """Of a gain in the stage, counting that other candidates were tried."""
 
     def json(self) -> dict[str, Any]:
         """For `mixture.json`."""
@@ -83,6 +85,7 @@ class Candidate:
             "error": self.together.error,
             "measured_gain": self.measured.gain,
             "measured_error": self.measured.error,
+            "probability": self.probability,
             "breaks": list(self.breaks),
         }
 
@@ -94,7 +97,7 @@ def best_measured(
     law_noise: FloatArray,
     discrepancy: Discrepancy,
 ) -> LawProposal:
-    """Train probes on the optimum, on its half-way to the mixture in use and once more on that; the likeliest gain wins.
+    """Train probes on the optimum, on its half-way to the mixture in use and once more on that; the largest sure gain wins.
 
     What the law foretells of a candidate, less the flattery of having chosen it, and what its probe measured are weighed by their
     precision. "Keep" only where no gain is as sure as the settings ask, counting that two were tried. A candidate whose probe breaks a
@@ -130,14 +133,19 @@ def best_measured(
         together = pooled([told, Estimate(worth * measured.gain, worth * measured.error)])
         breaks = _limits_broken(verdict.constraints, trained[0], 1 + i, at_current, discrepancy.factor)
         candidates.append(Candidate(name=name, mixture=mixture, measured=measured, together=together, breaks=breaks))
+    rule, tries = verdict.decision_settings, sum(not c.breaks for c in candidates)
+    candidates = [
+        replace(c, probability=surely(c.together.gain, c.together.for_sign, rule, tries=tries)) for c in candidates
+    ]
     whole = [c for c in candidates if not c.breaks]
-    best = max(whole or candidates, key=lambda c: c.together.gain)
+    sure = [c for c in whole if c.probability >= rule.confidence]
+    best = max(sure or whole or candidates, key=lambda c: c.together.gain)
     verdict = confirm(
         verdict,
         best.measured.gain,
         best.measured.error,
         best.mixture,
-        tries=len(whole),
+        tries=tries,
         together=best.together,
         spread=discrepancy.spread,
     )

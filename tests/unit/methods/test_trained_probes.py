@@ -199,6 +199,12 @@ def test_law_and_probes_together_find_more_of_what_there_is_to_gain_than_probes_
     alone = [surely(d.direct_gain, d.direct_error, DecisionSettings(), tries=2) >= 0.9 for d in decisions]
     moves = [d.action == "move" for d in decisions]
     assert sum(moves) > sum(alone)
+    for proposal, moved in zip(proposals, moves, strict=True):
+        tried = proposal.evidence["candidates"]
+        sure = [c for c in tried if c["probability"] >= 0.9 and not c["breaks"]]
+        assert moved == bool(sure)  # whichever it is, the optimum or half-way to it
+        if sure:
+            assert dict(proposal.mixture) == max(sure, key=lambda c: c["gain"])["mixture"]
     now = float(truth().predict(np.array([0.5, 0.2, 0.3])).mean())
     gained = [
         now - float(truth().predict(p.mixture.weights).mean()) for p in proposals if p.verdict.decision.action == "move"
