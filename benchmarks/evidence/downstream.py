@@ -37,7 +37,7 @@ CHATS = ("medical_medquad", "biomed_pubmedqa", "math_gsm8k", "code_mbpp", "tool_
 TEXTS = ("medical_nih", "docs_python")
 EXAMS = {"medicine": "medical_medquad", "sums": "math_gsm8k"}
 METHODS = ("uniform", "size", "op_mix")
-WORDS, OPTIONS = 12, 4
+WORDS, OPTIONS, MOST = 12, 4, 400
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -65,7 +65,7 @@ def write_exam(name: str, data: Path, folder: Path) -> dict[str, str]:
         rng.shuffle(options)
         asked = f"<|user|>{question}<|end|><|assistant|>"
         rows.append({"options": [[asked, option] for option in options], "answer": options.index(answer)})
-    files = {}
+    files, rows = {}, rows[:MOST]
     for part, kept in (("valid", rows[::2]), ("test", rows[1::2])):
         file = folder / f"{name}-{part}.jsonl"
         file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
