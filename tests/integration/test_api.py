@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from transformers import TrainerCallback
+from consumers import real
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
 import opmix
 from opmix.config import load_config
-from opmix.errors import ConfigError, DataError, InfeasibleError, ModelError, StoreError, TrainingError
+from opmix.errors import AdapterError, ConfigError, DataError, InfeasibleError, ModelError, StoreError, TrainingError
 from opmix.models.load import model_fingerprint
 from opmix.runs.store import RunStore
 from opmix.testing import tiny_adapter, tiny_model, tiny_tokenizer, write_toy_domains
@@ -279,3 +280,21 @@ def test_own_adapters_are_part_of_the_base_and_come_back_bit_for_bit(toys):
     assert all(torch.equal(p, before[name]) for name, p in mine.named_parameters())
     assert [p.requires_grad for p in mine.parameters()] == flags
     assert torch.equal(mine(ids).logits, logits)
+
+
+@pytest.mark.consumer
+@pytest.mark.filterwarnings("default")
+def test_a_base_of_four_bits_is_searched_in_memory_and_from_disk_and_not_touched(toys, tmp_path):
+    real("bitsandbytes")
+    chosen = settings(toys, probes={"steps": 2, "rank": 2}, decision={"draws": 10, "verify": False})
+    chosen["model"].save_pretrained(tmp_path / "plain")
+    packing = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=packing)
+    base.save_pretrained(tmp_path / "packed")
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    found = opmix.search(**{**chosen, "model": base})
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
+    again = opmix.search(**{**chosen, "model": str(tmp_path / "packed")})
+    assert again.json()["optimum"] == found.json()["optimum"]
+    with pytest.raises(AdapterError, match="its weights are quantised"):
+        opmix.search(**{**chosen, "model": base, "proxies": {**chosen["proxies"], "backend": "merge"}})

@@ -8,13 +8,18 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
 from opmix.errors import ModelError
 from opmix.probes.preserve_state import preserve_model_state
+
+_UNPACKED = ("Params4bit", "Int8Params")
+"""Weights of bitsandbytes, by their class."""
 
 
 def carries_adapters(model: Any) -> bool:
@@ -31,11 +36,11 @@ def adapters_in_base(model: Any) -> Iterator[Any]:
 
     The weights that adapters change are kept beside (one copy of them) and copied back, never subtracted: rounding would not come
     back. Modules trained in full (`modules_to_save`) take their originals' places meanwhile. A model without adapters is returned as
-    it is.
+    it is. Quantised layers that adapters lie on (QLoRA) stay as they are: plain layers of the adapters' precision take their places
+    meanwhile, with the weights unpacked, which takes their memory.
 
     Raises:
-        ModelError: Adapters that are no weights (prompts, activations), or quantised weights, into which nothing can be merged and
-            taken out again.
+        ModelError: Adapters that are no weights (prompts, activations), or quantised weights that cannot be unpacked exactly.
     """
     model = getattr(model, "_orig_mod", model)
     if not carries_adapters(model):
@@ -48,7 +53,8 @@ def adapters_in_base(model: Any) -> Iterator[Any]:
         try:
             with torch.no_grad():
                 _merge(plain, kept)
-            plain.requires_grad_(True)  # PEFT froze the base; what probes train is their own affair
+            for parameter in plain.parameters():  # PEFT froze the base; what probes train is their own affair
+                parameter.requires_grad_(parameter.is_floating_point())
             yield plain
         finally:
             with torch.no_grad():
@@ -74,12 +80,42 @@ def _check(model: Any, plain: PreTrainedModel) -> None:
     for name, layer in plain.named_modules():
         if not isinstance(layer, BaseTunerLayer):
             continue
-        weight = getattr(layer.get_base_layer(), "weight", None)
-        if weight is None or not weight.is_floating_point() or weight.element_size() < 2:
+        if _is_packed(layer.get_base_layer()) and (why := _why_not_unpacked(layer)):
             raise ModelError(
-                f"{name}: the adapters lie on quantised weights, which nothing can be merged into and taken out of bit "
-                "for bit; load the base in bfloat16 for the search, or pass the base model without adapters"
+                f"{name}: the adapters lie on quantised weights, and {why}; load the base in bfloat16 for the search, or "
+                "pass the base model without adapters"
             )
+
+
+def _is_packed(layer: nn.Module) -> bool:
+    weight = getattr(layer, "weight", None)
+    return not isinstance(weight, torch.Tensor) or not weight.is_floating_point() or weight.element_size() < 2
+
+
+def _why_not_unpacked(layer: Any) -> str | None:
+    """What keeps a quantised layer and its adapters from being written as one plain layer; None where nothing does."""
+    kind = type(getattr(layer.get_base_layer(), "weight", None)).__name__
+    if kind not in _UNPACKED or not isinstance(layer, LoraLayer):
+        return f"{kind} is no kind that can be unpacked (bitsandbytes' 4 and 8 bits can, under LoRA)"
+    if layer.lora_variant or any(layer.lora_bias.values()):
+        return "the adapters are more than products of two matrices (DoRA, biases)"
+    return "they are merged already: unmerge them" if layer.merged else None
+
+
+def _unpacked(layer: Any) -> nn.Linear:
+    """A plain layer in the place of a quantised one, with what the active adapters learned; the quantised one is not touched."""
+    base, active = layer.get_base_layer(), [] if layer.disable_adapters else layer.active_adapters
+    active = [name for name in active if name in layer.lora_A]
+    held = base.weight
+    weight = dequantize_module_weight(base).to(layer.lora_A[active[0]].weight.dtype if active else torch.float32)
+    base.weight = held  # PEFT puts a copy in its place
+    for name in active:
+        weight = weight + layer.get_delta_weight(name).to(weight.dtype)
+    plain = nn.Linear(weight.shape[1], weight.shape[0], bias=base.bias is not None, device="meta")
+    plain.weight = nn.Parameter(weight.detach())
+    if base.bias is not None:
+        plain.bias = nn.Parameter(base.bias.detach().clone())
+    return plain
 
 
 def _merge(plain: PreTrainedModel, kept: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -93,6 +129,9 @@ def _merge(plain: PreTrainedModel, kept: list[tuple[torch.Tensor, torch.Tensor]]
             setattr(place, last, _trained_in_full(layer, name))
             continue
         base = layer.get_base_layer()
+        if _is_packed(base):
+            setattr(place, last, _unpacked(layer))
+            continue
         if not layer.disable_adapters and not layer.merged:
             kept += [(p, p.detach().clone()) for p in base.parameters(recurse=False)]
             layer.merge()

@@ -1,11 +1,14 @@
 """Deciding in the middle of somebody's own Trainer: nothing but the stream changes, and that just where it was promised."""
 
 import json
+import tempfile
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from consumers import real
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainerCallback, TrainingArguments
 
 import opmix
 from opmix.data import MixtureStream, prepare_domain
@@ -121,11 +124,26 @@ def adapted():
     return tiny_adapter(model(), "mine")
 
 
-def test_somebody_s_adapters_train_on_as_if_nobody_had_searched(make_stream, tmp_path, stay):
+def adapted_4bit():
+    """QLoRA."""
+    real("bitsandbytes")
+    with tempfile.TemporaryDirectory() as folder:
+        model().save_pretrained(folder)
+        packing = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+        base = AutoModelForCausalLM.from_pretrained(folder, quantization_config=packing)
+    torch.manual_seed(0)
+    return get_peft_model(base, LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", r=2))
+
+
+QLORA = pytest.param(adapted_4bit, marks=[pytest.mark.consumer, pytest.mark.filterwarnings("default")], id="qlora")
+
+
+@pytest.mark.parametrize("made", [pytest.param(adapted, id="lora"), QLORA])
+def test_somebody_s_adapters_train_on_as_if_nobody_had_searched(make_stream, tmp_path, stay, made):
     seen, watched = Seen(), Seen()
-    alone = train(make_stream(), tmp_path / "a", [seen], the_model=adapted())
+    alone = train(make_stream(), tmp_path / "a", [seen], the_model=made())
     callback = opmix.RemixCallback(make_stream(), every=5 * STEP, out=tmp_path / "out", **SMALL)
-    accompanied = train(callback.stream, tmp_path / "b", [callback, watched], the_model=adapted())
+    accompanied = train(callback.stream, tmp_path / "b", [callback, watched], the_model=made())
     assert [s.step for s in callback.switches] == [5, 10]
     for one, other in zip(seen.states, watched.states, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

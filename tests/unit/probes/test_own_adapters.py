@@ -4,7 +4,9 @@ import warnings
 
 import pytest
 import torch
+from consumers import real
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from opmix.errors import ModelError
 from opmix.probes.own_adapters import adapters_in_base
@@ -101,4 +103,42 @@ def test_what_cannot_be_in_the_weights_is_refused():
     layer = next(m for n, m in quantised.named_modules() if n.endswith("q_proj"))
     layer.base_layer.weight = torch.nn.Parameter(layer.base_layer.weight.to(torch.uint8), requires_grad=False)
     with pytest.raises(ModelError, match="quantised weights"), adapters_in_base(quantised):
+        pass
+
+
+@pytest.mark.consumer
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_base_is_unpacked_meanwhile_and_not_touched(tmp_path, bits):
+    real("bitsandbytes")
+    tiny_model().save_pretrained(tmp_path)
+    packing = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_compute_dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=packing)
+    bare = logits(base)
+    model = get_peft_model(base, LoraConfig(target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", r=4))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.5)
+    before, said = state(model), logits(model)
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    with adapters_in_base(model) as plain:
+        assert not any("lora" in name for name, _ in plain.named_modules())
+        inside = (logits(plain) - said).norm()
+        # 8-bit products round their input too: what is unpacked need not, so the two differ by that and no more.
+        assert inside < (0.01 if bits == 4 else 0.2) * (said - bare).norm()
+        assert plain_model(plain) is plain
+    assert the_same(state(model), before)
+    assert {name: type(module) for name, module in model.named_modules()} == kinds
+    assert torch.equal(logits(model), said)
+
+
+@pytest.mark.consumer
+@pytest.mark.filterwarnings("default")
+def test_what_a_quantised_base_carries_beside_products_is_refused(tmp_path):
+    real("bitsandbytes")
+    tiny_model().save_pretrained(tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
+    model = get_peft_model(base, LoraConfig(target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM"))
+    with pytest.raises(ModelError, match="more than products"), adapters_in_base(model):
         pass
