@@ -82,8 +82,8 @@ def _check(model: Any, plain: PreTrainedModel) -> None:
             continue
         if _is_packed(layer.get_base_layer()) and (why := _why_not_unpacked(layer)):
             raise ModelError(
-                f"{name}: the adapters lie on quantised weights, and {why}; load the base in bfloat16 for the search, or "
-                "pass the base model without adapters"
+                f"{name}: the adapters lie on quantised weights, and {why}; load the base in bfloat16 for the search, "
+                "or pass the base model without adapters"
             )
 
 
