@@ -33,11 +33,16 @@ from target_cells import LAWS, MEAN, ORDERS, POOLS, SWARMS, Task, Trial, one_thr
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from opmix.cli.console import quiet_libraries
+from opmix.methods.trained_probes import DISCREPANCY
+from opmix.mixing.confirm import stage_interval
+from opmix.mixing.decision import DecisionSettings
+from opmix.mixing.estimates import Estimate
 from opmix.mixing.mixture import FloatArray, Mixture
 
 RESULTS = Path(__file__).parent / "results" / "targets.json"
 LIMIT = 5.0
 """Percent: the default limit on the training domains."""
+UNCONFIRMED = "unconfirmed"
 TIMED = 8
 """Steps that the estimate is made from."""
 FIXED = 5.0
@@ -66,12 +71,18 @@ def rows_of(trial: Trial) -> Iterator[dict[str, Any]]:
             if method in (*LAWS, *trial.swarms):
                 found = trial.read(trial.search_file(method, objective))
                 said = {k: found[k] for k in ("action", "search_share") if k in found} | foretold(trial, found)
+            elif method == UNCONFIRMED:
+                said = {"told_gain": told_gain(trial.read(trial.search_file("search", objective)))}
             made[method] = (mixture, trial.trained(mixture), said)
         facts = {"targets": objective, "pool": trial.pool, "seed": trial.seed, "orders": ORDERS}
         for method, (mixture, losses, said) in made.items():
             row = {**facts, "parameters": start["parameters"], "method": method}
             row["mixture"] = {d: round(float(s), 4) for d, s in mixture.items()}
-            yield row | judged(trial, weights, losses - rules["uniform"][1], losses / base) | said
+            row |= judged(trial, weights, losses - rules["uniform"][1], losses / base) | said
+            if "told_gain" in said:
+                row["gain"] = round(float((rules["uniform"][1] - losses) @ weights), 4)
+                row["covered"] = bool(said["told_gain"][1] <= row["gain"] <= said["told_gain"][2])
+            yield row
 
 
 def judged(trial: Trial, weights: FloatArray, away: FloatArray, risen: FloatArray) -> dict[str, Any]:
@@ -104,6 +115,14 @@ def foretold(trial: Trial, found: Mapping[str, Any]) -> dict[str, Any]:
     return {"foretold_change": {name: percent(name) for name in trial.cell.sets}}
 
 
+def told_gain(found: Mapping[str, Any]) -> list[float]:
+    """Nats that law and probes together told of the optimum's gain over the mixture in use, and the interval."""
+    proposal = next(c for c in found["evidence"]["candidates"] if c["name"] == "proposal")
+    spread = DISCREPANCY["lora"].spread
+    low, high = stage_interval(Estimate(proposal["gain"], proposal["error"]), spread, DecisionSettings())
+    return [round(float(x), 4) for x in (proposal["gain"], low, high)]
+
+
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Perplexity against uniform by method, over cells: single targets, and the mean of several."""
     made: dict[str, Any] = {}
@@ -121,6 +140,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 "worst": round(float(told.max()), 2),
                 "limits_kept": sum(r["limits_kept"] for r in mine),
                 **({"search_share": round(float(np.mean(shares)), 3)} if shares else {}),
+                **({"covered": sum(r["covered"] for r in mine)} if "covered" in mine[0] else {}),
             }
     return made
 

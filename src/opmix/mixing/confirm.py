@@ -47,7 +47,7 @@ def confirm(
     )
     direct = replace(decision, direct_gain=direct_gain, direct_error=direct_error)
     if together is not None:
-        interval = _interval(together, spread, rule)
+        interval = stage_interval(together, spread, rule)
         direct = replace(direct, joint_gain=together.gain, joint_interval=interval, joint_probability=sure)
     if sure >= rule.confidence:
         chosen = verdict.optimum.mixture if mixture is None else mixture
@@ -74,8 +74,8 @@ def _measured(gain: float, error: float, together: Estimate | None, sure: float)
     return f"{said}; together {together.gain:+.4f} +- {together.error:.4f} nats in the stage (probability {sure:.0%})"
 
 
-def _interval(together: Estimate, spread: float, rule: DecisionSettings) -> tuple[float, float]:
-    """Of the gain in the stage, at the rule's level: its error, and what a nat between probes is worth there."""
+def stage_interval(together: Estimate, spread: float, rule: DecisionSettings) -> tuple[float, float]:
+    """Of the gain in the stage, nats, at the rule's level: its error, and what a nat between probes is worth there."""
     rng = np.random.default_rng([rule.seed, 2])
     gains = together.gain + together.error * rng.standard_normal(_DRAWS)
     return percentiles(gains * np.exp(spread * rng.standard_normal(_DRAWS)), rule.interval_level)
