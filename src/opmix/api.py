@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
@@ -16,6 +17,7 @@ from opmix.lifecycle.life import LifeResult, run_life
 from opmix.lifecycle.loading import LifecycleConfig, load_lifecycle
 from opmix.mixture_search.search import SearchResult, run_search
 from opmix.progress import Progress
+from opmix.runs.mirror import run_folder
 from opmix.settings.loading import validated
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used
@@ -72,7 +74,7 @@ def search(
             `max_epochs`, ...
         budget: Training tokens of the stretch; a text such as "500M" or "2B" will do.
         old_mixture: Token shares the model was last trained on; domains not in it are new. None: uniform.
-        out: Run folder; running again with the same inputs resumes. None: nothing is kept.
+        out: Run folder, or a URL to keep it at (`s3://...`); running again with the same inputs resumes. None: nothing is kept.
         make_trainer: Replaces `opmix.training.factory.default_trainer`.
         progress: Shows what is going on; "auto": bars on a terminal or in a notebook, else silence; None: silence.
         **settings: Further keys of `search.yaml`: sequence_length, trainer, probes, proxies, solve, decision, seed, ...
@@ -95,12 +97,12 @@ def search(
     }
     from opmix.progress.display import shown
 
-    with shown(progress) as display:
+    with shown(progress) as display, nullcontext() if out is None else run_folder(out) as folder:
         return run_search(
             parse_config(content),
             model=None if named is model else model,
             tokenizer=tokenizer,
-            out=None if out is None else Path(out),
+            out=folder,
             make_trainer=make_trainer,
             progress=display,
         )
@@ -118,7 +120,7 @@ def run(
 
     Args:
         lifecycle: A `lifecycle.yaml`, or its content.
-        out: Run folder.
+        out: Run folder, or a URL to keep it at (`s3://...`).
         redo: Do finished steps again whose inputs have changed; else that is an error.
         make_trainer: Replaces `opmix.training.factory.default_trainer`, for probes and full runs alike.
         progress: Shows what is going on; "auto": bars on a terminal or in a notebook, else silence; None: silence.
@@ -134,8 +136,8 @@ def run(
         config, base = load_lifecycle(Path(lifecycle)), Path(lifecycle).parent.resolve()
     from opmix.progress.display import shown
 
-    with shown(progress) as display:
-        return run_life(config, out=Path(out), base=base, redo=redo, make_trainer=make_trainer, progress=display)
+    with shown(progress) as display, run_folder(out) as folder:
+        return run_life(config, out=folder, base=base, redo=redo, make_trainer=make_trainer, progress=display)
 
 
 def compare(
@@ -151,7 +153,7 @@ def compare(
 
     Args:
         comparison: A `compare.yaml`, or its content.
-        out: Run folder.
+        out: Run folder, or a URL to keep it at (`s3://...`).
         only: Entrants to run now; empty: all.
         redo: Do finished steps again whose inputs have changed; else that is an error.
         make_trainer: Replaces `opmix.training.factory.default_trainer`, except where a method brings its own.
@@ -168,9 +170,9 @@ def compare(
         config, base = load_compare(Path(comparison)), Path(comparison).parent.resolve()
     from opmix.progress.display import shown
 
-    with shown(progress) as display:
+    with shown(progress) as display, run_folder(out) as folder:
         return run_compare(
-            config, out=Path(out), base=base, only=only, redo=redo, make_trainer=make_trainer, progress=display
+            config, out=folder, base=base, only=only, redo=redo, make_trainer=make_trainer, progress=display
         )
 
 

@@ -121,7 +121,19 @@ def _told_as_lines(look: Callable[[], RunStatus], found: RunStatus, pause: float
 
 
 def _looker(folder: Path, config: Path | None) -> Callable[[], RunStatus]:
-    """Reads the state of a life or of a comparison, whichever the folder holds."""
+    """Reads the state of a life or of a comparison, whichever the folder holds; of a run on a URL as it is there by then."""
+    from opmix.runs.mirror import refresh
+
+    look = _local_looker(folder, config)
+
+    def fresh() -> RunStatus:
+        refresh(folder)
+        return look()
+
+    return fresh
+
+
+def _local_looker(folder: Path, config: Path | None) -> Callable[[], RunStatus]:
     from functools import partial
 
     from opmix.lifecycle.data_file import NAME as DATA

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from typer import echo
 from typer.core import TyperCommand
 
+from opmix.compute.budget import speaks
 from opmix.errors import ConfigError
+from opmix.runs.remote import url_of
+
+_KEPT = {"search": "out", "run": "out", "compare": "out", "fit": "out", "demo": "out", "verify": "run"}
+"""Verbs that write a run folder, and where they are told which: it may be a URL."""
+_READ = {"status": "folder", "ls": "folder", "view": "folder", "report": "run", "export": "run", "card": "run"}
+"""Verbs that read one, of which they get a copy."""
 
 
 class Verb(TyperCommand):
-    """A verb whose paths are ones: `~` is expanded, and what no system takes for a path is an error before the verb begins."""
+    """A verb whose paths are ones: `~` is expanded, and what no system takes for a path is an error before the verb begins.
+
+    A run folder may be a URL (`runs.mirror`); the verb sees a folder of this machine.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Called by typer before the verb."""
@@ -22,11 +34,32 @@ class Verb(TyperCommand):
         if ctx.resilient_parsing:  # of a line that is still being typed
             return rest
         for name, value in ctx.params.items():
-            if isinstance(value, Path):
+            if isinstance(value, Path) and (url := url_of(value)) is not None:
+                if name not in (_KEPT.get(self.name or ""), _READ.get(self.name or "")):
+                    raise ConfigError(
+                        f"{name}: {url}; expected a path of this machine: only run folders may be addresses"
+                    )
+            elif isinstance(value, Path):
                 ctx.params[name] = user_path(value)
             elif isinstance(value, list | tuple) and any(isinstance(item, Path) for item in value):
                 ctx.params[name] = [user_path(item) for item in value]
         return rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Called by typer for the verb itself."""
+        given = {name: url for name, value in ctx.params.items() if isinstance(value, Path) and (url := url_of(value))}
+        if not given:
+            return super().invoke(ctx)
+        from opmix.runs.mirror import copy_of, run_folder
+
+        kept = [url for name, url in given.items() if name == _KEPT.get(self.name or "")]
+        with ExitStack() as stack:
+            for name, url in given.items():
+                ctx.params[name] = stack.enter_context(run_folder(url)) if url in kept else copy_of(url)
+            result = super().invoke(ctx)
+        for url in kept if speaks() else ():
+            echo(f"kept at {url}", err=True)
+        return result
 
 
 def names(values: Iterable[str] | None) -> tuple[str, ...]:

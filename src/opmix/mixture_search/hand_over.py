@@ -13,6 +13,7 @@ from opmix.errors import ConfigError
 from opmix.execution.attempts import withdraw_all
 from opmix.execution.settings import ExecutorSettings
 from opmix.runs.files import write_json
+from opmix.runs.mirror import kept_at
 from opmix.runs.store import RunStore
 from opmix.settings import as_json, changed
 
@@ -53,6 +54,12 @@ def elsewhere(
         withdraw_all(store.folder)
     if not wanted.elsewhere:
         return None
+    if wanted.kind != "local" and (url := kept_at(store.folder)) is not None:
+        raise ConfigError(
+            f"{_said(wanted)}; the run is kept at {url}, which its jobs do not see while they work; expected a "
+            "folder that "
+            "all nodes share, or `executor.kind: local`"
+        )
     if make_trainer is not None:
         raise ConfigError(
             f"{_said(wanted)}; make_trainer is an object of this process, which others cannot have; expected one slot "
