@@ -7,10 +7,27 @@ import sys
 
 import typer
 
-from opmix.cli import commands, compare, discover, evaluate, export, first, life, share, task, view
+from opmix.cli import (
+    compare,
+    demo,
+    discover,
+    doctor,
+    evaluate,
+    export,
+    first_screen,
+    fit,
+    init,
+    life,
+    report,
+    search,
+    share,
+    task,
+    validate,
+    verify,
+    view,
+)
 from opmix.cli.last_net import DEBUG, last_net
 from opmix.cli.values import Verb
-from opmix.cli.verify import verify
 from opmix.compute.budget import world_size
 from opmix.runs.trace import command_began
 
@@ -18,30 +35,30 @@ app = typer.Typer(
     name="opmix",
     help="In what proportions should you mix your data for the next stretch of training?",
     invoke_without_command=True,
-    callback=first.first_screen,
+    callback=first_screen.first_screen,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("demo", cls=Verb)(commands.demo)
-app.command("init", cls=Verb)(first.init)
-app.command("validate", cls=Verb)(first.validate)
+app.command("demo", cls=Verb)(demo.demo)
+app.command("init", cls=Verb)(init.init)
+app.command("validate", cls=Verb)(validate.validate)
 app.command("discover", cls=Verb)(discover.discover)
-app.command("search", cls=Verb)(commands.search)
+app.command("search", cls=Verb)(search.search)
 app.command("run", cls=Verb)(life.run)
 app.command("status", cls=Verb)(life.status)
 app.command("ls", cls=Verb)(view.ls)
 app.command("view", cls=Verb)(view.view)
 app.command("compare", cls=Verb)(compare.compare)
 app.command("methods", cls=Verb)(compare.methods)
-app.command("fit", cls=Verb)(commands.fit)
+app.command("fit", cls=Verb)(fit.fit)
 app.command("eval", cls=Verb)(evaluate.evaluate)
-app.command("report", cls=Verb)(commands.report)
+app.command("report", cls=Verb)(report.report)
 app.command("export", cls=Verb)(export.export)
 app.command("card", cls=Verb)(share.card)
 app.command("push", cls=Verb)(share.push)
-app.command("verify", cls=Verb)(verify)
-app.command("doctor", cls=Verb)(first.doctor)
+app.command("verify", cls=Verb)(verify.verify)
+app.command("doctor", cls=Verb)(doctor.doctor)
 app.command("task", hidden=True, cls=Verb)(task.task)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import opmix
-from opmix.cli.console import show_search
+from opmix.cli.search import show_search
 from opmix.config import parse_config
 from opmix.errors import ConfigError, InfeasibleError
 from opmix.mixing.attainable import attainable_limits

@@ -1,61 +1,21 @@
-"""One function a verb."""
+"""`opmix fit`: laws and mixture from finished runs."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from opmix.compute.budget import speaks
+from opmix.cli.options import AsJson, print_json
 from opmix.errors import ConfigError
 
-Out = Annotated[Path | None, typer.Option("--out", help="Run folder; running again with the same inputs resumes.")]
+if TYPE_CHECKING:
+    from opmix.fit import FitResult
+
+
 Objective = Literal["mean", "weighted", "worst_case"]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")]
-
-
-def search(
-    config: Annotated[Path, typer.Argument(help="search.yaml: model, domains, budget, ...")],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated.")
-    ] = None,
-    out: Out = None,
-    refine: Annotated[
-        bool, typer.Option("--refine", help="Then verify the proposal, and refine while its error matters.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Find the mixture for the next stretch: checkpoint + domains -> shares with intervals."""
-    from opmix.config import load_config
-
-    settings = load_config(config, set_ or [])
-
-    from opmix.cli.console import Display, importing, show_search
-
-    with importing():
-        from opmix.api import run_search
-    folder = out or Path("runs") / config.stem
-    with Display(silent=as_json or not speaks()) as display:
-        result = run_search(settings, base=config.parent.resolve(), out=folder, progress=display)
-        made = None
-        if refine:
-            from opmix.mixture_search.verify import verify_run
-
-            made = verify_run(folder, refine=True, progress=display)
-    if not speaks():
-        return
-    if as_json:
-        extra = {} if made is None else {"verification": made.json()}
-        _print_json({**result.json(), "timing": result.timing().json(), **extra})
-        return
-    show_search(result, folder)
-    if made is not None:
-        from opmix.cli.verify import show_verification
-
-        show_verification(made, folder)
 
 
 def _sources(incomplete: str) -> list[str]:
@@ -148,41 +108,29 @@ def fit(
         shares = {"floors": rules.floors, "ceilings": rules.ceilings, "fixed": rules.fixed}
         result.write(out, inputs={**where, **{k: v for k, v in {**wanted, **shares, **asked}.items() if v}})
     if as_json:
-        _print_json({**result.json(), "timing": result.timing().json()})
+        print_json({**result.json(), "timing": result.timing().json()})
         return
-    from opmix.cli.console import show_fit
-
     show_fit(result, out)
     if result.predictions is not None and out is None:
         sys.stdout.write(predictions_csv(*result.predictions, result.fit.law.metrics))
 
 
-def report(run: Annotated[Path, typer.Argument(help="Run folder with mixture.json.")]) -> None:
-    """Write the run's report.html again."""
-    from opmix.report import write_report
+def show_fit(result: FitResult, folder: Path | None) -> None:
+    """Laws, mixture and decision of `opmix fit`."""
+    from opmix.cli.console import show_report, show_verdict
+    from opmix.progress.display import table, tell, terminal
 
-    typer.echo(str(write_report(run)))
-
-
-def demo(
-    out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("demo-run"),
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """The whole path in minutes on a CPU: real text, a small model, the proposal against uniform, and a report."""
-    from opmix.cli.console import Display, importing, show_demo
-
-    with Display(silent=as_json) as display:
-        display.note("loading torch and transformers")
-        with importing():
-            from opmix.demo import run_demo
-
-        result = run_demo(out, seed=seed, progress=display)
-    if as_json:
-        _print_json({**result.search.json(), "comparison": result.comparison})
-    else:
-        show_demo(result, out)
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    console = terminal()
+    for note in result.notes:
+        tell(console, f"note: {note}")
+    laws = table(
+        "eval set",
+        "LOO error",
+        "Spearman",
+        title=f"{len(result.fit.law.metrics)} laws from {len(result.table.points)} runs",
+    )
+    for metric, quality in zip(result.fit.law.metrics, result.fit.quality, strict=True):
+        laws.add_row(metric, f"{quality.loo_rmse:.4f}", f"{quality.loo_spearman:.3f}")
+    console.print(laws)
+    show_verdict(console, result.verdict, "prior")
+    show_report(console, folder)
