@@ -28,6 +28,7 @@ FLOORS = [
     {"lifecycle"},
     {"comparison"},
     {"api", "fit"},
+    {"plugins"},
     {"ask_tell"},
     {"view"},
     {"scaffold"},
