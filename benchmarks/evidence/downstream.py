@@ -6,7 +6,7 @@
 
 Two exams of four options are made of conversations that nothing trains on (the `valid` files): which answer belongs to a medical question
 (the others answer other questions), and which solution to a sum. Half of each chooses the mixture (`valid`), the other half judges
-(`test`). A model of 1.1 M parameters reads text and conversations from scratch; after it comes an instruction stage of five sets of
+(`test`). A model of 0.5 M parameters reads text and conversations from scratch; after it comes an instruction stage of five sets of
 conversations, mixed evenly, by size, and by OP-Mix for the exams, in `opmix.compare`. `acc` and `choice loss` of the `test` half are
 `opmix eval`'s, before and after.
 """
@@ -76,19 +76,19 @@ def write_exam(name: str, data: Path, folder: Path) -> dict[str, str]:
 def comparison(args: argparse.Namespace, targets: dict[str, Any]) -> dict[str, Any]:
     """What `opmix.compare` is told."""
     data, quick = args.data.resolve(), args.quick
-    tokens = 40_000 if quick else 800_000
+    tokens = 40_000 if quick else 500_000
     chats = {n: {"train": str(data / "instruct" / n / "train.jsonl.gz"), "holdout": 0.1} for n in CHATS}
     texts = {n: {"train": str(data / "pretrain" / n / "train.jsonl.gz"), "holdout": 0.05} for n in TEXTS}
     return {
         "architecture": {
-            "model_type": "llama", "hidden_size": 136, "intermediate_size": 408, "num_hidden_layers": 4,
+            "model_type": "llama", "hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 2,
             "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 512, "tie_word_embeddings": True,
         },
         "tokenizer": {"vocab_size": 3000, "documents": 200, "special_tokens": ["<|user|>", "<|assistant|>", "<|end|>"]},
         "chat_template": TEMPLATE,
         "domains": {**texts, **chats},
         "targets": targets,
-        "sequence_length": 512,
+        "sequence_length": 256,
         "trainer": {"learning_rate": 1e-3, "per_device_train_batch_size": 8, "weight_decay": 0.1},
         "probes": {"steps": 6 if quick else 40},
         "proxies": {"eval_sequences": 16 if quick else 64},
