@@ -6,8 +6,8 @@
 
 Two exams of four options are made of conversations that nothing trains on (the `valid` files): which answer belongs to a medical question
 (the others answer other questions), and which solution to a sum. Half of each chooses the mixture (`valid`), the other half judges
-(`test`). A model of 0.5 M parameters reads text and conversations from scratch; after it comes an instruction stage of five sets of
-conversations, mixed evenly, by size, and by OP-Mix for the exams, in `opmix.compare`. `acc` and `choice loss` of the `test` half are
+(`test`). A model of 0.5 M parameters reads text and conversations from scratch; after it comes an instruction stage of three sets of
+conversations and the text, mixed evenly, by size, and by OP-Mix for the exams, in `opmix.compare`. `acc` and `choice loss` of the `test` half are
 `opmix eval`'s, before and after.
 """
 
@@ -33,7 +33,7 @@ from opmix.progress import Silent
 from opmix.runs.files import write_json
 from opmix.scores import paired_difference
 
-CHATS = ("medical_medquad", "biomed_pubmedqa", "math_gsm8k", "code_mbpp", "tool_use")
+CHATS = ("medical_medquad", "math_gsm8k", "code_mbpp")
 TEXTS = ("medical_nih", "docs_python")
 EXAMS = {"medicine": "medical_medquad", "sums": "math_gsm8k"}
 METHODS = ("uniform", "size", "op_mix")
@@ -99,7 +99,7 @@ def comparison(args: argparse.Namespace, targets: dict[str, Any]) -> dict[str, A
         "stages": [
             {"name": "text", "phase": "pretraining", "domains": [*TEXTS, *CHATS], "mixture": "uniform", "tokens": tokens,
              "trainer": {"learning_rate": 3e-3}},
-            {"name": "skills", "phase": "instruction", "domains": list(CHATS), "tokens": tokens // 16},
+            {"name": "skills", "phase": "instruction", "domains": [*TEXTS, *CHATS], "tokens": tokens // 8},
         ],
         "methods": {m: {} for m in METHODS},
         "reference": "uniform",
