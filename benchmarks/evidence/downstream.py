@@ -7,8 +7,8 @@
 Two exams of four options are made of conversations that nothing trains on (the `valid` files): which answer belongs to a medical question
 (the others answer other questions), and which solution to a sum. Half of each chooses the mixture (`valid`), the other half judges
 (`test`). A model of 0.5 M parameters reads text and conversations from scratch; after it comes an instruction stage of three sets of
-conversations and the text, mixed evenly, by size, and by OP-Mix for the exams, in `opmix.compare`. `acc` and `choice loss` of the `test` half are
-`opmix eval`'s, before and after.
+conversations and the text, mixed evenly, by size, and by OP-Mix for the exams, in `opmix.compare`. `acc` and `choice loss` of the `test`
+half are `opmix eval`'s, before and after.
 """
 
 from __future__ import annotations

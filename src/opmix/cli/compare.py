@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column
 
+from opmix.cli.options import AsJson, Changes
+
 if TYPE_CHECKING:
     from opmix.results.comparison import CompareFile
     from opmix.results.life import Spread
@@ -17,15 +19,13 @@ if TYPE_CHECKING:
 
 def compare(
     config: Annotated[Path, typer.Argument(help="compare.yaml: a lifecycle, and the methods that live it.")],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated.")
-    ] = None,
+    set_: Changes = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; running again resumes.")] = None,
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="NAME", help="Run this entrant only; may be repeated.")
     ] = None,
     redo: Annotated[bool, typer.Option("--redo", help="Do finished steps again whose inputs have changed.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run several methods on the same model, data, tokens and seeds; what they have in common is done once. Resumes by itself."""
     from opmix.comparison.config import load_compare
@@ -49,7 +49,7 @@ def compare(
 
 
 def methods(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List every method that `opmix compare` knows, with a line each."""
     from opmix.methods.registry import ENTRIES

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from opmix.cli.options import AsJson
 from opmix.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def discover(
     ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace a former discovery in the folder.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Divide a corpus without labels into domains of like documents, named by their words."""
     if domains != AUTO and not domains.isdigit():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from opmix.cli.options import AsJson
 from opmix.compute.budget import speaks
 from opmix.runs.files import write_json
 
@@ -42,7 +43,7 @@ def evaluate(
     against: Annotated[str | None, typer.Option("--against", help="Second model or run, on the same items.")] = None,
     against_stage: Annotated[str | None, typer.Option("--against-stage", help="Of the second run folder.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file to write.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Task scores with intervals; with --against, the paired difference of two models."""
     from opmix.cli.console import Display, quiet_libraries

@@ -17,10 +17,11 @@ from opmix.cli import (
     first_screen,
     fit,
     init,
-    life,
     report,
+    run,
     search,
     share,
+    status,
     task,
     validate,
     verify,
@@ -45,8 +46,8 @@ app.command("init", cls=Verb)(init.init)
 app.command("validate", cls=Verb)(validate.validate)
 app.command("discover", cls=Verb)(discover.discover)
 app.command("search", cls=Verb)(search.search)
-app.command("run", cls=Verb)(life.run)
-app.command("status", cls=Verb)(life.status)
+app.command("run", cls=Verb)(run.run)
+app.command("status", cls=Verb)(status.status)
 app.command("ls", cls=Verb)(view.ls)
 app.command("view", cls=Verb)(view.view)
 app.command("compare", cls=Verb)(compare.compare)

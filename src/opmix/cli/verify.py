@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from opmix.cli.options import AsJson
+
 if TYPE_CHECKING:
     from opmix.mixture_search.verify import Verification
 
@@ -28,7 +30,7 @@ def verify(
     base: Annotated[
         Path | None, typer.Option("--base", help="Folder that relative paths start from; default: as recorded.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train an adapter on the proposed mixture itself and hold the simulation against it."""
     from opmix.cli.console import Display, importing

@@ -9,12 +9,14 @@ from typing import Annotated
 
 import typer
 
+from opmix.cli.options import AsJson
+
 Folder = Annotated[Path, typer.Argument(help="Folder with run folders in it, at any depth.")]
 
 
 def ls(
     folder: Folder = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the runs below a folder: verb, state, mixture, gain; the newest first."""
     from opmix.domain import user_path

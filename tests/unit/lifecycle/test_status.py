@@ -171,7 +171,7 @@ def test_status_loads_no_torch(copied):
 
 @pytest.mark.slow
 def test_a_life_is_shown_as_tables(finished):
-    from opmix.cli.life import seeds_table, stage_sentences, stage_table
+    from opmix.cli.run import seeds_table, stage_sentences, stage_table
 
     made = finished[1].life
     one, two = made.lives[0]
@@ -184,7 +184,7 @@ def test_a_life_is_shown_as_tables(finished):
 
 
 def test_watching_without_a_terminal_tells_every_step(tmp_path):
-    from opmix.cli.life import _told_as_lines
+    from opmix.cli.status import _told_as_lines
     from opmix.lifecycle.status import RunStatus, StepStatus
 
     def status(done, running, holder=1):

@@ -7,7 +7,7 @@ import pytest
 from life_sample import loss, stage
 from rich.console import Console
 
-from opmix.cli.life import stage_sentences, stage_table
+from opmix.cli.run import stage_sentences, stage_table
 from opmix.errors import StoreError
 from opmix.report import write_report
 from opmix.results.life import LifeFile
