@@ -53,7 +53,7 @@ def test_a_new_domain_is_weighed_against_the_old_ones_as_one(out):
     for run in search.ask():
         if run.mixture is not None:
             assert run.mixture["web"] * 0.4 == pytest.approx(run.mixture["code"] * 0.6)
-    assert any("critical share of math" in note for note in lived(search).notes)
+    assert any("how much math the old domains bear" in note for note in lived(search).notes)
 
 
 def test_every_answer_is_kept_at_once_and_the_same_call_goes_on(out):

@@ -308,7 +308,7 @@ def test_the_share_of_weights_that_probes_reach():
     assert models.reached_share(model) == pytest.approx(attention / total)
     embedding = model.get_input_embeddings().weight.numel()
     assert models.reached_share(model, in_full=["embed_tokens"]) == pytest.approx((attention + embedding) / total)
-    assert reach_notes(attention / total)[0].startswith("adapters reach 10% of the weights")
+    assert reach_notes(attention / total)[0].startswith("the short trainings change 10% of the weights")
     assert reach_notes(0.7) == []
 
 

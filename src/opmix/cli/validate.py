@@ -63,8 +63,8 @@ def show_validation(result: Validation) -> None:
     elif cost is not None:
         most = "at most " if result.config is not None and result.config.adaptive else ""
         console.print(
-            f"cost: {most}{cost.probes} probes x {cost.steps} steps ({count(cost.probe_tokens)} tokens), "
-            f"{cost.proxies} proxies ({count(cost.eval_tokens)} tokens)",
+            f"cost: {most}{cost.probes} short trainings of {cost.steps} steps ({count(cost.probe_tokens)} tokens) and "
+            f"{cost.proxies} mixtures tried without training ({count(cost.eval_tokens)} tokens)",
             soft_wrap=True,
         )
         if cost.flops is not None and cost.share is not None and cost.memory_bytes is not None:

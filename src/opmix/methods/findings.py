@@ -83,14 +83,12 @@ def critical_shares(proposal: LawProposal) -> list[str]:
     for index, domain in enumerate(coordinates.names[1:], 1):
         share = critical_share(law, coordinates, index, proposal.baseline, law.metrics)
         if share is None:
-            sentence = "any share of it raises the old domains' loss"
+            sentence = "any of it is foretold to raise"
         elif share >= 1:
-            sentence = "no share of it raises the old domains' loss"
+            sentence = "however much of it is mixed in, it is not foretold to raise"
         else:
-            sentence = f"up to {share:.2f} of the tokens do not raise the old domains' loss"
-        told.append(
-            f"critical share of {domain}: {sentence} above the current model's (mean by old shares, by the law)"
-        )
+            sentence = f"up to {share:.2f} of the tokens it is not foretold to raise"
+        told.append(f"how much {domain} the old domains bear: {sentence} their loss (mean by their old shares)")
     return told
 
 

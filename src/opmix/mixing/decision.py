@@ -271,7 +271,7 @@ def _judge(
     elif probability >= rule.confidence and proposal.gain > rule.min_gain:
         reason = f"move: {numbers}"
     elif welcome and probability > 1 - rule.confidence and not same:
-        reason = f"move: {numbers}; too unsure to leave out what is new"
+        reason = f"move: {numbers}; not sure enough that the new domain harms to leave it out"
     else:
         action = "keep"
         asked = f"below the {rule.confidence:.0%} asked for (noise {noise:.4f} nats)"

@@ -60,10 +60,13 @@ class InterferenceCheck:
         mean = float(np.mean([t.difference.mean() for t in self.twins]))
         share = abs(mean) / spread if spread > 0 else float("inf")
         side = "worse" if mean > 0 else "better"
-        start = f"Check of the simulation: an average of probes is {abs(mean):.4f} nats {side} than a probe trained on "
-        size = f"that mixture, {share:.0%} of what mixtures differ by"
-        corrected = f"The law corrects for all but {self.left:.4f} nats of it, and" if self.corrected else "For it"
-        return f"{start}{size}. {corrected} {self.structural:.4f} nats are added to the noise of predicted differences."
+        start = (
+            "How good the shortcut is: mixtures are tried by averaging what short trainings on one domain each have "
+            f"learned; that came out {abs(mean):.4f} nats {side} than a short training on the mixture itself"
+        )
+        size = f"{share:.0%} of what mixtures differ by"
+        left = f"corrected to {self.left:.4f}" if self.corrected else "not corrected"
+        return f"{start} ({size}; {left}), and every interval is wider for it by {self.structural:.4f} nats of noise."
 
     def json(self, design: StageDesign, metrics: tuple[str, ...], spread: float) -> dict[str, Any]:
         """For `mixture.json`."""

@@ -270,11 +270,10 @@ class SearchContext:
         share = found.share(flops, session.runtime.shape, length, self.prepared.objective)
         most = "at most " if self.config.adaptive else ""
         self.progress.note(
-            f"{most}{found.num_probes} probes x {chosen.steps} steps ({found.probe_tokens:,} tokens), "
-            f"{found.num_points} proxies "
-            f"({found.proxy_tokens:,} tokens): about {flops:.2g} FLOPs, {share:.1%} of the "
-            f"{self.config.budget.tokens:,}-token "
-            f"stage; {found.num_probes * 4.0 * weights.kept / 1e6:.1f} MB of probes"
+            f"{most}{found.num_probes} short trainings of {chosen.steps} steps ({found.probe_tokens:,} tokens) and "
+            f"{found.num_points} mixtures tried without training ({found.proxy_tokens:,} tokens): about {flops:.2g} "
+            f"FLOPs, {share:.1%} of training on the {self.config.budget.tokens:,} tokens that the mixture is for; "
+            f"{found.num_probes * 4.0 * weights.kept / 1e6:.1f} MB on disk"
         )
 
     def notes(self, proposal: LawProposal) -> list[str]:

@@ -116,7 +116,6 @@ def reach_notes(share: float) -> list[str]:
     if share >= _LITTLE:
         return []
     return [
-        f"adapters reach {share:.0%} of the weights; embeddings, the output head and fused experts stay as they are in "
-        "probes, so what "
-        "they would learn is missing from the simulation: name modules to train in full (`probes.modules_to_save`)"
+        f"the short trainings change {share:.0%} of the weights; what embeddings, output head and fused experts would "
+        "learn is not foretold (`probes.modules_to_save` names modules that are to be trained in full)"
     ]

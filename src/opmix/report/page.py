@@ -29,6 +29,7 @@ from opmix.report.model import Model, build_model
 from opmix.report.opening import opening, proposal_of, reference_name
 from opmix.report.targets import targets_section, weights_of_view
 from opmix.report.verified import verified
+from opmix.report.words import ending
 from opmix.report.worth import worth_section
 from opmix.results.comparison import CompareFile
 from opmix.results.life import LifeFile
@@ -131,9 +132,7 @@ def build_report(data: ReportData) -> str:
         "opening": opening(document, model),
         "whatif": view[0] if view else raw(""),
         "sections": join(made),
-        "footer": join(
-            [f"Losses in {document.units}, predicted unless called measured. Shares are of training tokens."]
-        ),
+        "footer": ending(f"Losses in {document.units}, predicted unless called measured."),
         "data": view[1] if view else raw(""),
         "scripts": join(raw(f"<script>{s}</script>") for s in scripts),
     }
@@ -182,7 +181,7 @@ def _plain_page(folder: Path, kind: str, nav: Mapping[str, str], made: Mapping[s
         "opening": made["summary"],
         "whatif": raw(""),
         "sections": join(section for i, section in made.items() if i != "summary"),
-        "footer": join(["Losses in nats per token. Shares are of training tokens."]),
+        "footer": ending("Losses in nats per token."),
         "data": raw(""),
         "scripts": join(raw(f"<script>{s}</script>") for s in scripts),
     }

@@ -55,7 +55,7 @@ def test_the_critical_share_of_a_new_domain_is_always_told():
     context = FakeContext(problem=stage(("web", "code"), {"web": 1.0}), surface=surface, steps=64)
     proposal = OpMix(verify=False).propose(context)
     told = findings(proposal)
-    assert [t.split(":")[0] for t in told] == ["critical share of code"]
+    assert [t.split(":")[0] for t in told] == ["how much code the old domains bear"]
     law, coordinates = proposal.fit.law, proposal.verdict.coordinates
     shares = [
         critical_share(law, coordinates, 1, {"web": float(law.predict([[1 - s, s]])[0, 0]), "code": 0.0}, law.metrics)

@@ -38,8 +38,20 @@ def test_the_sentence_says_which_is_worse_and_by_what_share():
     assert "50% of what mixtures differ by" in check(([0.02], [0.0])).verdict(0.04)
     assert "0.0200 nats better" in check(([-0.02], [0.0])).verdict(0.04)
     assert "inf%" in check(([0.02], [0.0])).verdict(0.0)
-    assert "corrects" in check(([0.02], [0.0])).verdict(1.0)
-    assert "corrects" not in check(([0.02], [0.0]), corrected=False).verdict(1.0)
+    assert "corrected to 0.0200" in check(([0.02], [0.0])).verdict(1.0)
+    assert "not corrected" in check(([0.02], [0.0]), corrected=False).verdict(1.0)
+
+
+def test_the_sentence_needs_no_paper():
+    said = check(([0.02], [0.0])).verdict(1.0)
+    assert not set(said.lower().replace(",", " ").split()) & {
+        "probe",
+        "probes",
+        "proxies",
+        "law",
+        "twins",
+        "simulation",
+    }
 
 
 def test_without_twins_nothing_is_claimed():

@@ -228,7 +228,7 @@ def test_the_command_says_it_all_and_exits_accordingly(config, tmp_path):
     good = runner.invoke(app, ["validate", path])
     assert good.exit_code == 0, good.output
     assert "ready: nothing stands in the way" in good.output
-    assert "cost: 4 probes x 10 steps" in good.output
+    assert "cost: 4 short trainings of 10 steps" in good.output
     bad = runner.invoke(app, ["validate", path, "--set", "sequence_length=999", "--json"])
     assert bad.exit_code == 1
     content = json.loads(bad.stdout)
