@@ -8,12 +8,12 @@ _WORDS = {
     "mixture": "Shares of the training tokens, one for each domain; they add up to 100 %.",
     "eval set": "Held-out text of a domain or target, never trained on; a loss is always of one.",
     "nats per token": "The loss: mean negative log probability of the next token. 0.01 less is a perplexity 1 % lower.",
-    "probe": "A short training of a copy of the model (small adapters beside its weights) on one domain, or on a mixture.",
-    "proxy": "The model with the probes averaged in some proportion: it stands for a training on that mixture, without one.",
+    "probe": "A short training of the model (small adapters beside its weights) on one domain, or on a mixture.",
+    "proxy": "The model with the probes averaged in some proportion: it stands for a training on that mixture.",
     "law": "A curve fitted to the losses of the proxies; it foretells the loss of mixtures that nobody tried.",
     "90 % interval": "Where the value lies in nine of ten cases, for the noise that this run has seen.",
     "stage": "The training that the mixture is for, of a budget of tokens fixed beforehand.",
-    "gain": "How much lower the mean loss is expected at the end of the stage than with the mixture in use; more is better.",
+    "gain": "How much lower the mean loss will be at the stage's end than with the mixture in use; more is better.",
     "forgetting": "How much the loss on what a model knew before has risen over a stage.",
 }
 
