@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,23 +43,23 @@ class Verb(TyperCommand):
                 ctx.params[name] = user_path(value)
             elif isinstance(value, list | tuple) and any(isinstance(item, Path) for item in value):
                 ctx.params[name] = [user_path(item) for item in value]
+        self._open_folders(ctx)
         return rest
 
-    def invoke(self, ctx: Any) -> Any:
-        """Called by typer for the verb itself."""
+    def _open_folders(self, ctx: Any) -> None:
+        """Have a run folder at a URL open until the verb is over, or a copy of one that is only read."""
         given = {name: url for name, value in ctx.params.items() if isinstance(value, Path) and (url := url_of(value))}
         if not given:
-            return super().invoke(ctx)
+            return
         from opmix.runs.mirror import copy_of, run_folder
 
-        kept = [url for name, url in given.items() if name == _KEPT.get(self.name or "")]
-        with ExitStack() as stack:
-            for name, url in given.items():
-                ctx.params[name] = stack.enter_context(run_folder(url)) if url in kept else copy_of(url)
-            result = super().invoke(ctx)
-        for url in kept if speaks() else ():
-            echo(f"kept at {url}", err=True)
-        return result
+        for name, url in given.items():
+            if name != _KEPT.get(self.name or ""):
+                ctx.params[name] = copy_of(url)
+                continue
+            if speaks():
+                ctx.call_on_close(partial(echo, f"kept at {url}", err=True))  # after what is opened next is closed
+            ctx.params[name] = ctx.with_resource(run_folder(url))
 
 
 def names(values: Iterable[str] | None) -> tuple[str, ...]:

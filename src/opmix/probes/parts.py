@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset
 
-from opmix.models.sharded import is_sharded
 from opmix.runs.ranks import ranks_here
 from opmix.training.checkpoints import (
     CompleteCheckpoints,
@@ -33,21 +32,15 @@ from opmix.training.objectives import Usage
 _ADAPTER, _MOMENTS = "adapter.safetensors", "optimizer.pt"
 
 
-def train_until(
-    factory: TrainerFactory, spec: TrainSpec, step: int, *, key: str, usage: Usage, save_every: int | None = None
-) -> None:
-    """Train the part of a run that ends at `step`, from the newest checkpoint before it.
+def train_sharded_until(factory: TrainerFactory, spec: TrainSpec, step: int, *, key: str, usage: Usage) -> None:
+    """Train the part of a run that ends at `step`, from the newest checkpoint before it, on a model that was sharded as it was loaded.
 
-    The Trainer cannot resume on a model that is sharded as it is loaded. There an adapter, its moments and the rows that are left are the
-    same run, and all of it is small.
+    The Trainer cannot resume on one. An adapter, its moments and the rows that are left are the same run, and all of it is small.
 
     Raises:
         TrainingError: It diverged.
         StoreError: A checkpoint cannot be written.
     """
-    if not is_sharded(spec.model):
-        run_training(factory, until(spec, step, key=key, usage=usage, save_every=save_every))
-        return
     ranks, key = ranks_here(), f"{key}-sharded"
     before = [found for found in whole_checkpoints(spec.output_dir, key) if found[0] < step]
     done, newest = ranks.shared(before[-1] if before else (0, None))

@@ -19,16 +19,17 @@ from opmix.compute.flops import ModelShape
 from opmix.data import Rows
 from opmix.errors import TrainingError
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture
+from opmix.models.sharded import is_sharded
 from opmix.probes.evaluation import Evaluation, HeldOut, evaluate, evaluate_proxies
 from opmix.probes.interpolation import Backend
 from opmix.probes.kinds import kind_of, names_of
-from opmix.probes.parts import train_until
+from opmix.probes.parts import train_sharded_until, until
 from opmix.probes.settings import ProbeSettings
 from opmix.progress import Progress
 from opmix.runs.files import DAMAGED_ARRAY
 from opmix.runs.ranks import ranks_here
 from opmix.runs.trace import span
-from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, quiet
+from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, quiet, run_training
 from opmix.training.objectives import CAUSAL_LM, Objective, Usage
 from opmix.training.plan import TrainingTotals, first_steps, plan_training, training_cost
 
@@ -117,7 +118,10 @@ def train_probe(task: ProbeTask, runtime: ProbeRuntime) -> TrainingTotals:
                 arguments=plan.arguments,
                 callbacks=[StepProgress(lambda done, _: advance(done, task.stop))],
             )
-            train_until(factory, spec, task.stop, key=task.key, usage=usage, save_every=task.save_every)
+            if is_sharded(attached.model):
+                train_sharded_until(factory, spec, task.stop, key=task.key, usage=usage)
+            else:
+                run_training(factory, until(spec, task.stop, key=task.key, usage=usage, save_every=task.save_every))
             ranks = ranks_here()
             with ranks.agreed():
                 if ranks.first:

@@ -189,6 +189,7 @@ def check_attention(spec: TrainSpec) -> None:
     check_isolation(spec.model)
 
 
+@accelerate_forgets()
 def run_training(factory: TrainerFactory, spec: TrainSpec) -> Trainer:
     """Train to `stop_at`, or to the last step; returns the Trainer, its state and log included.
 
@@ -196,11 +197,6 @@ def run_training(factory: TrainerFactory, spec: TrainSpec) -> Trainer:
         TrainingError: The loss is not finite, or the trainer stopped early.
         StoreError: A checkpoint cannot be written.
     """
-    with accelerate_forgets():
-        return _run(factory, spec)
-
-
-def _run(factory: TrainerFactory, spec: TrainSpec) -> Trainer:
     with span("prepare the trainer", "loading"):
         check_attention(spec)
         trainer = factory(spec)
