@@ -12,7 +12,7 @@ PYTEST := $(TEMP) PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLEL
 SMOKE := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/kill_and_resume.py --kills 2 --fresh
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit slow test-cluster gpu-check matrix consumers bench smoke same-bytes torture docs check format lint types fix clean
+.PHONY: help install demo test unit slow test-cluster gpu-check matrix consumers release-check bench smoke same-bytes torture docs check format lint types fix clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -85,6 +85,9 @@ fix: install ## Format and repair what can be repaired
 
 consumers: install ## Tests with other projects' packages (trackers, trainers, 4-bit weights) in a venv of their own (CONSUMED="tests/unit/trackers")
 	.ci/consumers $(CONSUMED)
+
+release-check: install ## Wheel and sdist built, checked, and the wheel tried in an empty environment with the demo (minutes)
+	PYTHON=$(BIN)/python .ci/release
 
 clean: ## Remove caches, not .venv
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site

@@ -1,10 +1,13 @@
 """The documentation tells of every setting, and its example configuration is valid."""
 
+import importlib.util
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from opmix.cli.main import app
 from opmix.comparison.config import CompareConfig, ContenderConfig, load_compare
@@ -102,3 +105,15 @@ def test_every_setting_of_a_comparison_is_documented():
         ROOT / "benchmarks/evidence/age.yaml",
     ]:
         assert len(load_compare(file).methods) >= 4
+
+
+def test_the_search_dialog_of_the_site_has_a_name():
+    theme = importlib.util.find_spec("material")
+    if theme is None:
+        pytest.skip("the site's theme is in the extra `docs`; `make docs` installs it")
+    partial = (Path(theme.origin).parent / "templates" / "partials" / "search.html").read_text()
+    hook = runpy.run_path(str(ROOT / ".ci" / "site.py"))["on_post_page"]
+    dialogs = re.findall(r'<[^>]*role="dialog"[^>]*>', hook(partial, None, None))
+    assert dialogs
+    assert all("aria-label" in dialog for dialog in dialogs)
+    assert yaml.safe_load((ROOT / "mkdocs.yml").read_text())["hooks"] == [".ci/site.py"]

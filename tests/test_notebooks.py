@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,22 @@ def test_outputs_are_stripped():
             if cell["cell_type"] == "code":
                 assert cell["outputs"] == [], name
                 assert cell["execution_count"] is None, name
+
+
+def test_the_first_cell_installs_a_wheel_where_opmix_is_missing(tmp_path, monkeypatch):
+    cells = json.loads((FOLDER / "search.ipynb").read_text())["cells"]
+    first = "".join(next(cell for cell in cells if cell["cell_type"] == "code")["source"])
+    called = []
+    monkeypatch.setattr("subprocess.run", lambda command, check: called.append(command))
+    monkeypatch.chdir(tmp_path)
+    exec(first, {})
+    assert called == []  # opmix is here
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="upload one"):
+        exec(first, {})
+    (tmp_path / "opmix-0.1.0-py3-none-any.whl").touch()
+    exec(first, {})
+    assert called == [[sys.executable, "-m", "pip", "install", "--quiet", "opmix-0.1.0-py3-none-any.whl"]]
 
 
 @pytest.mark.slow
