@@ -22,11 +22,21 @@ sys.path.insert(1, str(Path(__file__).parents[1]))
 from counts import KEPT, add, write_table
 from process import spread
 
-PARTS = ("crashes", "kills", "inputs", "problems", "fuzz", "locks", "soak")
+PARTS = ("crashes", "deaths", "kills", "inputs", "problems", "fuzz", "locks", "soak")
 MOST = {
-    "short": {"crashes": 12, "kills": 8, "inputs": 60, "problems": 400, "fuzz": 20_000, "locks": 104, "soak": 10},
+    "short": {
+        "crashes": 12,
+        "deaths": 20,
+        "kills": 8,
+        "inputs": 60,
+        "problems": 400,
+        "fuzz": 20_000,
+        "locks": 104,
+        "soak": 10,
+    },
     "whole": {
-        "crashes": 250,
+        "crashes": 125,
+        "deaths": 300,
         "kills": 300,
         "inputs": 1050,
         "problems": 10_000,
@@ -36,6 +46,7 @@ MOST = {
     },
     "long": {
         "crashes": 10**6,
+        "deaths": 3_000,
         "kills": 3_000,
         "inputs": 10_000,
         "problems": 100_000,
@@ -45,7 +56,16 @@ MOST = {
     },
 }
 SECONDS = {"short": 120.0, "whole": 1170.0, "long": 6 * 3600.0}
-SHARE = {"crashes": 0.5, "kills": 0.14, "inputs": 0.06, "problems": 0.08, "fuzz": 0.14, "locks": 0.03, "soak": 0.05}
+SHARE = {
+    "crashes": 0.36,
+    "deaths": 0.12,
+    "kills": 0.14,
+    "inputs": 0.07,
+    "problems": 0.1,
+    "fuzz": 0.14,
+    "locks": 0.03,
+    "soak": 0.04,
+}
 
 
 def main() -> int:
@@ -66,10 +86,10 @@ def main() -> int:
     for name in args.only:
         began = time.monotonic()
         limit = args.seconds or SECONDS[args.scale] * SHARE[name] / total
-        done, wrong = spread(name, args.seed, MOST[args.scale][name], limit, args.processes)
+        done, wrong, told = spread(name, args.seed, MOST[args.scale][name], limit, args.processes)
         seconds = round(time.monotonic() - began)
         facts = {"seed": args.seed, "scale": args.scale, "processes": args.processes, "seconds": seconds}
-        add(args.out, name, {**facts, "done": done, "wrong": wrong}, fresh=args.fresh)
+        add(args.out, name, {**facts, "done": done, "wrong": wrong, "told": told}, fresh=args.fresh)
         counted = ", ".join(f"{count:,} {kind}" for kind, count in done.items())
         sys.stdout.write(f"{name}: {counted}; {len(wrong)} wrong ({seconds} s)\n")
         sys.stdout.write("".join(f"  {text}\n" for text in wrong[:20]))

@@ -25,11 +25,13 @@ def work(task: tuple[str, Path, dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def spread(name: str, seed: int, most: int, seconds: float, processes: int) -> tuple[dict[str, Any], list[str]]:
+def spread(
+    name: str, seed: int, most: int, seconds: float, processes: int
+) -> tuple[dict[str, Any], list[str], list[Any]]:
     """Do a part in so many processes, forked with the big imports behind them.
 
     Returns:
-        What was done, summed over the processes, and what went wrong.
+        What was done, summed over the processes; what went wrong; what else they told.
     """
     import_big()
     base = Path(tempfile.mkdtemp(prefix="torture-", dir=quick_disk()))
@@ -43,7 +45,7 @@ def spread(name: str, seed: int, most: int, seconds: float, processes: int) -> t
     done: dict[str, Any] = {}
     for kind, count in (item for part in found for item in part["done"].items()):
         done[kind] = done.get(kind, 0) + count
-    return done, [text for part in found for text in part["wrong"]]
+    return done, [text for part in found for text in part["wrong"]], [part["told"] for part in found if "told" in part]
 
 
 def quick_disk() -> str | None:
