@@ -161,3 +161,12 @@ def test_a_megatron_index_that_names_what_is_not_there(tmp_path: Path) -> None:
     index.write_bytes(index.read_bytes()[:-8] + (99).to_bytes(8, "little"))
     with pytest.raises(DataError, match="names sequences that are not there"):
         read(path, "megatron")
+
+
+@pytest.mark.parametrize("ends", [[7 << 56, 8], [6, 2, 8], [-1, 8]])
+def test_an_index_of_datatrove_that_ends_documents_nowhere(tmp_path: Path, ends: list[int]) -> None:
+    """Found by coverage-guided fuzzing (benchmarks/torture/guided.py)."""
+    path = write(tmp_path, "datatrove", "uint16", [[5, 6, 7], [8, 9, 10]])
+    path.with_name(f"{path.name}.index").write_bytes(np.array(ends, "<i8").tobytes())
+    with pytest.raises(DataError, match=r"web\.ds.*its index ends a document at token"):
+        list(iter_token_documents(Source(paths=(str(path),), format="datatrove"), EOS))
