@@ -260,7 +260,8 @@ def iter_token_documents(
             for end in opened.ends[:].tolist():
                 if not start <= end <= len(tokens):
                     raise DataError(
-                        f"{where}: its index ends a document at token {end}; expected {start} to {len(tokens)}; copy both files again"
+                        f"{where}: its index ends a document at token {end}; expected {start} to {len(tokens)}; "
+                        "copy both files again"
                     )
                 document = np.array(tokens[start : end - 1 if end > start and tokens[end - 1] == eos_id else end])
                 if len(document):

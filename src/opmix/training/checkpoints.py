@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from opmix.runs.files import write_json
 from opmix.runs.ranks import ranks_here
+from opmix.training.factory import ReachedError
 from opmix.training.objectives import Usage
 
 MARKER = "complete.json"
@@ -69,6 +70,11 @@ class StopAt(TrainerCallback):
 
     def __init__(self, step: int) -> None:
         self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Train no step after it, which a Trainer does that goes on from the checkpoint there."""
+        if state.global_step >= self.step:
+            raise ReachedError
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Save and stop at the step."""

@@ -121,6 +121,10 @@ def stack_rows(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Te
     return pad_rows(rows)
 
 
+class ReachedError(Exception):
+    """A Trainer that goes on from a checkpoint is where it should stop already; its next step is not to be trained."""
+
+
 class LossGuard(TrainerCallback):
     """Stops a run whose weights are no longer finite, instead of finishing on NaN."""
 
@@ -208,6 +212,9 @@ def run_training(factory: TrainerFactory, spec: TrainSpec) -> Trainer:
     try:
         with span("train", "training"):
             output = trainer.train(resume_from_checkpoint=str(spec.resume_from) if spec.resume_from else None)
+    except ReachedError:  # the process before died between its last checkpoint and its record
+        output, trainer.is_in_train = None, False
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
     except (OSError, SafetensorError) as error:
         raise StoreError(
             f"{spec.output_dir}: writing a checkpoint failed ({error}); free space there and run the same command "
@@ -219,7 +226,7 @@ def run_training(factory: TrainerFactory, spec: TrainSpec) -> Trainer:
             f"the trainer stopped after {trainer.state.global_step} of {wanted} steps; runs must be matched, "
             "so early stopping and time limits cannot be used here"
         )
-    loss = float(output.training_loss)
+    loss = float(output.training_loss) if output is not None else 0.0  # a loss that is not finite leaves no checkpoint
     if not math.isfinite(loss):
         raise TrainingError(
             f"the training loss is {loss} after {wanted} steps; lower trainer.learning_rate (now "

@@ -141,6 +141,17 @@ def test_a_finished_segment_is_not_trained_again(unbroken, tmp_path):
     assert_same(again, whole)
 
 
+def test_a_segment_that_ended_before_its_record_trains_no_step_more(unbroken, tmp_path):
+    """Found by `make torture PARTS=deaths SEED=20783`: the trainer stopped after 4 of 3 steps, and did so for good."""
+    arguments, whole = unbroken
+    first = train(tmp_path, arguments, stop=4, key="first")
+    again = train(tmp_path, arguments, stop=4, key="first")
+    assert again.state.global_step == 4
+    assert_same(again, first)
+    assert losses(again) == losses(first)
+    assert_same(train(tmp_path, arguments, start=4, key="second", previous_key="first"), whole)
+
+
 def test_checkpoints_that_are_not_whole_are_not_used(tmp_path):
     whole = train(tmp_path / "whole")
     folder = tmp_path / "cut"
