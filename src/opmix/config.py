@@ -190,7 +190,10 @@ class SearchSettings:
         said = {
             "probes.kind": (probes.kind != "lora", adapters),
             "probes.modules_to_save": (bool(probes.modules_to_save), "leave it out"),
-            "executor": (self.executor.elsewhere, "a task has one process: start ranks without an executor"),
+            "executor": (
+                self.executor.elsewhere and self.executor.ranks == 1,
+                "give its tasks several GPUs (executor.resources.gpus), or start ranks without an executor",
+            ),
         }
         return list(kept_from_parts(self.trainer, said))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 
 from opmix.execution.commands import Submitted, Waiting
@@ -54,4 +55,12 @@ def executor_of(
         return LocalExecutor(wanted.slots, devices=devices, prepare=prepare)
     engine.check()
     environment = job_environment(wanted.resources.cpus, gpus_of(wanted, device))
-    return JobExecutor(engine, wanted.slots, environment=environment, prepare=prepare)
+    return JobExecutor(
+        engine, wanted.slots, environment=environment, prepare=prepare, command=task_command(wanted.ranks)
+    )
+
+
+def task_command(ranks: int) -> tuple[str, ...]:
+    """What does a task: a process, or as many ranks of one machine as it has GPUs."""
+    together = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)) if ranks > 1 else ()
+    return (sys.executable, *together, "-m", "opmix", "task")

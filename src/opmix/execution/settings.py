@@ -18,8 +18,8 @@ _AFTERWARDS = {"job", "name", "attempt"}
 class Resources:
     """What one task is given by a scheduler."""
 
-    gpus: Annotated[int, Bounds(ge=0, le=1)] | None = None
-    """None: one where the model is on a GPU here, else none."""
+    gpus: Annotated[int, Bounds(ge=0, le=64)] | None = None
+    """Of one node. None: one where the model is on a GPU here, else none. Several: the task is done by as many ranks, one a GPU."""
     cpus: Count = 1
     """Cores, and threads of a task without a GPU where `OMP_NUM_THREADS` is not set."""
     memory_gb: Positive | None = None
@@ -122,19 +122,23 @@ class ExecutorSettings:
     save_every: Count = 100
     """Optimizer steps between the checkpoints of a probe that another process trains."""
     resources: Resources = Resources()
-    """Of a task; for `slurm` and `ray`."""
+    """Of a task; for `slurm` and `ray`. With `launch` its command asks for them, and is told here how many GPUs there are."""
     slurm: SlurmSettings = SlurmSettings()
     ray: RaySettings = RaySettings()
     launch: LaunchSettings | None = None
 
     def __post_init__(self) -> None:
-        kinds = {"slurm": ["slurm"], "ray": ["ray"], "launch": ["launch"], "resources": ["slurm", "ray"]}
+        kinds = {"slurm": ["slurm"], "ray": ["ray"], "launch": ["launch"], "resources": ["slurm", "ray", "launch"]}
         unasked = {item.name: item.default for item in fields(self) if item.name in kinds}
         problems = [
             f"{name}: given, but kind is {self.kind}; expected it with kind {' or '.join(kinds[name])} only"
             for name, default in unasked.items()
             if self.kind not in kinds[name] and getattr(self, name) != default
         ]
+        if self.kind == "launch":
+            for name in ("memory_gb", "minutes"):
+                if getattr(self.resources, name) is not None:
+                    problems.append(f"resources.{name}: opmix cannot ask {self.kind} for it; say it in executor.launch")
         if self.kind == "launch" and self.launch is None:
             problems.append('launch: expected the command that starts a task, such as "srun {command}"')
         if problems:
@@ -144,6 +148,11 @@ class ExecutorSettings:
     def elsewhere(self) -> bool:
         """Whether other processes do the work."""
         return self.slots > 1 or self.kind != "local"
+
+    @property
+    def ranks(self) -> int:
+        """Processes that do one task together."""
+        return max(1, self.resources.gpus or 1)
 
     @classmethod
     def from_short(cls, value: Any) -> Any:

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -17,6 +18,7 @@ from opmix.execution.attempts import LOOK, end_when_withdrawn
 from opmix.execution.tasks import Task, file_of, read_task, say_failed
 from opmix.progress import Progress, Silent
 from opmix.runs.progress_file import ProgressFile
+from opmix.runs.ranks import ranks_here
 from opmix.runs.trace import traced
 
 Do = Callable[[Task, Progress], None]
@@ -36,7 +38,7 @@ def do_one(folder: Path, name: str, do: Do, *, every: float = _OFTEN) -> None:
     task = read_task(folder, name)
     said = file_of(folder, name, "progress")
     try:
-        with traced(folder):
+        with traced(folder) if ranks_here().first else nullcontext():
             do(task, ProgressFile(said, Silent(), every=every))
     except OpMixError as error:
         say_failed(folder, task, error)

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opmix.compute.budget import world_size
+from opmix.compute.budget import Batch, world_size
 from opmix.config import ModelConfig, SearchConfig
 from opmix.errors import ConfigError
 from opmix.execution.attempts import withdraw_all
@@ -54,6 +54,7 @@ def elsewhere(
         withdraw_all(store.folder)
     if not wanted.elsewhere:
         return None
+    Batch.of(config.trainer, wanted.ranks)  # what the ranks of a task could not share is said here
     if wanted.kind != "local" and (url := kept_at(store.folder)) is not None:
         raise ConfigError(
             f"{_said(wanted)}; the run is kept at {url}, which its jobs do not see while they work; expected a "

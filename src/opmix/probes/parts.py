@@ -6,6 +6,7 @@ the whole run had learned after n.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,7 +33,9 @@ from opmix.training.objectives import Usage
 _ADAPTER, _MOMENTS = "adapter.safetensors", "optimizer.pt"
 
 
-def train_sharded_until(factory: TrainerFactory, spec: TrainSpec, step: int, *, key: str, usage: Usage) -> None:
+def train_sharded_until(
+    factory: TrainerFactory, spec: TrainSpec, step: int, *, key: str, usage: Usage, save_every: int | None = None
+) -> None:
     """Train the part of a run that ends at `step`, from the newest checkpoint before it, on a model that was sharded as it was loaded.
 
     The Trainer cannot resume on one. An adapter, its moments and the rows that are left are the same run, and all of it is small.
@@ -41,7 +44,15 @@ def train_sharded_until(factory: TrainerFactory, spec: TrainSpec, step: int, *, 
         TrainingError: It diverged.
         StoreError: A checkpoint cannot be written.
     """
-    ranks, key = ranks_here(), f"{key}-sharded"
+    key = f"{key}-sharded"
+    done = ranks_here().shared(max((at for at, _ in whole_checkpoints(spec.output_dir, key) if at < step), default=0))
+    for stop in (*(range(save_every, step, save_every) if save_every else ()), step):
+        if done < stop:
+            _train_sharded(factory, spec, stop, key=key, usage=usage)
+
+
+def _train_sharded(factory: TrainerFactory, spec: TrainSpec, step: int, *, key: str, usage: Usage) -> None:
+    ranks = ranks_here()
     before = [found for found in whole_checkpoints(spec.output_dir, key) if found[0] < step]
     done, newest = ranks.shared(before[-1] if before else (0, None))
     part = replace(spec, steps=step - done, dataset=_Rest(spec.dataset, done * len(spec.dataset) // spec.steps))
@@ -62,6 +73,8 @@ def train_sharded_until(factory: TrainerFactory, spec: TrainSpec, step: int, *, 
             save_file({name: weight.detach().cpu() for name, weight in _trained(spec.model)}, folder / _ADAPTER)
             torch.save(trainer.optimizer.state_dict(), folder / _MOMENTS)
             mark_checkpoint(folder, key, step, usage)
+            for _, old in before[:-1]:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

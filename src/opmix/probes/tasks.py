@@ -119,7 +119,7 @@ def train_probe(task: ProbeTask, runtime: ProbeRuntime) -> TrainingTotals:
                 callbacks=[StepProgress(lambda done, _: advance(done, task.stop))],
             )
             if is_sharded(attached.model):
-                train_sharded_until(factory, spec, task.stop, key=task.key, usage=usage)
+                train_sharded_until(factory, spec, task.stop, key=task.key, usage=usage, save_every=task.save_every)
             else:
                 run_training(factory, until(spec, task.stop, key=task.key, usage=usage, save_every=task.save_every))
             ranks = ranks_here()

@@ -27,7 +27,7 @@ from opmix.execution.attempts import (
     write_note,
 )
 from opmix.execution.commands import Submitted, Waiting
-from opmix.execution.engines import engine_of, gpus_of
+from opmix.execution.engines import engine_of, gpus_of, task_command
 from opmix.execution.jobs import EngineError, Job, JobExecutor, Over, job_environment
 from opmix.execution.settings import ExecutorSettings, LaunchSettings, Resources, SlurmSettings
 from opmix.execution.slurm import Slurm
@@ -252,7 +252,11 @@ def test_the_end_of_a_log_is_told(tmp_path):
             {"resources": {"gpus": 1}},
             "executor.resources: given, but kind is local; expected it with kind slurm or ray",
         ),
-        ({"kind": "slurm", "resources": {"gpus": 2}}, "executor.resources.gpus: "),
+        ({"kind": "slurm", "resources": {"gpus": 65}}, "executor.resources.gpus: "),
+        (
+            {"kind": "launch", "launch": "{command}", "resources": {"minutes": 3}},
+            "executor.resources.minutes: opmix cannot ask launch for it",
+        ),
         ({"kind": "dask"}, "executor.kind: "),
     ],
 )
@@ -297,6 +301,15 @@ def test_gpus_of_a_task_are_asked_for_where_the_model_is_on_one():
     check_precision(on_gpus, "auto", "cuda")
     with pytest.raises(ConfigError, match=r"model.dtype: auto; it is bfloat16 on the GPUs"):
         check_precision(on_gpus, "auto", "cpu")
+
+
+def test_a_task_of_several_gpus_is_done_by_as_many_ranks():
+    assert task_command(1)[1:] == ("-m", "opmix", "task")
+    assert task_command(4)[1:3] == ("-m", "torch.distributed.run")
+    assert task_command(4)[-3:] == task_command(1)[1:]
+    assert "4" in task_command(4)
+    asked = [ExecutorSettings(kind="slurm", resources=Resources(gpus=gpus)).ranks for gpus in (None, 0, 1, 4)]
+    assert asked == [1, 1, 1, 4]
 
 
 def job_of(**said):
