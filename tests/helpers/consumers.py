@@ -20,4 +20,4 @@ def skip_without(name, there):
     """Skip the test where the package is not `there` and need not be."""
     if not there:
         assert name not in MUST, f"{name} is to be installed here, and is not found"
-        pytest.skip(f"{name} is not installed; `make consumers` has it, or put its folder in OPMIX_TRAINERS")
+        pytest.skip(f"{name} is not installed; put its folder in OPMIX_TRAINERS (`make consumers` has some)")
