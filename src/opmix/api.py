@@ -17,7 +17,7 @@ from opmix.lifecycle.life import LifeResult, run_life
 from opmix.lifecycle.loading import LifecycleConfig, load_lifecycle
 from opmix.mixture_search.search import SearchResult, run_search
 from opmix.progress import Progress
-from opmix.runs.mirror import run_folder
+from opmix.runs.run_folder import run_folder
 from opmix.settings.loading import validated
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used

@@ -88,7 +88,7 @@ def _told_as_lines(look: Callable[[], RunStatus], found: RunStatus, pause: float
 
 def _looker(folder: Path, config: Path | None) -> Callable[[], RunStatus]:
     """Reads the state of a life or of a comparison, whichever the folder holds; of a run on a URL as it is there by then."""
-    from opmix.runs.mirror import refresh
+    from opmix.runs.run_folder import refresh
 
     look = _local_looker(folder, config)
 

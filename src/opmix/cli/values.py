@@ -23,7 +23,7 @@ _READ = {"status": "folder", "ls": "folder", "view": "folder", "report": "run", 
 class Verb(TyperCommand):
     """A verb whose paths are ones: `~` is expanded, and what no system takes for a path is an error before the verb begins.
 
-    A run folder may be a URL (`runs.mirror`); the verb sees a folder of this machine.
+    A run folder may be a URL (`runs.run_folder`); the verb sees a folder of this machine.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -51,7 +51,7 @@ class Verb(TyperCommand):
         given = {name: url for name, value in ctx.params.items() if isinstance(value, Path) and (url := url_of(value))}
         if not given:
             return
-        from opmix.runs.mirror import copy_of, run_folder
+        from opmix.runs.run_folder import copy_of, run_folder
 
         for name, url in given.items():
             if name != _KEPT.get(self.name or ""):

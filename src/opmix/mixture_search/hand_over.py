@@ -13,7 +13,7 @@ from opmix.errors import ConfigError
 from opmix.execution.attempts import withdraw_all
 from opmix.execution.settings import ExecutorSettings
 from opmix.runs.files import write_json
-from opmix.runs.mirror import kept_at
+from opmix.runs.run_folder import kept_at
 from opmix.runs.store import RunStore
 from opmix.settings import as_json, changed
 

@@ -22,8 +22,8 @@ from typing import Any, Self
 from opmix.errors import OpMixError, StoreError
 from opmix.runs.files import full_disk, plain, remove_leftovers, sync_new, without_secrets, write_json
 from opmix.runs.lock import FolderLock
-from opmix.runs.mirror import keep
 from opmix.runs.ranks import Ranks, ranks_here
+from opmix.runs.run_folder import keep
 from opmix.runs.trace import span, traced
 
 _RECORD = {"fingerprint": str, "inputs": dict, "result": dict}

@@ -14,10 +14,11 @@ from opmix.cli.values import Verb
 from opmix.config import parse_config
 from opmix.errors import ConfigError, StoreError
 from opmix.mixture_search.hand_over import elsewhere
-from opmix.runs import mirror, remote
-from opmix.runs.mirror import copy_of, kept_at, place_of, refresh, run_folder
+from opmix.runs import remote, remote_lock
 from opmix.runs.ranks import Ranks
-from opmix.runs.remote import LockLostError, RemoteFolder, RemoteLock, url_of
+from opmix.runs.remote import RemoteFolder, url_of
+from opmix.runs.remote_lock import LockLostError, RemoteLock
+from opmix.runs.run_folder import copy_of, keep, kept_at, place_of, refresh, run_folder
 from opmix.runs.store import RunStore
 from opmix.training.checkpoints import mark_checkpoint, whole_checkpoints
 from opmix.training.objectives import Usage
@@ -195,11 +196,11 @@ def test_a_marker_that_comes_while_files_go_up_waits_for_the_next_time(url, monk
             return real(self, file, name)
 
         monkeypatch.setattr(RemoteFolder, "upload", slow)
-        mirror.keep(folder)
+        keep(folder)
         there = RemoteFolder(url).files()
         assert "large" in there
         assert not [name for name in there if name.startswith("checkpoints")]
-        mirror.keep(folder)
+        keep(folder)
         assert "checkpoints/checkpoint-3/complete.json" in RemoteFolder(url).files()
 
 
@@ -253,7 +254,7 @@ def test_what_is_gone_or_new_on_either_side_is_so_on_both(url, tmp_path, monkeyp
         for name in ("old", "changed", "stays"):
             (folder / name).write_text(name)
         first = checkpoint(folder, 3)
-        mirror.keep(folder)
+        keep(folder)
         for path in sorted(first.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
     assert not [n for n in RemoteFolder(url).files() if n.startswith("checkpoints")]
@@ -286,15 +287,15 @@ def test_one_at_a_time(url, monkeypatch):
     with pytest.raises(StoreError, match=r"held by process 1 on elsewhere; .* or delete .*/lock if"), run_folder(url):
         pass
     assert "lock" in RemoteFolder(url).files()
-    monkeypatch.setattr(remote, "LEASE", -1.0)  # nobody has touched it for longer than that
+    monkeypatch.setattr(remote_lock, "LEASE", -1.0)  # nobody has touched it for longer than that
     with run_folder(url) as folder:
         stepped(folder)
     held_by(url, dead_pid(), socket.gethostname())
-    monkeypatch.setattr(remote, "LEASE", 600.0)
+    monkeypatch.setattr(remote_lock, "LEASE", 600.0)
     with run_folder(url) as folder:
         assert stepped(folder)
     RemoteFolder(url).write("lock", b"{")
-    monkeypatch.setattr(remote, "UNWRITTEN", 0.0)
+    monkeypatch.setattr(remote_lock, "UNWRITTEN", 0.0)
     with run_folder(url) as folder:
         assert stepped(folder)
 
@@ -311,7 +312,7 @@ def test_who_has_lost_the_folder_writes_nothing_more(url):
 
 
 def test_a_lock_is_renewed_and_checkpoints_go_up_between_records(url, monkeypatch):
-    monkeypatch.setattr(mirror, "EVERY", 0.01)
+    monkeypatch.setattr("opmix.runs.run_folder.EVERY", 0.01)
     seen = threading.Event()
     real = RemoteLock.renew
     monkeypatch.setattr(RemoteLock, "renew", lambda self: (real(self), seen.set()))
@@ -332,7 +333,7 @@ def test_readers_get_what_they_need(url, monkeypatch):
         checkpoint(folder, 3)
         (folder / "model").mkdir()
         (folder / "model" / "model.safetensors").write_bytes(b"0" * 100)
-        mirror.keep(folder)
+        keep(folder)
         copy = copy_of(url)
         assert copy == place_of(url, "read") != folder
         found = {p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()}
@@ -353,7 +354,7 @@ def test_what_cannot_be_is_said_before_anything_is_done(tmp_path, monkeypatch):
     monkeypatch.setattr("fsspec.core.url_to_fs", lambda url, **options: __import__("no_such_package"))
     with pytest.raises(ConfigError, match=r"needs a package that is not here; pip install 'opmix\[s3\]'"):
         RemoteFolder("s3://bucket/run")
-    monkeypatch.setattr(mirror, "ranks_here", lambda: Ranks(0, 4))
+    monkeypatch.setattr("opmix.runs.run_folder.ranks_here", lambda: Ranks(0, 4))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="ranks on several hosts need a folder that all of them see"):
         run_folder(f"file://{tmp_path}/run").__enter__()
