@@ -198,7 +198,7 @@ def _litdata(path: Path, where: str) -> TokenFile:
         serializer, _, code = str(config["data_format"][0]).partition(":")
         packed = config.get("compression") or config.get("encryption")
         kind = _LITDATA_TYPES.get(serializer, {}).get(int(code or -1))
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise DataError(f"{where}: {index.name} is no index of litdata ({error}); make it again") from error
     if packed:
         raise DataError(f"{where}: {index.name} says {packed}; expected plain chunks; optimize() without compression")

@@ -42,7 +42,7 @@ def make_room(out: Path, *, force: bool) -> None:
         return
     try:
         own = {str(name) for name in json.loads((out / RECORD).read_text(encoding="utf-8"))["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         own = set()
     if foreign := [path.name for path in there if path.name not in own]:
         raise ConfigError(

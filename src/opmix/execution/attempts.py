@@ -65,7 +65,7 @@ def note_of(folder: Path, name: str) -> JobNote | None:
     try:
         content = json.loads(file_of(folder, name, "job").read_text(encoding="utf-8"))
         note = JobNote(**{field: content[field] for field in ("attempt", "key", "engine", "job")})
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     said = [note.attempt, note.key, note.engine, *([] if note.job is None else [note.job])]
     # A name of a job that begins so would be an option to a scheduler's commands.

@@ -118,7 +118,7 @@ class _Watched:
         try:
             said = json.loads(file_of(self._folder, name, "progress").read_text(encoding="utf-8"))
             what, done, total = str(said["task"]), int(said["done"]), int(said["total"])
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return
         if name not in self._bars:
             stack = ExitStack()

@@ -102,7 +102,7 @@ def read_task(folder: Path, name: str) -> Task:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         return Task(**{field: content[field] for field in ("name", "key", "kind", "payload")})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise StoreError(
             f"{file}: no task that can be read ({error}); expected what a search with `executor` wrote there: start "
             "the search, it starts its tasks itself"
@@ -119,7 +119,7 @@ def failure_of(folder: Path, task: Task) -> OpMixError | None:
     try:
         said = json.loads(file_of(folder, task.name, "failed").read_text(encoding="utf-8"))
         kind, message = str(said["error"]), str(said["message"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     return error_named(kind, message)
 

@@ -249,6 +249,6 @@ def _running(folder: Path) -> str | None:
             event = json.loads(line)
             if event["event"] in ("begin", "end"):
                 return str(event["step"]) if event["event"] == "begin" else None
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue  # cut off: the process died, or is still writing it
     return None

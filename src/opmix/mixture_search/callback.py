@@ -243,7 +243,7 @@ class RemixCallback(TrainerCallback):
             found = [Switch(**entry) for entry in known]
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StoreError(
                 f"{self.out}/switches.json: damaged ({error}); put it back, or train again from the start"
             ) from error

@@ -25,7 +25,7 @@ def search_worker(folder: Path) -> Do:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         config, base, frozen = content["config"], Path(content["base"]), set(content["frozen"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise StoreError(
             f"{file}: cannot be read ({error}); expected what a search with `executor` wrote there: start the search, "
             "it starts its tasks itself"

@@ -116,7 +116,7 @@ def _check_files(folder: Path) -> None:
     for index in sorted(folder.glob("*.index.json")):
         try:
             named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
             raise ModelError(
                 f"{index}: cannot be read ({error}); expected the index of a sharded checkpoint; copy it again"
             ) from error

@@ -185,7 +185,14 @@ def _is_full(error: BaseException | None) -> bool:
     return False
 
 
-DAMAGED_ARRAY = (OSError, ValueError, TypeError, KeyError, EOFError, OverflowError, SyntaxError, TokenError, BadZipFile)
+DAMAGED_ARRAY = (
+    *(OSError, ValueError, TypeError, KeyError, EOFError, OverflowError, SyntaxError),
+    *(
+        TokenError,
+        BadZipFile,
+        NotImplementedError,
+    ),
+)
 """What numpy raises on files that are none of its own, or damaged; their header is read as Python."""
 
 

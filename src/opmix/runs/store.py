@@ -118,7 +118,13 @@ class RunStore:
         try:
             content = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
             other = content["command"]
-        except (OSError, ValueError, TypeError, KeyError):  # nothing there, or damaged: nothing to protect
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            RecursionError,
+        ):  # nothing there, or damaged: nothing to protect
             return
         if self._command is not None and other != self._command:
             raise StoreError(

@@ -122,7 +122,7 @@ def read_spans(folder: Path) -> list[Span]:
         try:
             said = json.loads(line)
             one = Span(**{**said, "start": float(said["start"]), "seconds": float(said["seconds"])})
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue  # cut off: the process died, or is still writing it
         if one.kind in get_args(Kind) and one.seconds >= 0:
             found.append(one)

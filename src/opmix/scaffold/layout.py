@@ -216,7 +216,7 @@ def _split_below(path: Path, folder: Path) -> Split | None:
 def _arrow_splits(folder: Path) -> tuple[str, ...]:
     try:
         return tuple(json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, RecursionError):
         return ()
 
 

@@ -113,7 +113,7 @@ def read_trainer(path: Path) -> TrainerFile:
     """
     try:
         content = yaml.safe_load(user_path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as YAML ({error}); expected a training file") from error
     readers: dict[Trainer, Callable[[dict[str, Any], Path], Iterator[tuple[str, dict[str, Any], bool]]]] = {
         "axolotl": _axolotl,
@@ -186,7 +186,7 @@ def _llamafactory(content: dict[str, Any], path: Path) -> Iterator[tuple[str, di
     names = [n.strip() for n in named.split(",") if n.strip()] if isinstance(named, str) else list(named)
     try:
         info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder}/dataset_info.json: cannot be read ({error}); dataset_dir should hold it") from error
     for name in names:
         if name not in info:

@@ -46,7 +46,7 @@ def _run(meta: Path) -> TrackedRun | None:
             return None
         settings = {name: as_number(text.strip()) for name, text in _files(meta.parent / "params")}
         metrics = {name: _last(text) for name, text in _files(meta.parent / "metrics")}
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, AttributeError, yaml.YAMLError, RecursionError) as error:
         raise DataError(f"{meta.parent}: {error}; expected a run's folder as MLflow writes it") from error
     return TrackedRun(
         name=str(facts.get("run_id") or meta.parent.name),

@@ -32,7 +32,7 @@ def read_wandb(path: Path) -> tuple[TrackedRun, ...]:
     text = _text(path)
     try:
         entries = [json.loads(line) for line in text.splitlines() if line.strip()] if _lines(path) else json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); expected a list of runs, or a .csv file") from error
     if isinstance(entries, Mapping):
         entries = entries.get("runs", [entries])
@@ -72,7 +72,7 @@ def _object(value: Any) -> Mapping[str, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
     return value if isinstance(value, Mapping) else {}
 
@@ -98,7 +98,7 @@ def _folder(summary: Path) -> TrackedRun:
     try:
         metrics = json.loads(_text(summary))
         settings = yaml.safe_load(_text(config)) if config.is_file() else {}
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise DataError(
             f"{summary.parent}: {error}; expected {_SUMMARY} and config.yaml as wandb writes them"
         ) from error

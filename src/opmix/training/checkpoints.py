@@ -94,7 +94,7 @@ def whole_checkpoints(folder: Path, key: str | None = None) -> list[tuple[int, P
             )  # a power cut can take the end of a file that was written before
             if whole and (key is None or content["key"] == key):
                 found.append((int(content["step"]), marker.parent))
-        except (ValueError, KeyError, TypeError, FileNotFoundError):
+        except (ValueError, KeyError, TypeError, FileNotFoundError, RecursionError):
             continue  # a damaged marker is no marker, and the first rank may be removing what another looks at
     return sorted(found)
 

@@ -211,7 +211,7 @@ class OnlineRunState:
                 return None
             if tuple(kept["domains"]) != self.domains:
                 raise ValueError(f"its domains are {kept['domains']}")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StoreError(
                 f"{file}: not the mixer of this run ({error}); expected its segments over {list(self.domains)}; remove "
                 "the "

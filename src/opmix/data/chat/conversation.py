@@ -178,7 +178,7 @@ def _tools(value: Any, where: str) -> str:
         return ""
     try:
         tools = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):
         tools = None
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise DataError(
