@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import yaml
 
 from opmix.comparison.config import CompareConfig
 from opmix.config import SearchConfig, parse_config
@@ -155,6 +156,16 @@ def test_aliases_and_levels_have_an_end():
     for text in ("[" * 100 + "]" * 100, "[" * (sys.getrecursionlimit() + 10), "a: &x [*x]"):
         with pytest.raises(ConfigError, match="nested too deeply; expected at most 40 levels"):
             parsed_yaml(text)
+    assert parsed_yaml("a: " + "[" * 30 + "1" + "]" * 30)["a"] == parsed_yaml("[" * 30 + "1" + "]" * 30)
+    fetched = []
+    with pytest.MonkeyPatch.context() as patch:
+        whole = yaml.scanner.Scanner.fetch_flow_collection_start
+        patch.setattr(
+            yaml.scanner.Scanner, "fetch_flow_collection_start", lambda *given: fetched.append(0) or whole(*given)
+        )
+        with pytest.raises(ConfigError, match="nested too deeply"):
+            parsed_yaml("a: " + "[" * 900)
+    assert len(fetched) < 60  # not all of them, whose scanning takes the square of their number
     assert parsed_yaml("a: &x {steps: 3}\nb: *x\nc: {<<: *x, rank: 2}")["c"] == {"steps": 3, "rank": 2}
 
 

@@ -31,7 +31,16 @@ _REMOVED = {
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's, with the floating-point numbers of YAML 1.2: `1e-3` is text to YAML 1.1, whose rules PyYAML follows."""
+    """PyYAML's, with the floating-point numbers of YAML 1.2: `1e-3` is text to YAML 1.1, whose rules PyYAML follows.
+
+    Brackets in brackets end while they are read: what looks for a key among them takes the square of their number.
+    """
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """Called by PyYAML at every `[` and `{`."""
+        if self.flow_level > _DEEPEST:
+            raise RecursionError
+        super().fetch_flow_collection_start(token)
 
 
 _Loader.add_implicit_resolver(
