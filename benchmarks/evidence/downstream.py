@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import numpy as np
 from common import record
 
 import opmix
@@ -158,10 +157,8 @@ def analyse(args: argparse.Namespace) -> None:
                 }
             )  # fmt: skip
         lines.append(f"| {seed} | {method} | " + " | ".join(cells) + " |")
-    moved = [r for r in rows if r["method"] != "before"]
-    rank = float(np.corrcoef([r["choice_loss"] for r in moved], [r["accuracy"] for r in moved])[0, 1])
-    record(args.results, {"rows": rows, "correlation": rank, "mixtures": mixtures(compared)})
-    sys.stdout.write("\n".join(lines) + f"\n\ncorrelation of loss and share of right answers: {rank:.2f}\n")
+    record(args.results, {"rows": rows, "mixtures": mixtures(compared)})
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 def against(of: dict[Any, Any], seed: int, method: str, stage: str, exam: str) -> dict[str, Any] | None:
