@@ -78,7 +78,7 @@ def main() -> int:
         if not isinstance(content, Mapping):
             raise ConfigError("expected one argument, LLaMA-Factory's YAML with a section `opmix`")
         run(content)
-    except (OpMixError, OSError, yaml.YAMLError) as error:
+    except (OpMixError, OSError, RecursionError, yaml.YAMLError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0

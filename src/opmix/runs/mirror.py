@@ -140,7 +140,7 @@ class Mirror:
         try:
             content = json.loads(self._state.read_text(encoding="utf-8"))
             self._known = {name: _Known(*facts) for name, facts in content["files"].items()}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             self._known = {}
 
     def _write_state(self) -> None:

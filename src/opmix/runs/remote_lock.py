@@ -105,7 +105,7 @@ def _holder(content: bytes) -> tuple[int, str] | None:
     try:
         told = json.loads(content)
         return int(told["pid"]), str(told["host"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
