@@ -56,7 +56,7 @@ class SmallBench:
 
     def __post_init__(self):
         available = {n: len(r["train"]) * LENGTH for n, r in self.rows.items()}
-        self.stage = DecisionProblem(
+        self.problem = DecisionProblem(
             domains=NAMES, old=None, budget_tokens=STEPS * 4 * LENGTH, available_tokens=available
         )
 
