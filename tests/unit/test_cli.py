@@ -9,6 +9,7 @@ import pytest
 from typer.models import ArgumentInfo
 from typer.testing import CliRunner
 
+import opmix.runs.run_folder as run_folder_module
 from opmix.cli.main import app, main
 from opmix.errors import ConfigError, DataError, StoreError
 
@@ -228,3 +229,20 @@ def test_fit_leaves_no_stale_predictions(swarm):
     assert (out / "predictions.csv").exists()
     runner.invoke(app, ["fit", *tables, "--kl", "0.5", "--out", str(out)], catch_exceptions=False)
     assert not (out / "predictions.csv").exists()
+
+
+def test_a_failed_verb_leaves_its_store_and_does_not_say_that_it_kept_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    seen = []
+    whole = run_folder_module._Kept.end
+
+    def end(self, *, failed=False):
+        seen.append(failed)
+        whole(self, failed=failed)
+
+    monkeypatch.setattr(run_folder_module._Kept, "end", end)
+    made = runner.invoke(app, ["fit", str(tmp_path / "nothing.csv"), "--out", f"file://{tmp_path}/kept"])
+    assert made.exit_code != 0
+    assert seen == [True]
+    assert "kept at" not in made.output
+    assert not (tmp_path / "kept" / "lock").exists()

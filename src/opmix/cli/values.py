@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,9 +59,17 @@ class Verb(TyperCommand):
             if name != _KEPT.get(self.name or ""):
                 ctx.params[name] = copy_of(url)
                 continue
-            if speaks():
-                ctx.call_on_close(partial(echo, f"kept at {url}", err=True))  # after what is opened next is closed
-            ctx.params[name] = ctx.with_resource(run_folder(url))
+            folder = run_folder(url)
+            ctx.params[name] = folder.__enter__()
+            ctx.call_on_close(partial(_leave, folder, url))
+
+
+def _leave(folder: AbstractContextManager[Path], url: str) -> None:
+    """Called by click when a verb is over. Not every click tells what it ended by, which one rank alone must know: Python does."""
+    kind, error, trace = sys.exc_info()
+    folder.__exit__(kind, error, trace)
+    if kind is None and speaks():
+        echo(f"kept at {url}", err=True)
 
 
 def names(values: Iterable[str] | None) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """Two ranks that hold a part of the model each (FSDP2, gloo) do what one process does; a life, killed in between, too."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from launched import TORCHRUN, one_and_two
 from ranked_work import STEPS
 from test_life_on_ranks import keys_of, life, losses_of, opmix  # noqa: F401  (a fixture)
 
@@ -18,23 +18,12 @@ WORK = Path(__file__).with_name("sharded_work.py")
 NEAR = 1e-5
 """Nats: sums in another order."""
 FSDP = ("--set", "trainer.fsdp=true")
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What came out in one process and on two ranks; one torchrun for all tests."""
-    folder = tmp_path_factory.mktemp("sharded")
-    for launcher in ([], TORCHRUN):
-        ended = subprocess.run(
-            [sys.executable, *launcher, str(WORK), str(folder)],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert ended.returncode == 0, ended.stderr[-4000:]
-    return [json.loads((folder / f"{name}.json").read_text()) for name in ("one", "two")]
+    return one_and_two(WORK, tmp_path_factory.mktemp("sharded"))
 
 
 @pytest.mark.slow

@@ -1,13 +1,10 @@
 """The same work on one rank and on two (torchrun, gloo): same rows, losses, keys and files; what fails on one fails on both."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from launched import one_and_two
 from ranked_work import STEPS
 
 WORK = Path(__file__).with_name("ranked_work.py")
@@ -18,18 +15,7 @@ NEAR = 1e-5
 @pytest.fixture(scope="session")
 def found(tmp_path_factory):
     """What came out on one rank and on two; one torchrun for all tests."""
-    folder = tmp_path_factory.mktemp("ranks")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for launcher in ([], torchrun):
-        ended = subprocess.run(
-            [sys.executable, *launcher, str(WORK), str(folder)],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert ended.returncode == 0, ended.stderr[-4000:]
-    return [json.loads((folder / f"{name}.json").read_text()) for name in ("one", "two")]
+    return one_and_two(WORK, tmp_path_factory.mktemp("ranks"))
 
 
 def test_ranks_hear_of_each_other(found):
