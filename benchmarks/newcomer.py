@@ -1,10 +1,10 @@
 """The README followed word for word, in a fresh clone, on text that nobody has seen: every block is run, any deviation fails.
 
-    python benchmarks/newcomer.py [--commit HEAD] [--only TEXT] [--seed 1] [--make] [--keep DIR]
+    python benchmarks/newcomer.py [--commit HEAD] [--only TEXT] [--seed 1] [--make [demo test]] [--keep DIR]
 
 Every fenced block of README.md must be one that this script knows how to follow; a line that it does not know is a deviation too, so
-the README cannot promise what is not tried. `--make` also runs `make demo` and `make test`, which build an environment (network). What
-the README says of the manners is held as well: an error is told without a traceback, a placeholder asks no hub, Ctrl-C has a word.
+the README cannot promise what is not tried. `--make` also runs its lines of `make`, or those named, which build an environment
+(network) and see nothing of the one that runs this script. What the README says of the manners is held as well: an error is told without a traceback, a placeholder asks no hub, Ctrl-C has a word.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from opmix.domain import PLACEHOLDER
@@ -31,6 +31,8 @@ ROOT = Path(__file__).parents[1]
 NAMES = ("web", "code", "math")
 PATIENCE = 1800.0
 """Seconds for one command of the README."""
+MAKE_PATIENCE = 4 * PATIENCE
+"""The same for one line of `make`."""
 NO_WAIT = 180.0
 """Seconds in which what asks no network is over, also on a busy machine; with retries it takes longer, and says so."""
 TINY = """\
@@ -92,8 +94,10 @@ class Newcomer:
         (self.folder / "ratios.csv").write_text("run,web,code\n" + ratios)
         (self.folder / "losses.csv").write_text("run,web_loss,code_loss\n" + losses)
 
-    def call(self, command: list[str], *, code: int = 0, within: float = PATIENCE) -> str:
-        """Run a command in the newcomer's folder; its output.
+    def call(
+        self, command: list[str], *, code: int = 0, within: float = PATIENCE, env: dict[str, str] | None = None
+    ) -> str:
+        """Run a command in the newcomer's folder, in their environment or another; its output.
 
         Raises:
             Deviation: Another exit code, a traceback, or no end.
@@ -103,7 +107,7 @@ class Newcomer:
             done = subprocess.run(
                 command,
                 cwd=self.folder,
-                env=self.environment,
+                env=self.environment if env is None else env,
                 capture_output=True,
                 text=True,
                 timeout=within,
@@ -121,6 +125,13 @@ class Newcomer:
         """The same of `opmix`."""
         return self.call([sys.executable, "-m", "opmix", *words], code=code, within=within)
 
+    def make(self, target: str) -> str:
+        """`make TARGET` in the clone, with the `python3` that a login shell finds: what it needs, it must install itself."""
+        ours = str(Path(sys.executable).parent)
+        env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL")}
+        env["PATH"] = os.pathsep.join(place for place in env["PATH"].split(os.pathsep) if place != ours)
+        return self.call(["make", "-C", str(self.clone), target], within=MAKE_PATIENCE, env=env)
+
 
 def blocks(text: str) -> list[tuple[str, str]]:
     """Language and text of every fenced block."""
@@ -136,6 +147,16 @@ def follow_python(who: Newcomer, block: str) -> None:
     if (who.folder / "my-checkpoint" / "model.safetensors").read_bytes() != before:
         raise Deviation("the Python example changed the checkpoint")
     ast.parse(block)
+
+
+def follow_make(who: Newcomer, block: str, targets: Sequence[str]) -> None:
+    """Its lines of those targets, in order; every one must name a target that this script knows."""
+    for line in block.splitlines():
+        target = shlex.split(line.partition("#")[0])[1]
+        if target not in MADE:
+            raise Deviation(f"{line!r}: nothing here knows how to follow that")
+        if target in targets:
+            MADE[target](who, who.make(target))
 
 
 def follow_console(who: Newcomer, block: str) -> None:
@@ -201,6 +222,17 @@ AFTER: dict[str, Callable[[Newcomer, str], None]] = {
 }
 
 
+def _after_demo(who: Newcomer, told: str) -> None:
+    """The proposal against uniform, and a report to look at."""
+    _said("uniform", "predicted", "measured")(who, told)
+    page = who.clone / "demo-run" / "report.html"
+    if not page.is_file() or str(page.relative_to(who.clone)) not in told:
+        raise Deviation(f"{page} was not written, or not named:\n{told[-1500:]}")
+
+
+MADE: dict[str, Callable[[Newcomer, str], None]] = {"demo": _after_demo, "test": _said(" passed")}
+
+
 def _heed_interrupts() -> None:
     """What a shell starts in the background ignores Ctrl-C, and so would its children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -244,7 +276,7 @@ def main() -> None:
     parser.add_argument("--commit", default="HEAD")
     parser.add_argument("--only", default="", help="blocks that hold this text, and no manners")
     parser.add_argument("--seed", type=int, default=1, help="of the text")
-    parser.add_argument("--make", action="store_true", help="also `make demo` and `make test`")
+    parser.add_argument("--make", nargs="*", choices=list(MADE), help="also `make demo` and `make test`, or one")
     parser.add_argument("--keep", type=Path, help="folder to leave everything in")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="newcomer-") as temporary:
@@ -257,15 +289,16 @@ def main() -> None:
         )
         subprocess.run(["git", "-C", str(clone), "checkout", "--quiet", commit.stdout.strip()], check=True)
         try:
-            follow(Newcomer(clone, folder, asked.seed), (clone / "README.md").read_text(), asked.only, make=asked.make)
+            made = () if asked.make is None else asked.make or list(MADE)
+            follow(Newcomer(clone, folder, asked.seed), (clone / "README.md").read_text(), asked.only, make=made)
         except Deviation as found:
             print(f"DEVIATION: {found}", flush=True)
             raise SystemExit(1) from found
     print("the README holds", flush=True)
 
 
-def follow(who: Newcomer, text: str, only: str, *, make: bool) -> None:
-    """Every block of the README.
+def follow(who: Newcomer, text: str, only: str, *, make: Sequence[str] = ()) -> None:
+    """Every block of the README; of its lines of `make` those of the targets in `make`.
 
     Raises:
         Deviation: Of anything.
@@ -279,8 +312,7 @@ def follow(who: Newcomer, text: str, only: str, *, make: bool) -> None:
         elif block.lstrip().startswith("opmix "):
             follow_console(who, block)
         elif block.lstrip().startswith("make "):
-            for line in block.splitlines() if make else []:
-                who.call(["make", "-C", str(who.clone), *shlex.split(line.partition("#")[0])[1:]])
+            follow_make(who, block, make)
         else:
             raise Deviation(f"a block that nothing here knows how to follow:\n{block}")
     if not only:

@@ -18,17 +18,18 @@ def someone(tmp_path, said=""):
         called.append(words)
         return said
 
-    return SimpleNamespace(folder=tmp_path, opmix=call, call=call), called
+    return SimpleNamespace(folder=tmp_path, opmix=call, call=call, make=lambda name: call(["make", name])), called
 
 
 def test_every_block_of_the_readme_is_followed(monkeypatch, tmp_path):
     who, called = someone(tmp_path)
     monkeypatch.setattr(newcomer, "AFTER", {verb: lambda *_: None for verb in newcomer.AFTER})
+    monkeypatch.setattr(newcomer, "MADE", {target: lambda *_: None for target in newcomer.MADE})
     monkeypatch.setattr(newcomer, "follow_python", lambda *_: called.append(("python",)))
     monkeypatch.setattr(newcomer, "links", lambda *_: None)
     monkeypatch.setattr(newcomer, "manners", lambda *_: called.append(("manners",)))
     who.clone = tmp_path
-    newcomer.follow(who, README, "", make=True)
+    newcomer.follow(who, README, "", make=list(newcomer.MADE))
     verbs = {words[0] for words in called if isinstance(words[0], str)}
     assert {
         "python",
@@ -46,12 +47,12 @@ def test_every_block_of_the_readme_is_followed(monkeypatch, tmp_path):
     assert [list(words[0])[-1] for words in called if isinstance(words[0], list)] == ["demo", "test"]
 
 
-@pytest.mark.parametrize("text", ["```\nopmix conjure my-data/\n```\n", "```rust\nfn main() {}\n```\n"])
+@pytest.mark.parametrize("text", ["```\nopmix conjure my-data/\n```\n", "```rust\nfn main() {}\n```\n", "```\nmake tea\n```\n"])
 def test_what_it_does_not_know_is_a_deviation(tmp_path, text):
     who, _ = someone(tmp_path)
     who.clone = tmp_path
     with pytest.raises(newcomer.Deviation, match="nothing here knows how to follow"):
-        newcomer.follow(who, text, "", make=False)
+        newcomer.follow(who, text, "")
 
 
 def test_what_a_command_leaves_and_says_is_held_against_the_readme(tmp_path):
@@ -59,6 +60,14 @@ def test_what_a_command_leaves_and_says_is_held_against_the_readme(tmp_path):
     for line in ("opmix validate search.yaml", "opmix compare compare.yaml"):
         with pytest.raises(newcomer.Deviation, match="was not"):
             newcomer.follow_console(who, line)
+
+
+def test_a_demo_without_a_report_is_a_deviation(tmp_path):
+    who, called = someone(tmp_path, "predicted and measured beside uniform")
+    who.clone = tmp_path
+    with pytest.raises(newcomer.Deviation, match="report.html was not written"):
+        newcomer.follow_make(who, "make demo\nmake test\n", ["demo"])
+    assert called == [(["make", "demo"],)]
 
 
 def test_another_exit_code_and_a_traceback_are_deviations(tmp_path):
