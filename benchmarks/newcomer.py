@@ -4,7 +4,8 @@
 
 Every fenced block of README.md must be one that this script knows how to follow; a line that it does not know is a deviation too, so
 the README cannot promise what is not tried. `--make` also runs its lines of `make`, or those named, which build an environment
-(network) and see nothing of the one that runs this script. What the README says of the manners is held as well: an error is told without a traceback, a placeholder asks no hub, Ctrl-C has a word.
+(network) and see nothing of the one that runs this script. What the README says of the manners is held as well: an error is told
+without a traceback, a placeholder asks no hub, Ctrl-C has a word.
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ def test_every_block_of_the_readme_is_followed(monkeypatch, tmp_path):
     assert [list(words[0])[-1] for words in called if isinstance(words[0], list)] == ["demo", "test"]
 
 
-@pytest.mark.parametrize("text", ["```\nopmix conjure my-data/\n```\n", "```rust\nfn main() {}\n```\n", "```\nmake tea\n```\n"])
+@pytest.mark.parametrize(
+    "text", ["```\nopmix conjure my-data/\n```\n", "```rust\nfn main() {}\n```\n", "```\nmake tea\n```\n"]
+)
 def test_what_it_does_not_know_is_a_deviation(tmp_path, text):
     who, _ = someone(tmp_path)
     who.clone = tmp_path
@@ -65,7 +67,7 @@ def test_what_a_command_leaves_and_says_is_held_against_the_readme(tmp_path):
 def test_a_demo_without_a_report_is_a_deviation(tmp_path):
     who, called = someone(tmp_path, "predicted and measured beside uniform")
     who.clone = tmp_path
-    with pytest.raises(newcomer.Deviation, match="report.html was not written"):
+    with pytest.raises(newcomer.Deviation, match=r"report\.html was not written"):
         newcomer.follow_make(who, "make demo\nmake test\n", ["demo"])
     assert called == [(["make", "demo"],)]
 

@@ -74,17 +74,18 @@ def methods(
 
 
 def show(comparison: CompareFile, folder: Path) -> None:
-    """One row an entrant, best first."""
-    from opmix.progress.display import table, terminal
+    """One row an entrant, best first, in 80 columns: the page has the other deviations; then what to use."""
+    from opmix.progress.display import table, tell, terminal
+    from opmix.results.comparison_verdict import comparison_verdict
 
     reference = comparison.reference
     shown = table(
-        Column("entrant", no_wrap=True),
+        Column("entrant", overflow="fold"),
         "test loss",
-        f"against {reference}",
-        "forgotten",
+        Column(f"against {reference}", no_wrap=True),
+        Column("forgotten", no_wrap=True, min_width=9),
         "search",
-        "FLOPs in all",
+        Column("FLOPs", no_wrap=True, min_width=6),
         title=f"Mean test loss over {_seeds(comparison)}, nats per token",
     )
     for row in comparison.table:
@@ -92,14 +93,15 @@ def show(comparison: CompareFile, folder: Path) -> None:
         share = f"{searched / trained:.0%}" if trained else "no training"
         shown.add_row(
             row.entrant,
-            _spread(row.mean_loss),
-            _spread(row.difference, sign=True),
-            _spread(row.forgetting, 3, sign=True),
+            "" if row.mean_loss.mean is None else f"{row.mean_loss.mean:.4f}",
+            _spread(row.difference),
+            "" if row.forgetting.mean is None else f"{row.forgetting.mean:+.3f}",
             share if searched or not trained else "",
-            f"{row.total_flops.known:.2e}",
+            f"{row.total_flops.known:.1e}".replace("e+", "e"),
         )
     console = terminal()
     console.print(shown)
+    tell(console, comparison_verdict(comparison), style="bold")
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
@@ -108,8 +110,8 @@ def _seeds(comparison: CompareFile) -> str:
     return "one seed" if number == 1 else f"{number} seeds (mean +- standard deviation)"
 
 
-def _spread(value: Spread | None, digits: int = 4, *, sign: bool = False) -> str:
+def _spread(value: Spread | None) -> str:
     if value is None or value.mean is None:
         return ""
-    deviation = "" if value.sd is None else f" +- {value.sd:.{digits}f}"
-    return f"{value.mean:{'+' if sign else ''}.{digits}f}{deviation}"
+    deviation = "" if value.sd is None else f" +- {value.sd:.4f}"
+    return f"{value.mean:+.4f}{deviation}"

@@ -152,9 +152,10 @@ def _row(reference: str, name: str, entrants: Mapping[str, ContenderEntry]) -> C
     )
 
 
-def _place(row: ContenderRow) -> tuple[float, float]:
-    """Best first: by the paired difference, which entrants with some seeds missing are also right by."""
-    return 0.0 if row.difference is None else row.difference.known, row.mean_loss.known
+def _place(row: ContenderRow) -> tuple[bool, float, float]:
+    """Best first: by the paired difference, which entrants with some seeds missing are also right by; last what is not finite."""
+    difference, loss = 0.0 if row.difference is None else row.difference.known, row.mean_loss.known
+    return math.isnan(difference) or math.isnan(loss), difference, loss
 
 
 def write_tables(folder: Path, made: CompareFile) -> None:

@@ -21,6 +21,7 @@ from opmix.lifecycle.steps import Step
 from opmix.progress import Progress, Silent
 from opmix.report import write_report
 from opmix.results.comparison import CompareFile
+from opmix.results.comparison_verdict import comparison_verdict
 from opmix.results.life import StageEntry
 from opmix.results.manifest import Manifest
 from opmix.runs.progress_file import ProgressFile
@@ -53,13 +54,14 @@ class CompareResult:
         more = f", and {len(rows) - 4} more" if len(rows) > 4 else ""
         return (
             f"{len(rows)} methods compared, reference {self.comparison.reference}, in {self.folder}\n"
-            f"mean test loss, nats per token, best first: {', '.join(best)}{more}"
+            f"mean test loss, nats per token, best first: {', '.join(best)}{more}\n"
+            f"{comparison_verdict(self.comparison)}"
         )
 
     def _repr_html_(self) -> str:
-        from opmix.report.compare import comparison_table
+        from opmix.report.compare import comparison_html
 
-        return comparison_table(self.comparison)
+        return comparison_html(self.comparison)
 
     def log_to(self, to: str | Sequence[str] | Log, *, project: str = PROJECT, folder: str | Path = "logs") -> None:
         """Log stages and table as one run, with the report; see `SearchResult.log_to` and `opmix.trackers.told.of_comparison`."""

@@ -18,11 +18,13 @@ from opmix.report.html import (
     percent,
     row,
     scientific,
+    signed,
     table,
     whisker,
 )
 from opmix.results.comparison import ComparedLife, CompareFile, ContenderRow
 from opmix.results.comparison import Spent as SpentEntry
+from opmix.results.comparison_verdict import comparison_verdict
 from opmix.results.life import Spread
 
 
@@ -86,13 +88,24 @@ def _opening(content: CompareFile, rows: Sequence[ContenderRow]) -> Html:
     ]
     return el(
         "section",
-        el("h1", "Methods side by side"),
+        *verdict_html(content, "h1"),
         keys,
         el("div", *panels, class_="panels"),
         comparison_table(content),
         id="summary",
         aria_label="Summary",
     )
+
+
+def verdict_html(content: CompareFile, heading: str) -> list[Html]:
+    """The sentence that the terminal says too: what to use as a heading, why below it."""
+    use, _, why = signed(comparison_verdict(content)).partition(": ")
+    return [el(heading, use), el("p", why[:1].upper() + why[1:], class_="lead")]
+
+
+def comparison_html(content: CompareFile) -> Html:
+    """What a notebook shows: the verdict and the table."""
+    return join([el("p", el("strong", signed(comparison_verdict(content)))), comparison_table(content)])
 
 
 def comparison_table(content: CompareFile) -> Html:

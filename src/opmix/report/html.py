@@ -73,6 +73,11 @@ def percent(share: float | None, digits: int = 1) -> str:
     return DASH if share is None or not math.isfinite(share) else f"{number(share * 100, digits)}{THIN}%"
 
 
+def signed(text: str) -> str:
+    """The same words with true minus signs before numbers, and `+-` as one sign."""
+    return re.sub(r"(?<![\w.])-(?=\d)", MINUS, text.replace("+-", "\u00b1"))
+
+
 def span(interval: Sequence[float] | None, digits: int = 3, *, scale: float = 1.0, sign: bool = False) -> str:
     """An interval, `low to high`."""
     if interval is None:

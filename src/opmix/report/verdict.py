@@ -12,7 +12,6 @@ import numpy as np
 from opmix.mixing.decision import Decision
 from opmix.mixing.paired import gain_probability
 from opmix.report.html import (
-    MINUS,
     Html,
     Scale,
     bar,
@@ -23,6 +22,7 @@ from opmix.report.html import (
     number,
     percent,
     scientific,
+    signed,
     span,
     whisker,
 )
@@ -42,7 +42,7 @@ def verdict(document: MixtureFile) -> Html:
         heading = f"Keep the {decision.reference or 'current'} mixture" if keep else f"Move {way} the proposed mixture"
         reason = _sentence(decision.reason)
         if decision.direct_gain is not None:
-            reason = re.sub(r"(?<![\w.])-(?=\d)", MINUS, reason.replace("+-", "\u00b1"))
+            reason = signed(reason)
     figures = [
         *_confidence_figures(decision, document.interval_level, " of the targets" if document.targets else ""),
         *_cost_figures(document),

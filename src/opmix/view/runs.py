@@ -14,6 +14,7 @@ from opmix.lifecycle.status import decision_status
 from opmix.results.asked import AskedFile
 from opmix.results.comparison import NAME as COMPARE
 from opmix.results.comparison import CompareFile
+from opmix.results.comparison_verdict import comparison_verdict
 from opmix.results.files import read_object
 from opmix.results.life import NAME as LIFE
 from opmix.results.life import LifeFile
@@ -124,9 +125,7 @@ def _told(folder: Path) -> dict[str, Any]:
             "mixture": {d: x.mean for d, x in last.mixture.items()},
         }
     if (folder / COMPARE).is_file():
-        rows = CompareFile.read(folder).table
-        told = f"{len(rows)} methods; best {rows[0].entrant}, mean test loss {rows[0].mean_loss.known:.4f}"
-        return {"kind": "compare", "told": told}
+        return {"kind": "compare", "told": comparison_verdict(CompareFile.read(folder))}
     if (folder / NAME).is_file():
         found = MixtureFile.read(folder)
         decision = found.decision

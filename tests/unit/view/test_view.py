@@ -66,7 +66,7 @@ def test_every_run_is_found_once_and_says_what_it_is(root, folders):
     assert found["deep/search"].action == search.decision.action
     assert found["life"].kind == "run"
     assert found["life"].mixture == {"web": 0.25, "code": 0.75}
-    assert "best" in found["compare"].told
+    assert found["compare"].told.startswith("Use uniform: its mean test loss")
     assert (found["asked"].state, found["asked"].told.split(" runs")[0]) == (
         "stopped",
         f"1 of {len(opmix.AskTell.open(root / 'asked').runs)}",
