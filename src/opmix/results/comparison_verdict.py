@@ -71,8 +71,8 @@ def comparison_verdict(content: CompareFile) -> str:
     if use is not best:
         gain = _gain(content, best, use)
         return (
-            f"Use {use.entrant}: of {_counted(len(level) + 1)} methods that the seeds cannot tell apart it costs least. "
-            f"The lowest mean test loss is {best.entrant}'s, {loss}, {gain}, {_beside(best, use)}."
+            f"Use {use.entrant}: of {_counted(len(level) + 1)} methods that the seeds cannot tell apart it costs "
+            f"least. The lowest mean test loss is {best.entrant}'s, {loss}, {gain}, {_beside(best, use)}."
         )
     after = level[0] if level else rows[1]
     gain = f"{_gain(content, best, after)}, {_beside(best, after)}"
