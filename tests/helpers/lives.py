@@ -94,7 +94,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def outcome(result: LifeResult) -> dict[str, Any]:
     """`life.json` as it is on disk."""
-    return json.loads((result.folder / "life.json").read_text())
+    return outcome_of(result.folder)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -114,3 +114,13 @@ def finished(toys, tmp_path_factory):
     """A two-stage life, lived: its configuration and result. Not to be changed."""
     config = toys.config()
     return config, toys.live(config, tmp_path_factory.mktemp("finished") / "life")
+
+
+def outcome_of(folder: Path) -> dict[str, Any]:
+    """What `life.json` holds."""
+    return json.loads((folder / "life.json").read_text())
+
+
+def stages(folder: Path) -> list[dict[str, Any]]:
+    """The stages of seed 0."""
+    return outcome_of(folder)["seeds"]["0"]["stages"]

@@ -1,4 +1,4 @@
-"""A run whose mixture is decided as it goes: killed anywhere it ends in the same bytes, and what it tells is what is so."""
+"""A run whose mixture is decided as it goes: killed anywhere it ends in the same bytes."""
 
 import json
 import shutil
@@ -7,151 +7,35 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
-from rounding import assert_same_up_to_rounding
-from transformers import TrainerCallback
+from online_runs import (
+    ARGUMENTS,
+    LENGTH,
+    NAMES,
+    STEPS,
+    Everything,
+    Fixed,
+    KillAt,
+    KilledError,
+    evaluate_on,
+    fresh,
+    run_of,
+    same,
+    weights,
+)
 
-from opmix.data import ChatRows, MixtureDataset, PackedSequences, plan_mixture, prepare_domain
-from opmix.domain import ChatOptions, Domain, Source
+from opmix.data import MixtureDataset, plan_mixture
 from opmix.errors import ConfigError, DataError, StoreError
 from opmix.mixing.mixture import Mixture
-from opmix.models.load import model_shape
 from opmix.protocols.online_mixer import MixerSegment
-from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
 from opmix.training.checkpoints import Checkpoints
 from opmix.training.distillation import SelfDistillation
 from opmix.training.full import planned_run, train_segment
 from opmix.training.objectives import CAUSAL_LM, SFT, Usage
 from opmix.training.online import MIXER_FILE, OnlineRun, OnlineRunState, train_online
-from opmix.training.plan import plan_training, training_cost
+from opmix.training.plan import plan_training
 from opmix.training.segments import SegmentRows, lowered
 from opmix.training.settings import DistillationSettings
-from opmix.training.signals import SignalSources, gradient, inner
-
-LENGTH, STEPS, NAMES = 24, 10, ("alpha", "beta", "gamma")
-ARGUMENTS = {
-    "learning_rate": 5e-3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 1,
-    "lr_scheduler_type": "linear",
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_chat_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def splits(tmp_path_factory, tokenizer):
-    folder = tmp_path_factory.mktemp("texts")
-    files = write_toy_domains(folder, NAMES, 120) | write_toy_chats(folder, {"terse": 1, "wordy": 3}, 120)
-    return {
-        name: prepare_domain(Domain(name=name, train=Source(paths=(str(path),))), tokenizer, cache_dir=folder / "cache")
-        for name, path in files.items()
-    }
-
-
-@pytest.fixture(scope="module")
-def texts(splits):
-    return {n: PackedSequences(splits[n].train, LENGTH) for n in NAMES}
-
-
-@pytest.fixture(scope="module")
-def chats(splits):
-    options = ChatOptions(packing=False, truncate="left")
-    made = {n: ChatRows(splits[n].train, 96, options) for n in ("terse", "wordy")}
-    return {**made, "alpha": PackedSequences(splits["alpha"].train, 96)}
-
-
-@pytest.fixture
-def model(tokenizer):
-    return fresh(tokenizer)
-
-
-def fresh(tokenizer, seed=0):
-    return tiny_model("llama", vocab_size=len(tokenizer), seed=seed, attention_dropout=0.1)
-
-
-class Everything:
-    """Wants every signal, and lets each of them move its mixture."""
-
-    signals = frozenset({"train_loss", "held_out", "gradients", "excess"})
-
-    def __init__(self, every=3):
-        self.every, self.seen = every, []
-
-    def init(self, names):
-        return {"log": [], "weights": [1 / len(names)] * len(names)}, MixerSegment(Mixture.uniform(names), self.every)
-
-    def update(self, state, seen):
-        self.seen.append(seen)
-        parts = [seen.train_loss, seen.held_out, seen.gradients.sum(axis=1), seen.gradient_norms, 10 * seen.excess]
-        scores = sum(np.nan_to_num(part) for part in parts)
-        raw = np.exp(scores - scores.max())
-        weights = raw / raw.sum()
-        state = {"log": [*state["log"], [p.tolist() for p in parts]], "weights": weights.tolist()}
-        return state, MixerSegment(Mixture(seen.mixture.names, 0.5 * weights + 0.5 / len(weights)), self.every)
-
-
-class Fixed:
-    """Never changes its mind."""
-
-    def __init__(self, mixture, every=3, signals=()):
-        self.mixture, self.every, self.signals = mixture, every, frozenset(signals)
-
-    def update(self, state, seen):
-        return state, MixerSegment(self.mixture, self.every)
-
-
-def evaluate_on(rows):
-    def evaluate(model):
-        torch.rand(3)  # draws, as an evaluation may
-        np.random.rand(3)  # noqa: NPY002
-        with torch.no_grad():
-            losses = []
-            for r in rows.values():
-                ids = torch.as_tensor(r.batch(np.arange(4)))
-                losses.append(float(model(input_ids=ids, labels=ids).loss))
-        return np.array(losses)
-
-    return evaluate
-
-
-def run_of(mixer, start, rows, tokenizer, **changes):
-    senses = SignalSources(
-        evaluate=evaluate_on(rows), evaluate_tokens=100, held_out=rows, reference=fresh(tokenizer, seed=9).train(),
-        gradient_rows=3,
-    )  # fmt: skip
-    settings = {"steps": STEPS, "arguments": ARGUMENTS, "seed": 3, "senses": senses, **changes}
-    return OnlineRun(mixer=mixer, start=start, rows=rows, **settings)
-
-
-def weights(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def same(one, other):
-    return all(torch.equal(value, other[name]) for name, value in one.items())
-
-
-class KilledError(Exception):
-    """What stops a run in the middle."""
-
-
-class KillAt(TrainerCallback):
-    def __init__(self, step, moment):
-        self.step, self.moment = step, moment
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if self.moment == "begin" and state.global_step == self.step:
-            raise KilledError
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.moment == "end" and state.global_step == self.step:
-            raise KilledError
-
-    def on_save(self, args, state, control, **kwargs):
-        if self.moment == "save" and state.global_step == self.step:
-            raise KilledError
+from opmix.training.signals import SignalSources
 
 
 @pytest.fixture(scope="module")
@@ -272,70 +156,6 @@ def test_conversations_are_matched_segment_by_segment_and_resume(chats, tokenize
     assert len(plan.dataset) == STEPS * plan.accumulation
     wanted = sum(s.steps * s.mixture.weights for s in whole.segments) / STEPS
     assert np.array(list(plan.shares.values())) == pytest.approx(wanted, abs=0.1)
-
-
-def test_training_losses_are_those_of_the_rows(texts, tokenizer, tmp_path, model):
-    mixture = Mixture(NAMES, [0.5, 0.5, 0.0])
-    mixer = Everything(every=1)
-    model.config.attention_dropout = 0.0
-    for layer in model.model.layers:
-        layer.self_attn.attention_dropout = 0.0
-    arguments = {
-        **ARGUMENTS,
-        "learning_rate": 1e-12,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 1,
-    }
-    run = run_of(
-        mixer, ({"log": [], "weights": []}, MixerSegment(mixture, 1)), texts, tokenizer, steps=2, arguments=arguments
-    )
-    before = fresh(tokenizer)
-    usage = Usage()
-    result = train_online(model, run, folder=tmp_path, usage=usage)
-    (seen,) = mixer.seen
-    plan, reference = result.plan.plan, run.senses.reference
-    for k in range(2):
-
-        @torch.no_grad()
-        def told(k=k):
-            losses = []
-            for index in np.flatnonzero(plan.domain[:4] == k):
-                ids = torch.as_tensor(texts[NAMES[k]][int(plan.row[index])])[None]
-                logits = [m.eval()(input_ids=ids).logits[0, :-1] for m in (before, reference)]
-                losses.append([torch.nn.functional.cross_entropy(x, ids[0, 1:], reduction="none") for x in logits])
-            own, other = (torch.cat(x) for x in zip(*losses, strict=True))
-            return torch.stack([own.mean(), (own - other).clamp(min=0).mean()])
-
-        assert_same_up_to_rounding(np.array([seen.train_loss[k], seen.excess[k]]), told, before)
-        assert 0 < seen.excess[k] < seen.train_loss[k]
-    assert np.isnan(seen.train_loss[2])
-    assert np.isnan(seen.excess[2])
-    shape, read = model_shape(model), 2 * 4 * LENGTH  # the reference reads every training row
-    gradients = 6 * 3 * LENGTH
-    assert usage.extra["tokens"] == read + 100 + gradients
-    flops = (read + 100) * shape.forward(LENGTH) + gradients * shape.train(LENGTH)
-    assert usage.extra["flops"] == pytest.approx(flops)
-    assert training_cost(result.plan, usage, CAUSAL_LM, shape, LENGTH).row_tokens == read
-
-
-def test_gradients_predict_how_a_small_step_moves_a_loss(texts, model):
-    def batch(name, rows):
-        ids = torch.as_tensor(np.stack([texts[name][i] for i in rows]))
-        return {"input_ids": ids, "labels": ids}
-
-    def loss(name):
-        with torch.no_grad():
-            return float(model(**batch(name, [5, 6])).loss)
-
-    own, other = gradient(model, [batch("alpha", [0, 1])]), gradient(model, [batch("beta", [5, 6])])
-    two = gradient(model, [batch("alpha", [0]), batch("alpha", [1])])
-    assert_same_up_to_rounding(two, lambda: gradient(model, [batch("alpha", [0, 1])]), model)
-    before, step = loss("beta"), 1e-3
-    with torch.no_grad():
-        for parameter, part in zip(model.parameters(), own, strict=True):
-            parameter -= step * part
-    assert (before - loss("beta")) / step == pytest.approx(inner(own, other), rel=0.05)
-    assert all(p.grad is None for p in model.parameters())
 
 
 def test_domains_are_lowered_to_what_is_left_of_them(texts, tokenizer, tmp_path):

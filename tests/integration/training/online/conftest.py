@@ -1,0 +1,1 @@
+from online_runs import chats, model, splits, texts, tokenizer  # noqa: F401 - fixtures
