@@ -79,6 +79,14 @@ def test_the_first_page_shows_a_result_and_an_example_in_plain_words(page):
     assert [word for word in ("certificate", "premise", "convex", "delta weights") if word in before] == []
 
 
+def test_the_readme_has_three_ways_in_and_says_what_it_cannot_do():
+    parts = dict(part.split("\n", 1) for part in (ROOT / "README.md").read_text().split("\n## ")[1:])
+    ways = [line for line in parts["Three ways in"].splitlines() if line.startswith("| ")][1:]
+    assert [re.findall(r"`(\w+ \w+)", way)[0] for way in ways] == ["opmix init", "opmix fit", "make demo"]
+    assert "targets=" in parts["Ten lines of Python"].split("```")[1]
+    assert "evidence.md" in parts["What it cannot do"]
+
+
 def test_no_command_is_copied_with_its_prompt():
     blocks = [
         (p.name, b)
