@@ -33,12 +33,24 @@ POOLS = yaml.safe_load(Path(__file__).with_name("targets.yaml").read_text())
 ORDERS = 2
 SINGLE = 0.65
 MEAN, NORMALISED = "mean", "normalised"
-LAWS = {"search": "effective_tokens", "log_linear": "log_linear"}
+SEARCHES: Mapping[str, Mapping[str, Any]] = {
+    "search": {},
+    "log_linear": {"law": "log_linear"},
+    "held_out_128": {"proxies": {"eval_sequences": 128}},
+}
+"""What a search is told besides what every one is."""
+USUAL = ("search", "log_linear")
 SWARM = 24
 """Runs of a swarm, four a domain (Olmix's rule); together they cost what one search does."""
 SWARMS = ("regmix", "olmix", "climb")
 CLIMB = (14, 7, 3)
 """Of them, by iteration."""
+CONFIRMED = ("search", "held_out_128")
+
+
+def unconfirmed(search: str) -> str:
+    """Name of what a search's law would have had."""
+    return "unconfirmed" if search == "search" else f"{search}, unconfirmed"
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,7 @@ class Trial:
     data: Path
     size: str = "0.3M"
     swarms: tuple[str, ...] = SWARMS
+    searches: tuple[str, ...] = USUAL
 
     @property
     def name(self) -> str:
@@ -75,10 +88,9 @@ class Trial:
         single = {t.removeprefix("target_"): {n: float(n == t) for n in names} for t in names}
         return {**single, MEAN: dict.fromkeys(names, 1.0)}
 
-    @property
-    def searched(self) -> tuple[str, ...]:
-        """Objectives that the law in effective tokens is asked for."""
-        return (*self.objectives, NORMALISED)
+    def wanted(self, search: str) -> tuple[str, ...]:
+        """Objectives that a search is asked for."""
+        return (*self.objectives, NORMALISED) if search == "search" else tuple(self.objectives)
 
     def rules(self) -> dict[str, Mixture]:
         """Mixtures that need neither search nor target."""
@@ -104,11 +116,13 @@ class Trial:
     def proposals(self) -> dict[str, dict[str, Mixture]]:
         """By objective and method, what searches and swarms recommend; `mean` has two other ways to weigh several targets too."""
         made = {
-            o: {method: self._found(self.search_file(method, o)) for method in (*LAWS, *self.swarms)}
+            o: {method: self._found(self.search_file(method, o)) for method in (*self.searches, *self.swarms)}
             for o in self.objectives
         }
         for o in self.objectives:  # what the law would have had, had no trained candidate been asked
-            made[o]["unconfirmed"] = self._found(self.search_file("search", o), "optimum")
+            made[o] |= {
+                unconfirmed(s): self._found(self.search_file(s, o), "optimum") for s in self.searches if s in CONFIRMED
+            }
         alone = np.mean([made[o]["search"].weights for o in self.objectives if o != MEAN], axis=0)
         made[MEAN]["mean of optima"] = Mixture(self.cell.domains, alone / alone.sum())
         made[MEAN]["normalised gains"] = self._found(self.search_file("search", NORMALISED))
@@ -134,13 +148,13 @@ class Trial:
 
     def search(self, method: str) -> None:
         """What a law's searches recommend; they share one run folder, so probes are trained once."""
-        for objective in self.searched if method == "search" else self.objectives:
+        for objective in self.wanted(method):
             self.laboratory.unit(self.search_file(method, objective), lambda o=objective: self._search(method, o))
 
     def _search(self, method: str, objective: str) -> dict[str, Any]:
         started = time.perf_counter()
         found = run_search(
-            self.config(objective, LAWS[method]),
+            self.config(objective, **SEARCHES[method]),
             model=copy.deepcopy(self.laboratory.base),
             tokenizer=self.cell.text.tokenizer,
             out=self.laboratory.folder / f"search-{method}",
@@ -164,7 +178,7 @@ class Trial:
         gains = {t: max(-alone[t]["changes"][t], 1e-3) for t in self.cell.targets}
         return {t: 1 / g for t, g in gains.items()}
 
-    def config(self, objective: str, law: str, **other: Any) -> SearchConfig:
+    def config(self, objective: str, **other: Any) -> SearchConfig:
         folder, lengths = self.cell.text.folder, self.cell.lengths
 
         def files(name: str, *splits: str) -> dict[str, str]:
@@ -181,10 +195,10 @@ class Trial:
             "probes": {"steps": lengths.probe},
             "proxies": {"eval_sequences": lengths.held_out},
             "solve": {"weights": dict(self.weights(objective))},
-            "law": law,
+            "law": "effective_tokens",
             "seed": self.seed,
-        }
-        return parse_config({**told, "cache_dir": str((folder / f"cache-{law}").resolve()), **other})
+        } | other
+        return parse_config({"cache_dir": str((folder / f"cache-{told['law']}").resolve()), **told})
 
     def swarm(self, method: str) -> None:
         """What a swarm of the search's FLOPs recommends for every objective; CLIMB's later runs are an objective's own."""
@@ -195,7 +209,7 @@ class Trial:
         started = time.perf_counter()
         cache = str((self.cell.text.folder / f"cache-{method}").resolve())
         # A run of a dozen steps has no time for the stage's warm-up; probes have none either.
-        config = self.config(objective, "effective_tokens", trainer=FULL_PROBE, cache_dir=cache)
+        config = self.config(objective, trainer=FULL_PROBE, cache_dir=cache)
         tokenizer = self.cell.text.tokenizer
         with RunStore(self.laboratory.folder / f"search-{method}") as store:
             context = SearchContext(config, Path.cwd(), store, Silent(), None)
@@ -267,10 +281,10 @@ class Trial:
         )
         probes = (domains + 1) * (lengths.probe + 1.5 * valid)
         candidates = 2 * lengths.probe + 3 * valid
-        laws = 2 * (probes + (wanted + 1) * candidates)
+        laws = len(self.searches) * (probes + (wanted + 1) * candidates)
         shared = {"climb": 1 + (wanted - 1) * (1 - CLIMB[0] / SWARM)}  # other runs after the first iteration
         swarms = sum(shared.get(m, 1.0) for m in self.swarms) * (probes + candidates)
-        most = len(self.fixed_names) + wanted * (len(LAWS) + len(self.swarms)) + 2
+        most = len(self.fixed_names) + wanted * (len(self.searches) + len(self.swarms)) + 2
         return lengths.grown + test + laws + swarms + ORDERS * most * (lengths.stage + test)
 
     @property
@@ -284,8 +298,7 @@ class Trial:
         def open_(method: str, objectives: tuple[str, ...]) -> bool:
             return not all(self.made(self.search_file(method, o)) for o in objectives)
 
-        left = [Task(self, "search", "search")] if open_("search", self.searched) else []
-        left += [Task(self, "search", "log_linear")] if open_("log_linear", tuple(self.objectives)) else []
+        left = [Task(self, "search", s) for s in self.searches if open_(s, self.wanted(s))]
         return left + [Task(self, "swarm", m) for m in self.swarms if open_(m, tuple(self.objectives))]
 
     def left(self) -> list[Task]:
@@ -321,7 +334,8 @@ class Task:
 
     def __reduce__(self) -> Any:
         t = self.trial  # without what it has loaded
-        return _task, (t.pool, t.seed, t.out, t.data, t.size, t.swarms, self.kind, self.name, self.order)
+        told = (t.pool, t.seed, t.out, t.data, t.size, t.swarms, t.searches)
+        return _task, (told, self.kind, self.name, self.order)
 
     def run(self) -> float:
         """Seconds."""
@@ -344,8 +358,8 @@ def _trial(*told: Any) -> Trial:
     return Trial(*told)
 
 
-def _task(pool: str, seed: int, out: Path, data: Path, size: str, swarms: tuple[str, ...], *what: Any) -> Task:
-    return Task(_trial(pool, seed, out, data, size, swarms), *what)
+def _task(told: tuple[Any, ...], *what: Any) -> Task:
+    return Task(_trial(*told), *what)
 
 
 def one_thread() -> None:

@@ -29,7 +29,7 @@ import torch
 from predictor_cells import BATCH, TARGET_SIZES
 from predictor_texts import LENGTH, VOCABULARY
 from predictors import write_lines
-from target_cells import LAWS, MEAN, ORDERS, POOLS, SWARMS, Task, Trial, one_thread
+from target_cells import CONFIRMED, MEAN, ORDERS, POOLS, SEARCHES, SWARMS, USUAL, Task, Trial, one_thread, unconfirmed
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from opmix.cli.console import quiet_libraries
@@ -42,7 +42,6 @@ from opmix.mixing.mixture import FloatArray, Mixture
 RESULTS = Path(__file__).parent / "results" / "targets.json"
 LIMIT = 5.0
 """Percent: the default limit on the training domains."""
-UNCONFIRMED = "unconfirmed"
 TIMED = 8
 """Steps that the estimate is made from."""
 FIXED = 5.0
@@ -68,11 +67,11 @@ def rows_of(trial: Trial) -> Iterator[dict[str, Any]]:
         made["by hand"] = (hand := trial.by_hand(objective), trial.trained(hand), {})
         for method, mixture in proposals[objective].items():
             said = {}
-            if method in (*LAWS, *trial.swarms):
+            if method in (*trial.searches, *trial.swarms):
                 found = trial.read(trial.search_file(method, objective))
                 said = {k: found[k] for k in ("action", "search_share") if k in found} | foretold(trial, found)
-            elif method == UNCONFIRMED:
-                said = {"told_gain": told_gain(trial.read(trial.search_file("search", objective)))}
+            elif method in (by_law := {unconfirmed(s): s for s in CONFIRMED}):
+                said = {"told_gain": told_gain(trial.read(trial.search_file(by_law[method], objective)))}
             made[method] = (mixture, trial.trained(mixture), said)
         facts = {"targets": objective, "pool": trial.pool, "seed": trial.seed, "orders": ORDERS}
         for method, (mixture, losses, said) in made.items():
@@ -151,9 +150,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def trials(args: argparse.Namespace) -> list[Trial]:
     """Cells asked for, one seed of every pool first, the small ones before."""
     every = [
-        Trial(p, s, args.out, args.data, size, tuple(args.swarms))
+        Trial(p, s, args.out, args.data, size, tuple(args.swarms), tuple(args.searches))
         for size in args.sizes
-        for i in range(3)
+        for i in range(5)
         for p in POOLS
         for s in POOLS[p]["seeds"][i : i + 1]
     ]
@@ -219,15 +218,16 @@ def step_seconds(size: str) -> float:
     return (time.perf_counter() - started) / TIMED
 
 
-def with_its_swarms(trial: Trial) -> Trial:
-    """With those of the swarms that were run and trained in full; they may be left out of a cell."""
+def with_what_was_run(trial: Trial) -> Trial:
+    """With those of the searches and swarms that were run and trained in full; they may be left out of a cell."""
     made = tuple(m for m in trial.swarms if all(trial.made(trial.search_file(m, o)) for o in trial.objectives))
-    whole = replace(trial, swarms=made)
-    return replace(trial, swarms=()) if whole.left() else whole
+    searched = tuple(s for s in SEARCHES if all(trial.made(trial.search_file(s, o)) for o in trial.wanted(s)))
+    whole = replace(trial, swarms=made, searches=searched)
+    return replace(whole, swarms=()) if whole.left() else whole
 
 
 def analyse(args: argparse.Namespace) -> None:
-    found = [with_its_swarms(t) for t in trials(args) if (t.laboratory.folder / "start.json").exists()]
+    found = [with_what_was_run(t) for t in trials(args) if (t.laboratory.folder / "start.json").exists()]
     whole = [t for t in found if not t.left()]
     rows = [row for trial in whole for row in rows_of(trial)]
     told = {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform(), "cells": [t.name for t in whole]}
@@ -240,6 +240,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread")
     parser.add_argument("--cells", nargs="+", default=[])
     parser.add_argument("--sizes", nargs="+", default=["0.3M"], choices=list(TARGET_SIZES))
+    parser.add_argument("--searches", nargs="+", default=list(USUAL), choices=list(SEARCHES))
     parser.add_argument("--swarms", nargs="*", default=list(SWARMS), choices=list(SWARMS))
     parser.add_argument("--out", type=Path, default=Path("runs/evidence/targets"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
