@@ -6,7 +6,7 @@ loading or training anything: `opmix status` and `opmix run` read the same chain
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -123,85 +123,91 @@ def chain(life: LifeSettings, data: DataFacts, seed: int) -> list[Step]:
 
 
 def _stage_steps(stage: Stage, data: DataFacts, seed: int, home: str, base: Step) -> Iterator[Step]:
-    life = stage.life
-    shared: dict[str, Any] = {
-        "seed": seed,
-        "sequence_length": life.search.sequence_length,
-        "document_mask": life.search.document_mask,
-    }
-    measured = {**shared, "sequences": life.evaluation.sequences}
-    tasks = {name: as_json(task) for name, task in life.evaluation.tasks.items()}
-    limits = stage.epochs_allowed
+    targets = tuple(stage.life.targets)
     # Nothing has been measured before the first stage; later ones begin where the stage before was measured.
-    targets = tuple(life.targets)
     unmeasured = (*stage.seen, *targets) if stage.index == 0 else stage.new
     yield Step(
         name=f"{home}/before",
         kind="before",
         seed=seed,
         stage=stage,
-        settings={**measured, **_tasks(tasks, unmeasured), "data": data.of(unmeasured)},
+        settings={**_measuring(stage, seed, unmeasured), "data": data.of(unmeasured)},
         after={base.name: base.key},
     )
     reached = base
     for segment in stage.segments:
         follows = [reached]
         if segment.decided:
-            search = decision_config(stage, stage.tokens_in(segment), seed)
-            decision = Step(
-                name=f"{home}/search-{segment.start}",
-                kind="search",
-                seed=seed,
-                stage=stage,
-                segment=segment,
-                settings={
-                    "search": _search_settings(search),
-                    "replay": stage.config.replay,
-                    "max_epochs": limits,
-                    "data": data.of((*stage.domains, *stage.settings.targets)),
-                },
-                after={reached.name: reached.key},
-            )
-            follows.append(decision)
-            yield decision
-        mixture = stage.config.mixture if segment.decided or not stage.searched else stage.config.prefix_mixture
-        reached = Step(
-            name=f"{home}/train-{segment.stop}",
-            kind="train",
-            seed=seed,
-            stage=stage,
-            segment=segment,
-            settings={
-                **shared,
-                "mixture": mixture,
-                "trainer": _telling(stage.trainer),
-                "steps": [segment.start, segment.stop, stage.steps],
-                "rows_per_step": stage.rows_per_step,
-                "replay": stage.config.replay,
-                "optimizer": stage.config.optimizer,
-                "max_epochs": limits,
-                "data": data.of(stage.domains),
-                **_objective(stage),
-            },
-            after={step.name: step.key for step in follows},
-        )
+            follows.append(_search_step(stage, segment, data, seed, home, reached))
+            yield follows[-1]
+        reached = _train_step(stage, segment, data, seed, home, follows)
         yield reached
     model = Step(name=f"{home}/model", kind="model", seed=seed, stage=stage, after={reached.name: reached.key})
     yield model
+    measured = _measuring(stage, seed, stage.seen)
     yield Step(
         name=f"{home}/after",
         kind="after",
         seed=seed,
         stage=stage,
-        settings={**measured, **_tasks(tasks, stage.seen), **_harness(life), "data": data.of((*stage.seen, *targets))},
+        settings={**measured, **_harness(stage.life), "data": data.of((*stage.seen, *targets))},
         after={model.name: model.key},
     )
 
 
-def _tasks(tasks: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """Task scores that are taken of some domains."""
-    chosen = {name: task for name, task in tasks.items() if name in names}
-    return {"tasks": chosen} if chosen else {}
+def _search_step(stage: Stage, segment: Segment, data: DataFacts, seed: int, home: str, reached: Step) -> Step:
+    search = decision_config(stage, stage.tokens_in(segment), seed)
+    return Step(
+        name=f"{home}/search-{segment.start}",
+        kind="search",
+        seed=seed,
+        stage=stage,
+        segment=segment,
+        settings={
+            "search": _search_settings(search),
+            "replay": stage.config.replay,
+            "max_epochs": stage.epochs_allowed,
+            "data": data.of((*stage.domains, *stage.settings.targets)),
+        },
+        after={reached.name: reached.key},
+    )
+
+
+def _train_step(stage: Stage, segment: Segment, data: DataFacts, seed: int, home: str, follows: Sequence[Step]) -> Step:
+    settled = segment.decided or not stage.searched
+    return Step(
+        name=f"{home}/train-{segment.stop}",
+        kind="train",
+        seed=seed,
+        stage=stage,
+        segment=segment,
+        settings={
+            **_reading(stage, seed),
+            "mixture": stage.config.mixture if settled else stage.config.prefix_mixture,
+            "trainer": _telling(stage.trainer),
+            "steps": [segment.start, segment.stop, stage.steps],
+            "rows_per_step": stage.rows_per_step,
+            "replay": stage.config.replay,
+            "optimizer": stage.config.optimizer,
+            "max_epochs": stage.epochs_allowed,
+            "data": data.of(stage.domains),
+            **_objective(stage),
+        },
+        after={step.name: step.key for step in follows},
+    )
+
+
+def _reading(stage: Stage, seed: int) -> dict[str, Any]:
+    """How text becomes rows."""
+    search = stage.life.search
+    return {"seed": seed, "sequence_length": search.sequence_length, "document_mask": search.document_mask}
+
+
+def _measuring(stage: Stage, seed: int, names: tuple[str, ...]) -> dict[str, Any]:
+    """What losses are measured on, and the task scores that are taken of some domains."""
+    told = stage.life.evaluation
+    chosen = {name: as_json(task) for name, task in told.tasks.items() if name in names}
+    return {**_reading(stage, seed), "sequences": told.sequences, **({"tasks": chosen} if chosen else {})}
 
 
 def _harness(life: LifeSettings) -> dict[str, Any]:

@@ -112,6 +112,9 @@ class Verdict:
         return limits_at(self.mixture, law, self.draws, self.constraints)
 
 
+_EXTRAPOLATED = "outside what the points cover: extrapolated"
+
+
 def decide(
     fit: LawFit,
     *,
@@ -159,57 +162,32 @@ def decide(
     settings, constraints = settings or SolveSettings(), constraints or Constraints()
     rule = decision or DecisionSettings()
     coordinates = coordinates or Coordinates.identity(fit.law.domains)
-    try:
-        optimum = solve(fit.law, coordinates=coordinates, settings=settings, constraints=constraints)
-    except InfeasibleError as stopped:
-        raise InfeasibleError([*stopped.conflicts, *attainable_limits(fit.law, coordinates, constraints)]) from stopped
+    optimum = _optimum(fit.law, coordinates, settings, constraints)
     draws = fit.draws(num_draws=rule.draws, seed=rule.seed, noise=noise)
     if safe_limits and constraints.max_loss:
         optimum = solve_safely(fit.law, draws, coordinates=coordinates, settings=settings, constraints=constraints)
     optima = solve_draws(draws, coordinates, settings, constraints, optimum.mixture)
 
     scored = {"proposal": optimum.mixture, **{name: m.on(fit.law.domains) for name, m in candidates.items()}}
-    P = np.array([m.weights for m in scored.values()])
-    objectives = objective_values(draws.predict(P), settings)  # (B, A)
-    point = objective_values(np.minimum(fit.law.predict(P), draws.ceiling), settings)
-    where = list(scored).index(reference)
     residuals = objective_residuals(fit.misfit, settings)
-    ends = [misfit_near(P[i], fit.mixtures, residuals) for i in (where, 0)]
+    ends = [misfit_near(scored[name].weights, fit.mixtures, residuals) for name in (reference, "proposal")]
     noise_sd = float(np.sqrt(ends[0] ** 2 + ends[1] ** 2 + structural**2))
     error = np.random.default_rng([rule.seed, 1]).standard_normal(len(draws)) * noise_sd
-    most = fit.most(lambda losses: objective_values(losses, settings))
-    gains = np.minimum(objectives[:, [where]] - objectives, most)
-    cover = Cover(fit.mixtures)
-    outside = [cover.outside(p) for p in P]
-    alternatives = []
-    for a, (name, mixture) in enumerate(scored.items()):
-        told = np.minimum(fit.law.predict(mixture.weights)[0], draws.ceiling)
-        predicted = dict(zip(fit.law.metrics, map(float, told), strict=True))
-        same = bool(np.allclose(mixture.weights, P[where], atol=1e-9))
-        spread = gains[:, a] if same else gains[:, a] + error
-        remarks = [(notes or {}).get(name, ""), "" if not outside[a] else "outside what the points cover: extrapolated"]
-        alternatives.append(
-            Alternative(
-                name=name,
-                mixture=mixture,
-                predicted=predicted,
-                objective=float(point[a]),
-                gain=float(min(point[where] - point[a], most)),
-                gain_interval=percentiles(spread, rule.interval_level),
-                feasible=constraints.violation(mixture, predicted) <= 1e-6,
-                note="; ".join(remark for remark in remarks if remark),
-                measured=(measured or {}).get(name),
-            )
-        )
+    foretold, gains = _foretold(fit, draws, scored, reference, error, settings, constraints, rule)
+    cover, alternatives = Cover(fit.mixtures), []
+    for told in foretold:
+        remarks = [(notes or {}).get(told.name, ""), _EXTRAPOLATED if cover.outside(told.mixture.weights) else ""]
+        note, found = "; ".join(filter(None, remarks)), (measured or {}).get(told.name)
+        alternatives.append(replace(told, note=note, measured=found))
     strange = [points[i] if points else f"point {i + 1}" for i in outliers(residuals)]
     verdict = _judge(
         alternatives,
         reference,
-        gains[:, 0] + error,
+        gains,
         noise_sd,
         rule,
         welcome=newcomers and not rule.prove_new,
-        uncovered=outside[where],
+        uncovered=cover.outside(scored[reference].weights),
     )
     if strange:
         verdict = replace(verdict, reason=f"{verdict.reason}; not counted, far from any law: {', '.join(strange)}")
@@ -226,6 +204,52 @@ def decide(
         constraints=constraints,
         decision_settings=rule,
     )
+
+
+def _optimum(law: MixingLaw, coordinates: Coordinates, settings: SolveSettings, constraints: Constraints) -> Solution:
+    """The law's own; where no mixture keeps the constraints, the error says which limits on losses could be kept."""
+    try:
+        return solve(law, coordinates=coordinates, settings=settings, constraints=constraints)
+    except InfeasibleError as stopped:
+        raise InfeasibleError([*stopped.conflicts, *attainable_limits(law, coordinates, constraints)]) from stopped
+
+
+def _foretold(
+    fit: LawFit,
+    draws: LawDraws,
+    scored: Mapping[str, Mixture],
+    reference: str,
+    error: FloatArray,
+    settings: SolveSettings,
+    constraints: Constraints,
+    rule: DecisionSettings,
+) -> tuple[list[Alternative], FloatArray]:
+    """What the law says of every mixture, and the first one's gain over the reference in every draw, `error` (B,) added, (B,).
+
+    No gain is more than what the points themselves differ by.
+    """
+    P, where = np.array([m.weights for m in scored.values()]), list(scored).index(reference)
+    drawn = objective_values(draws.predict(P), settings)  # (B, A)
+    values = objective_values(np.minimum(fit.law.predict(P), draws.ceiling), settings)
+    most = fit.most(lambda losses: objective_values(losses, settings))
+    gains = np.minimum(drawn[:, [where]] - drawn, most)
+    made = []
+    for a, (name, mixture) in enumerate(scored.items()):
+        told = np.minimum(fit.law.predict(mixture.weights)[0], draws.ceiling)
+        predicted = dict(zip(fit.law.metrics, map(float, told), strict=True))
+        same = bool(np.allclose(mixture.weights, P[where], atol=1e-9))
+        made.append(
+            Alternative(
+                name=name,
+                mixture=mixture,
+                predicted=predicted,
+                objective=float(values[a]),
+                gain=float(min(values[where] - values[a], most)),
+                gain_interval=percentiles(gains[:, a] if same else gains[:, a] + error, rule.interval_level),
+                feasible=constraints.violation(mixture, predicted) <= 1e-6,
+            )
+        )
+    return made, gains[:, 0] + error
 
 
 def objective_residuals(residuals: FloatArray, settings: SolveSettings) -> FloatArray:

@@ -106,50 +106,57 @@ def design_stage(
         raise ConfigError(f"probes.share: {share}; expected a number in ({lowest:g}, 1]")
     m = (old or Mixture.uniform(domains)).on(domains).weights
     if collapsed:
-        added = coordinates.E[1:]
-        specialists = np.array(
-            [share * m + (1 - share) * added.mean(axis=0), *(share * d + (1 - share) * m for d in added)]
-        )
-        names = coordinates.names
-        R, probes = specialists, list(names)
-        if joint:
-            R, probes = np.vstack([specialists, specialists.mean(axis=0)]), [*names, JOINT]
-            twin = np.append(np.full(len(names), 1 / len(names)), 0.0)
-    else:
+        probes, twin = _continual(coordinates, m, share, joint=joint)
+    else:  # the probe on the mixture in use is the joint one
         R = np.array([m, *(share * e + (1 - share) * m for e in np.eye(len(domains)))])
-        probes, twin = [OLD, *domains], np.append(0.0, m)
-        joint = True
-    design = ProbeDesign(tuple(probes), tuple(domains), R)
+        probes, twin, joint = ProbeDesign((OLD, *domains), tuple(domains), R), np.append(0.0, m), True
+    count = len(probes.probes)
+    alone, labels = list(np.eye(count)), [f"probe {p}" for p in probes.probes]
     if not interpolate:
-        alone = tuple(InterpolationWeights(tuple(probes), w) for w in np.eye(len(probes)))
-        names, count = tuple(f"probe {p}" for p in probes), len(probes)
-        return StageDesign(design, coordinates, alone, names, ("probe",) * count, (), (True,) * count)
-    inner = _interpolations(len(probes), coordinates, joint=joint, num_points=num_points, seed=seed)
-    centre = (len(probes) - 1 if joint else -1) if collapsed else 0
+        return _stage_design(probes, coordinates, alone, labels, (), [True] * count)
+    inner = _interpolations(count, coordinates, joint=joint, num_points=num_points, seed=seed)
+    centre = (count - 1 if joint else -1) if collapsed else 0
     line = collapsed and len(coordinates.names) == 2
-    points = [*np.eye(len(probes)), *([twin] if joint else []), *inner]
-    labels = [
-        *(f"probe {p}" for p in probes),
-        *(["twin"] if joint else []),
-        *(f"proxy {i + 1}" for i in range(len(inner))),
-    ]
-    kinds = ["probe"] * len(probes) + ["proxy"] * (len(points) - len(probes))
-    fitted = tuple(line or kind == "proxy" or index == centre for index, kind in enumerate(kinds))
+    points = [*alone, *([twin] if joint else []), *inner]
+    labels += [*(["twin"] if joint else []), *(f"proxy {i + 1}" for i in range(len(inner)))]
+    fitted = [line or index >= count or index == centre for index in range(len(points))]
     needed = len(coordinates.names) + 2
     if sum(fitted) < needed:
         raise ConfigError(
             f"proxies.count: {num_points} leaves {sum(fitted)} points for laws over {len(coordinates.names)} "
-            "coordinates; "
-            f"expected at least {needed} points in all"
+            f"coordinates; expected at least {needed} points in all"
         )
+    return _stage_design(probes, coordinates, points, labels, ((centre, count),) if joint else (), fitted)
+
+
+def _continual(coordinates: Coordinates, m: FloatArray, share: float, *, joint: bool) -> tuple[ProbeDesign, FloatArray]:
+    """Probes of a stage with new domains, and the weights (P,) that average to the joint one's mixture."""
+    added = coordinates.E[1:]
+    R = np.array([share * m + (1 - share) * added.mean(axis=0), *(share * d + (1 - share) * m for d in added)])
+    names, even = coordinates.names, np.full(len(R), 1 / len(R))
+    if not joint:
+        return ProbeDesign(names, coordinates.domains, R), even
+    return ProbeDesign((*names, JOINT), coordinates.domains, np.vstack([R, R.mean(axis=0)])), np.append(even, 0.0)
+
+
+def _stage_design(
+    probes: ProbeDesign,
+    coordinates: Coordinates,
+    points: Sequence[FloatArray],
+    names: Sequence[str],
+    twins: tuple[tuple[int, int], ...],
+    fitted: Sequence[bool],
+) -> StageDesign:
+    """With every point of weights (P,) as what it is; those beyond the probes themselves are proxies."""
+    count = len(probes.probes)
     return StageDesign(
-        design,
-        coordinates,
-        tuple(InterpolationWeights(tuple(probes), w) for w in points),
-        tuple(labels),
-        tuple(kinds),
-        ((centre, len(probes)),) if joint else (),
-        fitted,
+        probes=probes,
+        coordinates=coordinates,
+        points=tuple(InterpolationWeights(probes.probes, w) for w in points),
+        names=tuple(names),
+        kinds=tuple("probe" if index < count else "proxy" for index in range(len(points))),
+        twins=twins,
+        fitted=tuple(fitted),
     )
 
 

@@ -248,7 +248,13 @@ def _wrapped(model: PreTrainedModel, settings: ProbeSettings, names: Sequence[st
         for name, config in zip(names[1:], others, strict=True):
             wrapped.add_adapter(name, config)
     wrapped.set_adapter(names[-1])
+    # PEFT compiles a template for the model card of every adapter that it saves; nobody reads the card of a probe.
+    vars(wrapped)["create_or_update_model_card"] = _no_card
     return wrapped
+
+
+def _no_card(folder: str) -> None:
+    """In place of PEFT's."""
 
 
 @dataclass(frozen=True, kw_only=True)

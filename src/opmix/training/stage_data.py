@@ -170,8 +170,8 @@ def prepare_data(
         ConfigError: The objective does not fit what the domains hold.
         DataError: A domain cannot be read or tokenised.
     """
-    known = {} if known is None else known
-    first = not known
+    tokenise = _Tokenising(tokenizer, cache_dir, num_proc, progress, {} if known is None else known)
+    first = not tokenise.known
     wanted = {name: replace(d, kind=domain_kind(d)) for name, d in domains.items()}
     if objective == "sdft":
         wanted = {name: replace(d, chat=replace(d.chat, supervise="last")) for name, d in wanted.items()}
@@ -180,22 +180,8 @@ def prepare_data(
     check_objective(objective, list(chats))
     if objective == "sdft":
         refuse_ranks("self-distillation", "its teacher answers in one process; start it without a launcher")
-
-    def prepare(domain: Domain, what: str, demonstration: str | None = None) -> TokenizedDomain:
-        if (domain, demonstration) not in known:
-            with ranks_here().in_turn(), progress.task(f"{what} {domain.name}", 0) as advance:
-                known[domain, demonstration] = prepare_domain(
-                    domain,
-                    tokenizer,
-                    cache_dir=cache_dir,
-                    num_proc=num_proc,
-                    progress=_documents(advance),
-                    demonstration=demonstration,
-                )
-        return known[domain, demonstration]
-
-    tokenised = {name: prepare(domain, "tokenise") for name, domain in wanted.items()}
-    judged, aims = {}, _read_as(targets or {})
+    tokenised = {name: tokenise(domain, "tokenise") for name, domain in wanted.items()}
+    aims = _read_as(targets or {})
     check_apart(domains, aims)
     shared: tuple[str, ...] = ()
     if aims and first:  # the stages of a life are parts of what was looked at before them
@@ -203,24 +189,18 @@ def prepare_data(
             shared = tuple(map(str, overlaps(domains, aims)))
     for sentence in shared:
         progress.note(sentence)
-    for name, domain in aims.items():
-        with naming_target(name):
-            judged[name] = prepare(domain, "tokenise target")
+    judged = tokenise.targets(aims)
     chosen: Objective = SFT if objective == "sft" else CAUSAL_LM
     if objective == "sdft":
-        contexts = {name: prepare(domain, "contexts of", sdft.demonstration).train for name, domain in chats.items()}
-        chosen = SelfDistillation(
-            options=sdft,
-            contexts=contexts,
-            limit=limit,
-            stop_ids=stop_ids(tokenizer, {name: tokenised[name].train for name in chats}),
-        )
+        contexts = {name: tokenise(domain, "contexts of", sdft.demonstration).train for name, domain in chats.items()}
+        ends = stop_ids(tokenizer, {name: tokenised[name].train for name in chats})
+        chosen = SelfDistillation(options=sdft, contexts=contexts, limit=limit, stop_ids=ends)
     return StageData(
         domains=tokenised,
         options={name: d.chat for name, d in [*chats.items(), *aims.items()] if d.kind == "chat"},
         sequence_length=sequence_length,
         objective=chosen,
-        targets={name: replace(t, valid=t.train) for name, t in judged.items()},
+        targets=judged,
         shared=shared,
     )
 
@@ -233,14 +213,43 @@ def prepare_targets(
     Raises:
         DataError: One cannot be read or tokenised.
     """
-    found, aims = {}, _read_as(targets)
-    for name, domain in aims.items():
-        with naming_target(name), progress.task(f"tokenise target {name}", 0) as advance:
-            made = prepare_domain(
-                domain, tokenizer, cache_dir=cache_dir, num_proc=num_proc, progress=_documents(advance)
-            )
-            found[name] = replace(made, valid=made.train)
+    aims = _read_as(targets)
+    found = _Tokenising(tokenizer, cache_dir, num_proc, progress, {}).targets(aims)
     return found, {name: d.chat for name, d in aims.items() if d.kind == "chat"}
+
+
+@dataclass(frozen=True)
+class _Tokenising:
+    """Domains become tokens once a process, from the cache where they lie there."""
+
+    tokenizer: Any
+    cache_dir: Path
+    num_proc: int
+    progress: Progress
+    known: dict[tuple[Domain, str | None], TokenizedDomain]
+
+    def __call__(self, domain: Domain, what: str, demonstration: str | None = None) -> TokenizedDomain:
+        """`what`: the work's name before the domain's, for people."""
+        if (domain, demonstration) not in self.known:
+            with ranks_here().in_turn(), self.progress.task(f"{what} {domain.name}", 0) as advance:
+                self.known[domain, demonstration] = prepare_domain(
+                    domain,
+                    self.tokenizer,
+                    cache_dir=self.cache_dir,
+                    num_proc=self.num_proc,
+                    progress=_documents(advance),
+                    demonstration=demonstration,
+                )
+        return self.known[domain, demonstration]
+
+    def targets(self, aims: Mapping[str, Domain]) -> dict[str, TokenizedDomain]:
+        """Those whose `train` split chooses mixtures, as the split that losses are read on."""
+        found = {}
+        for name, domain in aims.items():
+            with naming_target(name):
+                made = self(domain, "tokenise target")
+            found[name] = replace(made, valid=made.train)
+        return found
 
 
 def _read_as(targets: Mapping[str, Domain]) -> dict[str, Domain]:
