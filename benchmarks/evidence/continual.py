@@ -51,6 +51,7 @@ class ContinualStage:
     new: str
     steps: int
     probe_steps: int
+    """0: as many as the search takes by itself."""
     seed: int
     cache: Path
     progress: Progress
@@ -72,7 +73,8 @@ class ContinualStage:
         """A search as a user would make it; found again where it was made."""
         files = {n: {"train": self.domains[n].train.paths[0], "valid": self.domains[n].valid.paths[0]}
                  for n in (*self.old, self.new)}  # fmt: skip
-        asked = {"probes": {"steps": self.probe_steps}, "seed": self.seed, **settings}
+        probes = {"probes": {"steps": self.probe_steps}} if self.probe_steps else {}
+        asked = {**probes, "seed": self.seed, **settings}
         return search(
             self.base, self.tokenizer, files, budget=self.tokens, old_mixture=dict(self.old), sequence_length=LENGTH, trainer=TRAINER,
             cache_dir=str(self.cache.resolve()), out=self.home / folder, progress=self.progress, **asked,
