@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ from opmix.config import SearchConfig, parse_config
 from opmix.methods.swarm.climb import Climb
 from opmix.methods.swarm.olmix import Olmix
 from opmix.methods.swarm.regmix import RegMix
+from opmix.mixing.decision import LIKELIER_THAN_NOT
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixture_search.context import SearchContext
 from opmix.mixture_search.search import run_search
@@ -51,6 +53,11 @@ CONFIRMED = ("search", "held_out_128")
 def unconfirmed(search: str) -> str:
     """Name of what a search's law would have had."""
     return "unconfirmed" if search == "search" else f"{search}, unconfirmed"
+
+
+def likelier(search: str) -> str:
+    """Name of what a search recommends where a gain has to be likelier than not."""
+    return f"{search}, likelier than not"
 
 
 @dataclass(frozen=True)
@@ -120,13 +127,29 @@ class Trial:
             for o in self.objectives
         }
         for o in self.objectives:  # what the law would have had, had no trained candidate been asked
-            made[o] |= {
-                unconfirmed(s): self._found(self.search_file(s, o), "optimum") for s in self.searches if s in CONFIRMED
-            }
+            for s in (s for s in self.searches if s in CONFIRMED):
+                made[o][unconfirmed(s)] = self._found(self.search_file(s, o), "optimum")
+                made[o][likelier(s)] = self._likelier(self.search_file(s, o))
         alone = np.mean([made[o]["search"].weights for o in self.objectives if o != MEAN], axis=0)
         made[MEAN]["mean of optima"] = Mixture(self.cell.domains, alone / alone.sum())
         made[MEAN]["normalised gains"] = self._found(self.search_file("search", NORMALISED))
         return made
+
+    def _likelier(self, file: str) -> Mixture:
+        """What the search recommends where a gain has to be likelier than not, and no more."""
+        candidates = [c for c in self.read(file)["evidence"]["candidates"] if not c["breaks"]]
+
+        def probability(
+            c: Mapping[str, Any],
+        ) -> float:  # not kept by the first cells; never less than what is told here
+            told = 1 - len(candidates) * (1 - NormalDist().cdf(c["gain"] / c["error"]))
+            return float(c.get("probability", told))
+
+        sure = [c for c in candidates if probability(c) >= LIKELIER_THAN_NOT]
+        if not sure:
+            return self.rules()["uniform"]
+        best = max(sure, key=lambda c: float(c["gain"]))["mixture"]
+        return Mixture(self.cell.domains, np.array([best[d] for d in self.cell.domains]))
 
     def _found(self, file: str, what: str = "mixture") -> Mixture:
         return Mixture(self.cell.domains, np.array(self.read(file)[what]))

@@ -228,7 +228,7 @@ class AskTell:
     # -- law and decision --------------------------------------------------------------------------------------
 
     def _decided(self) -> tuple[ProxyTable, LawFit, Verdict]:
-        design, problem, rule = self._table(), self.problem, self._config.decision
+        design, problem, rule = self._table(), self.problem, self._config.rule
         current = next(run.losses for run in self.runs if run.name == CURRENT)
         if current is None and self._config.loss_limits:
             limited = ", ".join(self._config.loss_limits)

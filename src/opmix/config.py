@@ -14,7 +14,7 @@ from opmix.domain import Domains, user_path
 from opmix.errors import ConfigError
 from opmix.execution.settings import ExecutorSettings
 from opmix.mixing.constraints import Constraints, Group
-from opmix.mixing.decision import DecisionSettings
+from opmix.mixing.decision import LIKELIER_THAN_NOT, DecisionSettings
 from opmix.mixing.design import coordinates_of
 from opmix.mixing.mixture import Mixture
 from opmix.probes.settings import CONFIRMING, ProbeSettings, ProxySettings
@@ -264,6 +264,13 @@ class SearchConfig(SearchSettings):
         coordinates = coordinates_of(tuple(self.domains), old, self.new_domains)
         runs = len(coordinates.names) + 1 + (CONFIRMING if self.decision.verify else 0)
         return self.probes.settled(stage, runs if self.chosen_law == "effective_tokens" else None)
+
+    @property
+    def rule(self) -> DecisionSettings:
+        """`decision` with the confidence that a move asks for."""
+        told = self.decision
+        usual = LIKELIER_THAN_NOT if self.targets else told.asked
+        return changed(told, confidence=usual if told.confidence is None else told.confidence, seed=self.seed)
 
     @property
     def kl(self) -> float:

@@ -237,6 +237,7 @@ def _search_settings(search: SearchConfig) -> dict[str, Any]:
         content["targets"] = {n: {"weight": t.weight, "family": t.family} for n, t in search.targets.items()}
     if content["objective"] != "sdft":
         content.pop("sdft")
+    content["decision"] = {**content["decision"], "confidence": search.rule.confidence}  # a number in earlier runs
     if search.solve.unit == "nats":  # runs from before there was another
         content["solve"] = {k: v for k, v in content["solve"].items() if k != "unit"}
     if not search.adaptive:

@@ -138,7 +138,7 @@ def best_measured(
         replace(c, probability=surely(c.together.gain, c.together.for_sign, rule, tries=tries)) for c in candidates
     ]
     whole = [c for c in candidates if not c.breaks]
-    sure = [c for c in whole if c.probability >= rule.confidence]
+    sure = [c for c in whole if c.probability >= rule.asked]
     best = max(sure or whole or candidates, key=lambda c: c.together.gain)
     verdict = confirm(
         verdict,

@@ -49,7 +49,7 @@ def confirm(
     if together is not None:
         interval = stage_interval(together, spread, rule)
         direct = replace(direct, joint_gain=together.gain, joint_interval=interval, joint_probability=sure)
-    if sure >= rule.confidence:
+    if sure >= rule.asked:
         chosen = verdict.optimum.mixture if mixture is None else mixture
         reason = f"move: {_numbers(decision)}; {measured}"
         return replace(verdict, mixture=chosen, decision=replace(direct, action="move", reason=reason))

@@ -20,13 +20,17 @@ from opmix.mixing.solver import Coordinates, Solution, SolveSettings, solve
 from opmix.protocols.law import LawDraws, LawFit, MixingLaw
 from opmix.settings import Bounds, Inside, NotNegative, ReadAs, internal, number, settings
 
+SURE, LIKELIER_THAN_NOT = 0.9, 0.5
+"""Confidence that a move asks for between domains, and for targets: text that nobody trains on is hardly ever served best by the mixture
+in use, and a move that gains it nothing loses it nothing either (docs/evidence.md, mixtures for targets)."""
+
 
 @settings
 class DecisionSettings:
     """When a predicted gain is believed."""
 
-    confidence: Inside = 0.9
-    """Move only where the probability of a gain over the reference is at least this."""
+    confidence: Inside | None = None
+    """Move only where the probability of a gain over the reference is at least this; None: 0.9, for targets 0.5."""
     min_gain: NotNegative = 0.0
     """Smallest expected gain worth a move, in nats."""
     interval_level: Inside = 0.9
@@ -37,6 +41,11 @@ class DecisionSettings:
     prove_new: bool = False
     """Whether a new domain must prove that it helps; else it is left out only where the numbers say, as surely, that it harms."""
     seed: int = internal(default=0)
+
+    @property
+    def asked(self) -> float:
+        """`confidence` where nothing is aimed at, in (0, 1)."""
+        return SURE if self.confidence is None else self.confidence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,13 +301,13 @@ def _judge(
             f"{uncovered:.2f} "
             "of all shares), so nothing is known of a gain over it"
         )
-    elif probability >= rule.confidence and proposal.gain > rule.min_gain:
+    elif probability >= rule.asked and proposal.gain > rule.min_gain:
         reason = f"move: {numbers}"
-    elif welcome and probability > 1 - rule.confidence and not same:
+    elif welcome and probability > 1 - rule.asked and not same:
         reason = f"move: {numbers}; not sure enough that the new domain harms to leave it out"
     else:
         action = "keep"
-        asked = f"below the {rule.confidence:.0%} asked for (noise {noise:.4f} nats)"
+        asked = f"below the {rule.asked:.0%} asked for (noise {noise:.4f} nats)"
         reason = f"keep the {reference} mixture: {numbers}, {asked}"
     if not np.isfinite(probability):
         raise SolverError(f"the law's posterior is not finite ({numbers}); look at the proxy table for outliers")
@@ -309,6 +318,6 @@ def _judge(
         gain=proposal.gain,
         gain_interval=(low, high),
         probability=probability,
-        confidence=rule.confidence,
+        confidence=rule.asked,
         noise=noise,
     )

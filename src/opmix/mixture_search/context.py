@@ -142,7 +142,7 @@ class SearchContext:
 
     def decision(self) -> DecisionSettings:
         """See `MethodContext`."""
-        return changed(self.config.decision, seed=self.config.seed)
+        return self.config.rule
 
     def _target_notes(self) -> list[str]:
         notes = [

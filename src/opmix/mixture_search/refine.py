@@ -140,7 +140,7 @@ def _answer(
         gain, error = _gain(state.simulated, kept, best, settings)
         sure = gain_probability(gain, error, rule.min_gain)
         content |= {"gain": gain, "standard_error": error, "probability": sure}
-        if not sure >= rule.confidence:  # unknown, NaN, is not sure
+        if not sure >= rule.asked:  # unknown, NaN, is not sure
             mixture = state.design.mixtures[kept]
     names = state.design.probes.domains
     return {**content, "best": state.design.names[best], "mixture": dict(zip(names, map(float, mixture), strict=True))}
