@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from opmix.mixing.decision import Decision, DecisionSettings, Verdict
+from opmix.mixing.decision import Decision, DecisionSettings, Verdict, unsure
 from opmix.mixing.estimates import Estimate
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.paired import gain_probability
@@ -51,7 +51,7 @@ def confirm(
         direct = replace(direct, joint_gain=together.gain, joint_interval=interval, joint_probability=sure)
     if sure >= rule.asked:
         chosen = verdict.optimum.mixture if mixture is None else mixture
-        reason = f"move: {_numbers(decision)}; {measured}"
+        reason = f"move: {_numbers(decision)}; {measured}{unsure(sure)}"
         return replace(verdict, mixture=chosen, decision=replace(direct, action="move", reason=reason))
     joined = "but" if decision.action == "move" else "and"
     return _kept(replace(verdict, decision=direct), f"{joined} {measured}")

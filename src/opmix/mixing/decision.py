@@ -261,6 +261,11 @@ def _foretold(
     return made, gains[:, 0] + error
 
 
+def unsure(probability: float) -> str:
+    """What is added to the reason of a move for less than is asked between domains."""
+    return "" if probability >= SURE else "; a gain is likelier than not, and not sure"
+
+
 def objective_residuals(residuals: FloatArray, settings: SolveSettings) -> FloatArray:
     """Law misfit of the objective at each point, (M,). The worst case takes the worst metric's."""
     if settings.objective == "worst_case":
@@ -302,7 +307,7 @@ def _judge(
             "of all shares), so nothing is known of a gain over it"
         )
     elif probability >= rule.asked and proposal.gain > rule.min_gain:
-        reason = f"move: {numbers}"
+        reason = f"move: {numbers}{unsure(probability)}"
     elif welcome and probability > 1 - rule.asked and not same:
         reason = f"move: {numbers}; not sure enough that the new domain harms to leave it out"
     else:

@@ -39,6 +39,15 @@ def test_a_clear_gain_moves():
     assert verdict.decision.probability > 0.99
 
 
+def test_a_move_for_less_than_is_asked_between_domains_says_that_it_is_not_sure():
+    fit, _ = swarm(0, noise=0.01, slope=0.1)
+    sure, likely = (judge(fit, structural=0.05, decision=DecisionSettings(confidence=c)).decision for c in (None, 0.5))
+    assert 0.5 < sure.probability == likely.probability < 0.9
+    assert (sure.action, likely.action) == ("keep", "move")
+    assert likely.reason.endswith("likelier than not, and not sure")
+    assert (sure.confidence, likely.confidence) == (0.9, 0.5)
+
+
 def test_structural_error_can_stop_a_move():
     fit, _ = swarm(0, noise=0.001, slope=1.0)
     assert judge(fit, structural=5.0).decision.action == "keep"

@@ -74,6 +74,18 @@ def _target(**more):
     return config_of(targets={"x": {"valid": "x.jsonl", **more}}).targets["x"]
 
 
+def test_for_targets_a_gain_that_is_likelier_than_not_is_enough_unless_more_is_asked():
+    aimed = {"targets": {"dev": "dev.jsonl"}}
+    told = [
+        config_of(),
+        config_of(**aimed),
+        config_of(**aimed, decision={"confidence": 0.8}),
+        config_of(decision={"confidence": 0.8}),
+    ]
+    assert [config.rule.asked for config in told] == [0.9, 0.5, 0.8, 0.8]
+    assert config_of(seed=7).rule.seed == 7
+
+
 def test_with_targets_every_training_domain_is_limited_unless_that_is_lifted():
     aimed = {"targets": {"dev": "dev.jsonl"}}
     baseline = {"web": 3.0, "code": 2.0, "dev": 4.0}

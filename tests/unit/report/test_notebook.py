@@ -83,5 +83,6 @@ def test_print_of_a_life_or_comparison_is_a_few_lines(tmp_path):
     assert told[4].endswith("seed-0/01-s/model")
     comparison = CompareFile.read(write_comparison(tmp_path))
     told = repr(CompareResult(folder=tmp_path, comparison=comparison)).splitlines()
-    assert len(told) == 2
+    assert len(told) == 3
     assert comparison.table[0].entrant in told[1]
+    assert told[2].startswith("Use ")
