@@ -174,7 +174,9 @@ def examine(tree: Path, targets: Sequence[str], sample: int, seed: int, log: Cal
         for tests in stages:
             if tests not in limits:
                 started = time.monotonic()
-                if tested(tree, tests, 3600) != "passed":
+                if "passed" not in (
+                    tested(tree, tests, 3600) for _ in range(2)
+                ):  # a busy machine may have it fail once
                     sys.exit(f"the tests {', '.join(tests)} fail without any mutation")
                 limits[tests] = 30 + 5 * (time.monotonic() - started)
         text = file.read_text()

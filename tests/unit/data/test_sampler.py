@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from opmix.data.sampler import MixturePlan, plan_mixture
+from opmix.data.sampler import MixturePlan, integer_shares, plan_mixture
 from opmix.errors import DataError
 from opmix.mixing.mixture import Mixture
 
@@ -65,6 +65,13 @@ class TestExactness:
     def test_shares_with_large_denominators(self, parts: list[int]) -> None:
         total, rounding = sum(parts), Fraction(300, 1 << 47)  # shares are held to 2^-48, over 300 draws
         assert worst_lag(plan_of([float(p) for p in parts], 300), [Fraction(p, total) for p in parts]) < 1 + rounding
+
+    @given(st.lists(st.floats(1e-3, 1), min_size=2, max_size=12))
+    def test_whole_numbers_stand_for_shares_that_are_no_fractions(self, weights: list[float]) -> None:
+        shares = mix(weights).weights
+        scaled, whole = integer_shares(shares)
+        assert sum(scaled) == whole
+        np.testing.assert_allclose(np.array(scaled) / whole, shares, atol=1e-12)
 
     def test_the_case_that_greatest_error_gets_wrong(self) -> None:
         weights = [0.5] + [0.5 / 12] * 12

@@ -30,6 +30,12 @@ def test_a_swarm_covers_its_middle_and_a_line_or_a_cloud_only_itself():
     assert Cover(cloud).outside(UNIFORM) == pytest.approx(0.45, abs=0.03)
 
 
+def test_fewer_runs_than_domains_cover_what_lies_between_them():
+    runs = np.random.default_rng(0).dirichlet(np.ones(8), 3)
+    assert Cover(runs).outside(runs.mean(axis=0)) == 0
+    assert Cover(runs).outside(np.full(8, 1 / 8)) > 0.05
+
+
 @pytest.mark.parametrize("kind", ["line", "cloud"])
 def test_a_reference_that_runs_do_not_cover_is_kept_and_said_so(kind):
     for seed in range(6):

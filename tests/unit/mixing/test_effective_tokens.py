@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from opmix.mixing.constraints import Constraints, Group
-from opmix.mixing.effective_tokens import EffectiveTokensLaw, Tokens
+from opmix.mixing.effective_tokens import REPETITION_DECAY, EffectiveTokensLaw, Tokens
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.solver import Coordinates, SolveSettings, _Problem, solve
 
@@ -121,6 +121,11 @@ def test_repeated_tokens_are_worth_less_and_less():
     assert np.all(np.diff(x[:, 0], 2) <= 1e-12)
     slope = tokens.slope(np.full((1, 2), 0.5))[0]
     assert slope == pytest.approx([10 * np.exp(-4 / 15.4), 10.0])
+
+
+def test_repeated_tokens_wear_out_as_they_were_measured_to():
+    """Muennighoff et al., arXiv 2305.16264, appendix A: R* of data is 15.387756."""
+    assert pytest.approx(15.387756, abs=0.05) == REPETITION_DECAY
 
 
 def test_a_domain_that_runs_out_gets_less():

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from opmix.errors import LawError
+from opmix.mixing import hierarchy
 from opmix.mixing.decision import DecisionSettings, decide
 from opmix.mixing.effective_tokens import EffectiveTokensLaw, Tokens
 from opmix.mixing.effective_tokens_fit import Discrepancy, fit_effective_tokens
@@ -69,6 +70,19 @@ def test_looks_tell_the_law_that_made_the_losses():
     difference = gains(fit.law, P) - gains(data[-1], P)
     assert np.sqrt(np.mean(difference**2)) < 0.1 * gains(data[-1], P).std()
     assert np.all(fit.hierarchy.hyper.noise[fit.hierarchy.best] < 0.004)
+
+
+def test_priors_are_centred_and_wide_as_the_sets_at_hand_are():
+    """Beside what is known beforehand, which counts as `_STRENGTH` further sets; what is unsure of each set widens them."""
+    data = probes(noise=0.001, looks=(0.125, 0.25, 0.5, 1.0))
+    found = fitted(data).hierarchy
+    theta, hyper, best = found.theta[found.best], found.hyper, found.best
+    before = (np.log(np.median(np.ptp(data[2], axis=0)) / 2), hierarchy._MEAN[1])
+    for group, column in ((0, 1), (1, 2)):  # log b and the level
+        told = np.append(theta[:, column], [before[group]] * int(hierarchy._STRENGTH))
+        square = ((told - told.mean()) ** 2).sum() + hierarchy._STRENGTH * hierarchy._SPREAD[group] ** 2
+        assert hyper.mean[best, group] == pytest.approx(told.mean(), rel=0.05)
+        assert 0.95 < hyper.spread[best, group] / np.sqrt(square / len(told)) < 1.3
 
 
 def test_a_set_without_a_domain_of_its_own_is_free_to_value_any():

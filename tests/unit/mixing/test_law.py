@@ -72,6 +72,11 @@ def test_leave_one_out_is_a_real_refit():
     fitted = fit(mixtures, losses)
     without = fit(np.delete(mixtures, 4, axis=0), np.delete(losses, 4, axis=0))
     np.testing.assert_allclose(without.law.predict(mixtures[4])[0], fitted.loo[4], atol=2e-3, rtol=1e-5)
+    for left_out, told in (
+        (fitted.loo, [q.loo_rmse for q in fitted.quality]),
+        (fitted.fitted, [q.rmse for q in fitted.quality]),
+    ):
+        np.testing.assert_allclose(told, np.sqrt(np.mean((losses - left_out) ** 2, axis=0)), rtol=1e-9)
     assert all(q.loo_rmse > q.rmse for q in fitted.quality)
 
 

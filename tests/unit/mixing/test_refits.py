@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from opmix.mixing import law as law_module
+from opmix.mixing import least_squares
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings, decide
 from opmix.mixing.free_optima import free_optima
@@ -104,6 +105,18 @@ def test_no_refit_of_many_exponents_has_a_matrix_of_its_own(monkeypatch, fitted)
     shares, losses = table()
     fit_law(shares, losses, **named(shares, losses)).draws(num_draws=50)
     assert max(solved) <= len(law_module._START_OFFSETS) * 2
+
+
+def test_weighted_problems_solved_in_pieces_are_those_solved_at_once(monkeypatch):
+    shares, losses = table(domains=3, points=12, metrics=7)
+    problem = _problem(shares, losses, *named(shares, losses).values(), None, 0.02)
+    start, weights = law_module._multi_start(problem), np.random.default_rng(0).uniform(0.1, 2, (7, 12))
+    whole, _ = problem.solve(losses.T, start, weights=weights)
+    monkeypatch.setattr(least_squares, "_CHUNK", 3 * 12)
+    parts, _ = problem.solve(losses.T, start, weights=weights)
+    np.testing.assert_allclose(problem.predict(parts), problem.predict(whole), rtol=1e-9)
+    plain, _ = problem.solve(losses.T, start)
+    assert np.abs(problem.predict(plain) - problem.predict(whole)).max() > 1e-6
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from consumers import real
 
 from opmix.cli.values import Verb
 from opmix.config import parse_config
@@ -27,23 +28,21 @@ from opmix.training.objectives import Usage
 @pytest.fixture(scope="session")
 def s3():
     """Moto's server, where it is installed; its bucket."""
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    s3fs = real("s3fs")
+    server = real("moto.server").ThreadedMotoServer(port=0)
     server.start()
     host, port = server.get_host_and_port()
     told = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
     patch = pytest.MonkeyPatch()
     for name, value in {**told, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
         patch.setenv(name, value)
-    import s3fs
-
     s3fs.S3FileSystem().mkdir("runs")
     yield "s3://runs"
     patch.undo()
     server.stop()
 
 
-@pytest.fixture(params=["file", "memory", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.fixture(params=["file", "memory", pytest.param("s3", marks=[pytest.mark.slow, pytest.mark.consumer])])
 def url(request, tmp_path, monkeypatch):
     """An empty folder of a store; this process works in a cache of its own, and waits for nothing."""
     at(monkeypatch, tmp_path / "here")
@@ -99,7 +98,7 @@ def test_a_store_keeps_objects_whole(url, tmp_path):
     assert store.files().keys() == {"steps/a.json", "model/weights"}
 
 
-@pytest.mark.parametrize("kind", ["file", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["file", pytest.param("s3", marks=[pytest.mark.slow, pytest.mark.consumer])])
 def test_of_many_that_want_a_lock_one_gets_it(kind, tmp_path, request):
     folder = f"file://{tmp_path}/x" if kind == "file" else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
     locks, won = [RemoteLock(RemoteFolder(folder)) for _ in range(8)], []
