@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from opmix.data import ChatRows, PackedSequences, prepare_domain
 from opmix.domain import ChatOptions, Domain, Source
@@ -116,24 +115,3 @@ def weights(model):
 
 def same(one, other):
     return all(torch.equal(value, other[name]) for name, value in one.items())
-
-
-class KilledError(Exception):
-    """What stops a run in the middle."""
-
-
-class KillAt(TrainerCallback):
-    def __init__(self, step, moment):
-        self.step, self.moment = step, moment
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if self.moment == "begin" and state.global_step == self.step:
-            raise KilledError
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.moment == "end" and state.global_step == self.step:
-            raise KilledError
-
-    def on_save(self, args, state, control, **kwargs):
-        if self.moment == "save" and state.global_step == self.step:
-            raise KilledError

@@ -8,9 +8,7 @@ import sys
 import time
 
 import pytest
-import yaml
-
-from opmix.testing import tiny_model, tiny_tokenizer, write_toy_domains
+from search_files import write_search
 
 pytestmark = pytest.mark.cluster
 
@@ -36,18 +34,7 @@ def said(words, machine):
 
 @pytest.fixture
 def search(tmp_path):
-    paths, tokenizer = write_toy_domains(tmp_path, ("web", "code"), num_documents=200, seed=0), tiny_tokenizer()
-    for part in (tiny_model(vocab_size=len(tokenizer), max_position_embeddings=64), tokenizer):
-        part.save_pretrained(tmp_path / "model")
-    content = {
-        "model": "model", "domains": {n: str(p) for n, p in paths.items()}, "budget": "1M", "sequence_length": 32,
-        "trainer": {"learning_rate": 1e-2, "batch": 4}, "probes": {"steps": 30, "rank": 2, "adaptive": False},
-        "proxies": {"count": 4, "eval_sequences": 4}, "decision": {"draws": 10, "verify": False}, "law": "log_linear",
-        "cache_dir": str(tmp_path / "tokens"),
-    }  # fmt: skip
-    file = tmp_path / "search.yaml"
-    file.write_text(yaml.safe_dump(content))
-    return file
+    return write_search(tmp_path)
 
 
 def times(folder):

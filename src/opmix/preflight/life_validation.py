@@ -73,9 +73,7 @@ def check_life(content: Mapping[str, Any], base: Path, progress: Progress) -> Va
         base,
         tokenizer,
         findings,
-        length=life.search.sequence_length,
-        wanted=life.search.proxies.eval_sequences,
-        cache_dir=None if life.search.cache_dir is None else Path(life.search.cache_dir),
+        life.search,
         template=template,
     )
     if set(result.sizes) == set(life.domains):

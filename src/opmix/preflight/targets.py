@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from opmix.config import SearchSettings
 from opmix.data.choice import target_kind
 from opmix.data.inspect.splits import empty_splits
 from opmix.data.inspect.survey import Size, survey
@@ -29,10 +30,8 @@ def check_targets(
     base: Path,
     tokenizer: Any,
     findings: Findings,
+    settings: SearchSettings,
     *,
-    length: int,
-    wanted: int,
-    cache_dir: Path | None,
     template: bool,
 ) -> TargetSizes:
     """Every target can be read, has enough text, and is none of the training text; what is told of each.
@@ -43,11 +42,11 @@ def check_targets(
         base: Folder of the configuration.
         tokenizer: The model's; None: not known.
         findings: Where problems go.
-        length: Tokens of a sequence.
-        wanted: Held-out sequences asked for.
-        cache_dir: Of tokenised data; None: the user's cache folder.
+        settings: Of the search: sequence length, held-out sequences asked for, cache of tokenised data.
         template: Whether the configuration gives a chat template.
     """
+    length, wanted = settings.sequence_length, settings.proxies.eval_sequences
+    cache_dir = None if settings.cache_dir is None else Path(settings.cache_dir)
     sizes: TargetSizes = {}
     read: Targets = {}
     with findings.catching("targets"):

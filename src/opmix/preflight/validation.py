@@ -84,9 +84,7 @@ def check_search(content: Mapping[str, Any], base: Path, progress: Progress) -> 
             base,
             tokenizer,
             findings,
-            length=result.config.sequence_length,
-            wanted=result.config.proxies.eval_sequences,
-            cache_dir=None if result.config.cache_dir is None else Path(result.config.cache_dir),
+            result.config,
             template=template,
         )
         rows = target_rows(result.targets, result.config.sequence_length)

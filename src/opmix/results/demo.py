@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from opmix.results.files import read_json, typed
+from opmix.results.files import OptionalFile
 from opmix.results.mixture import Losses, Shares
-from opmix.runs.files import write_json
-
-NAME = "comparison.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +21,11 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoComparison:
+class DemoComparison(OptionalFile):
     """The mixtures that were trained, and which is best."""
 
+    NAME: ClassVar[str] = "comparison.json"
+    COMMAND: ClassVar[str] = "`opmix demo`"
     tokens: int | None = None
     arms: Mapping[str, Arm]
     winner: str | None = None
@@ -35,21 +33,3 @@ class DemoComparison:
     """Nats per token."""
     predicted_gain: float | None = None
     sentence: str = ""
-
-    def json(self) -> dict[str, Any]:
-        """Return what the file holds."""
-        return asdict(self)
-
-    def write(self, folder: Path) -> None:
-        """Write `comparison.json`."""
-        write_json(folder / NAME, self.json())
-
-    @classmethod
-    def read(cls, folder: Path) -> Self | None:
-        """Return the folder's file; None where there is none.
-
-        Raises:
-            StoreError: It is damaged.
-        """
-        path = folder / NAME
-        return typed(cls, read_json(path, "`opmix demo`"), path) if path.is_file() else None

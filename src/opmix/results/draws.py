@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from opmix.errors import StoreError
 from opmix.protocols.law import LawDraws
-from opmix.results.files import read_json, typed
-from opmix.runs.files import plain, write_json
+from opmix.results.files import OptionalFile, read_json, typed
+from opmix.runs.files import plain
 
-NAME = "law_draws.json"
 _MOST = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class LawDrawsFile:
+class LawDrawsFile(OptionalFile):
     """B draws of E laws over D domains."""
 
+    NAME: ClassVar[str] = "law_draws.json"
     metrics: tuple[str, ...]
     domains: tuple[str, ...]
     c: tuple[tuple[float, ...], ...] = ()
@@ -45,10 +45,6 @@ class LawDrawsFile:
         content = {key: value for key, value in vars(self).items() if key != "other"}
         return dict(plain(self.other or content))
 
-    def write(self, folder: Path) -> None:
-        """Write `law_draws.json`."""
-        write_json(folder / NAME, self.json())
-
     @classmethod
     def read(cls, folder: Path) -> Self | None:
         """Return the folder's file; None where there is none, or no draw in it.
@@ -56,7 +52,7 @@ class LawDrawsFile:
         Raises:
             StoreError: It is damaged.
         """
-        path = folder / NAME
+        path = folder / cls.NAME
         if not path.is_file():
             return None
         content = read_json(path)

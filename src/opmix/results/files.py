@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from opmix.errors import StoreError
+from opmix.runs.files import write_json
 
 SCHEMA = 1
 _T = TypeVar("_T")
@@ -64,6 +65,33 @@ def read_document(path: Path, command: str = "the command", *, needed: Sequence[
         if not content.get(key):
             raise StoreError(f"{path}: damaged: {key} is missing or empty; run {command} again to rewrite it")
     return dict(content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionalFile:
+    """A file that a run folder may hold: the dataclass of what is in it writes and reads it."""
+
+    NAME: ClassVar[str]
+    COMMAND: ClassVar[str] = "the command"
+    """What writes it again."""
+
+    def json(self) -> dict[str, Any]:
+        """Return what the file holds."""
+        return asdict(self)
+
+    def write(self, folder: Path) -> None:
+        """Write the file, whole or not at all."""
+        write_json(folder / self.NAME, self.json())
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """Return the folder's file; None where there is none.
+
+        Raises:
+            StoreError: It is damaged, or of a later schema.
+        """
+        path = folder / cls.NAME
+        return typed(cls, read_object(path, cls.COMMAND), path) if path.is_file() else None
 
 
 def as_written(value: Any) -> Any:

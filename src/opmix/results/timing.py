@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from opmix.mixing.decision import Verdict
-from opmix.results.files import read_object, typed
-from opmix.runs.files import plain, write_json
-
-NAME = "timing.json"
+from opmix.results.files import OptionalFile
+from opmix.runs.files import plain
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimingFile:
+class TimingFile(OptionalFile):
     """When a decision was made and how long its parts took, seconds."""
 
+    NAME: ClassVar[str] = "timing.json"
     created: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """By part: reading, searching, ..."""
@@ -42,17 +40,3 @@ class TimingFile:
         """Return what the file holds."""
         content = plain(asdict(self))
         return {key: value for key, value in content.items() if key != "cost" or self.cost is not None}
-
-    def write(self, folder: Path) -> None:
-        """Write `timing.json`."""
-        write_json(folder / NAME, self.json())
-
-    @classmethod
-    def read(cls, folder: Path) -> Self | None:
-        """Return the folder's file; None where there is none.
-
-        Raises:
-            StoreError: It is damaged.
-        """
-        path = folder / NAME
-        return typed(cls, read_object(path), path) if path.is_file() else None

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar
 
-from opmix.results.files import SCHEMA, read_object, typed
+from opmix.results.files import SCHEMA, OptionalFile
 from opmix.results.mixture import Losses, Shares
-from opmix.runs.files import write_json
-
-NAME = "verification.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +38,11 @@ class MeasuredMixture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerificationFile:
+class VerificationFile(OptionalFile):
     """Direct training beside simulation and law."""
 
+    NAME: ClassVar[str] = "verification.json"
+    COMMAND: ClassVar[str] = "`opmix verify`"
     metrics: tuple[str, ...] = ()
     sentence: str = ""
     matters: bool = False
@@ -61,17 +59,3 @@ class VerificationFile:
     def json(self) -> dict[str, Any]:
         """Return what the file holds."""
         return {"schema": SCHEMA, **asdict(self)}
-
-    def write(self, folder: Path) -> None:
-        """Write `verification.json`."""
-        write_json(folder / NAME, self.json())
-
-    @classmethod
-    def read(cls, folder: Path) -> Self | None:
-        """Return the folder's file; None where nothing was verified.
-
-        Raises:
-            StoreError: It is damaged.
-        """
-        path = folder / NAME
-        return typed(cls, read_object(path, "`opmix verify`"), path) if path.is_file() else None

@@ -10,9 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import yaml
-
-from opmix.testing import tiny_model, tiny_tokenizer, write_toy_domains
+from search_files import write_search
 
 pytestmark = pytest.mark.cluster
 RANKS = (
@@ -26,18 +24,12 @@ RANKS = (
 
 @pytest.fixture
 def search(tmp_path):
-    paths, tokenizer = write_toy_domains(tmp_path, ("web", "code"), num_documents=200, seed=0), tiny_tokenizer()
-    for part in (tiny_model(vocab_size=len(tokenizer), max_position_embeddings=64), tokenizer):
-        part.save_pretrained(tmp_path / "model")
-    content = {
-        "model": {"name": "model", "dtype": "float32"}, "domains": {n: str(p) for n, p in paths.items()},
-        "budget": "1M", "sequence_length": 32, "trainer": {"learning_rate": 1e-2, "batch": 8, "micro_batch": 4},
-        "probes": {"steps": 20, "rank": 2, "adaptive": False}, "proxies": {"count": 4, "eval_sequences": 4},
-        "decision": {"draws": 10, "verify": False}, "law": "log_linear", "cache_dir": str(tmp_path / "tokens"),
-    }  # fmt: skip
-    file = tmp_path / "search.yaml"
-    file.write_text(yaml.safe_dump(content))
-    return file
+    return write_search(
+        tmp_path,
+        model={"name": "model", "dtype": "float32"},
+        trainer={"learning_rate": 1e-2, "batch": 8, "micro_batch": 4},
+        probes={"steps": 20, "rank": 2, "adaptive": False},
+    )
 
 
 def begun(file, out, *settings):

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from killed import KillAt, KilledError
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
@@ -33,29 +34,6 @@ class Rows(Dataset):
 
     def __getitem__(self, index):
         return {"input_ids": self.ids[index], "labels": self.ids[index].clone()}
-
-
-class KilledError(Exception):
-    """What stops a run in the middle."""
-
-
-class KillAt(TrainerCallback):
-    """Stops a run in the middle."""
-
-    def __init__(self, step, moment):
-        self.step, self.moment = step, moment
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if self.moment == "begin" and state.global_step == self.step:
-            raise KilledError
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.moment == "end" and state.global_step == self.step:
-            raise KilledError
-
-    def on_save(self, args, state, control, **kwargs):
-        if self.moment == "save" and state.global_step == self.step:
-            raise KilledError
 
 
 def dropout_model():

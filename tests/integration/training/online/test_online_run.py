@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from killed import KillAt, KilledError
 from online_runs import (
     ARGUMENTS,
     LENGTH,
@@ -14,8 +15,6 @@ from online_runs import (
     STEPS,
     Everything,
     Fixed,
-    KillAt,
-    KilledError,
     evaluate_on,
     fresh,
     run_of,
