@@ -83,8 +83,8 @@ fix: install ## Format and repair what can be repaired
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-consumers: install ## Tests with other projects' packages (trackers, trainers, 4-bit weights) in a venv of their own (CONSUMED="tests/unit/trackers")
-	.ci/consumers $(CONSUMED)
+consumers: install ## Tests with other projects' packages in a venv of their own (CONSUMED="wandb litdata" TESTS="tests/unit/trackers")
+	TESTS="$(TESTS)" .ci/consumers $(CONSUMED)
 
 release-check: install ## Wheel and sdist built, checked, and the wheel tried in an empty environment with the demo (minutes)
 	PYTHON=$(BIN)/python .ci/release
