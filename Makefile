@@ -12,17 +12,24 @@ PYTEST := $(TEMP) PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLEL
 SMOKE := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/kill_and_resume.py --kills 2 --fresh
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit slow test-cluster gpu-check matrix consumers release-check bench smoke same-bytes torture docs check format lint types fix clean
+.PHONY: help install demo test unit slow test-cluster gpu-check matrix consumers release-check sbom bench smoke same-bytes torture docs check format lint types fix clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-install: $(VENV)/.installed ## Build .venv with pinned versions
+install: $(VENV)/.installed ## Build .venv with pinned versions (LOCKED=1: all but torch with pinned hashes, as CI does)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifdef LOCKED
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r constraints.lock
+	$(BIN)/python -m pip install --quiet torch -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip check
+else
 	$(BIN)/python -m pip install --quiet torch -c constraints.txt
 	$(BIN)/python -m pip install --quiet -e '.[demo,dev,discover,gguf,tensorboard]' -c constraints.txt
+endif
 	@touch $@
 
 demo: install ## The main job on real text, with a report to look at (DEMO="--out DIR --seed N")
@@ -89,5 +96,10 @@ consumers: install ## Tests with other projects' packages in a venv of their own
 release-check: install ## Wheel and sdist built, checked, and the wheel tried in an empty environment with the demo (minutes)
 	PYTHON=$(BIN)/python .ci/release
 
+sbom: install ## What .venv holds as CycloneDX, in dist/sbom.json (in an environment of its own)
+	$(PYTHON) -m venv .sbom
+	.sbom/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom
+	mkdir -p dist && .sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o dist/sbom.json $(BIN)/python
+
 clean: ## Remove caches, not .venv
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .sbom build dist site

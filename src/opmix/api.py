@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 from opmix.comparison.config import CompareConfig, load_compare
 from opmix.comparison.run import CompareResult, run_compare
 from opmix.config import parse_config
+from opmix.domain import user_path
+from opmix.errors import ConfigError
 from opmix.lifecycle.life import LifeResult, run_life
 from opmix.lifecycle.loading import LifecycleConfig, load_lifecycle
 from opmix.mixture_search.search import SearchResult, run_search
@@ -90,7 +92,7 @@ def search(
     named = model if isinstance(model, str | Path) else IN_MEMORY
     content = {
         "model": str(named),
-        "domains": _on_disk(domains or {}, settings.get("cache_dir"), tokenizer, str(named)),
+        "domains": _on_disk({} if domains is None else domains, settings.get("cache_dir"), tokenizer, str(named)),
         "budget": budget,
         "old_mixture": old_mixture,
         **{key: str(value) if isinstance(value, Path) else value for key, value in settings.items()},
@@ -133,7 +135,8 @@ def run(
     if isinstance(lifecycle, Mapping):
         config, base = validated(LifecycleConfig, _life_on_disk(lifecycle)), Path.cwd()
     else:
-        config, base = load_lifecycle(Path(lifecycle)), Path(lifecycle).parent.resolve()
+        file = user_path(lifecycle)
+        config, base = load_lifecycle(file), file.parent.resolve()
     from opmix.progress.display import shown
 
     with shown(progress) as display, run_folder(out) as folder:
@@ -167,7 +170,8 @@ def compare(
     if isinstance(comparison, Mapping):
         config, base = validated(CompareConfig, _life_on_disk(comparison)), Path.cwd()
     else:
-        config, base = load_compare(Path(comparison)), Path(comparison).parent.resolve()
+        file = user_path(comparison)
+        config, base = load_compare(file), file.parent.resolve()
     from opmix.progress.display import shown
 
     with shown(progress) as display, run_folder(out) as folder:
@@ -178,6 +182,10 @@ def compare(
 
 def _on_disk(domains: Mapping[str, Any], cache_dir: Any, tokenizer: Any, name: str) -> dict[str, Any]:
     """The domains, those in memory written to the cache."""
+    if not isinstance(domains, Mapping):
+        raise ConfigError(
+            f"domains: a {type(domains).__name__}; expected names with their data, such as {{'web': FILE}}"
+        )
     if all(isinstance(value, str | Path) for value in domains.values()):
         return dict(domains)
     from opmix.data.memory import Tokens, on_disk

@@ -16,29 +16,28 @@ from typing import Any, Self
 
 import numpy as np
 
-from opmix.config import SearchConfig, parse_config
 from opmix.errors import ConfigError, DataError, StoreError
 from opmix.fit import FitResult
 from opmix.methods.findings import findings
 from opmix.mixing.confirm import confirm
 from opmix.mixing.decision import Verdict, decide
-from opmix.mixing.design import StageDesign, design_stage, new_domains
+from opmix.mixing.design import new_domains
 from opmix.mixing.law import fit_law
-from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.mixing.mixture import FloatArray
 from opmix.mixing.paired import objective_values
 from opmix.mixing.solver import SolveSettings
 from opmix.mixing.table import ProxyTable
+from opmix.mixture_search.asking import CURRENT, PROPOSAL, AskSettings, asked_runs, search_of
 from opmix.mixture_search.feasible import check_decision, problem_of, solve_settings_of
 from opmix.protocols.law import LawFit
-from opmix.protocols.mixing_method import DecisionProblem, LawProposal
+from opmix.protocols.mixing_method import LawProposal
 from opmix.results.asked import NAME, AskedFile, AskedRun
 from opmix.results.manifest import Manifest
 from opmix.runs.files import plain
+from opmix.runs.run_folder import local_folder
 from opmix.runs.store import RunStore
-from opmix.settings.loading import nearest
+from opmix.settings.loading import nearest, validated
 
-CURRENT, PROPOSAL = "current", "proposal"
-"""Names of the runs that are no part of the design: the model as it is now, and the optimum."""
 PATIENCE = 60.0
 """Seconds that a call waits for another one that writes the same folder."""
 _HERE = threading.Lock()
@@ -79,7 +78,7 @@ class AskTell:
         Args:
             domains: D >= 2 names.
             budget: Training tokens of the stretch that the mixture is for.
-            out: Run folder.
+            out: Run folder, of this machine.
             old_mixture: Token shares the model was last trained on; domains not in it are new. None: uniform.
             targets: Further evaluation sets, which the mixture is then for; losses of domains may rise by 5 %
                 (`solve={"loss_limits": ...}`).
@@ -95,17 +94,17 @@ class AskTell:
             StoreError: The folder holds something else, or a search with other settings.
         """
         given = {
-            "domains": list(domains),
+            "domains": domains,
             "budget": budget,
-            "old_mixture": None if old_mixture is None else dict(old_mixture),
-            "targets": list(targets),
-            "available": None if available is None else dict(available),
+            "old_mixture": old_mixture,
+            "targets": targets,
+            "available": available,
             "mixtures": mixtures,
-            "solve": dict(solve or {}),
-            "decision": dict(decision or {}),
+            "solve": {} if solve is None else solve,
+            "decision": {} if decision is None else decision,
             "seed": seed,
         }
-        self.folder = Path(out)
+        self.folder = local_folder(out)
         self._start(plain(given))
 
     @classmethod
@@ -115,19 +114,24 @@ class AskTell:
         Raises:
             StoreError: It holds none, or a damaged one.
         """
-        found = AskedFile.find(Path(folder))
+        place = local_folder(folder)
+        found = AskedFile.find(place)
         if found is None:
             raise StoreError(f"{folder}: no {NAME}; expected the folder of an `opmix.AskTell`")
         made = cls.__new__(cls)
-        made.folder = Path(folder)
-        made._start(dict(found.settings))
+        made.folder = place
+        try:
+            made._start(dict(found.settings))
+        except ConfigError as error:
+            raise StoreError(f"{place / NAME}: damaged: {error}; start again in another folder") from error
         return made
 
     def _start(self, given: dict[str, Any]) -> None:
-        self._config, self._available = _checked(given)
+        checked = validated(AskSettings, given)
+        self._config, self._available = search_of(checked)
         self.problem = problem_of(self._config, self._available)
         check_decision(self._config, self.problem, self._available)
-        self.design, runs = _asked(self.problem, given["mixtures"])
+        self.design, runs = asked_runs(self.problem, checked.mixtures)
         with self._held():
             found = AskedFile.find(self.folder)
             if found is not None and found.settings != given:
@@ -183,6 +187,10 @@ class AskTell:
         Raises:
             DataError: Unknown runs or sets, missing or non-finite losses, a run told before; nothing is kept then.
         """
+        if not isinstance(losses, Mapping):
+            raise DataError(
+                f"losses: a {type(losses).__name__}; expected runs with their losses, {{'probe web': {{...}}}}"
+            )
         with self._held():
             now = self._file()
             known = {run.name: run for run in now.runs}
@@ -322,61 +330,25 @@ class AskTell:
                     time.sleep(0.1)
             yield
 
-    def _problems(self, name: str, told: Mapping[str, float] | None) -> list[str]:
+    def _problems(self, name: str, told: object) -> list[str]:
         if told is None:
             return []
+        if not isinstance(told, Mapping):
+            return [f"run {name!r}: a {type(told).__name__}; expected evaluation sets with their losses"]
         found = [f"run {name!r}: no loss of {m!r}" for m in self.metrics if m not in told]
         found += [f"run {name!r}: unknown set {m!r}{nearest(m, self.metrics)}" for m in told if m not in self.metrics]
         return found + [
             f"run {name!r}: {m} is {told[m]!r}; expected a finite number (None instead of the losses: the run failed)"
             for m in self.metrics
-            if m in told and not (isinstance(told[m], int | float | np.floating) and math.isfinite(told[m]))
+            if m in told and not _finite(told[m])
         ]
 
 
-def _checked(given: Mapping[str, Any]) -> tuple[SearchConfig, dict[str, int]]:
-    """The settings as a search's, whose rules they follow."""
-    names, extra = given["mixtures"], dict(given["available"] or {})
-    problems = [
-        f"available.{n}: unknown domain{nearest(n, given['domains'])}" for n in extra if n not in given["domains"]
-    ]
-    problems += [f"available.{n}: {v!r}; expected tokens > 0" for n, v in extra.items() if not 0 < v < math.inf]
-    if names is not None and not 0 <= names <= 10_000:
-        problems.append(f"mixtures: {names}; expected a whole number >= 0")
-    taken = [n for n in (*given["domains"], *given["targets"]) if (*given["domains"], *given["targets"]).count(n) > 1]
-    if taken:
-        problems.append(f"domains, targets: {sorted(set(taken))} named twice; expected each name once")
-    if given["solve"].get("unit", "nats") != "nats":
-        problems.append(
-            f"solve.unit: {given['solve']['unit']!r}, which needs the bytes of each token; expected nats (or "
-            "tell losses in bits per byte: the law takes them as they are)"
-        )
-    if problems:
-        raise ConfigError(problems)
-    content = {
-        "model": "trained elsewhere",
-        "domains": {name: name for name in given["domains"]},
-        "targets": {name: name for name in given["targets"]},
-        "law": "log_linear",
-        **{key: given[key] for key in ("budget", "old_mixture", "solve", "decision", "seed")},
-    }
-    return parse_config({k: v for k, v in content.items() if v is not None}), {n: int(v) for n, v in extra.items()}
-
-
-def _asked(problem: DecisionProblem, mixtures: int | None) -> tuple[StageDesign, tuple[AskedRun, ...]]:
-    """One run a coordinate and one on their middle, as in a search; then mixtures between them, all really trained."""
-    design = design_stage(problem.domains, problem.old, seed=problem.seed, new=problem.new, interpolate=False)
-    E = design.coordinates.E
-    count = max(4, len(E)) if mixtures is None else mixtures
-    if len(E) == 2:
-        grid = np.linspace(0, 1, count + 2)[1:-1]
-        between = np.stack([1 - grid, grid], axis=1) @ E
-    else:
-        between = np.random.default_rng(problem.seed).dirichlet(np.ones(len(E)), size=count) @ E
-    rows = [*zip(design.names, design.mixtures, strict=True)]
-    rows += [(f"mixture {i}", row) for i, row in enumerate(between, 1)]
-    runs = [AskedRun(name=name, mixture=dict(Mixture(problem.domains, row))) for name, row in rows]
-    return design, (AskedRun(name=CURRENT), *runs)
+def _finite(value: object) -> bool:
+    try:
+        return not isinstance(value, bool) and isinstance(value, int | float | np.floating) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def _rows(told: Sequence[Mapping[str, float]], names: Sequence[str]) -> FloatArray:

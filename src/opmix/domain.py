@@ -120,14 +120,15 @@ def user_path(text: str | Path, base: Path | None = None) -> Path:
     """A path as somebody wrote it: `~` is expanded, relative to `base`.
 
     Raises:
-        ConfigError: No home folder of that user, or no text that the system takes (too long, a null character, half a surrogate).
+        ConfigError: No path at all, no home folder of that user, or no text that the system takes (too long, a null character, half a
+            surrogate, a circle of links).
     """
     try:
         path = (base or Path()) / Path(text).expanduser()
-        path.lstat()
+        path.stat()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return path  # who reads it says what is wrong
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:100]
         raise ConfigError(f"{str(text)[:80]!r}: cannot be a path here ({why}); check the spelling") from error
     return path

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from opmix.domain import user_path
 from opmix.errors import ConfigError
 from opmix.mixing.conic import Objective
 from opmix.mixing.constraints import Constraints
@@ -29,8 +30,10 @@ from opmix.results.manifest import Manifest
 from opmix.results.mixture import MixtureFile
 from opmix.results.timing import TimingFile
 from opmix.runs.files import write_text
+from opmix.runs.run_folder import run_folder
 from opmix.runs.store import RunStore
-from opmix.settings.loading import nearest
+from opmix.settings import NotNegative, Positive, settings
+from opmix.settings.loading import nearest, validated
 from opmix.trackers import METRIC_PREFIX, RATIO_PREFIX, log_decision, read_tracked
 from opmix.trackers.write import PROJECT, Log
 
@@ -81,11 +84,16 @@ class FitResult:
     def write(self, folder: str | Path, *, inputs: dict[str, Any] | None = None) -> None:
         """Write `mixture.json`, `law_draws.json`, `timing.json`, `manifest.json`, the table, predictions and the report.
 
+        Args:
+            folder: Made where it does not exist; a URL will do.
+            inputs: What `manifest.json` is to say of where the runs came from.
+
         Raises:
+            ConfigError: No path.
             StoreError: Another process holds the folder, or it holds a run of another command.
         """
-        with RunStore(Path(folder), "fit"):
-            self.write_into(Path(folder), inputs or {})
+        with run_folder(folder) as here, RunStore(here, "fit"):
+            self.write_into(here, inputs or {})
 
     def write_into(self, folder: Path, inputs: dict[str, Any]) -> None:
         """The same into a folder that is held already."""
@@ -102,22 +110,35 @@ class FitResult:
         write_report(folder)
 
 
+@settings
+class _Given:
+    """What `fit_runs` is given beside tables and rules, checked as the settings of a file are."""
+
+    kl: NotNegative
+    objective: Objective
+    huber_delta: Positive
+    weights: dict[str, float] | None
+    loss_limits: dict[str, float] | None
+    ratio_prefix: str
+    metric_prefix: str
+
+
 def fit_runs(
-    ratios: Path,
-    metrics: Path | None = None,
+    ratios: str | Path,
+    metrics: str | Path | None = None,
     *,
     source: str = "table",
     ratio_prefix: str = RATIO_PREFIX,
     metric_prefix: str = METRIC_PREFIX,
     directions: Directions | None = None,
-    prior: Path | None = None,
+    prior: str | Path | None = None,
     kl: float = 0.05,
     objective: Objective = "mean",
     weights: Mapping[str, float] | None = None,
     loss_limits: Mapping[str, float] | None = None,
-    predict: Path | None = None,
+    predict: str | Path | None = None,
     constraints: Constraints | None = None,
-    decision: DecisionSettings | None = None,
+    decision: DecisionSettings | Mapping[str, Any] | None = None,
     huber_delta: float = 0.02,
     progress: Progress | None = None,
 ) -> FitResult:
@@ -142,20 +163,28 @@ def fit_runs(
         progress: Shows what is going on; None: silence.
 
     Raises:
-        ConfigError: An unknown source, column, weight or limit.
+        ConfigError: An unknown source, column, weight or limit, or a value that is of another kind.
         DataError: Tables that cannot be read or do not match.
         LawError: Too few or degenerate runs.
         InfeasibleError: Constraints that contradict each other.
     """
+    numbers = {"kl": kl, "huber_delta": huber_delta, "objective": objective}
+    told = {"weights": weights, "loss_limits": loss_limits}
+    validated(_Given, {**numbers, **told, "ratio_prefix": ratio_prefix, "metric_prefix": metric_prefix})
+    for name, value, kind in (("constraints", constraints, Constraints), ("directions", directions, Directions)):
+        if value is not None and not isinstance(value, kind):
+            raise ConfigError(f"{name}: a {type(value).__name__}; expected {kind.__module__}.{kind.__name__}(...)")
+    decision = validated(DecisionSettings, decision or {})
     clock = [time.perf_counter()]
-    swarm = _swarm(ratios, metrics, source, ratio_prefix, metric_prefix, directions)
+    files = (user_path(ratios), None if metrics is None else user_path(metrics))
+    swarm = _swarm(*files, source, ratio_prefix, metric_prefix, directions)
     table = swarm.table
-    chosen = read_prior(prior, table.domains) if prior is not None else Mixture.uniform(table.domains)
-    wanted = read_mixtures(predict, table.domains) if predict is not None else None
+    chosen = read_prior(user_path(prior), table.domains) if prior is not None else Mixture.uniform(table.domains)
+    wanted = read_mixtures(user_path(predict), table.domains) if predict is not None else None
     clock.append(time.perf_counter())
     progress = progress or Silent()
     size = (len(table.points), min(len(table.points), len(table.domains)), len(table.metrics))
-    foreseen = fit_flops(*size, (decision or DecisionSettings()).draws) / _FLOPS
+    foreseen = fit_flops(*size, decision.draws) / _FLOPS
     if foreseen > _LONG:
         progress.note(
             f"{size[2]} laws of {size[1]} exponents from {size[0]} runs: about {foreseen:.0f} seconds; fewer metrics "

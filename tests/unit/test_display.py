@@ -7,6 +7,22 @@ from opmix.progress import Silent
 from opmix.progress.display import Display, shown, table, tell, terminal
 
 
+@pytest.mark.parametrize("stderr", [True, False])
+def test_what_commands_a_terminal_is_written_out(capsys, stderr):
+    """Names in somebody's run folder may clear the screen, set the window's title or type for the reader."""
+    console = terminal(stderr=stderr)
+    shown = table("name")
+    shown.add_row("a\x1b]0;title\x07b\x9b2J")
+    console.print(shown)
+    console.print("whole\x1b[2J\ttext", style="bold red")
+    told = "".join(capsys.readouterr())
+    assert "a\\x1b]0;title" in told
+    assert "whole\\x1b[2J" in told
+    console.print("\udcff")  # of a file whose name is no UTF-8
+    assert "\\udcff" in "".join(capsys.readouterr())
+    assert not set(told) & set("\x1b\x07\x9b")
+
+
 def test_auto_is_silent_where_nobody_looks(capsys):
     with shown("auto") as progress:
         assert isinstance(progress, Display)

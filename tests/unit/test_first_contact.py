@@ -1,8 +1,10 @@
 """What somebody meets who has just installed opmix."""
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -197,3 +199,24 @@ def test_shipped_lives_stand_on_what_is_installed(file):
     from opmix.preflight import validate
 
     assert [check.detail for check in validate(ROOT / file).checks if check.status == "fail"] == []
+
+
+def test_the_lock_holds_the_versions_of_the_constraints():
+    """constraints.lock is what .ci/lock made of constraints.txt; torch and what it needs for CUDA are in neither of them with a hash."""
+    versions = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    pinned = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in versions.items()}
+    lock = (ROOT / "constraints.lock").read_text()
+    locked = dict(re.findall(r"^([a-z0-9-]+)==([^\s;]+)", lock, re.MULTILINE))
+    assert len(locked) > 100
+    assert {n: v for n, v in locked.items() if pinned.get(n, v) != v} == {}
+    assert len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", lock)) >= len(locked)
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [
+        x
+        for extra in ("demo", "dev", "discover", "gguf", "tensorboard")
+        for x in declared["optional-dependencies"][extra]
+    ]
+    needed = {
+        re.match(r"[A-Za-z0-9_.-]+", text)[0].lower().replace("_", "-") for text in [*declared["dependencies"], *extras]
+    }
+    assert needed - set(locked) == {"torch"}

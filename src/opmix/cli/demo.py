@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("demo-run"),
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of everything that is drawn.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """The whole path in minutes on a CPU: real text, a small model, the proposal against uniform, and a report."""

@@ -37,7 +37,7 @@ def discover(
     index_only: Annotated[
         bool, typer.Option("--index-only", help="Write a table of assignments, not the documents again.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of everything that is drawn.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace a former discovery in the folder.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -19,11 +19,12 @@ def card(
 ) -> None:
     """A section for a model card: mixture, shares, interval, cost, commit and fingerprints."""
     from opmix.domain import user_path
+    from opmix.progress.display import visible
     from opmix.report.card import run_card
 
     made = run_card(user_path(run))
     if into is None:
-        sys.stdout.write(made.section())
+        sys.stdout.write(visible(made.section()))
     else:
         typer.echo(str(made.write(user_path(into))))
 

@@ -36,6 +36,7 @@ from opmix.data.tokenization import (
     Document,
     batched,
     bos_id,
+    check_tokenizer,
     encode_batch,
     encode_batches,
     eos_id,
@@ -78,10 +79,12 @@ def prepare_domain(
         The three splits, mapped into memory.
 
     Raises:
+        ConfigError: The tokenizer is none.
         DataError: A source cannot be read or is empty, a split is left without documents, the tokenizer has
             no EOS, no chat template for a chat domain, or is not the one a tokenised source was made with, or the cache
             cannot be written.
     """
+    check_tokenizer(tokenizer)
     chat = None
     if domain_kind(domain) == "chat":
         chat = chat_format(tokenizer, domain.chat, domain=domain.name, demonstration=demonstration)

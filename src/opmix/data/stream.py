@@ -13,8 +13,8 @@ from opmix.data.cache import TokenizedDomain
 from opmix.data.packing import PackedSequences
 from opmix.data.prepare import prepare_domain
 from opmix.data.sampler import MixturePlan, plan_mixture
-from opmix.domain import Domain, Source
-from opmix.errors import DataError
+from opmix.domain import Domain, Source, user_path
+from opmix.errors import ConfigError, DataError
 from opmix.mixing.mixture import Mixture
 
 _MAX_WORKERS = 256
@@ -73,12 +73,15 @@ class MixtureStream(Dataset[dict[str, torch.Tensor]]):
         """Read and tokenise the domains first; a plain string is a path or glob of training text.
 
         Raises:
+            ConfigError: No mapping of domains, or no tokenizer.
             DataError: A domain cannot be read or is empty.
         """
+        if not isinstance(domains, Mapping):
+            raise ConfigError(f"domains: a {type(domains).__name__}; expected names with their text")
         named = {
             n: d if isinstance(d, Domain) else Domain(name=n, train=Source(paths=(str(d),))) for n, d in domains.items()
         }
-        data = {n: prepare_domain(d, tokenizer, cache_dir=Path(cache_dir)) for n, d in named.items()}
+        data = {n: prepare_domain(d, tokenizer, cache_dir=user_path(cache_dir)) for n, d in named.items()}
         return cls(data, tokenizer, mixture, **settings)
 
     def _show(self, plan: MixturePlan) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from opmix.errors import DataError
+from opmix.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from opmix.data.chat.conversation import Conversation
@@ -55,6 +55,19 @@ class Encoded:
 
 Encode: TypeAlias = "Callable[[PreTrainedTokenizerBase, Sequence[Document]], Encoded]"
 """Tokenises a batch of documents."""
+
+
+def check_tokenizer(tokenizer: object) -> None:
+    """Refuse what is no tokenizer, such as its name.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if not callable(getattr(tokenizer, "get_vocab", None)):
+        raise ConfigError(
+            f"tokenizer: a {type(tokenizer).__name__}; expected a tokenizer object, such as "
+            "AutoTokenizer.from_pretrained(...)"
+        )
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

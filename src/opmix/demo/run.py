@@ -23,6 +23,7 @@ from opmix.probes.evaluation import evaluate
 from opmix.probes.held_out import held_out
 from opmix.progress import Progress, Silent
 from opmix.results.demo import Arm, DemoComparison
+from opmix.runs.store import RunStore
 from opmix.training.full import train_on_mixture
 
 VOCABULARY = 2048
@@ -70,8 +71,10 @@ def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> D
 
     Raises:
         DataError: Too little text on this machine.
+        StoreError: The folder holds a run of another command.
     """
     progress = progress or Silent()
+    RunStore(out, "search").check_command()
     torch.manual_seed(seed)
     files, targets = write_domains(out / "data", POOL), write_domains(out / "data", TARGET, fewest=len(TARGET))
     tokenizer = train_tokenizer(files)

@@ -8,7 +8,6 @@ to another process writes another attempt; the former one sees that within secon
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -19,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from opmix.execution.tasks import Task, file_of
-from opmix.runs.files import write_json
+from opmix.runs.files import json_of, write_json
 
 LOOK = 5.0
 """Seconds between two looks of a process at whether it is still wanted."""
@@ -63,7 +62,7 @@ def write_note(folder: Path, name: str, note: JobNote) -> None:
 def note_of(folder: Path, name: str) -> JobNote | None:
     """Who was told to do the task of that name; None: nobody, or it cannot be read."""
     try:
-        content = json.loads(file_of(folder, name, "job").read_text(encoding="utf-8"))
+        content = json_of(file_of(folder, name, "job"))
         note = JobNote(**{field: content[field] for field in ("attempt", "key", "engine", "job")})
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None

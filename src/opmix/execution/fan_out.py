@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from opmix.execution.attempts import note_of
 from opmix.execution.stragglers import Stragglers
 from opmix.execution.tasks import Executor, Task, failure_of, file_of, hand_out, running_in
 from opmix.progress import Advance, Progress
+from opmix.runs.files import json_of
 from opmix.runs.store import RunStore
 
 
@@ -116,7 +116,7 @@ class _Watched:
 
     def _show(self, name: str) -> None:
         try:
-            said = json.loads(file_of(self._folder, name, "progress").read_text(encoding="utf-8"))
+            said = json_of(file_of(self._folder, name, "progress"))
             what, done, total = str(said["task"]), int(said["done"]), int(said["total"])
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return

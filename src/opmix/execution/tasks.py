@@ -11,7 +11,6 @@ No function is pickled and no object travels: a process is told a folder and a n
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
 from collections.abc import Generator, Mapping
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from opmix.errors import OpMixError, StoreError, error_named
-from opmix.runs.files import write_json
+from opmix.runs.files import json_of, regular, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +99,7 @@ def read_task(folder: Path, name: str) -> Task:
     """
     file = file_of(folder, name)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json_of(file)
         return Task(**{field: content[field] for field in ("name", "key", "kind", "payload")})
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise StoreError(
@@ -117,7 +116,7 @@ def say_failed(folder: Path, task: Task, error: OpMixError) -> None:
 def failure_of(folder: Path, task: Task) -> OpMixError | None:
     """What `say_failed` left, to be raised; None: nothing."""
     try:
-        said = json.loads(file_of(folder, task.name, "failed").read_text(encoding="utf-8"))
+        said = json_of(file_of(folder, task.name, "failed"))
         kind, message = str(said["error"]), str(said["message"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
@@ -132,7 +131,7 @@ def last_words(log: Path, since: int = 0) -> str:
         since: Bytes that were there before.
     """
     try:
-        with log.open("rb") as stream:
+        with regular(log).open("rb") as stream:
             stream.seek(max(since, log.stat().st_size - _TAIL))
             lines = [line for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
     except OSError:

@@ -10,7 +10,7 @@ from typing import Any
 
 from opmix.data import TokenSplit, prepare_domain
 from opmix.data.choice import ChoiceRows, target_kind
-from opmix.domain import Domain, Source
+from opmix.domain import Domain, Source, user_path
 from opmix.errors import ConfigError, StoreError
 from opmix.models.load import base_model_of, load_model, load_tokenizer
 from opmix.progress import Progress
@@ -68,8 +68,8 @@ def find_model(path: str, *, stage: str | None = None, seed: int | None = None) 
         ConfigError: No such stage or seed, or one is named where there is no run.
         StoreError: The run's `life.json` is damaged.
     """
-    folder = Path(path).expanduser()
-    lives = sorted(folder.glob("seed-*/*/"))
+    folder = user_path(path)
+    lives = sorted(life for life in folder.glob("seed-*/*/") if re.fullmatch(r"seed-\d{1,18}", life.parent.name))
     if not lives:
         if stage is not None or seed is not None:
             raise ConfigError(

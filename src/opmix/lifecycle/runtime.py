@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from opmix.models.from_scratch import new_model, train_tokenizer
 from opmix.models.load import load_model, load_tokenizer, model_fingerprint, model_shape
 from opmix.progress import Progress
 from opmix.report.card import Card, CardPart
-from opmix.runs.files import default_cache_dir, files_signature, writing_prefix
+from opmix.runs.files import default_cache_dir, files_signature, json_of, writing_prefix
 from opmix.runs.store import RunStore, fingerprint
 from opmix.runs.trace import span
 from opmix.scores.task_questions import without_tasks
@@ -289,7 +288,7 @@ def _tokenizer(
 def _is_whole(tokenizer: Path) -> bool:
     """Whether the files of a tokenizer that was trained here can be read: a power failure may leave them empty."""
     try:
-        return all(json.loads((tokenizer / name).read_bytes()) for name in ("tokenizer.json", "tokenizer_config.json"))
+        return all(json_of(tokenizer / name) for name in ("tokenizer.json", "tokenizer_config.json"))
     except (OSError, ValueError, RecursionError):
         return False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from opmix.mixture_search.estimate import estimate_search
 from opmix.results.asked import AskedFile
 from opmix.results.files import read_object
 from opmix.results.manifest import Manifest
-from opmix.runs.files import alive
+from opmix.runs.files import alive, parsed_json, regular
 from opmix.runs.lock import lock_holder
 from opmix.runs.store import RunStore
 from opmix.runs.trace import Spent, read_spans
@@ -241,12 +240,12 @@ def _holder(folder: Path) -> int | None:
 def _running(folder: Path) -> str | None:
     """The step that was begun last and has not ended."""
     try:
-        lines = (folder / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = regular(folder / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
     for line in reversed(lines):
         try:
-            event = json.loads(line)
+            event = parsed_json(line)
             if event["event"] in ("begin", "end"):
                 return str(event["step"]) if event["event"] == "begin" else None
         except (ValueError, TypeError, KeyError, RecursionError):

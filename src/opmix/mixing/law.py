@@ -283,6 +283,8 @@ def _problem(
             f"mixtures {mixtures.shape} and losses {losses.shape} do not fit {len(domains)} domains and "
             f"{len(metrics)} metrics; expected (M, D) and (M, E)"
         )
+    if not len(losses):
+        raise LawError("no points; a law needs runs that ended")
     for label, table, names in (("mixture", mixtures, domains), ("loss", losses, metrics)):
         bad = np.argwhere(~np.isfinite(table))
         if len(bad):

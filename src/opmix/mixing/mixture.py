@@ -23,8 +23,12 @@ SUM_TOLERANCE = 1e-6
 
 
 def _simplex_point(kind: str, names: Sequence[str], weights: npt.ArrayLike) -> tuple[tuple[str, ...], FloatArray]:
-    names = tuple(names)
-    array = np.array(weights, dtype=np.float64)
+    try:
+        names, array = tuple(names), np.array(weights, dtype=np.float64)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ConfigError(f"{kind}: {str(error)[:100]}; expected names and one number per name") from error
+    if any(not isinstance(name, str) for name in names):
+        raise ConfigError(f"{kind}: names {names!r}; expected texts")
     if array.shape != (len(names),) or not names:
         raise ConfigError(f"{kind}: {array.shape} weights for {len(names)} names; expected one weight per name")
     if len(set(names)) != len(names):
@@ -43,6 +47,16 @@ def _simplex_point(kind: str, names: Sequence[str], weights: npt.ArrayLike) -> t
     return names, array
 
 
+def _columns(kind: str, shares: Mapping[str, float]) -> tuple[tuple[str, ...], FloatArray]:
+    """Names and values of what should be a mapping of numbers."""
+    if not isinstance(shares, Mapping):
+        raise ConfigError(f"{kind}: a {type(shares).__name__}; expected names with their weights, such as {{'web': 1}}")
+    try:
+        return tuple(shares), np.array(list(shares.values()), dtype=np.float64)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ConfigError(f"{kind}: {str(error)[:100]}; expected one number per name") from error
+
+
 @dataclass(frozen=True, eq=False)
 class _Simplex(Mapping[str, float]):
     """A point on the simplex over named things."""
@@ -58,15 +72,15 @@ class _Simplex(Mapping[str, float]):
     @classmethod
     def of(cls, shares: Mapping[str, float]) -> Self:
         """Build from a mapping whose values add up to one."""
-        return cls(tuple(shares), np.array(list(shares.values()), dtype=np.float64))
+        return cls(*_columns(cls.__name__, shares))
 
     @classmethod
     def normalised(cls, shares: Mapping[str, float]) -> Self:
         """Build from relative weights: `{"a": 3, "b": 1}` becomes 0.75 and 0.25."""
-        values = np.array(list(shares.values()), dtype=np.float64)
+        names, values = _columns(cls.__name__, shares)
         if not values.size or not np.all(np.isfinite(values)) or values.min() < 0 or values.sum() <= 0:
             raise ConfigError(f"{cls.__name__}: {dict(shares)}; expected finite weights >= 0, at least one positive")
-        return cls(tuple(shares), values / values.sum())
+        return cls(names, values / values.sum())
 
     @classmethod
     def uniform(cls, names: Sequence[str]) -> Self:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from opmix.errors import StoreError
 from opmix.mixing.mixture import FloatArray, Mixture
-from opmix.runs.files import write_text
+from opmix.runs.files import regular, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class ProxyTable:
             StoreError: It cannot be read, has other columns, or words where numbers belong.
         """
         try:
-            with path.open(encoding="utf-8", newline="") as file:
+            with regular(path).open(encoding="utf-8", newline="") as file:
                 rows = list(csv.DictReader(file, restkey="", restval=""))
         except (OSError, ValueError, csv.Error) as error:
             raise StoreError(f"{path}: cannot be read as CSV ({error}); run the command again") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,7 +18,7 @@ from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.search import SearchResult, run_search
 from opmix.probes.preserve_state import preserve_model_state
 from opmix.progress import Progress, Silent
-from opmix.runs.files import default_cache_dir, write_json
+from opmix.runs.files import default_cache_dir, json_of, write_json
 from opmix.runs.ranks import refuse_ranks
 from opmix.scores.task_questions import without_tasks
 from opmix.training.factory import TrainerFactory
@@ -239,7 +238,7 @@ class RemixCallback(TrainerCallback):
 
     def _take_over(self, step: int) -> None:
         try:
-            known = json.loads((self.out / "switches.json").read_text(encoding="utf-8"))["switches"]
+            known = json_of(self.out / "switches.json")["switches"]
             found = [Switch(**entry) for entry in known]
         except FileNotFoundError:
             return

@@ -164,6 +164,7 @@ class SearchContext:
     # -- preparation -------------------------------------------------------------------------------------------
 
     def _load(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
+        from opmix.data.tokenization import check_tokenizer
         from opmix.models.files import located
         from opmix.models.load import check_vocabulary, load_model, load_tokenizer
         from opmix.probes.preserve_state import plain_model
@@ -173,7 +174,9 @@ class SearchContext:
             model = plain_model(model)
         if model is not None and tokenizer is None and wanted.tokenizer is None:
             raise ConfigError("tokenizer: missing; a model object needs the tokenizer it was trained with")
-        if tokenizer is None:
+        if tokenizer is not None:
+            check_tokenizer(tokenizer)
+        else:
             tokenizer = load_tokenizer(
                 wanted.tokenizer or located(wanted.name, self.base),
                 revision=wanted.revision,

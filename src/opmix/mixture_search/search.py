@@ -32,6 +32,7 @@ from opmix.results.payoff import KEY as PAYOFF
 from opmix.results.timing import TimingFile
 from opmix.runs.progress_file import ProgressFile
 from opmix.runs.ranks import ranks_here
+from opmix.runs.run_folder import run_folder
 from opmix.runs.store import RunStore
 from opmix.runs.trace import span
 from opmix.settings import as_json
@@ -152,7 +153,7 @@ class SearchResult:
         from opmix.report.hub import push_run
 
         with tempfile.TemporaryDirectory(prefix="opmix-") as folder:
-            self.write(folder)
+            self.write_into(Path(folder))
             return push_run(folder, repo, private=private, token=token)
 
     def __repr__(self) -> str:
@@ -164,11 +165,23 @@ class SearchResult:
         return decision_html(self.file())
 
     def write(self, folder: str | Path) -> None:
-        """Write `mixture.json`, `law_draws.json`, `timing.json`, `manifest.json`, `tables/proxies.csv` and `report.html`."""
+        """Write `mixture.json`, `law_draws.json`, `timing.json`, `manifest.json`, `tables/proxies.csv` and `report.html`.
+
+        Args:
+            folder: Made where it does not exist; a URL will do.
+
+        Raises:
+            ConfigError: No path.
+            StoreError: Another process holds the folder, or it holds a run of another command.
+        """
+        with run_folder(folder) as here, RunStore(here, "search"):
+            self.write_into(here)
+
+    def write_into(self, folder: Path) -> None:
+        """The same into a folder that is held already."""
         from opmix.data import row_schema
         from opmix.report import write_report
 
-        folder = Path(folder)
         self.file().write(folder)
         LawDrawsFile.of(self.verdict.draws).write(folder)
         self.timing().write(folder)
@@ -235,7 +248,7 @@ def run_search(
         )
         with ranks.agreed():
             if ranks.first:
-                result.write(out)
+                result.write_into(out)
                 _report_to_trackers(result, out, shown)
         return result
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from opmix.config import parse_config
@@ -11,6 +10,7 @@ from opmix.execution.worker import Do
 from opmix.mixture_search.context import SearchContext
 from opmix.mixture_search.hand_over import CONTEXT
 from opmix.progress import Silent
+from opmix.runs.files import json_of
 from opmix.runs.store import RunStore
 
 
@@ -23,7 +23,7 @@ def search_worker(folder: Path) -> Do:
     """
     file = folder / CONTEXT
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json_of(file)
         config, base, frozen = content["config"], Path(content["base"]), set(content["frozen"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise StoreError(

@@ -30,6 +30,7 @@ from opmix.probes.merging import why_not_mergeable
 from opmix.probes.parts import saving_only
 from opmix.probes.preserve_state import preserve_model_state
 from opmix.probes.settings import ProbeSettings
+from opmix.runs.files import regular
 from opmix.settings.loading import nearest
 
 _WEIGHTS, _DELTAS = "adapter_model.safetensors", "delta.safetensors"
@@ -336,7 +337,7 @@ def _is_tied(model: PreTrainedModel) -> bool:
 def _is_readable(file: Path) -> bool:
     """Whether a safetensors file is there and as long as its header says."""
     try:
-        with safe_open(file, framework="pt") as content:
+        with safe_open(regular(file), framework="pt") as content:
             return bool(content.keys())
     except (OSError, SafetensorError):
         return False

@@ -26,7 +26,7 @@ from opmix.probes.kinds import kind_of, names_of
 from opmix.probes.parts import train_sharded_until, until
 from opmix.probes.settings import ProbeSettings
 from opmix.progress import Progress
-from opmix.runs.files import DAMAGED_ARRAY
+from opmix.runs.files import DAMAGED_ARRAY, regular
 from opmix.runs.ranks import ranks_here
 from opmix.runs.trace import span
 from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, quiet, run_training
@@ -158,7 +158,7 @@ class ProxyLosses:
     def load(cls, file: Path, names: tuple[str, ...]) -> ProxyLosses | None:
         """Read what `save` wrote; None: it is not there, or damaged."""
         try:
-            with file.open("rb") as stream, np.load(stream) as arrays:
+            with regular(file).open("rb") as stream, np.load(stream) as arrays:
                 nll, tokens, num_bytes = (
                     tuple(arrays[f"{kind}_{i}"] for i in range(len(names))) for kind in ("nll", "tokens", "bytes")
                 )

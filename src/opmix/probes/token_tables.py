@@ -13,6 +13,7 @@ from opmix.mixing.mixture import FloatArray, InterpolationWeights
 from opmix.probes.evaluation import HeldOut, token_nll
 from opmix.probes.kinds import kind_of, names_of
 from opmix.probes.tasks import ProxyEvaluator
+from opmix.runs.files import regular
 
 TokenTables = Mapping[str, FloatArray]
 """By evaluation set, (P, N_e) nats."""
@@ -49,7 +50,7 @@ def save_tables(tables: TokenTables, file: Path) -> None:
 def load_tables(file: Path, names: Sequence[str]) -> TokenTables | None:
     """Read what `save_tables` wrote; None: it is not there, or damaged."""
     try:
-        with file.open("rb") as stream, np.load(stream) as arrays:
+        with regular(file).open("rb") as stream, np.load(stream) as arrays:
             return {name: arrays[f"set_{i}"].astype(np.float64) for i, name in enumerate(names)}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

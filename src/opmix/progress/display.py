@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Literal, Self
@@ -13,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.segment import Segment
 from rich.table import Column, Table
 
 from opmix.errors import ConfigError
@@ -22,9 +24,33 @@ _PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
 _WORTH_A_LINE = 1.0  # seconds a task must take to be told of there
 
 
+_UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    r"""A text with control characters, which command a terminal, and halves of surrogates, which nothing takes, written out.
+
+    Line ends and tabs are kept.
+
+    Examples:
+        >>> print(visible("a\x1b[2Jb"))
+        a\x1b[2Jb
+    """
+    return _UNSHOWN.sub(lambda found: found[0].encode("unicode-escape").decode(), text)
+
+
+class _Terminal(Console):
+    def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+        """Called by rich with everything that is to be printed; styles become control characters in here."""
+        return super()._render_buffer(s if s.control else s._replace(text=visible(s.text)) for s in buffer)
+
+
 def terminal(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """A console that shows text as it is: `[en]` in a name is no style, `:x:` no picture, numbers are not coloured."""
-    return Console(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
+    """A console that shows text as it is: `[en]` in a name is no style, `:x:` no picture, numbers are not coloured.
+
+    Control characters in it are written out (`visible`).
+    """
+    return _Terminal(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
 
 
 def table(*columns: Column | str, title: str | None = None) -> Table:

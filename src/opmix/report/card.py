@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from opmix.errors import StoreError
+from opmix.errors import ConfigError, StoreError
 from opmix.results.life import NAME as LIFE
 from opmix.results.life import LifeFile, StageEntry
 from opmix.results.manifest import Manifest
@@ -72,9 +72,12 @@ class Card:
         """Write into `README.md` of a folder, or into a file.
 
         Raises:
+            ConfigError: Neither a folder nor a name that ends in `.md`.
             StoreError: It cannot be read or written.
         """
         path = place / "README.md" if place.is_dir() else place
+        if path.suffix.lower() != ".md":
+            raise ConfigError(f"{place}: is no folder and no .md file; expected a model folder, or a README.md")
         try:
             old = path.read_text(encoding="utf-8") if path.is_file() else ""
         except (OSError, UnicodeDecodeError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, ClassVar, Self, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from opmix.errors import StoreError
-from opmix.runs.files import write_json
+from opmix.runs.files import json_of, write_json
 
 SCHEMA = 1
 _T = TypeVar("_T")
@@ -25,7 +24,7 @@ def read_json(path: Path, command: str = "the command") -> Any:
         StoreError: It is missing or no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json_of(path)
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path}: cannot be read as JSON ({error}); run {command} again to rewrite it") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -35,10 +36,13 @@ def write_text(path: Path, text: str, *, lasting: bool = True) -> Path:
         lasting: Wait until the disk has it, which takes milliseconds; not needed where a power failure makes it useless anyway.
 
     Raises:
-        StoreError: The folder cannot be written (full, read-only).
+        StoreError: The folder cannot be written (full, read-only), or the place is taken by something else: renaming onto a device
+            such as `/dev/null` would put a file in its stead, for everybody.
     """
     if not ranks_here().first:
         return path
+    if path.parent == Path("/dev") or (path.exists() and not path.is_file()):
+        raise StoreError(f"{path}: is no file; expected one, or a place where there is nothing yet")
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +61,51 @@ def write_text(path: Path, text: str, *, lasting: bool = True) -> Path:
             f"{path}: cannot be written ({error.strerror or error}); free space or choose another --out"
         ) from error
     return path
+
+
+def append_line(path: Path, line: str) -> None:
+    """One write at a file's end: several processes may append. No link is followed, which may lead out of a run folder.
+
+    Raises:
+        OSError: It cannot be written, or is no file.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def regular(path: Path) -> Path:
+    """The path of a file of a run folder, unless something else lies there: a pipe would be waited for.
+
+    Raises:
+        OSError: It is neither a file nor a link to one.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is no file", str(path))
+    return path
+
+
+def json_of(path: Path) -> Any:
+    """What a JSON file of a run folder holds.
+
+    Raises:
+        OSError: It cannot be read, or is no file.
+        RecursionError: It is nested too deeply.
+        ValueError: It is no JSON, or none that can be written again.
+    """
+    return parsed_json(regular(path).read_text(encoding="utf-8"))
+
+
+def parsed_json(text: str) -> Any:
+    """JSON whose texts can be written and shown again: half a surrogate cannot; raises as `json_of` does."""
+    found = json.loads(text)
+    if _HALF.search(text):
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
+
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""The first or second half of a surrogate, alone or with its other."""
 
 
 def writing_prefix() -> str:

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from opmix.errors import StoreError
-from opmix.runs.files import alive, writing_prefix
+from opmix.runs.files import alive, json_of, writing_prefix
 
 try:
     import fcntl
@@ -223,7 +223,7 @@ _HELD_HERE: set[tuple[int, Path]] = set()
 def lock_holder(folder: Path) -> tuple[int, str] | None:
     """Process and host that a folder's lock names; None where there is no lock, or a damaged one."""
     try:
-        lock = json.loads((folder / "lock").read_text())
+        lock = json_of(folder / "lock")
         pid, host = int(lock["pid"]), str(lock["host"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

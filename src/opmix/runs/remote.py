@@ -60,6 +60,8 @@ class RemoteFolder:
         except ValueError as error:
             raise ConfigError(f"{url}: {error}; expected s3://, gs:// or another address that fsspec knows") from error
         self._root = root.rstrip("/")
+        if not self._root:
+            raise ConfigError(f"{url}: names no place in the store; expected one, such as s3://bucket/run")
 
     def _place(self, name: str) -> str:
         return f"{self._root}/{name}"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from opmix.domain import user_path
 from opmix.errors import ConfigError, StoreError
 from opmix.runs.files import default_cache_dir
 from opmix.runs.mirror import Mirror
@@ -28,6 +29,17 @@ def place_of(url: str, kind: str = "runs") -> Path:
     return default_cache_dir() / kind / key / (url.rstrip("/").rpartition("/")[2] or "run")
 
 
+def local_folder(out: str | Path) -> Path:
+    """A folder of this machine, for what cannot be kept at a URL.
+
+    Raises:
+        ConfigError: A URL, or what the system does not take for a path.
+    """
+    if (url := url_of(out)) is not None:
+        raise ConfigError(f"out: {url}; expected a folder of this machine")
+    return user_path(out)
+
+
 @contextmanager
 def run_folder(out: str | Path) -> Iterator[Path]:
     """A folder of this machine for a run that is kept at `out`; where that is one of this machine already, just it.
@@ -35,11 +47,12 @@ def run_folder(out: str | Path) -> Iterator[Path]:
     On leaving, everything is in the store and its lock is given back, also after an error. Of several ranks the first one does it.
 
     Raises:
-        ConfigError: No such kind of store, its package is missing, or ranks on several hosts, which would not see each other's files.
+        ConfigError: No path, no such kind of store, its package is missing, or ranks on several hosts, which would not see each other's
+            files.
         StoreError: Another process holds the folder, or the store does not answer.
     """
     if (url := url_of(out)) is None:
-        yield Path(out)
+        yield user_path(out)
         return
     ranks = ranks_here()
     if int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size)) != ranks.size:

@@ -20,7 +20,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from opmix.errors import OpMixError, StoreError
-from opmix.runs.files import full_disk, plain, remove_leftovers, sync_new, without_secrets, write_json
+from opmix.runs.files import (
+    append_line,
+    full_disk,
+    json_of,
+    plain,
+    remove_leftovers,
+    sync_new,
+    without_secrets,
+    write_json,
+)
 from opmix.runs.lock import FolderLock
 from opmix.runs.ranks import Ranks, ranks_here
 from opmix.runs.run_folder import keep
@@ -116,7 +125,7 @@ class RunStore:
             StoreError: It does.
         """
         try:
-            content = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+            content = json_of(self.folder / "manifest.json")
             other = content["command"]
         except (
             OSError,
@@ -135,7 +144,7 @@ class RunStore:
     def record(self, name: str) -> dict[str, Any] | None:
         """The record of a finished step, or None; a damaged record counts as none."""
         try:
-            content = json.loads((self.folder / "steps" / f"{name}.json").read_text(encoding="utf-8"))
+            content = json_of(self.folder / "steps" / f"{name}.json")
             whole = all(isinstance(content[key], kind) for key, kind in _RECORD.items())
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
@@ -161,8 +170,7 @@ class RunStore:
             return
         line = json.dumps(plain({"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": kind, **facts}))
         try:
-            with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            append_line(self.folder / "events.jsonl", line)
         except OSError as error:
             raise StoreError(
                 f"{self.folder}/events.jsonl: cannot be written ({error.strerror or error}); free space"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from opmix.runs.files import write_json
+from opmix.runs.files import append_line, parsed_json, regular, write_json
 
 FILE = "trace.jsonl"
 Kind = Literal[
@@ -105,22 +105,23 @@ def add_span(name: str, kind: Kind, start: float) -> None:
 
 
 def _write(done: Span) -> None:
-    """One write a line: several processes may append. No run fails for its trace."""
+    """No run fails for its trace."""
     line = json.dumps({**vars(done), "start": round(done.start, 6), "seconds": round(done.seconds, 6)})
-    with suppress(OSError), _tracing.file.open("a", encoding="utf-8") as file:  # type: ignore[union-attr]
-        file.write(line + "\n")
+    if _tracing.file is not None:
+        with suppress(OSError):
+            append_line(_tracing.file, line)
 
 
 def read_spans(folder: Path) -> list[Span]:
     """All spans of a run folder in the order in which they ended; damaged lines are left out, no file is no spans."""
     try:
-        lines = (folder / FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = regular(folder / FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     found = []
     for line in lines:
         try:
-            said = json.loads(line)
+            said = parsed_json(line)
             one = Span(**{**said, "start": float(said["start"]), "seconds": float(said["seconds"])})
         except (ValueError, TypeError, KeyError, RecursionError):
             continue  # cut off: the process died, or is still writing it

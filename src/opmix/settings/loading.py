@@ -204,7 +204,7 @@ def _item(items: list[Any], index: str, override: str) -> Any:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """The end of an error message: the nearest known name, or all of them."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; expected one of {sorted(known)}"
 
 

@@ -24,6 +24,10 @@ _OWN_PAGES = "; ".join(
         "frame-ancestors 'none'",
     ]
 )
+_REPORTS = (
+    "sandbox allow-scripts; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+)
+"""Beside a report's own policy, which somebody who wrote the run folder may have left out: its scripts see no other page and no network."""
 
 
 class RunServer(ThreadingHTTPServer):
@@ -68,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(
                 self._page(parts.path, parse_qs(parts.query).get("run", [])), report=parts.path.startswith("/report/")
             )
-        except (OpMixError, OSError, ValueError) as error:
+        except (OpMixError, OSError, RuntimeError, ValueError) as error:  # RuntimeError: a circle of links
             self._answer(failed(str(error)), HTTPStatus.NOT_FOUND)
 
     def _page(self, path: str, names: list[str]) -> str:
@@ -83,13 +87,13 @@ class _Handler(BaseHTTPRequestHandler):
             return history(root, self._inside(names[0]).relative_to(root).as_posix())
         if path.startswith("/report/") and path.endswith("/report.html"):
             name = unquote(path).removeprefix("/report/").removesuffix("/report.html")
-            return (self._inside(name) / "report.html").read_text(encoding="utf-8")
+            return self._inside(f"{name}/report.html", file=True).read_text(encoding="utf-8")
         raise OpMixError(f"{path}: no such page")
 
-    def _inside(self, name: str) -> Path:
-        """A folder below the root, wherever links lead."""
+    def _inside(self, name: str, *, file: bool = False) -> Path:
+        """A folder below the root, or a file, wherever links lead."""
         place = (self.server.root / name).resolve()
-        if not place.is_relative_to(self.server.root) or not place.is_dir():
+        if not place.is_relative_to(self.server.root) or not (place.is_file() if file else place.is_dir()):
             raise OpMixError(f"{name}: no run below {self.server.root}")
         return place
 
@@ -100,8 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
-        if not report:  # a report brings a policy of its own
-            self.send_header("Content-Security-Policy", _OWN_PAGES)
+        self.send_header("Content-Security-Policy", _REPORTS if report else _OWN_PAGES)
         self.end_headers()
         self.wfile.write(content)
 

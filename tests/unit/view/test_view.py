@@ -1,6 +1,7 @@
 """Runs below a folder: found, listed, and served as pages to this machine alone."""
 
 import json
+import os
 import shutil
 import threading
 import urllib.error
@@ -153,6 +154,29 @@ def test_nothing_else_is_read(root, get, path):
     code, text, _ = get(path)
     assert code == 404
     assert "SECRET" not in text
+
+
+def test_a_report_that_somebody_else_wrote_sees_no_other_page_and_no_network(root, get):
+    (root / "swarm" / "report.html").write_text("<script>fetch('/list')</script>")
+    headers = get("/report/swarm/report.html")[2]
+    rules = {rule.split()[0]: rule.split()[1:] for rule in headers["Content-Security-Policy"].split("; ")}
+    assert rules["sandbox"] == ["allow-scripts"]  # not allow-same-origin: its origin is its own
+    assert rules["default-src"] == ["'none'"]
+    assert "connect-src" not in rules
+
+
+def test_a_report_that_leads_elsewhere_is_none(root, get):
+    (root.parent / "secret.html").write_text("SECRET")
+    page = root / "swarm" / "report.html"
+    for make in (
+        lambda: page.symlink_to(root.parent / "secret.html"),
+        lambda: os.mkfifo(page),
+        lambda: page.symlink_to(page),
+    ):
+        page.unlink(missing_ok=True)
+        make()
+        code, text, _ = get("/report/swarm/report.html")
+        assert (code, "SECRET" in text) == (404, False)
 
 
 def test_another_site_s_name_for_this_machine_is_refused(get):
