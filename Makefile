@@ -81,9 +81,10 @@ same-bytes: install ## The smoke runs of BASE (a commit; default HEAD~1) and of 
 torture: install ## Crashes, kills, random problems, fuzzing, locks, each counted (TORTURE=short|whole|long SEED=n PARTS="fuzz locks"; whole: 20 minutes)
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/torture --scale $(or $(TORTURE),whole) $(if $(SEED),--seed $(SEED)) $(if $(PARTS),--only $(PARTS))
 
-docs: install ## The documentation as a site in site/, after its notebooks have run (installs the extra `docs`)
+docs: install ## The documentation as a site in site/, looked at by axe-core; then its notebooks (installs the extra `docs`)
 	$(BIN)/python -m pip install --quiet -e '.[docs]' -c constraints.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	OPMIX_SITE=site $(PYTEST) -n 0 -rs tests/browser/test_site.py
 	$(PYTEST) --dist load tests/test_notebooks.py
 
 fix: install ## Format and repair what can be repaired

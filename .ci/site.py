@@ -7,5 +7,5 @@ _BARE, _NAMED = (
 
 
 def on_post_page(output: str, page: object, config: object) -> str:
-    """The search dialog with a name."""
-    return output.replace(f"{_BARE}>", f"{_NAMED}>")
+    """The search dialog with a name, and no cell that is said to head a column and is empty."""
+    return output.replace(f"{_BARE}>", f"{_NAMED}>").replace("<th></th>", "<td></td>")

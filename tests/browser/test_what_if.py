@@ -257,6 +257,25 @@ def test_a_phone_never_scrolls_sideways(browser, reports, width):
     browser.window(1280, 800)
 
 
+COLLIDING = """
+const words = [...document.querySelectorAll('#curve text')].map((t) => [t.textContent, t.getBoundingClientRect()]);
+return words.flatMap(([one, a], i) => words.slice(i + 1).filter(([, b]) =>
+  a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1
+).map(([other]) => `${one} / ${other}`));
+"""
+
+
+@pytest.mark.parametrize("width", [1280, 390, 320])
+def test_no_words_of_the_curve_lie_on_others(browser, reports, width):
+    browser.window(width, 844, mobile=width < 1000)
+    for name in NAMES:
+        browser.open(reports[name])
+        browser.wait("return window.opmix")
+        assert browser.run("return document.querySelectorAll('#curve text').length") > 6, name
+        assert browser.run(COLLIDING) == [], name
+    browser.window(1280, 800)
+
+
 def test_light_dark_and_the_toggle(browser, reports):
     colour = "return getComputedStyle(document.body).backgroundColor"
     browser.window(1280, 800, scheme="light")

@@ -19,7 +19,7 @@ const plot = (() => {
     return node;
   }
 
-  const BOX = { width: 560, height: 210, left: 54, right: 10, top: 10, bottom: 34 };
+  const BOX = { width: 560, height: 216, left: 54, right: 10, top: 10, bottom: 40 };
 
   /* points: {s, y, band}[] from s = 0 to span; here: the present point; reach: the simulated range or null. */
   function curve(art, points, here, { span, reach, name, words }) {

@@ -1,6 +1,8 @@
 """The report of a whole life, from a life.json as `opmix run` writes it."""
 
+import html
 import json
+import re
 from io import StringIO
 
 import pytest
@@ -10,6 +12,7 @@ from rich.console import Console
 from opmix.cli.run import stage_sentences, stage_table
 from opmix.errors import StoreError
 from opmix.report import write_report
+from opmix.report.life_figures import stream_panel
 from opmix.results.life import LifeFile
 
 
@@ -77,6 +80,20 @@ def test_where_nothing_was_forgotten_no_domain_is_named_for_it(folder):
     card = write_report(folder).read_text().split("Most forgotten in a stage")[1].split("</dl>")[0]
     assert "nothing" in card
     assert "web" not in card
+
+
+def test_the_stream_names_every_domain_however_short_its_stage():
+    shares = [{"web": 1.0}, {"web": 0.5, "books": 0.5}, {"web": 0.2, "books": 0.3, "code": 0.5}]
+    drawn = stream_panel(
+        [10.0, 19.9, 20.0], shares, ["web", "books", "code"], [(0.0, "base"), (10.0, "mid"), (19.9, "end")]
+    )
+    words = re.sub(r"<title>.*?</title>|aria-label=\"[^\"]*\"", "", drawn)
+    assert [name for name in ("web", "books", "code", "base", "mid", "end") if name not in words] == []
+
+
+def test_tokens_of_the_ledger_are_told_from_those_of_the_stage(folder):
+    cost = write_report(folder).read_text().split('id="cost"')[1]
+    assert "only those of training are the stage's own" in html.unescape(cost)
 
 
 def test_names_and_reasons_are_text_not_markup(folder):
