@@ -1,6 +1,6 @@
 """Speed and quality of the law and the solve, in one run; ratios, not deadlines.
 
-    python benchmarks/law_speed.py [--swarms ../shared/data/swarms]
+    python benchmarks/law_speed.py [--swarms ../shared/data/swarms] [--largest]
 
 Default tables (2 x 9: one new domain; 6 x 20: rebalancing) against scipy's `least_squares` from the same starts; the law in effective
 tokens on 7 probes of 6 domains looked at thrice, CPU time; and the published RegMix runs: 13 laws, judged on unseen runs.
@@ -9,6 +9,7 @@ tokens on 7 probes of 6 domains looked at thrice, CPU time; and the published Re
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
 import time
 from pathlib import Path
@@ -96,7 +97,15 @@ def median_ms(call, *args, repeats: int, clock=time.perf_counter) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--swarms", type=Path, default=Path("../shared/data/swarms"))
+    parser.add_argument(
+        "--largest", action="store_true", help="1,000 domains x 2,000 runs x 10 metrics, and nothing else"
+    )
     args = parser.parse_args()
+    if args.largest:
+        spent = median_ms(large, 1000, 2000, 10, repeats=1, clock=time.process_time) / 1e3
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(f"1000 x 2000 x 10: laws, 200 draws, decision {spent:.0f} s of CPU, {memory:.2f} GB at most")
+        return
     ours(*table(2, 9, 0))
     for num_domains, num_points in ((2, 9), (6, 20)):
         data = table(num_domains, num_points, 1)

@@ -237,36 +237,36 @@ def predictors() -> str:
 
 
 def targets() -> str:
-    """Perplexity against uniform, percent: each single target, and the mean of all of a pool, by method."""
+    """Perplexity against uniform, percent: each single target, and the mean of all of a pool, by method and set of cells."""
     rows = results("targets", "rows")
     parts = []
-    for kind in ("single targets", "mean of all"):
-        mine = [r for r in rows if (r["targets"] == "mean") == (kind != "single targets")]
-        lines = []
-        for method in dict.fromkeys(r["method"] for r in mine):
-            told = [r for r in mine if r["method"] == method]
-            gains = [r["perplexity_vs_uniform"] for r in told]
-            others = [r["others"] for r in told if r["others"] is not None]
-            kept = sum(r["limits_kept"] for r in told)
-            cost = [f"{r['search_share']:.1f}" for r in told if "search_share" in r][:1]
-            middle, mean, worst = np.median(gains), np.mean(gains), max(gains)
-            cells = (
-                f"{middle:+.1f} %",
-                f"{mean:+.1f} %",
-                f"{worst:+.1f} %",
-                f"{np.mean(others):+.1f} %" if others else "",
-            )
-            lines.append((method, *cells, f"{kept} of {len(told)}", *(cost or [""])))
-        count = len({(r["pool"], r["seed"]) for r in mine})
-        head = ("method", "median", "mean", "worst", "other targets", "limits kept", "search / stage")
-        parts.append(
-            f"{kind}, {count} cells, {len({(r['pool'], r['targets']) for r in mine})} objectives\n\n{table(head, lines)}"
-        )
+    for name, seeds in {"choosing": range(6), "confirming": range(6, 10)}.items():
+        for kind in ("single targets", "mean of all"):
+            some = [r for r in rows if r["seed"] in seeds and (r["targets"] == "mean") == (kind != "single targets")]
+            if some:
+                parts.append(_of_targets(f"{kind}, {name} cells", some))
     told = [r for r in rows if "covered" in r]
     times = float(np.median([r["told_gain"][0] / r["gain"] for r in told]))
     held = f"{sum(r['covered'] for r in told)} of {len(told)}"
     parts.append(f"90 % interval of the optimum's gain holds it in {held}; told over true, median: {times:.1f}")
     return "\n\n".join(parts)
+
+
+def _of_targets(title: str, rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for method in dict.fromkeys(r["method"] for r in rows):
+        told = [r for r in rows if r["method"] == method]
+        gains = [r["perplexity_vs_uniform"] for r in told]
+        others = [r["others"] for r in told if r["others"] is not None]
+        kept = f"{sum(r['limits_kept'] for r in told)} of {len(told)}"
+        cost = [f"{r['search_share']:.1f}" for r in told if "search_share" in r][:1]
+        figures = [f"{x:+.1f} %" for x in (np.median(gains), np.mean(gains), max(gains))]
+        stays = sum(max(r["mixture"].values()) - min(r["mixture"].values()) < 1e-3 for r in told)
+        aside = f"{np.mean(others):+.1f} %" if others else ""
+        lines.append((method, *figures, aside, kept, f"{stays} of {len(told)}", *(cost or [""])))
+    head = ("method", "median", "mean", "worst", "other targets", "limits kept", "is uniform", "search / stage")
+    cells = len({(r["pool"], r["seed"]) for r in rows})
+    return f"{title}: {cells} cells, {len({(r['pool'], r['seed'], r['targets']) for r in rows})} decisions\n\n{table(head, lines)}"
 
 
 TABLES: dict[str, Callable[[], str]] = {
