@@ -240,7 +240,7 @@ def targets() -> str:
     """Perplexity against uniform, percent: each single target, and the mean of all of a pool, by method and set of cells."""
     rows = results("targets", "rows")
     parts = []
-    for name, seeds in {"choosing": range(6), "confirming": range(6, 10)}.items():
+    for name, seeds in {"choosing": range(7), "confirming": range(7, 10)}.items():
         for kind in ("single targets", "mean of all"):
             some = [r for r in rows if r["seed"] in seeds and (r["targets"] == "mean") == (kind != "single targets")]
             if some:

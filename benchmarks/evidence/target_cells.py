@@ -23,7 +23,7 @@ from opmix.config import SearchConfig, parse_config
 from opmix.methods.swarm.climb import Climb
 from opmix.methods.swarm.olmix import Olmix
 from opmix.methods.swarm.regmix import RegMix
-from opmix.mixing.decision import LIKELIER_THAN_NOT
+from opmix.mixing.decision import LIKELIER_THAN_NOT, SURE
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixture_search.context import SearchContext
 from opmix.mixture_search.search import run_search
@@ -136,7 +136,7 @@ class Trial:
         return made
 
     def _likelier(self, file: str) -> Mixture:
-        """What the search recommends where a gain has to be likelier than not, and no more."""
+        """What the search recommends where a gain has to be likelier than not: what gains most of what is sure, else the surest."""
         candidates = [c for c in self.read(file)["evidence"]["candidates"] if not c["breaks"]]
 
         def probability(
@@ -145,11 +145,11 @@ class Trial:
             told = 1 - len(candidates) * (1 - NormalDist().cdf(c["gain"] / c["error"]))
             return float(c.get("probability", told))
 
-        sure = [c for c in candidates if probability(c) >= LIKELIER_THAN_NOT]
-        if not sure:
+        sure = [c for c in candidates if probability(c) >= SURE]
+        best = max(sure, key=lambda c: float(c["gain"])) if sure else max(candidates, key=probability, default=None)
+        if best is None or probability(best) < LIKELIER_THAN_NOT:
             return self.rules()["uniform"]
-        best = max(sure, key=lambda c: float(c["gain"]))["mixture"]
-        return Mixture(self.cell.domains, np.array([best[d] for d in self.cell.domains]))
+        return Mixture(self.cell.domains, np.array([best["mixture"][d] for d in self.cell.domains]))
 
     def _found(self, file: str, what: str = "mixture") -> Mixture:
         return Mixture(self.cell.domains, np.array(self.read(file)[what]))
