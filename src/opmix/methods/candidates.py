@@ -139,7 +139,7 @@ def best_measured(
         replace(c, probability=surely(c.together.gain, c.together.for_sign, rule, tries=tries)) for c in candidates
     ]
     whole = [c for c in candidates if not c.breaks]
-    best = chosen(whole or candidates)
+    best = chosen(whole or candidates, max(rule.asked, SURE))
     verdict = confirm(
         verdict,
         best.measured.gain,
@@ -153,13 +153,13 @@ def best_measured(
     return replace(proposal, verdict=verdict, mixture=verdict.mixture, evidence=made)
 
 
-def chosen(candidates: Sequence[Candidate]) -> Candidate:
-    """Of those whose gain is sure the one that gains most; where none is, the surest.
+def chosen(candidates: Sequence[Candidate], confidence: float) -> Candidate:
+    """Of those whose gain is as sure as `confidence` the one that gains most; where none is, the surest.
 
     That a gain is likelier than not may be enough for a move, but a larger one of which that is all that can be said has cost 3.7 % where
     a smaller one was sure (docs/experiments.md).
     """
-    sure = [c for c in candidates if c.probability >= SURE]
+    sure = [c for c in candidates if c.probability >= confidence]
     return max(sure, key=lambda c: c.together.gain) if sure else max(candidates, key=lambda c: c.probability)
 
 

@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from opmix.methods.candidates import Candidate, chosen
 from opmix.methods.trained_probes import TrainedProbes
 from opmix.mixing.confirm import surely
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.effective_tokens import EffectiveTokensLaw, Tokens
 from opmix.mixing.effective_tokens_fit import Discrepancy
+from opmix.mixing.estimates import Estimate
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.solver import SolveSettings, solve
 from opmix.protocols.mixing_method import DecisionProblem
@@ -232,3 +234,21 @@ def test_what_another_order_changes_is_read_off_the_mixture_that_was_trained_twi
         errors.append(np.mean([p.evidence["candidates"][0]["measured_error"] for p in found]))
     assert errors[0] < errors[1] < errors[2]
     assert errors[2] > 2 * errors[1]
+
+
+def test_what_is_sure_comes_before_what_gains_more_and_else_the_surest_is_taken():
+    def candidate(name, gain, probability):
+        told = Estimate(gain, 0.01)
+        return Candidate(
+            name=name,
+            mixture=Mixture.uniform(DOMAINS),
+            measured=told,
+            together=told,
+            breaks=(),
+            probability=probability,
+        )
+
+    far, near = candidate("far", 0.3, 0.8), candidate("near", 0.1, 0.95)
+    assert chosen([far, near], 0.9) is near
+    assert chosen([far, near], 0.99) is near
+    assert chosen([candidate("far", 0.3, 0.91), near], 0.9).name == "far"
