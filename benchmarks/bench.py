@@ -107,9 +107,16 @@ def training(bench: Bench) -> Iterator[Pair]:
         arguments = {"per_device_train_batch_size": BATCH, "learning_rate": 1e-3}
         with tempfile.TemporaryDirectory() as out:
             train_on_mixture(
-                bench.model(), bench.rows, Mixture.of({"web": 0.5, "code": 0.5}), tokens=STEPS * BATCH * LENGTH, arguments=arguments,
-                seed=0, output_dir=Path(out), progress=Silent(), name="bench",
-            )  # fmt: skip
+                bench.model(),
+                bench.rows,
+                Mixture.of({"web": 0.5, "code": 0.5}),
+                tokens=STEPS * BATCH * LENGTH,
+                arguments=arguments,
+                seed=0,
+                output_dir=Path(out),
+                progress=Silent(),
+                name="bench",
+            )
         bench.finished()
 
     def bare() -> None:
@@ -141,11 +148,12 @@ def proxies(bench: Bench) -> Iterator[Pair]:
             made = make_proxies(model, names, backend=backend)
             weights = [InterpolationWeights.uniform(names)]
             yield Pair(
-                f"simulated model, {backend}, width {width}", "a forward pass",
+                f"simulated model, {backend}, width {width}",
+                "a forward pass",
                 lambda m=made, w=weights, h=held_out: (evaluate_proxies(m, w, h), bench.finished()),
                 lambda p=plain, h=held_out: (evaluate(p, h), bench.finished()),
                 bench.clock,
-            )  # fmt: skip
+            )
 
 
 def tokenising(bench: Bench) -> Iterator[Pair]:
@@ -190,9 +198,11 @@ def laws(_: Bench) -> Iterator[Pair]:
         decide(fit, candidates={"prior": Mixture.uniform(names)}, reference="prior")
 
     yield Pair(
-        "fit of 64 domains x 200 runs x 5 metrics with its decision", "100 singular value decompositions of the table",
-        large, lambda: [np.linalg.svd(mixtures, full_matrices=False) for _ in range(100)],
-    )  # fmt: skip
+        "fit of 64 domains x 200 runs x 5 metrics with its decision",
+        "100 singular value decompositions of the table",
+        large,
+        lambda: [np.linalg.svd(mixtures, full_matrices=False) for _ in range(100)],
+    )
 
 
 def start(bench: Bench) -> Iterator[Pair]:

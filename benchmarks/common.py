@@ -76,11 +76,18 @@ def small_llama(tokenizer: Any, width: int = 128) -> LlamaForCausalLM:
     """Four layers, untrained: 1.1 M parameters at a width of 128, 0.34 M at 64."""
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=4,
-            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=LENGTH, tie_word_embeddings=True,
-            bos_token_id=0, eos_token_id=0,
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=LENGTH,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=0,
         )
-    )  # fmt: skip
+    )
 
 
 def base_model(
@@ -100,9 +107,16 @@ def base_model(
         warm.pop("lr_scheduler_kwargs")
         with Display() as display:
             train_on_mixture(
-                model, train, mixture, tokens=steps * STEP_SEQUENCES * LENGTH, arguments=warm, seed=seed,
-                output_dir=folder / "trainer", progress=display, name=f"base model, {steps} steps",
-            )  # fmt: skip
+                model,
+                train,
+                mixture,
+                tokens=steps * STEP_SEQUENCES * LENGTH,
+                arguments=warm,
+                seed=seed,
+                output_dir=folder / "trainer",
+                progress=display,
+                name=f"base model, {steps} steps",
+            )
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return LlamaForCausalLM.from_pretrained(folder)

@@ -27,8 +27,15 @@ def spread(value: dict[str, Any] | None, digits: int = 3, *, sign: bool = False)
 def rows(content: dict[str, Any]) -> list[str]:
     """Markdown."""
     several = len({row["seeds"] for row in content["table"]}) > 1
-    head = ["method", *(["seeds"] if several else []), "test loss", f"against {content['reference']}", "forgotten", "search / training",
-            "FLOPs in all"]  # fmt: skip
+    head = [
+        "method",
+        *(["seeds"] if several else []),
+        "test loss",
+        f"against {content['reference']}",
+        "forgotten",
+        "search / training",
+        "FLOPs in all",
+    ]
     made = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
     for row in sorted(content["table"], key=lambda r: r.get("difference", {"mean": 0.0})["mean"]):
         trained = row["training_flops"]["mean"]

@@ -44,9 +44,15 @@ def trainer_of(args: argparse.Namespace, folder: Path) -> tuple[DistillationTrai
         chat=ChatOptions(supervise="last", packing=False),
     )
     data = prepare_data(
-        {"chats": chat}, tokenizer, objective="sdft", sdft=DistillationSettings(max_new_tokens=args.answer, skip_tokens=0),
-        sequence_length=args.length, cache_dir=folder / "cache", num_proc=1, progress=Silent(),
-    )  # fmt: skip
+        {"chats": chat},
+        tokenizer,
+        objective="sdft",
+        sdft=DistillationSettings(max_new_tokens=args.answer, skip_tokens=0),
+        sequence_length=args.length,
+        cache_dir=folder / "cache",
+        num_proc=1,
+        progress=Silent(),
+    )
     told = {"batch": args.rows, "micro_batch": args.rows, "bf16": args.bf16, "learning_rate": 1e-5}
     plan = plan_training(
         data.train, Mixture.of({"chats": 1.0}), steps=args.steps + 1, arguments=told, seed=0, objective=data.objective
@@ -82,9 +88,12 @@ def one_step(trainer: DistillationTrainer, model: Any, batch: dict[str, torch.Te
     _, learning = timed(learn, device)
     model.zero_grad(set_to_none=True)
     return {
-        "writing": writing, "teacher": reading, "student": learning, "written": float(mask.sum()),
+        "writing": writing,
+        "teacher": reading,
+        "student": learning,
+        "written": float(mask.sum()),
         "passed": float(batch["context_ids"].numel() + batch["prompt_ids"].numel() + 2 * answer.numel()),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -128,9 +128,16 @@ def kinds(bench: Bench) -> dict[str, Any]:
     for kind in get_args(ProbeKindName):
         settings = ProbeSettings(steps=STEPS, rank=8, kind=kind)
         task = ProbeTask(
-            probe="web", mixture=dict(MIX), settings=settings, trainer=probe_arguments(settings, TRAINER), seed=0, stop=STEPS,
-            out=bench.folder / "kinds" / kind, parts=bench.folder / f"{kind}-kind-parts", key=kind,
-        )  # fmt: skip
+            probe="web",
+            mixture=dict(MIX),
+            settings=settings,
+            trainer=probe_arguments(settings, TRAINER),
+            seed=0,
+            stop=STEPS,
+            out=bench.folder / "kinds" / kind,
+            parts=bench.folder / f"{kind}-kind-parts",
+            key=kind,
+        )
         train_probe(task, runtime)
         evaluator = ProxyEvaluator(runtime=runtime, settings=settings, held_out=bench.held_out, backend="merge")
         found = evaluator.evaluate([task.out], [InterpolationWeights(("web",), [1.0])]).points.losses[0]
@@ -151,10 +158,16 @@ def probes(bench: Bench) -> dict[str, Any]:
     folders = {}
     for name, mixture in (("web", {"web": 0.9, "code": 0.1}), ("code", {"web": 0.1, "code": 0.9}), ("again", None)):
         task = ProbeTask(
-            probe=name, mixture=mixture or {"web": 0.9, "code": 0.1}, settings=settings,
-            trainer=probe_arguments(settings, TRAINER), seed=0, stop=STEPS, out=bench.folder / "probes" / name,
-            parts=bench.folder / f"{name}-parts", key=name,
-        )  # fmt: skip
+            probe=name,
+            mixture=mixture or {"web": 0.9, "code": 0.1},
+            settings=settings,
+            trainer=probe_arguments(settings, TRAINER),
+            seed=0,
+            stop=STEPS,
+            out=bench.folder / "probes" / name,
+            parts=bench.folder / f"{name}-parts",
+            key=name,
+        )
         train_probe(task, runtime)
         folders[name] = task.out / "adapter_model.safetensors"
     peak = torch.cuda.max_memory_allocated() if cuda else 0
@@ -232,9 +245,16 @@ def gguf(bench: Bench) -> dict[str, Any]:
 
 
 CHECKS: dict[str, Callable[[Bench], dict[str, Any]]] = {
-    "device": device_facts, "bf16": bf16, "attention": attention, "probes": probes, "kinds": kinds, "compile": compiled, "slots": slots,
-    "ranks": ranks, "gguf": gguf,
-}  # fmt: skip
+    "device": device_facts,
+    "bf16": bf16,
+    "attention": attention,
+    "probes": probes,
+    "kinds": kinds,
+    "compile": compiled,
+    "slots": slots,
+    "ranks": ranks,
+    "gguf": gguf,
+}
 
 
 def checked(check: Callable[[Bench], dict[str, Any]], bench: Bench) -> dict[str, Any]:

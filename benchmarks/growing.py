@@ -33,22 +33,41 @@ def main() -> int:
         for i in range(2, args.domains)
     ]
     life = {
-        "architecture": {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-                         "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64, "tie_word_embeddings": True},
-        "tokenizer": {"vocab_size": 512}, "sequence_length": 64, "stages": [first, *later],
+        "architecture": {
+            "model_type": "llama",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 64,
+            "tie_word_embeddings": True,
+        },
+        "tokenizer": {"vocab_size": 512},
+        "sequence_length": 64,
+        "stages": [first, *later],
         "domains": {n: {"train": str(f.resolve()), "holdout": 0.2} for n, f in files.items()},
-        "trainer": {"learning_rate": 3e-3, "per_device_train_batch_size": 8}, "probes": {"steps": 5}, "proxies": {"eval_sequences": 16},
-        "evaluation": {"sequences": 8}, "keep": {"models": "last", "probes": False}, "decision": {"draws": 50},
-    }  # fmt: skip
+        "trainer": {"learning_rate": 3e-3, "per_device_train_batch_size": 8},
+        "probes": {"steps": 5},
+        "proxies": {"eval_sequences": 16},
+        "evaluation": {"sequences": 8},
+        "keep": {"models": "last", "probes": False},
+        "decision": {"draws": 50},
+    }
     with Display() as display:
         result = opmix.run(life, out=args.out / "run", progress=display)
     rows = []
     for stage in result.content["seeds"]["0"]["stages"][1:]:
         part = stage["parts"][-1]
         rows.append(
-            {"domains": len(stage["domains"]), "new": len(stage["new"]), "probes": part["probes"], "tokens": part["search_tokens"],
-             "flops": part["search_flops"]}
-        )  # fmt: skip
+            {
+                "domains": len(stage["domains"]),
+                "new": len(stage["new"]),
+                "probes": part["probes"],
+                "tokens": part["search_tokens"],
+                "flops": part["search_flops"],
+            }
+        )
         sys.stdout.write(
             "{domains:3d} domains, {new} new: {probes} probes, {tokens:,.0f} tokens, {flops:.3g} FLOPs\n".format(
                 **rows[-1]

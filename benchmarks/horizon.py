@@ -53,15 +53,29 @@ def main() -> None:
         def trained(mixture: Mixture, name: str) -> float:
             model = copy.deepcopy(base)
             train_on_mixture(
-                model, train, mixture, tokens=tokens, arguments=STAGE_TRAINER, seed=args.seed + 1,
-                output_dir=out / "trainer", progress=display, name=name,
-            )  # fmt: skip
+                model,
+                train,
+                mixture,
+                tokens=tokens,
+                arguments=STAGE_TRAINER,
+                seed=args.seed + 1,
+                output_dir=out / "trainer",
+                progress=display,
+                name=name,
+            )
             return float(evaluate(model, test).losses.mean())
 
         train_on_mixture(
-            base, train, uniform, tokens=PREFIX_STEPS * STEP_SEQUENCES * LENGTH, arguments=PREFIX_TRAINER, seed=args.seed,
-            output_dir=out / "trainer", progress=display, name="prefix",
-        )  # fmt: skip
+            base,
+            train,
+            uniform,
+            tokens=PREFIX_STEPS * STEP_SEQUENCES * LENGTH,
+            arguments=PREFIX_TRAINER,
+            seed=args.seed,
+            output_dir=out / "trainer",
+            progress=display,
+            name="prefix",
+        )
         at_uniform = trained(uniform, "uniform")
         rows = []
         for steps in args.probe_steps:

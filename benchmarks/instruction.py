@@ -46,12 +46,18 @@ def shared_settings(data: Path, seed: int) -> dict[str, Any]:
     files = {n: data / "pretrain" / d for n, d in TEXTS.items()} | {n: data / "instruct" / d for n, d in SKILLS.items()}
     return {
         "domains": {
-            n: {"train": str((f / "train.jsonl.gz").resolve()), "valid": str((f / "valid.jsonl.gz").resolve())} for n, f in files.items()
+            n: {"train": str((f / "train.jsonl.gz").resolve()), "valid": str((f / "valid.jsonl.gz").resolve())}
+            for n, f in files.items()
         },
-        "chat_template": TEMPLATE, "sequence_length": 256, "seeds": [seed], "probes": {"steps": 25}, "proxies": {"eval_sequences": 32},
-        "evaluation": {"sequences": 100}, "sdft": {"max_new_tokens": 64},
+        "chat_template": TEMPLATE,
+        "sequence_length": 256,
+        "seeds": [seed],
+        "probes": {"steps": 25},
+        "proxies": {"eval_sequences": 32},
+        "evaluation": {"sequences": 100},
+        "sdft": {"max_new_tokens": 64},
         "trainer": {"learning_rate": 1e-3, "per_device_train_batch_size": 8, "weight_decay": 0.1},
-    }  # fmt: skip
+    }
 
 
 def base_life(data: Path, seed: int, tokens: float) -> dict[str, Any]:
@@ -59,12 +65,19 @@ def base_life(data: Path, seed: int, tokens: float) -> dict[str, Any]:
     return {
         **settings,
         "trainer": {**settings["trainer"], "learning_rate": 3e-3},
-        "architecture": {"model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,
-                         "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 1024,
-                         "tie_word_embeddings": True},
+        "architecture": {
+            "model_type": "llama",
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 1024,
+            "tie_word_embeddings": True,
+        },
         "tokenizer": {"vocab_size": 3000, "documents": 100, "special_tokens": ["<|user|>", "<|assistant|>", "<|end|>"]},
         "stages": [{"name": "text", "domains": list(TEXTS), "tokens": tokens, "mixture": "uniform"}],
-    }  # fmt: skip
+    }
 
 
 def arm_life(arm: str, data: Path, seed: int, base: Path, tokens: float) -> dict[str, Any]:
@@ -106,11 +119,14 @@ def figures(life: Mapping[str, Any]) -> dict[str, Any]:
         "all": statistics.fmean(final.values()),
         "forgotten_text": statistics.fmean(final[t] - start[t] for t in TEXTS),
         "forgotten_skills": statistics.fmean(final[s] - learned[s] for s in list(SKILLS)[:-1]),
-        "flops": sum(flops.values()), "search_flops": sum(flops.get(p, 0.0) for p in PURPOSES),
-        "final": final, "mixtures": {s["name"]: s["mixture"] for s in stages},
-        "before": {s["name"]: s["losses"]["test"][s["name"]]["before"] for s in stages}, "learned": learned,
+        "flops": sum(flops.values()),
+        "search_flops": sum(flops.get(p, 0.0) for p in PURPOSES),
+        "final": final,
+        "mixtures": {s["name"]: s["mixture"] for s in stages},
+        "before": {s["name"]: s["losses"]["test"][s["name"]]["before"] for s in stages},
+        "learned": learned,
         "supervised_tokens": [s["parts"][-1]["tokens"] for s in stages],
-    }  # fmt: skip
+    }
 
 
 def table(args: argparse.Namespace) -> None:

@@ -115,9 +115,16 @@ def main() -> int:
         sys.stdout.write(f"  differs: {name}\n")
     record(
         args.out / "result.json",
-        {"config": str(args.config), "seed": args.seed, "killed": killed, "seconds": seconds, "seconds_killed": took,
-         "compared": compared, "differ": wrong},
-    )  # fmt: skip
+        {
+            "config": str(args.config),
+            "seed": args.seed,
+            "killed": killed,
+            "seconds": seconds,
+            "seconds_killed": took,
+            "compared": compared,
+            "differ": wrong,
+        },
+    )
     return 1 if wrong or not killed else 0
 
 

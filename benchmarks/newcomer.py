@@ -62,9 +62,13 @@ class Newcomer:
     def __init__(self, clone: Path, folder: Path, seed: int) -> None:
         self.clone, self.folder = clone, folder
         self.environment = {
-            **os.environ, "PYTHONPATH": str(clone / "src"), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "100",
+            **os.environ,
+            "PYTHONPATH": str(clone / "src"),
+            "HF_HUB_OFFLINE": "1",
+            "NO_COLOR": "1",
+            "COLUMNS": "100",
             "XDG_CACHE_HOME": str(folder / "cache"),
-        }  # fmt: skip
+        }
         self._fresh_text(seed)
 
     def _fresh_text(self, seed: int) -> None:
@@ -251,9 +255,14 @@ def manners(who: Newcomer) -> None:
         raise Deviation(f"print(result) is {len(lines)} lines")
     process = subprocess.Popen(
         [sys.executable, "-m", "opmix", "run", "lifecycle.yaml", "--out", "runs/stopped"],
-        cwd=who.folder, env=who.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        cwd=who.folder,
+        env=who.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
         preexec_fn=_heed_interrupts,
-    )  # fmt: skip
+    )
     until = time.monotonic() + PATIENCE
     while not (who.folder / "runs" / "stopped" / "events.jsonl").exists() and time.monotonic() < until:
         time.sleep(0.5)

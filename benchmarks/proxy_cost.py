@@ -39,10 +39,16 @@ def main() -> None:
         torch.manual_seed(0)
         model = LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=2048, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=width // 32,
-                num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256, tie_word_embeddings=True,
+                vocab_size=2048,
+                hidden_size=width,
+                intermediate_size=3 * width,
+                num_hidden_layers=width // 32,
+                num_attention_heads=4,
+                num_key_value_heads=4,
+                max_position_embeddings=256,
+                tie_word_embeddings=True,
             )
-        )  # fmt: skip
+        )
         parameters = sum(p.numel() for p in model.parameters())
         held_out = [HeldOut("x", np.random.default_rng(0).integers(0, 2048, (32, 256)), np.full(32, 700.0))]
         plain = seconds(lambda m=model, h=held_out: evaluate(m, h), args.repeats)

@@ -64,10 +64,19 @@ def main() -> None:
     tokens = args.steps * STEP_SEQUENCES * LENGTH
     with Display() as display:
         result = search(
-            base, tokenizer, {n: {"train": d.train.paths[0], "valid": d.valid.paths[0]} for n, d in domains.items()},
-            budget=tokens, old_mixture=dict(old), sequence_length=LENGTH, trainer=TRAINER, seed=args.seed,
-            probes={"steps": args.probe_steps}, cache_dir=str(args.out / "cache"), out=args.out / f"search-{label}", progress=display,
-        )  # fmt: skip
+            base,
+            tokenizer,
+            {n: {"train": d.train.paths[0], "valid": d.valid.paths[0]} for n, d in domains.items()},
+            budget=tokens,
+            old_mixture=dict(old),
+            sequence_length=LENGTH,
+            trainer=TRAINER,
+            seed=args.seed,
+            probes={"steps": args.probe_steps},
+            cache_dir=str(args.out / "cache"),
+            out=args.out / f"search-{label}",
+            progress=display,
+        )
         test = [held_out(n, p, num=200, seed=args.seed) for n, p in data["test"].items()]
         share = result.verdict.optimum.mixture[args.new]
         losses = {}
@@ -75,9 +84,16 @@ def main() -> None:
             mixture = Mixture.of({"old": 1 - new, args.new: new}).expand({"old": old})
             model = copy.deepcopy(base)
             train_on_mixture(
-                model, data["train"], mixture, tokens=tokens, arguments=TRAINER, seed=args.seed + 1,
-                output_dir=args.out / "trainer", progress=display, name=f"full training at {new:.3f} {args.new}",
-            )  # fmt: skip
+                model,
+                data["train"],
+                mixture,
+                tokens=tokens,
+                arguments=TRAINER,
+                seed=args.seed + 1,
+                output_dir=args.out / "trainer",
+                progress=display,
+                name=f"full training at {new:.3f} {args.new}",
+            )
             losses[new] = float(evaluate(model, test).losses.mean())
             display.note(f"{args.new} {new:.3f}: mean test loss {losses[new]:.4f}")
     best = min(args.grid, key=losses.__getitem__)

@@ -65,11 +65,20 @@ class Cell:
         chosen = VARIANTS[variant]
         folder = "search" if variant == "fixed" else f"search-{variant.replace(', ', '-').replace(' ', '-')}"
         return search(
-            self.base, self.tokenizer, {n: {"train": d.train.paths[0], "valid": d.valid.paths[0]} for n, d in self.domains.items()},
-            budget=self.args.steps * STEP_SEQUENCES * LENGTH, old_mixture=dict(self.old), sequence_length=LENGTH, trainer=TRAINER,
-            seed=self.seed, probes={"steps": self.args.probe_steps, **chosen["probes"]}, proxies=chosen.get("proxies", {}),
-            cache_dir=str((self.args.out / "cache").resolve()), out=self.home / folder, progress=self.display,
-        )  # fmt: skip
+            self.base,
+            self.tokenizer,
+            {n: {"train": d.train.paths[0], "valid": d.valid.paths[0]} for n, d in self.domains.items()},
+            budget=self.args.steps * STEP_SEQUENCES * LENGTH,
+            old_mixture=dict(self.old),
+            sequence_length=LENGTH,
+            trainer=TRAINER,
+            seed=self.seed,
+            probes={"steps": self.args.probe_steps, **chosen["probes"]},
+            proxies=chosen.get("proxies", {}),
+            cache_dir=str((self.args.out / "cache").resolve()),
+            out=self.home / folder,
+            progress=self.display,
+        )
 
     def known(self) -> dict[float, float]:
         """Mean test loss of full trainings by share of the new domain, from regret.py's results or its run folder."""
@@ -89,9 +98,16 @@ class Cell:
             model = copy.deepcopy(self.base)
             mixture = Mixture.of({"old": 1 - point, self.new: point}).expand({"old": self.old})
             train_on_mixture(
-                model, self.data["train"], mixture, tokens=steps * STEP_SEQUENCES * LENGTH, arguments=TRAINER, seed=self.seed + 1,
-                output_dir=self.home / "trainer", progress=self.display, name=f"{steps} steps at {point}",
-            )  # fmt: skip
+                model,
+                self.data["train"],
+                mixture,
+                tokens=steps * STEP_SEQUENCES * LENGTH,
+                arguments=TRAINER,
+                seed=self.seed + 1,
+                output_dir=self.home / "trainer",
+                progress=self.display,
+                name=f"{steps} steps at {point}",
+            )
             losses[str(point)] = float(evaluate(model, test).losses.mean())
             file.write_text(json.dumps(losses))
         return {p: losses[str(p)] for p in LONG_GRID}
@@ -125,19 +141,35 @@ def rows_of(cell: Cell, variants: list[str], long: int | None) -> list[dict[str,
         flops = float(sum(content["cost"]["flops"].values()))
         part = flops / result.training_flops
         row = {
-            "stage": cell.stage, "seed": cell.seed, "role": "development" if (cell.stage, cell.seed) in DEVELOPMENT else "confirmation",
-            "variant": variant, "probe_steps": looks.get("steps", cell.args.probe_steps), "of": cell.args.probe_steps,
-            "looks": len(looks.get("segments", [1])), "proposal": share, "interval": list(result.interval[cell.new]),
-            "action": result.verdict.decision.action, "search_flops": flops, "stage_flops": result.training_flops,
-            "share_of_stage": part, "steps_of_stage_for_ten_percent": 10 * part * cell.args.steps,
-            "regret": curve.regret(share), "regret_of_half": curve.regret(0.5), "scatter": curve.scatter, "best_share": curve.at,
+            "stage": cell.stage,
+            "seed": cell.seed,
+            "role": "development" if (cell.stage, cell.seed) in DEVELOPMENT else "confirmation",
+            "variant": variant,
+            "probe_steps": looks.get("steps", cell.args.probe_steps),
+            "of": cell.args.probe_steps,
+            "looks": len(looks.get("segments", [1])),
+            "proposal": share,
+            "interval": list(result.interval[cell.new]),
+            "action": result.verdict.decision.action,
+            "search_flops": flops,
+            "stage_flops": result.training_flops,
+            "share_of_stage": part,
+            "steps_of_stage_for_ten_percent": 10 * part * cell.args.steps,
+            "regret": curve.regret(share),
+            "regret_of_half": curve.regret(0.5),
+            "scatter": curve.scatter,
+            "best_share": curve.at,
             "segments": looks.get("segments", []),
-        }  # fmt: skip
+        }
         if far is not None and long:
             row["long"] = {
-                "steps": long, "regret": far.regret(share), "regret_of_half": far.regret(0.5), "scatter": far.scatter,
-                "share_of_stage": part * cell.args.steps / long, "best_share": far.at,
-            }  # fmt: skip
+                "steps": long,
+                "regret": far.regret(share),
+                "regret_of_half": far.regret(0.5),
+                "scatter": far.scatter,
+                "share_of_stage": part * cell.args.steps / long,
+                "best_share": far.at,
+            }
         made.append(row)
         cell.display.note(
             f"{cell.stage} seed {cell.seed} {variant}: {row['probe_steps']} steps, {row['share_of_stage']:.1%} of the stage, "
@@ -172,14 +204,19 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             ]
             made.append(
                 {
-                    "role": role, "variant": variant, "cells": len(mine), "share_of_stage": _mean(mine, "share_of_stage"),
+                    "role": role,
+                    "variant": variant,
+                    "cells": len(mine),
+                    "share_of_stage": _mean(mine, "share_of_stage"),
                     "steps_of_stage_for_ten_percent": _mean(mine, "steps_of_stage_for_ten_percent"),
-                    "regret": _mean(mine, "regret"), "worst_regret": max(r["regret"] for r in mine),
-                    "scatter": _mean(mine, "scatter"), "regret_of_half": _mean(mine, "regret_of_half"),
+                    "regret": _mean(mine, "regret"),
+                    "worst_regret": max(r["regret"] for r in mine),
+                    "scatter": _mean(mine, "scatter"),
+                    "regret_of_half": _mean(mine, "regret_of_half"),
                     "regret_over_fixed": float(np.mean(paired)) if paired else None,
                     "error_of_that": float(np.std(paired, ddof=1) / np.sqrt(len(paired))) if len(paired) > 1 else None,
                 }
-            )  # fmt: skip
+            )
     return made
 
 

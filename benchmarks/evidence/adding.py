@@ -40,10 +40,14 @@ def asked(stage: ContinualStage) -> dict[str, Any]:
         result = stage.search(folder, probes=probes)
         decision, optimum = result.verdict.decision, float(result.verdict.optimum.mixture[stage.new])
         found[name] = {
-            "action": decision.action, "probability": decision.probability, "predicted_gain": decision.gain,
-            "direct_gain": decision.direct_gain, "proposal": optimum, "search_share": result.json()["cost"]["search_share"],
+            "action": decision.action,
+            "probability": decision.probability,
+            "predicted_gain": decision.gain,
+            "direct_gain": decision.direct_gain,
+            "proposal": optimum,
+            "search_share": result.json()["cost"]["search_share"],
             "true_gain": without - float(np.interp(optimum, shares, losses)),
-        }  # fmt: skip
+        }
     return {"without": without, "best": float(losses.min()), **found}
 
 

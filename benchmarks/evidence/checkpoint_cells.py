@@ -116,9 +116,15 @@ class Setting:
         files = {
             n: {s: str(self.data / "pretrain" / n / f"{s}.jsonl.gz") for s in ("train", "valid")} for n in cell.domains
         }
-        target = {} if not cell.target else {
-            "targets": {cell.target: {"valid": str(self.data / "instruct" / cell.target / "valid.jsonl.gz"), "kind": "chat"}}
-        }  # fmt: skip
+        target = (
+            {}
+            if not cell.target
+            else {
+                "targets": {
+                    cell.target: {"valid": str(self.data / "instruct" / cell.target / "valid.jsonl.gz"), "kind": "chat"}
+                }
+            }
+        )
         return {
             "model": str(self.model),
             "domains": files,
@@ -205,9 +211,16 @@ def trained(setting: Setting, job: Job) -> dict[str, Any]:
     before = evaluate(model, test).losses[0]
     with tempfile.TemporaryDirectory() as folder:
         train_on_mixture(
-            model, data.train, Mixture.of(dict(job.shares)), tokens=sizes.tokens, arguments=TRAINER, seed=job.seed + 1,
-            output_dir=Path(folder), progress=Silent(), name=job.name,
-        )  # fmt: skip
+            model,
+            data.train,
+            Mixture.of(dict(job.shares)),
+            tokens=sizes.tokens,
+            arguments=TRAINER,
+            seed=job.seed + 1,
+            output_dir=Path(folder),
+            progress=Silent(),
+            name=job.name,
+        )
     losses = evaluate(model, test).losses[0]
     names = [h.name for h in test]
     return {

@@ -71,14 +71,25 @@ class ContinualStage:
 
     def search(self, folder: str = "search", **settings: Any) -> SearchResult:
         """A search as a user would make it; found again where it was made."""
-        files = {n: {"train": self.domains[n].train.paths[0], "valid": self.domains[n].valid.paths[0]}
-                 for n in (*self.old, self.new)}  # fmt: skip
+        files = {
+            n: {"train": self.domains[n].train.paths[0], "valid": self.domains[n].valid.paths[0]}
+            for n in (*self.old, self.new)
+        }
         probes = {"probes": {"steps": self.probe_steps}} if self.probe_steps else {}
         asked = {**probes, "seed": self.seed, **settings}
         return search(
-            self.base, self.tokenizer, files, budget=self.tokens, old_mixture=dict(self.old), sequence_length=LENGTH, trainer=TRAINER,
-            cache_dir=str(self.cache.resolve()), out=self.home / folder, progress=self.progress, **asked,
-        )  # fmt: skip
+            self.base,
+            self.tokenizer,
+            files,
+            budget=self.tokens,
+            old_mixture=dict(self.old),
+            sequence_length=LENGTH,
+            trainer=TRAINER,
+            cache_dir=str(self.cache.resolve()),
+            out=self.home / folder,
+            progress=self.progress,
+            **asked,
+        )
 
     def mixture(self, share: float) -> Mixture:
         """`share` of the new domain, the rest as the old mixture was."""
@@ -91,9 +102,16 @@ class ContinualStage:
         if str(share) not in known or (keep is not None and not (keep / "config.json").exists()):
             model = copy.deepcopy(self.base)
             train_on_mixture(
-                model, self.data["train"], self.mixture(share), tokens=self.tokens, arguments=TRAINER, seed=self.seed + 1,
-                output_dir=self.home / "trainer", progress=self.progress, name=f"{self.home.name}: full training at {share:.3f}",
-            )  # fmt: skip
+                model,
+                self.data["train"],
+                self.mixture(share),
+                tokens=self.tokens,
+                arguments=TRAINER,
+                seed=self.seed + 1,
+                output_dir=self.home / "trainer",
+                progress=self.progress,
+                name=f"{self.home.name}: full training at {share:.3f}",
+            )
             known[str(share)] = float(evaluate(model, self.test).losses.mean())
             if keep is not None:
                 model.save_pretrained(keep)
@@ -125,13 +143,21 @@ class ContinualStage:
         best, loss = min(grid.values()), self.trained(share)
         followed = loss if action == "move" else self.trained(0.0)
         return {
-            "seed": self.seed, "model_size": sum(p.numel() for p in self.base.parameters()), "regret": loss / best - 1,
-            "replay_regret": grid[0.9] / best - 1, "interpolation_error": float((checked.direct - checked.proxy).mean()),
-            "kl": float(checked.kl.mean()), "proposal": share, "interval": list(result.interval[self.new]),
-            "best_of_grid": min(grid, key=grid.__getitem__), "action": action, "followed_regret": followed / best - 1,
-            "probability": result.verdict.decision.probability, "losses": {str(p): v for p, v in sorted({**grid, share: loss}.items())},
+            "seed": self.seed,
+            "model_size": sum(p.numel() for p in self.base.parameters()),
+            "regret": loss / best - 1,
+            "replay_regret": grid[0.9] / best - 1,
+            "interpolation_error": float((checked.direct - checked.proxy).mean()),
+            "kl": float(checked.kl.mean()),
+            "proposal": share,
+            "interval": list(result.interval[self.new]),
+            "best_of_grid": min(grid, key=grid.__getitem__),
+            "action": action,
+            "followed_regret": followed / best - 1,
+            "probability": result.verdict.decision.probability,
+            "losses": {str(p): v for p, v in sorted({**grid, share: loss}.items())},
             "search_share_of_flops": result.json()["cost"]["search_share"],
-        }  # fmt: skip
+        }
 
     @contextmanager
     def proxies(self, folder: str = "search") -> Iterator[tuple[StageDesign, Proxies]]:

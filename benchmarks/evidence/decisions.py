@@ -52,11 +52,20 @@ def main() -> None:
                 )
                 decision, optimum = result.verdict.decision, result.verdict.optimum.mixture
                 row = {
-                    "seed": seed, "variant": name, "optimum": dict(optimum), "action": decision.action, "predicted": decision.gain,
-                    "probability": decision.probability, "direct_gain": decision.direct_gain, "direct_error": decision.direct_error,
-                    "flops": result.ledger.by_purpose()["flops"], "share_of_stage": result.json()["cost"]["search_share"],
-                    "probe_steps": result.proposal.evidence.get("adaptive", {}).get("steps", result.config.probes.steps),
-                }  # fmt: skip
+                    "seed": seed,
+                    "variant": name,
+                    "optimum": dict(optimum),
+                    "action": decision.action,
+                    "predicted": decision.gain,
+                    "probability": decision.probability,
+                    "direct_gain": decision.direct_gain,
+                    "direct_error": decision.direct_error,
+                    "flops": result.ledger.by_purpose()["flops"],
+                    "share_of_stage": result.json()["cost"]["search_share"],
+                    "probe_steps": result.proposal.evidence.get("adaptive", {}).get(
+                        "steps", result.config.probes.steps
+                    ),
+                }
                 if args.train or stage.known(optimum):
                     row["measured"] = at_uniform - mean(stage.true_losses(optimum))
                 rows.append(row)

@@ -80,8 +80,14 @@ def comparison(args: argparse.Namespace, targets: dict[str, Any]) -> dict[str, A
     texts = {n: {"train": str(data / "pretrain" / n / "train.jsonl.gz"), "holdout": 0.05} for n in TEXTS}
     return {
         "architecture": {
-            "model_type": "llama", "hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 512, "tie_word_embeddings": True,
+            "model_type": "llama",
+            "hidden_size": 96,
+            "intermediate_size": 288,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 512,
+            "tie_word_embeddings": True,
         },
         "tokenizer": {"vocab_size": 3000, "documents": 200, "special_tokens": ["<|user|>", "<|assistant|>", "<|end|>"]},
         "chat_template": TEMPLATE,
@@ -96,13 +102,19 @@ def comparison(args: argparse.Namespace, targets: dict[str, Any]) -> dict[str, A
         "seeds": args.seeds,
         "keep": {"models": "all"},
         "stages": [
-            {"name": "text", "phase": "pretraining", "domains": [*TEXTS, *CHATS], "mixture": "uniform", "tokens": tokens,
-             "trainer": {"learning_rate": 3e-3}},
+            {
+                "name": "text",
+                "phase": "pretraining",
+                "domains": [*TEXTS, *CHATS],
+                "mixture": "uniform",
+                "tokens": tokens,
+                "trainer": {"learning_rate": 3e-3},
+            },
             {"name": "skills", "phase": "instruction", "domains": [*TEXTS, *CHATS], "tokens": tokens // 8},
         ],
         "methods": {m: {} for m in METHODS},
         "reference": "uniform",
-    }  # fmt: skip
+    }
 
 
 def run(args: argparse.Namespace) -> None:
@@ -152,10 +164,16 @@ def analyse(args: argparse.Namespace) -> None:
             ahead = against(of, seed, method, stage, exam)
             rows.append(
                 {
-                    "seed": seed, "method": method, "exam": exam, "choice_loss": loss["value"], "accuracy": acc["value"],
-                    "interval": acc["interval"], "questions": acc["total"], "ahead_of_uniform": ahead,
+                    "seed": seed,
+                    "method": method,
+                    "exam": exam,
+                    "choice_loss": loss["value"],
+                    "accuracy": acc["value"],
+                    "interval": acc["interval"],
+                    "questions": acc["total"],
+                    "ahead_of_uniform": ahead,
                 }
-            )  # fmt: skip
+            )
         lines.append(f"| {seed} | {method} | " + " | ".join(cells) + " |")
     record(args.results, {"rows": rows, "mixtures": mixtures(compared)})
     sys.stdout.write("\n".join(lines) + "\n")

@@ -25,11 +25,23 @@ FIGURES = Path(__file__).resolve().parents[2] / "docs" / "figures"
 OURS, OTHER, THIRD, FOURTH, FIFTH = "#2f7ebc", "#d3722a", "#8a8f98", "#b1952c", "#4f9d69"
 INK = "#80858d"
 STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "opmix", "font.size": 8.5, "font.family": "sans-serif", "text.color": INK,
-    "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.linewidth": 0.7, "figure.facecolor": "none", "axes.facecolor": "none",
-    "legend.frameon": False, "axes.titlesize": 8.5,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "opmix",
+    "font.size": 8.5,
+    "font.family": "sans-serif",
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "legend.frameon": False,
+    "axes.titlesize": 8.5,
+}
 
 
 def results(name: str, key: str = "rows") -> list[dict[str, Any]]:

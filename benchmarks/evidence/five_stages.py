@@ -25,10 +25,13 @@ def cell(life: Life, number: int, steps: dict[str, int]) -> dict[str, object]:
     result = stage.search()  # found in its folder
     options = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in steps.items())
     return {
-        "stage": f"{life.order} {number}", "order": ">".join(["+".join(life.known(0)), *life.new]), "domains": len(life.known(number)),
-        **stage.judged(result, grid, share), "arguments": steps,
+        "stage": f"{life.order} {number}",
+        "order": ">".join(["+".join(life.known(0)), *life.new]),
+        "domains": len(life.known(number)),
+        **stage.judged(result, grid, share),
+        "arguments": steps,
         "command": f"python benchmarks/evidence/five_stages.py --orders {life.order} --seeds {life.seed} {options}",
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -39,11 +39,17 @@ def lived(life: Life, way: str) -> dict[str, Any]:
     at_end = {d: losses[last][d] - losses[when][d] for d, when in learned.items() if when < last}
     each = [rise for found in rises.values() for rise in found.values()]
     return {
-        "way": way, "losses": losses, "per_stage": float(np.mean(each)), "per_stage_worst": max(each), "rises": rises,
-        "at_end": float(np.mean(list(at_end.values()))), "at_end_worst": max(at_end.values()), "at_end_by_domain": at_end,
+        "way": way,
+        "losses": losses,
+        "per_stage": float(np.mean(each)),
+        "per_stage_worst": max(each),
+        "rises": rises,
+        "at_end": float(np.mean(list(at_end.values()))),
+        "at_end_worst": max(at_end.values()),
+        "at_end_by_domain": at_end,
         "new_domain": float(np.mean([losses[i + 1][d] for i, d in enumerate(life.new)])),
         "all_at_end": float(np.mean(list(losses[last].values()))),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

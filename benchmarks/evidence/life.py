@@ -132,10 +132,20 @@ class Life:
         home = self.home / (f"stage{number}" if way == "opmix" else f"{way}/work")
         home.mkdir(parents=True, exist_ok=True)
         return ContinualStage(
-            home=home, base=LlamaForCausalLM.from_pretrained(self.model_folder(way, number - 1)), tokenizer=self.tokenizer,
-            domains=self.domains, data=self.data, old=self.mixture(way, number - 1), new=self.new[number - 1], steps=self.steps,
-            probe_steps=self.probe_steps, seed=self.seed, cache=self.cache, progress=self.progress, num_test=TEST,
-        )  # fmt: skip
+            home=home,
+            base=LlamaForCausalLM.from_pretrained(self.model_folder(way, number - 1)),
+            tokenizer=self.tokenizer,
+            domains=self.domains,
+            data=self.data,
+            old=self.mixture(way, number - 1),
+            new=self.new[number - 1],
+            steps=self.steps,
+            probe_steps=self.probe_steps,
+            seed=self.seed,
+            cache=self.cache,
+            progress=self.progress,
+            num_test=TEST,
+        )
 
     def lived(self, number: int) -> dict[str, Any]:
         """Stage `number` by OP-Mix: search from the model so far, and training on its optimum. Share, action and FLOPs of the search."""
@@ -171,9 +181,16 @@ class Life:
         self, model: Any, mixture: Mixture, steps: int, arguments: Mapping[str, Any], folder: Path, name: str
     ) -> None:
         train_on_mixture(
-            model, self.data["train"], mixture, tokens=steps * STEP_SEQUENCES * LENGTH, arguments=arguments, seed=self.seed + 1,
-            output_dir=self.home / "trainer", progress=self.progress, name=f"{self.order}, seed {self.seed}: {name}",
-        )  # fmt: skip
+            model,
+            self.data["train"],
+            mixture,
+            tokens=steps * STEP_SEQUENCES * LENGTH,
+            arguments=arguments,
+            seed=self.seed + 1,
+            output_dir=self.home / "trainer",
+            progress=self.progress,
+            name=f"{self.order}, seed {self.seed}: {name}",
+        )
         model.save_pretrained(folder)
 
 
@@ -181,12 +198,19 @@ def lives(args: Any, progress: Progress) -> list[Life]:
     """Every order and seed that was asked for."""
     return [
         Life(
-            order=order, seed=seed, out=args.out, data_folder=args.data, base_steps=args.base_steps, steps=args.steps,
-            probe_steps=args.probe_steps, width=args.width, progress=progress,
+            order=order,
+            seed=seed,
+            out=args.out,
+            data_folder=args.data,
+            base_steps=args.base_steps,
+            steps=args.steps,
+            probe_steps=args.probe_steps,
+            width=args.width,
+            progress=progress,
         )
         for seed in args.seeds
         for order in args.orders
-    ]  # fmt: skip
+    ]
 
 
 def lengths(args: Any) -> dict[str, int]:

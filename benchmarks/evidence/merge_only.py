@@ -43,10 +43,13 @@ def compared(stage: ContinualStage, long: bool) -> dict[str, Any]:
         losses["adapter"] = float(evaluate(model, stage.test).losses.mean())
     gained = losses["base"] - losses["trained"]
     return {
-        "share": share, "losses": losses,
-        "part_of_training": {k: (losses["base"] - v) / gained for k, v in losses.items() if k not in ("base", "trained")},
+        "share": share,
+        "losses": losses,
+        "part_of_training": {
+            k: (losses["base"] - v) / gained for k, v in losses.items() if k not in ("base", "trained")
+        },
         "perplexity": {k: float(np.exp(v)) for k, v in losses.items()},
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -60,8 +63,14 @@ def main() -> None:
         for name in args.stages:
             for seed in args.seeds:
                 stage = opened(args, name, seed, args.width, display)
-                made = {"stage": name, "seed": seed, "width": args.width, "steps": args.steps, "probe_steps": args.probe_steps,
-                        **compared(stage, args.long)}  # fmt: skip
+                made = {
+                    "stage": name,
+                    "seed": seed,
+                    "width": args.width,
+                    "steps": args.steps,
+                    "probe_steps": args.probe_steps,
+                    **compared(stage, args.long),
+                }
                 same = ("stage", "seed", "width", "steps", "probe_steps")
                 rows = [r for r in rows if any(r[k] != made[k] for k in same)] + [made]
                 record(RESULTS, {"rows": sorted(rows, key=lambda r: (-r["width"], r["stage"], r["seed"]))})

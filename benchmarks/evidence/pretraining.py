@@ -78,10 +78,20 @@ class Stage:
         proxies = {"eval_sequences": self.args.eval_sequences, **settings.pop("proxies", {})}
         tokens = (self.args.steps - self.prefix) * STEP_SEQUENCES * LENGTH
         return search(
-            self.base, self.tokenizer, files, budget=tokens, sequence_length=LENGTH, trainer=TRAINER, seed=self.seed,
-            probes={"steps": self.args.probe_steps}, proxies=proxies, cache_dir=str((self.args.out / "cache").resolve()),
-            out=self.home / "search", progress=self.display, **settings,
-        )  # fmt: skip
+            self.base,
+            self.tokenizer,
+            files,
+            budget=tokens,
+            sequence_length=LENGTH,
+            trainer=TRAINER,
+            seed=self.seed,
+            probes={"steps": self.args.probe_steps},
+            proxies=proxies,
+            cache_dir=str((self.args.out / "cache").resolve()),
+            out=self.home / "search",
+            progress=self.display,
+            **settings,
+        )
 
     def losses(self, arm: str, mixture: Mixture, steps: int) -> dict[str, float]:
         """Test losses by domain after so many steps on `mixture` from the prefix, nats per token; kept."""
@@ -89,9 +99,16 @@ class Stage:
         if not file.exists():
             model = copy.deepcopy(self.base)
             train_on_mixture(
-                model, self.data["train"], mixture, tokens=steps * STEP_SEQUENCES * LENGTH, arguments=TRAINER, seed=self.seed + 1,
-                output_dir=self.home / "trainer", progress=self.display, name=f"seed {self.seed}: {arm}, {steps} steps",
-            )  # fmt: skip
+                model,
+                self.data["train"],
+                mixture,
+                tokens=steps * STEP_SEQUENCES * LENGTH,
+                arguments=TRAINER,
+                seed=self.seed + 1,
+                output_dir=self.home / "trainer",
+                progress=self.display,
+                name=f"seed {self.seed}: {arm}, {steps} steps",
+            )
             found = evaluate(model, self.test).losses[0]
             write_json(file, dict(zip(self.names, map(float, found), strict=True)))
         return dict(json.loads(file.read_text()))
@@ -107,18 +124,27 @@ def run(stage: Stage) -> dict[str, Any]:
         flops = result.ledger.total("flops")
         optimum = result.verdict.optimum.mixture
         said[name] = {
-            "optimum": dict(optimum), "action": result.verdict.decision.action, "predicted_gain": result.verdict.decision.gain,
-            "probability": result.verdict.decision.probability, "direct_gain": result.verdict.decision.direct_gain,
-            "search_flops": flops, "search_share": flops / (steps * stage.step_flops),
-        }  # fmt: skip
+            "optimum": dict(optimum),
+            "action": result.verdict.decision.action,
+            "predicted_gain": result.verdict.decision.gain,
+            "probability": result.verdict.decision.probability,
+            "direct_gain": result.verdict.decision.direct_gain,
+            "search_flops": flops,
+            "search_share": flops / (steps * stage.step_flops),
+        }
         arms[name] = stage.losses(name, optimum, steps)
     longer = steps + round(said["published"]["search_flops"] / stage.step_flops)
     arms["longer"] = stage.losses("longer", stage.uniform, longer)
     return {
-        "seed": stage.seed, "model_size": sum(p.numel() for p in stage.base.parameters()), "prefix_steps": stage.prefix,
-        "stage_steps": steps, "longer_steps": longer, "searches": said, "losses": arms,
+        "seed": stage.seed,
+        "model_size": sum(p.numel() for p in stage.base.parameters()),
+        "prefix_steps": stage.prefix,
+        "stage_steps": steps,
+        "longer_steps": longer,
+        "searches": said,
+        "losses": arms,
         "perplexity_change": {a: perplexity_change(x, arms["uniform"]) for a, x in arms.items()},
-    }  # fmt: skip
+    }
 
 
 def perplexity_change(losses: dict[str, float], reference: dict[str, float]) -> float:

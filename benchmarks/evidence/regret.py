@@ -45,9 +45,19 @@ def opened(args: Any, name: str, seed: int, width: int, progress: Progress) -> C
     known = {n: data["train"][n] for n in old_names}
     base = base_model(home / "base", tokenizer, known, old, args.base_steps, seed, width)
     return ContinualStage(
-        home=home, base=base, tokenizer=tokenizer, domains=domains, data=data, old=old, new=new, steps=args.steps,
-        probe_steps=args.probe_steps, seed=seed, cache=args.out / "cache", progress=progress,
-    )  # fmt: skip
+        home=home,
+        base=base,
+        tokenizer=tokenizer,
+        domains=domains,
+        data=data,
+        old=old,
+        new=new,
+        steps=args.steps,
+        probe_steps=args.probe_steps,
+        seed=seed,
+        cache=args.out / "cache",
+        progress=progress,
+    )
 
 
 def cell(args: Any, name: str, seed: int, width: int, progress: Progress) -> dict[str, Any]:
@@ -59,9 +69,12 @@ def cell(args: Any, name: str, seed: int, width: int, progress: Progress) -> dic
     steps = {"base_steps": args.base_steps, "steps": args.steps, "probe_steps": args.probe_steps, "width": width}
     options = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in steps.items())
     return {
-        "stage": name, "order": f"{'+'.join(stage.old)}>{stage.new}", **stage.judged(result, grid, share), "arguments": steps,
+        "stage": name,
+        "order": f"{'+'.join(stage.old)}>{stage.new}",
+        **stage.judged(result, grid, share),
+        "arguments": steps,
         "command": f"python benchmarks/evidence/regret.py --stages {name} --seeds {seed} {options}",
-    }  # fmt: skip
+    }
 
 
 def add(made: dict[str, Any]) -> None:

@@ -44,10 +44,12 @@ def compared(life: Life, stages: list[int], rate: float) -> dict[str, Any]:
     training, search = last * life.steps * life.step_flops, sum(d["search_flops"] for d in done)
     scratch = base + sum(base + n * life.steps * life.step_flops for n in range(1, last + 1))
     return {
-        "stages": rows, "flops": {"base": base, "training": training, "search": search, "retraining": scratch},
-        "saved": 1 - (base + training + search) / scratch, "saved_without_search": 1 - (base + training) / scratch,
+        "stages": rows,
+        "flops": {"base": base, "training": training, "search": search, "retraining": scratch},
+        "saved": 1 - (base + training + search) / scratch,
+        "saved_without_search": 1 - (base + training) / scratch,
         "saved_in_stages": 1 - (training + search) / (scratch - base),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -59,8 +61,13 @@ def main() -> None:
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     with Display() as display:
         for life in lives(args, display):
-            made = {"order": life.order, "seed": life.seed, "rate": args.rate, "arguments": lengths(args),
-                    **compared(life, args.stages, args.rate)}  # fmt: skip
+            made = {
+                "order": life.order,
+                "seed": life.seed,
+                "rate": args.rate,
+                "arguments": lengths(args),
+                **compared(life, args.stages, args.rate),
+            }
             rows = [r for r in rows if any(r[k] != made[k] for k in ("order", "seed", "rate", "arguments"))] + [made]
             record(RESULTS, {"rows": rows})
             gaps = ", ".join(f"stage {r['stage']} {r['gap']:+.2%}" for r in made["stages"])

@@ -58,9 +58,13 @@ def searched(stage: ContinualStage, setting: str, change: dict[str, Any]) -> dic
     result = stage.search(folder, **settings)
     low, high = result.interval[stage.new]
     return {
-        "setting": setting, "change": change, "proposal": float(result.verdict.optimum.mixture[stage.new]), "interval": [low, high],
-        "probability": result.verdict.decision.probability, "search_share": result.json()["cost"]["search_share"],
-    }  # fmt: skip
+        "setting": setting,
+        "change": change,
+        "proposal": float(result.verdict.optimum.mixture[stage.new]),
+        "interval": [low, high],
+        "probability": result.verdict.decision.probability,
+        "search_share": result.json()["cost"]["search_share"],
+    }
 
 
 def main() -> None:

@@ -74,9 +74,16 @@ class RebalancingStage:
         if not (folder / "config.json").exists():
             model = new_model(self.tokenizer, self.seed)
             train_on_mixture(
-                model, self.train, self.uniform, tokens=PREFIX_STEPS * STEP_SEQUENCES * LENGTH, arguments=PREFIX_TRAINER, seed=self.seed,
-                output_dir=self.out / "trainer", progress=self.progress, name="prefix",
-            )  # fmt: skip
+                model,
+                self.train,
+                self.uniform,
+                tokens=PREFIX_STEPS * STEP_SEQUENCES * LENGTH,
+                arguments=PREFIX_TRAINER,
+                seed=self.seed,
+                output_dir=self.out / "trainer",
+                progress=self.progress,
+                name="prefix",
+            )
             model.save_pretrained(folder)
         return LlamaForCausalLM.from_pretrained(folder)
 
@@ -97,9 +104,16 @@ class RebalancingStage:
                 return dict(entry["losses"])
         model = copy.deepcopy(self.base)
         train_on_mixture(
-            model, self.train, mixture, tokens=STAGE_STEPS * STEP_SEQUENCES * LENGTH, arguments=STAGE_TRAINER, seed=order,
-            output_dir=self.out / "trainer", progress=self.progress, name=f"full training {len(known) + 1}",
-        )  # fmt: skip
+            model,
+            self.train,
+            mixture,
+            tokens=STAGE_STEPS * STEP_SEQUENCES * LENGTH,
+            arguments=STAGE_TRAINER,
+            seed=order,
+            output_dir=self.out / "trainer",
+            progress=self.progress,
+            name=f"full training {len(known) + 1}",
+        )
         losses = dict(zip(self.names, map(float, evaluate(model, self.test).losses[0]), strict=True))
         write_json(file, [*known, {"shares": shares, "order": order, "losses": losses}])
         return losses

@@ -44,14 +44,24 @@ def surface(stage: ContinualStage, true: Mapping[float, float]) -> dict[str, Any
     shape = (simulated - simulated.mean()) - (losses - losses.mean())
     lowest = [minimum(np.array(shares), values) for values in (losses, simulated)]
     return {
-        "new": stage.new, "old": list(stage.old), "seed": stage.seed, "model_size": sum(p.numel() for p in stage.base.parameters()),
-        "shares": shares, "true": losses.tolist(), "simulated": simulated.tolist(),
-        "level": float((simulated - losses).mean()), "shape_error": float(np.sqrt(np.mean(shape**2))), "range": float(np.ptp(losses)),
-        "spearman": float(spearmanr(losses, simulated).statistic), "pearson": float(np.corrcoef(losses, simulated)[0, 1]),
-        "true_optimum": lowest[0], "simulated_optimum": lowest[1],
+        "new": stage.new,
+        "old": list(stage.old),
+        "seed": stage.seed,
+        "model_size": sum(p.numel() for p in stage.base.parameters()),
+        "shares": shares,
+        "true": losses.tolist(),
+        "simulated": simulated.tolist(),
+        "level": float((simulated - losses).mean()),
+        "shape_error": float(np.sqrt(np.mean(shape**2))),
+        "range": float(np.ptp(losses)),
+        "spearman": float(spearmanr(losses, simulated).statistic),
+        "pearson": float(np.corrcoef(losses, simulated)[0, 1]),
+        "true_optimum": lowest[0],
+        "simulated_optimum": lowest[1],
         "regret": float(losses[simulated.argmin()] / losses.min() - 1),
-        "probe_steps": stage.probe_steps, "steps": stage.steps,
-    }  # fmt: skip
+        "probe_steps": stage.probe_steps,
+        "steps": stage.steps,
+    }
 
 
 def minimum(shares: FloatArray, losses: FloatArray) -> float:

@@ -42,27 +42,73 @@ def regret() -> str:
             share = np.mean([c["search_share_of_flops"] for c in found])
             error, kl = (float(np.mean([abs(c[k]) for c in found])) for k in ("interpolation_error", "kl"))
             parts.append(
-                [name, len(found), f"{own.mean():.2%}", f"{own.max():.2%}", other(found, even), other(found, lambda _: 0.5),
-                 f"{replay.mean():.2%}",
-                 f"{replay.min():.2%} to {replay.max():.2%}", f"{hit} of {len(found)}", f"{error:.3f}", f"{kl:.3f}", f"{share:.0%}"]
-            )  # fmt: skip
-    head = ["cells", "n", "mean regret", "worst", "share 1/n (worst)", "half new (worst)", "10 % replay, mean", "its range",
-            "interval holds the grid's best",
-            "trained - interpolated, nats", "KL", "search / stage FLOPs"]  # fmt: skip
+                [
+                    name,
+                    len(found),
+                    f"{own.mean():.2%}",
+                    f"{own.max():.2%}",
+                    other(found, even),
+                    other(found, lambda _: 0.5),
+                    f"{replay.mean():.2%}",
+                    f"{replay.min():.2%} to {replay.max():.2%}",
+                    f"{hit} of {len(found)}",
+                    f"{error:.3f}",
+                    f"{kl:.3f}",
+                    f"{share:.0%}",
+                ]
+            )
+    head = [
+        "cells",
+        "n",
+        "mean regret",
+        "worst",
+        "share 1/n (worst)",
+        "half new (worst)",
+        "10 % replay, mean",
+        "its range",
+        "interval holds the grid's best",
+        "trained - interpolated, nats",
+        "KL",
+        "search / stage FLOPs",
+    ]
     each = [
-        [c["stage"], c["seed"], million(c["model_size"]), f"{c['proposal']:.3f} ({c['interval'][0]:.2f}-{c['interval'][1]:.2f})",
-         c["best_of_grid"], f"{c['regret']:+.2%}", f"{c['replay_regret']:.2%}", f"{c['interpolation_error']:+.3f}", f"{c['kl']:.3f}",
-         c["action"], followed(c)]
+        [
+            c["stage"],
+            c["seed"],
+            million(c["model_size"]),
+            f"{c['proposal']:.3f} ({c['interval'][0]:.2f}-{c['interval'][1]:.2f})",
+            c["best_of_grid"],
+            f"{c['regret']:+.2%}",
+            f"{c['replay_regret']:.2%}",
+            f"{c['interpolation_error']:+.3f}",
+            f"{c['kl']:.3f}",
+            c["action"],
+            followed(c),
+        ]
         for c in cells
-    ]  # fmt: skip
-    columns = ["stage", "seed", "parameters", "proposal (90 %)", "grid's best", "regret", "10 % replay", "trained - interpolated", "KL",
-               "said", "regret of that"]  # fmt: skip
+    ]
+    columns = [
+        "stage",
+        "seed",
+        "parameters",
+        "proposal (90 %)",
+        "grid's best",
+        "regret",
+        "10 % replay",
+        "trained - interpolated",
+        "KL",
+        "said",
+        "regret of that",
+    ]
     lives = [c for c in cells if "domains" in c]
     grown = [
-        [n, *(spread([100 * c[k] for c in lives if c["domains"] == n], ".2f") for k in ("regret", "replay_regret")),
-         spread([c["proposal"] for c in lives if c["domains"] == n], ".2f")]
+        [
+            n,
+            *(spread([100 * c[k] for c in lives if c["domains"] == n], ".2f") for k in ("regret", "replay_regret")),
+            spread([c["proposal"] for c in lives if c["domains"] == n], ".2f"),
+        ]
         for n in sorted({c["domains"] for c in lives})
-    ]  # fmt: skip
+    ]
     growth = table(["domains known", "regret, %", "regret of 10 % replay, %", "proposed share of the new"], grown)
     return "\n\n".join([table(head, parts), growth, table(columns, each)])
 
@@ -82,19 +128,46 @@ def followed(cell: dict[str, Any]) -> str:
 def surfaces() -> str:
     rows = results("surfaces")
     each = [
-        [r["stage"], r["seed"], million(r["model_size"]), f"{r['level']:+.3f}", f"{r['shape_error']:.4f}", f"{r['range']:.3f}",
-         f"{r['spearman']:.2f}", f"{r['simulated_optimum']:.2f} / {r['true_optimum']:.2f}", f"{r['regret']:.2%}"]
+        [
+            r["stage"],
+            r["seed"],
+            million(r["model_size"]),
+            f"{r['level']:+.3f}",
+            f"{r['shape_error']:.4f}",
+            f"{r['range']:.3f}",
+            f"{r['spearman']:.2f}",
+            f"{r['simulated_optimum']:.2f} / {r['true_optimum']:.2f}",
+            f"{r['regret']:.2%}",
+        ]
         for r in rows
-    ]  # fmt: skip
-    head = ["stage", "seed", "parameters", "level, nats", "shape error, nats (rms)", "range of the true", "Spearman",
-            "optimum simulated / true", "regret of the simulated best"]  # fmt: skip
+    ]
+    head = [
+        "stage",
+        "seed",
+        "parameters",
+        "level, nats",
+        "shape error, nats (rms)",
+        "range of the true",
+        "Spearman",
+        "optimum simulated / true",
+        "regret of the simulated best",
+    ]
     sums = []
     for size in sorted({r["model_size"] for r in rows}, reverse=True):
         some = [r for r in rows if r["model_size"] == size]
         off = [abs(r["simulated_optimum"] - r["true_optimum"]) for r in some]
-        sums.append([million(size), len(some), spread([r["shape_error"] for r in some], ".3f"), spread([r["range"] for r in some], ".3f"),
-                     spread([r["spearman"] for r in some], ".2f"), spread(off, ".3f"), f"{max(off):.3f}",
-                     spread([100 * r["regret"] for r in some], ".2f")])  # fmt: skip
+        sums.append(
+            [
+                million(size),
+                len(some),
+                spread([r["shape_error"] for r in some], ".3f"),
+                spread([r["range"] for r in some], ".3f"),
+                spread([r["spearman"] for r in some], ".2f"),
+                spread(off, ".3f"),
+                f"{max(off):.3f}",
+                spread([100 * r["regret"] for r in some], ".2f"),
+            ]
+        )
     columns = [
         "parameters",
         "surfaces",
@@ -121,8 +194,15 @@ def forgetting() -> str:
     keys += [("new_domain", ".3f"), ("all_at_end", ".3f")]
     found = {way: [r for r in rows if r["way"] == way] for way in ways}
     lines = [[ways[w], *(spread([r[k] for r in some], form) for k, form in keys)] for w, some in found.items() if some]
-    head = ["way", "rise a stage, mean", "worst", "rise from learned to the end, mean", "worst", "loss on a new domain after its stage",
-            "mean loss at the end"]  # fmt: skip
+    head = [
+        "way",
+        "rise a stage, mean",
+        "worst",
+        "rise from learned to the end, mean",
+        "worst",
+        "loss on a new domain after its stage",
+        "mean loss at the end",
+    ]
     by = []
     for d in sorted({d for r in rows for d in r["at_end_by_domain"]}):
         each = [[r["at_end_by_domain"][d] for r in some if d in r["at_end_by_domain"]] for some in found.values()]
@@ -137,11 +217,26 @@ def retraining() -> str:
         flops = r["flops"]
         gaps = ", ".join(f"{s['gap']:+.2%}" for s in r["stages"])
         where = ", ".join(str(s["stage"]) for s in r["stages"])
-        lines.append([f"{r['order']}, seed {r['seed']}, rate {r['rate']:g}", f"{where}: {gaps}", f"{flops['base'] + flops['training']:.2e}",
-                      f"{flops['search']:.2e}",
-                      f"{flops['retraining']:.2e}", f"{r['saved']:.0%}", f"{r['saved_without_search']:.0%}"])  # fmt: skip
-    head = ["life", "loss against retraining, after stage", "FLOPs of the life", "of its searches", "of retraining", "saved",
-            "saved, searches free"]  # fmt: skip
+        lines.append(
+            [
+                f"{r['order']}, seed {r['seed']}, rate {r['rate']:g}",
+                f"{where}: {gaps}",
+                f"{flops['base'] + flops['training']:.2e}",
+                f"{flops['search']:.2e}",
+                f"{flops['retraining']:.2e}",
+                f"{r['saved']:.0%}",
+                f"{r['saved_without_search']:.0%}",
+            ]
+        )
+    head = [
+        "life",
+        "loss against retraining, after stage",
+        "FLOPs of the life",
+        "of its searches",
+        "of retraining",
+        "saved",
+        "saved, searches free",
+    ]
     return table(head, lines)
 
 
@@ -154,8 +249,19 @@ def pretraining() -> str:
             said = r["searches"].get(arm, {})
             shares = " ".join(f"{s:.2f}" for s in said["optimum"].values()) if said else "0.20 each"
             steps = r["longer_steps" if arm == "longer" else "stage_steps"]
-            lines.append([r["arguments"]["set"], r["seed"], arm, shares, said.get("action", ""), steps,
-                          f"{loss:.4f}", f"{uniform - loss:+.4f}", f"{r['perplexity_change'][arm]:+.2%}"])  # fmt: skip
+            lines.append(
+                [
+                    r["arguments"]["set"],
+                    r["seed"],
+                    arm,
+                    shares,
+                    said.get("action", ""),
+                    steps,
+                    f"{loss:.4f}",
+                    f"{uniform - loss:+.4f}",
+                    f"{r['perplexity_change'][arm]:+.2%}",
+                ]
+            )
     return table(
         ["set", "seed", "arm", "mixture", "said", "steps", "mean loss", "gain over uniform", "mean perplexity"], lines
     )
@@ -164,13 +270,29 @@ def pretraining() -> str:
 def merge_only() -> str:
     rows = results("merge_only")
     lines = [
-        [r["stage"], r["seed"], "1.1 M" if r["width"] == 128 else "0.34 M",
-         *(f"{r['losses'][k]:.3f}" if k in r["losses"] else "" for k in ("base", "merged", "adapter", "merged_long", "trained")),
-         f"{math.exp(r['losses']['merged'] - r['losses']['trained']) - 1:+.0%}"]
+        [
+            r["stage"],
+            r["seed"],
+            "1.1 M" if r["width"] == 128 else "0.34 M",
+            *(
+                f"{r['losses'][k]:.3f}" if k in r["losses"] else ""
+                for k in ("base", "merged", "adapter", "merged_long", "trained")
+            ),
+            f"{math.exp(r['losses']['merged'] - r['losses']['trained']) - 1:+.0%}",
+        ]
         for r in rows
-    ]  # fmt: skip
-    head = ["stage", "seed", "parameters", "before", "probes merged", "one adapter on the optimum", "long probes merged", "trained",
-            "perplexity merged / trained"]  # fmt: skip
+    ]
+    head = [
+        "stage",
+        "seed",
+        "parameters",
+        "before",
+        "probes merged",
+        "one adapter on the optimum",
+        "long probes merged",
+        "trained",
+        "perplexity merged / trained",
+    ]
     return table(head, lines)
 
 
@@ -229,9 +351,17 @@ def predictors() -> str:
             cost = f"{r['search_share'][0]:.1f}" if "search_share" in r else ""
             lines.append((r["predictor"], r["probes"], *cells, *regrets, *covered, cost))
         head = (
-            "predictor", "probes", "r (worst)", "rank (worst)", "r, arms", "regret (worst)", "against uniform (worst)",
-            "90 % holds: optimum", "mixtures", "search / stage",
-        )  # fmt: skip
+            "predictor",
+            "probes",
+            "r (worst)",
+            "rank (worst)",
+            "r, arms",
+            "regret (worst)",
+            "against uniform (worst)",
+            "90 % holds: optimum",
+            "mixtures",
+            "search / stage",
+        )
         parts.append(f"{objective}, {size}, {mine[0]['cells']} cells\n\n{table(head, lines)}")
     return "\n\n".join(parts)
 

@@ -142,15 +142,27 @@ def life(world: World, arm: Arm, seed: int, rate: float, tokens: Sequence[int], 
     micro = sizes.batch if arm.objective == "sdft" else max(1, sizes.batch // 2)
     told = {"demonstration": ASKS[ask] if ask else "", **dict(arm.sdft)}
     return {
-        "model": {"name": str(world.start.resolve()), "device": world.device}, "old_mixture": {OLD: 1.0}, "seeds": [seed],
+        "model": {"name": str(world.start.resolve()), "device": world.device},
+        "old_mixture": {OLD: 1.0},
+        "seeds": [seed],
         "domains": {n: f for n, f in world.files.items() if n in (OLD, FIRST, SECOND)[: arm.stages + 1]},
-        "sequence_length": sizes.length, "stages": stages, "sdft": distillation(sizes, **told),
-        "trainer": {"learning_rate": rate, "batch": sizes.batch, "micro_batch": micro, "weight_decay": 0.0,
-                    "gradient_checkpointing": True},
+        "sequence_length": sizes.length,
+        "stages": stages,
+        "sdft": distillation(sizes, **told),
+        "trainer": {
+            "learning_rate": rate,
+            "batch": sizes.batch,
+            "micro_batch": micro,
+            "weight_decay": 0.0,
+            "gradient_checkpointing": True,
+        },
         "probes": {"steps": max(1, round(sizes.probe_steps * arm.fraction)), "adaptive": False},
-        "proxies": {"eval_sequences": max(2, sizes.held_out // 2)}, "decision": {"verify": False}, "evaluation": {"sequences": 8},
-        "checkpoint_every": 10**9, "cache_dir": str((world.out / "cache").resolve()),
-    }  # fmt: skip
+        "proxies": {"eval_sequences": max(2, sizes.held_out // 2)},
+        "decision": {"verify": False},
+        "evaluation": {"sequences": 8},
+        "checkpoint_every": 10**9,
+        "cache_dir": str((world.out / "cache").resolve()),
+    }
 
 
 def run_arm(world: World, arm: Arm, seed: int, first_seed: int) -> None:
@@ -178,11 +190,17 @@ def run_arm(world: World, arm: Arm, seed: int, first_seed: int) -> None:
         stages = []
         for number, stage in enumerate(lived[: arm.stages]):
             folder = next(home.glob(f"seed-{seed}/*-{stage['name']}"))
-            stages.append({
-                "name": stage["name"], "mixture": stage["mixture"], "tokens": stage["tokens"], "cost": stage["cost"],
-                "searches": [read(p) for p in sorted(folder.glob("search-*/mixture.json"))],
-                "judged": world.judge(folder / "model"), "number": number,
-            })  # fmt: skip
+            stages.append(
+                {
+                    "name": stage["name"],
+                    "mixture": stage["mixture"],
+                    "tokens": stage["tokens"],
+                    "cost": stage["cost"],
+                    "searches": [read(p) for p in sorted(folder.glob("search-*/mixture.json"))],
+                    "judged": world.judge(folder / "model"),
+                    "number": number,
+                }
+            )
         found |= {
             "objective": arm.objective,
             "how": arm.how,

@@ -53,11 +53,16 @@ def row_of(found: Mapping[str, Any]) -> Row:
     for stage in found["stages"]:
         flops = stage["cost"]["flops"]
         search = sum(flops.get(p, 0.0) for p in SEARCH_PURPOSES)
-        stages.append({
-            "name": stage["name"], "mixture": stage["mixture"], "tokens": stage["tokens"], "judged": slim(stage["judged"]),
-            "flops": {"training": flops["training"], "search": search},
-            "laws": {e: {k: law[k] for k in ("c", "t")} for s in stage["searches"] for e, law in s["laws"].items()},
-        })  # fmt: skip
+        stages.append(
+            {
+                "name": stage["name"],
+                "mixture": stage["mixture"],
+                "tokens": stage["tokens"],
+                "judged": slim(stage["judged"]),
+                "flops": {"training": flops["training"], "search": search},
+                "laws": {e: {k: law[k] for k in ("c", "t")} for s in stage["searches"] for e, law in s["laws"].items()},
+            }
+        )
     return {**kept, "stages": stages}
 
 
@@ -225,8 +230,15 @@ def foretold(rows: Sequence[Row]) -> tuple[str, list[Row]]:
         names = list(laws)
         ranks = {"mean": agreement([p[1] for p in pairs], [p[2] for p in pairs])}
         ranks |= {n: agreement([p[3][n] for p in pairs], [p[4]["valid"][n] for p in pairs]) for n in names}
-        found.append({"objective": kind, "seed": search["seed"], "agreement": ranks, "of": len(pairs) * (len(pairs) - 1) // 2,
-                      "points": [{"share": p[0], "predicted": p[1], "measured": p[2]} for p in pairs]})  # fmt: skip
+        found.append(
+            {
+                "objective": kind,
+                "seed": search["seed"],
+                "agreement": ranks,
+                "of": len(pairs) * (len(pairs) - 1) // 2,
+                "points": [{"share": p[0], "predicted": p[1], "measured": p[2]} for p in pairs],
+            }
+        )
         body += [[kind, str(search["seed"]), f"{p[0]:.0%}", f"{p[1]:.3f}", f"{p[2]:.3f}"] for p in pairs]
         of = found[-1]["of"]
         body.append(

@@ -134,9 +134,15 @@ class World:
     def prepared(self, domains: Mapping[str, Domain], sdft: DistillationSettings | None = None) -> StageData:
         """Tokenised; with the contexts of a teacher where `sdft` says what it is asked."""
         return prepare_data(
-            domains, self.tokenizer, objective="sft" if sdft is None else "sdft", sdft=sdft or DistillationSettings(),
-            sequence_length=self.sizes.length, cache_dir=self.out / "cache", num_proc=1, progress=Silent(),
-        )  # fmt: skip
+            domains,
+            self.tokenizer,
+            objective="sft" if sdft is None else "sdft",
+            sdft=sdft or DistillationSettings(),
+            sequence_length=self.sizes.length,
+            cache_dir=self.out / "cache",
+            num_proc=1,
+            progress=Silent(),
+        )
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -168,9 +174,15 @@ class World:
         """Right answers of a skill's test, and what saying always the same would get."""
         domain, extract = self.judged.domains[skill], self.extractor(skill)
         score = score_split(
-            model, self.tokenizer, domain.test, extract, num=self.sizes.items, max_new_tokens=self.sizes.scored,
-            stop_ids=stop_ids(self.tokenizer, {skill: domain.train}), batch_size=64,
-        )  # fmt: skip
+            model,
+            self.tokenizer,
+            domain.test,
+            extract,
+            num=self.sizes.items,
+            max_new_tokens=self.sizes.scored,
+            stop_ids=stop_ids(self.tokenizer, {skill: domain.train}),
+            batch_size=64,
+        )
         return {
             **score.json(),
             "outcomes": {str(k): v for k, v in score.outcomes.items()},
@@ -200,9 +212,12 @@ class World:
                     contexts.tokens[contexts.offsets[i] : contexts.offsets[i + 1]].astype(np.int64) for i in chosen
                 ]
                 said = greedy_answers(
-                    model, [q for q, _ in pairs] if ask == "nothing" else shown, stop_ids=data.objective.stop_ids,
-                    max_new_tokens=self.sizes.scored, batch_size=64,
-                )  # fmt: skip
+                    model,
+                    [q for q, _ in pairs] if ask == "nothing" else shown,
+                    stop_ids=data.objective.stop_ids,
+                    max_new_tokens=self.sizes.scored,
+                    batch_size=64,
+                )
                 same = [
                     self.compared(extract, a) == self.compared(extract, b)
                     for a, (_, b) in zip(said, pairs, strict=True)

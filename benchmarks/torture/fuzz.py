@@ -15,10 +15,35 @@ from typing import Any
 from ways import Parser, parsers
 
 WORDS = (
-    b"null", b"NaN", b"-1e999", b"1e400", b"{}", b"[]", b"[[", b'"', b"\x00", b"\xff\xfe", b"\xed\xa0\x80", b"\xe2\x80\xa8", b"true", b": ",
-    b"\n", b"\r\n", b"- ", b"&a ", b"*a", b"<<: *a", b"!!python/object", b"|\n", b",,", b"=1+1",
-    b"99999999999999999999", b"../", b"\\u0000", b"[" * 2000,
-)  # fmt: skip
+    b"null",
+    b"NaN",
+    b"-1e999",
+    b"1e400",
+    b"{}",
+    b"[]",
+    b"[[",
+    b'"',
+    b"\x00",
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+    b"\xe2\x80\xa8",
+    b"true",
+    b": ",
+    b"\n",
+    b"\r\n",
+    b"- ",
+    b"&a ",
+    b"*a",
+    b"<<: *a",
+    b"!!python/object",
+    b"|\n",
+    b",,",
+    b"=1+1",
+    b"99999999999999999999",
+    b"../",
+    b"\\u0000",
+    b"[" * 2000,
+)
 LONGEST, SLOW = 16_000, 2.0
 CORPUS = Path(__file__).parent / "corpus"
 

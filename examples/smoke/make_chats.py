@@ -9,8 +9,24 @@ import json
 import random
 from pathlib import Path
 
-WORDS = ("apple", "bridge", "candle", "dragon", "ember", "forest", "garden", "harbour", "island", "jungle", "kettle", "lantern",
-         "mirror", "needle", "orchard", "pebble")  # fmt: skip
+WORDS = (
+    "apple",
+    "bridge",
+    "candle",
+    "dragon",
+    "ember",
+    "forest",
+    "garden",
+    "harbour",
+    "island",
+    "jungle",
+    "kettle",
+    "lantern",
+    "mirror",
+    "needle",
+    "orchard",
+    "pebble",
+)
 FOLDER = Path(__file__).parent / "chats"
 
 
@@ -27,9 +43,17 @@ def spelling(rng: random.Random) -> tuple[str, str]:
 def exam() -> None:
     """What a line of Python goes on with: the right end of it, and those of three others."""
     names = [
-        ("import", "os"), ("return", "self"), ("for i in range(10)", ":"), ("def f(x)", ":"), ("if x is not", "None"),
-        ("raise", "ValueError"), ("class A(object)", ":"), ("with open(path) as", "file"), ("except", "KeyError"), ("while", "True"),
-    ]  # fmt: skip
+        ("import", "os"),
+        ("return", "self"),
+        ("for i in range(10)", ":"),
+        ("def f(x)", ":"),
+        ("if x is not", "None"),
+        ("raise", "ValueError"),
+        ("class A(object)", ":"),
+        ("with open(path) as", "file"),
+        ("except", "KeyError"),
+        ("while", "True"),
+    ]
     rng, lines = random.Random("exam"), []
     for number in range(60):
         opening, right = rng.choice(names)
