@@ -30,6 +30,8 @@ STAGES = {
     "reviews": (["legal_licenses", "dictionary", "medical_nih"], "reviews_movie"),
 }
 RESULTS = Path(__file__).parent / "results" / "regret.json"
+AGAIN = RESULTS.with_name("regret-again.json")
+"""Of searches with as many probe steps as they take by themselves."""
 
 
 def opened(args: Any, name: str, seed: int, width: int, progress: Progress) -> ContinualStage:
@@ -79,10 +81,11 @@ def cell(args: Any, name: str, seed: int, width: int, progress: Progress) -> dic
 
 def add(made: dict[str, Any]) -> None:
     """Put a cell into the results, in the place of one with the same stage, seed and arguments."""
-    cells = json.loads(RESULTS.read_text())["cells"] if RESULTS.exists() else []
+    file = RESULTS if made["arguments"]["probe_steps"] else AGAIN
+    cells = json.loads(file.read_text())["cells"] if file.exists() else []
     same = ("stage", "seed", "arguments")
     cells = [c for c in cells if any(c[k] != made[k] for k in same)] + [made]
-    record(RESULTS, {"cells": sorted(cells, key=lambda c: (c["model_size"], c["stage"], c["seed"]))})
+    record(file, {"cells": sorted(cells, key=lambda c: (c["model_size"], c["stage"], c["seed"]))})
 
 
 def stage_parser(description: str | None) -> Any:

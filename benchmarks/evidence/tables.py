@@ -1,30 +1,19 @@
 """The tables of docs/evidence.md, printed from results/*.json.
 
-python benchmarks/evidence/tables.py [regret surfaces forgetting retraining pretraining merge_only sensitivity adding predictors targets]
+python benchmarks/evidence/tables.py [regret again surfaces forgetting retraining pretraining merge_only ...]
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from figures import RESULTS, even, million, regret_at, results
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(x) for x in line) + " |" for line in lines)
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """Mean ± standard deviation over seeds or lives."""
-    mean = format(float(np.mean(values)), form)
-    if len(values) < 2:
-        return mean
-    return f"{mean} ± {format(float(np.std(values, ddof=1)), form.lstrip('+'))}"
+from search_tables import again, targets
+from table import spread, table
 
 
 def regret() -> str:
@@ -366,39 +355,6 @@ def predictors() -> str:
     return "\n\n".join(parts)
 
 
-def targets() -> str:
-    """Perplexity against uniform, percent: each single target, and the mean of all of a pool, by method and set of cells."""
-    rows = results("targets", "rows")
-    parts = []
-    for name, seeds in {"choosing": range(7), "confirming": range(7, 10)}.items():
-        for kind in ("single targets", "mean of all"):
-            some = [r for r in rows if r["seed"] in seeds and (r["targets"] == "mean") == (kind != "single targets")]
-            if some:
-                parts.append(_of_targets(f"{kind}, {name} cells", some))
-    told = [r for r in rows if "covered" in r]
-    times = float(np.median([r["told_gain"][0] / r["gain"] for r in told]))
-    held = f"{sum(r['covered'] for r in told)} of {len(told)}"
-    parts.append(f"90 % interval of the optimum's gain holds it in {held}; told over true, median: {times:.1f}")
-    return "\n\n".join(parts)
-
-
-def _of_targets(title: str, rows: list[dict[str, Any]]) -> str:
-    lines = []
-    for method in dict.fromkeys(r["method"] for r in rows):
-        told = [r for r in rows if r["method"] == method]
-        gains = [r["perplexity_vs_uniform"] for r in told]
-        others = [r["others"] for r in told if r["others"] is not None]
-        kept = f"{sum(r['limits_kept'] for r in told)} of {len(told)}"
-        cost = [f"{r['search_share']:.1f}" for r in told if "search_share" in r][:1]
-        figures = [f"{x:+.1f} %" for x in (np.median(gains), np.mean(gains), max(gains))]
-        stays = sum(max(r["mixture"].values()) - min(r["mixture"].values()) < 1e-3 for r in told)
-        aside = f"{np.mean(others):+.1f} %" if others else ""
-        lines.append((method, *figures, aside, kept, f"{stays} of {len(told)}", *(cost or [""])))
-    head = ("method", "median", "mean", "worst", "other targets", "limits kept", "is uniform", "search / stage")
-    cells = len({(r["pool"], r["seed"]) for r in rows})
-    return f"{title}: {cells} cells, {len({(r['pool'], r['seed'], r['targets']) for r in rows})} decisions\n\n{table(head, lines)}"
-
-
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
@@ -412,6 +368,7 @@ TABLES: dict[str, Callable[[], str]] = {
         adding,
         predictors,
         targets,
+        again,
     )
 }
 

@@ -1,0 +1,79 @@
+"""Tables of whole searches by the present default: mixtures for targets, and the continual stages again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from figures import results
+from table import table
+
+
+def targets() -> str:
+    """Perplexity against uniform, percent: each single target, and the mean of all of a pool, by method and set of cells."""
+    rows = results("targets", "rows")
+    parts = []
+    for name, seeds in {"choosing": range(7), "confirming": range(7, 10)}.items():
+        for kind in ("single targets", "mean of all"):
+            some = [r for r in rows if r["seed"] in seeds and (r["targets"] == "mean") == (kind != "single targets")]
+            if some:
+                parts.append(_of_targets(f"{kind}, {name} cells", some))
+    told = [r for r in rows if "covered" in r]
+    times = float(np.median([r["told_gain"][0] / r["gain"] for r in told]))
+    held = f"{sum(r['covered'] for r in told)} of {len(told)}"
+    parts.append(f"90 % interval of the optimum's gain holds it in {held}; told over true, median: {times:.1f}")
+    return "\n\n".join(parts)
+
+
+def _of_targets(title: str, rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for method in dict.fromkeys(r["method"] for r in rows):
+        told = [r for r in rows if r["method"] == method]
+        gains = [r["perplexity_vs_uniform"] for r in told]
+        others = [r["others"] for r in told if r["others"] is not None]
+        kept = f"{sum(r['limits_kept'] for r in told)} of {len(told)}"
+        cost = [f"{r['search_share']:.1f}" for r in told if "search_share" in r][:1]
+        figures = [f"{x:+.1f} %" for x in (np.median(gains), np.mean(gains), max(gains))]
+        stays = sum(max(r["mixture"].values()) - min(r["mixture"].values()) < 1e-3 for r in told)
+        aside = f"{np.mean(others):+.1f} %" if others else ""
+        lines.append((method, *figures, aside, kept, f"{stays} of {len(told)}", *(cost or [""])))
+    head = ("method", "median", "mean", "worst", "other targets", "limits kept", "is uniform", "search / stage")
+    cells = len({(r["pool"], r["seed"]) for r in rows})
+    return f"{title}: {cells} cells, {len({(r['pool'], r['seed'], r['targets']) for r in rows})} decisions\n\n{table(head, lines)}"
+
+
+def again() -> str:
+    """Continual stages searched by the present default, beside the same stages by the default of 2026-11-25."""
+    before = {(c["stage"], c["seed"]): c for c in results("regret", "cells")}
+    cells = results("regret-again", "cells")
+    lines = []
+    for c in cells:
+        old = before[c["stage"], c["seed"]]
+        low, high = c["interval"]
+        pairs = [(old[k], c[k]) for k in ("regret", "followed_regret", "search_share_of_flops") if k in old and k in c]
+        figures = [f"{was:+.2%}, {now:+.2%}" for was, now in pairs[:-1]]
+        said = f"{old['action']}, {c['action']}"
+        share = f"{c['proposal']:.2f} ({low:.2f}-{high:.2f})"
+        lines.append(
+            (c["stage"], c["seed"], share, c["best_of_grid"], *figures, said, "{:.0%}, {:.0%}".format(*pairs[-1]))
+        )
+    regrets, followed = ([c[k] for c in cells] for k in ("regret", "followed_regret"))
+    held = sum(c["interval"][0] <= c["best_of_grid"] <= c["interval"][1] for c in cells)
+    ratio = np.mean(
+        [c["search_share_of_flops"] / before[c["stage"], c["seed"]]["search_share_of_flops"] for c in cells]
+    )
+    head = (
+        "stage",
+        "seed",
+        "proposal (90 %)",
+        "grid's best",
+        "regret: before, now",
+        "of what was said",
+        "said",
+        "search / stage",
+    )
+    return (
+        f"{table(head, lines)}\n\n{len(cells)} stages: regret {np.mean(regrets):+.3%} in the mean, {max(regrets):+.2%} at worst; "
+        f"of what was said {np.mean(followed):+.3%}, {max(followed):+.2%}; the interval holds the grid's best in {held}; a search "
+        f"takes {ratio:.2f} of the FLOPs it took"
+    )
