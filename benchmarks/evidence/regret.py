@@ -30,7 +30,7 @@ STAGES = {
     "reviews": (["legal_licenses", "dictionary", "medical_nih"], "reviews_movie"),
 }
 RESULTS = Path(__file__).parent / "results" / "regret.json"
-AGAIN = RESULTS.with_name("regret-again.json")
+AGAIN = RESULTS.with_name("again.json")
 """Of searches with as many probe steps as they take by themselves."""
 
 

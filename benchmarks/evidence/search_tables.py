@@ -45,7 +45,7 @@ def _of_targets(title: str, rows: list[dict[str, Any]]) -> str:
 def again() -> str:
     """Continual stages searched by the present default, beside the same stages by the default of 2026-11-25."""
     before = {(c["stage"], c["seed"]): c for c in results("regret", "cells")}
-    cells = results("regret-again", "cells")
+    cells = results("again", "cells")
     lines = []
     for c in cells:
         old = before[c["stage"], c["seed"]]
