@@ -50,13 +50,11 @@ def again() -> str:
     for c in cells:
         old = before[c["stage"], c["seed"]]
         low, high = c["interval"]
-        pairs = [(old[k], c[k]) for k in ("regret", "followed_regret", "search_share_of_flops") if k in old and k in c]
-        figures = [f"{was:+.2%}, {now:+.2%}" for was, now in pairs[:-1]]
+        figures = (f"{old['regret']:+.2%}, {c['regret']:+.2%}", f"{c['followed_regret']:+.2%}")
         said = f"{old['action']}, {c['action']}"
         share = f"{c['proposal']:.2f} ({low:.2f}-{high:.2f})"
-        lines.append(
-            (c["stage"], c["seed"], share, c["best_of_grid"], *figures, said, "{:.0%}, {:.0%}".format(*pairs[-1]))
-        )
+        cost = f"{old['search_share_of_flops']:.0%}, {c['search_share_of_flops']:.0%}"
+        lines.append((c["stage"], c["seed"], share, c["best_of_grid"], *figures, said, cost))
     regrets, followed = ([c[k] for c in cells] for k in ("regret", "followed_regret"))
     held = sum(c["interval"][0] <= c["best_of_grid"] <= c["interval"][1] for c in cells)
     ratio = np.mean(
@@ -68,7 +66,7 @@ def again() -> str:
         "proposal (90 %)",
         "grid's best",
         "regret: before, now",
-        "of what was said",
+        "of what is said now",
         "said",
         "search / stage",
     )
