@@ -218,11 +218,17 @@ class _Problem:
 
     # -- the certificate ---------------------------------------------------------------------------------------
 
-    def frank_wolfe_gap(self, p: FloatArray, objective: float) -> float:
+    def frank_wolfe_gap(self, p: FloatArray, objective: float, *, steepened: bool = False) -> float:
         """Upper bound on `objective - minimum`, whatever solver found p.
 
         Every convex function lies above its tangent, so minimising the tangents of objective and loss limits over
         the linear constraints (an LP) gives a lower bound on the minimum.
+
+        Args:
+            p: Mixture (D,).
+            objective: Its value there.
+            steepened: Limits of losses that hardly change with the mixture are scaled until they do: what the LP lets them be missed
+                by is many shares otherwise.
         """
         from scipy.optimize import linprog
 
@@ -234,8 +240,10 @@ class _Problem:
         gradient, predicted = self.law.gradient(p), self.law.predict(p[None])[0]
         for metric, limit in self.constraints.max_loss.items():
             e = self.law.metrics.index(metric)
-            A.append(np.append(self.E @ gradient[e], 0.0))
-            b.append(limit - predicted[e] + gradient[e] @ p + 1e-9)
+            row = self.E @ gradient[e]
+            scale = 1 / np.ptp(row) if steepened and 0 < np.ptp(row) < 1 else 1.0
+            A.append(np.append(scale * row, 0.0))
+            b.append(scale * (limit - predicted[e] + gradient[e] @ p) + 1e-9)
         gaps = self._worst_gaps(p)
         if worst:  # epigraph variable tau: tangent of every loss stays below it
             for e in (e for e in range(len(gaps)) if np.isfinite(gaps[e])):
@@ -275,6 +283,9 @@ class _Problem:
             if not better < gap or self.violation(self.E.T @ trial) > VIOLATION_TOLERANCE:
                 break
             x, gap = trial, better
+        if not gap <= GAP_TOLERANCE:
+            p = self.E.T @ x
+            gap = min(gap, self.frank_wolfe_gap(p, self.value(p), steepened=True))
         if not gap <= GAP_TOLERANCE:
             gap = min([gap, *(self.raised_gap(x, floor) for floor in _TANGENT_FLOORS)])
         return x, gap

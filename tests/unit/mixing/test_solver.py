@@ -6,6 +6,7 @@ from scipy.optimize import minimize
 
 from opmix.errors import ConfigError, InfeasibleError
 from opmix.mixing.constraints import Constraints, Group
+from opmix.mixing.effective_tokens import EffectiveTokensLaw, Tokens
 from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.solver import Coordinates, SolveSettings, solve
@@ -199,3 +200,17 @@ def test_many_domains_under_loss_limits_and_a_small_kl_weight_are_solved(seed):
     answer = solve(law, settings=SolveSettings(kl=0.01, prior=prior), constraints=Constraints(max_loss=limits))
     assert answer.gap <= 1e-5 * max(1.0, answer.objective)
     assert answer.max_violation <= 1e-6
+
+
+@pytest.mark.parametrize("share", [0.5001, 0.501, 0.505])
+def test_a_limit_on_a_loss_that_hardly_changes_is_certified(share):
+    """What a linear program lets such a limit be missed by is many shares (`benchmarks/torture`, problem 207830006114)."""
+    tokens = Tokens(12.541684258219078, np.full(2, np.inf))
+    worth = np.array([[0.001, 0.001], [0.3, 0.1]])
+    law = EffectiveTokensLaw(
+        ("flat", "steep"), ("a", "b"), np.array([3.7, 3.9]), np.array([0.2, 0.4]), worth, 0.31, tokens
+    )
+    limit = float(law.predict(np.array([[share, 1 - share]]))[0, 0])  # its least is at 0.5
+    settings = SolveSettings(objective="weighted", omega=np.array([0.1, 0.9]), kl=1e-4)
+    solution = solve(law, settings=settings, constraints=Constraints(max_loss={"flat": limit}))
+    assert solution.mixture["a"] == pytest.approx(share, abs=1e-4)
