@@ -99,6 +99,7 @@ def search(
     }
     from opmix.progress.display import shown
 
+    _check_factory(make_trainer)
     with shown(progress) as display, nullcontext() if out is None else run_folder(out) as folder:
         return run_search(
             parse_config(content),
@@ -139,6 +140,7 @@ def run(
         config, base = load_lifecycle(file), file.parent.resolve()
     from opmix.progress.display import shown
 
+    _check_factory(make_trainer)
     with shown(progress) as display, run_folder(out) as folder:
         return run_life(config, out=folder, base=base, redo=redo, make_trainer=make_trainer, progress=display)
 
@@ -174,10 +176,16 @@ def compare(
         config, base = load_compare(file), file.parent.resolve()
     from opmix.progress.display import shown
 
+    _check_factory(make_trainer)
     with shown(progress) as display, run_folder(out) as folder:
         return run_compare(
             config, out=folder, base=base, only=only, redo=redo, make_trainer=make_trainer, progress=display
         )
+
+
+def _check_factory(make_trainer: object) -> None:
+    if make_trainer is not None and not callable(make_trainer):
+        raise ConfigError(f"make_trainer: a {type(make_trainer).__name__}; expected a function of a TrainSpec")
 
 
 def _on_disk(domains: Mapping[str, Any], cache_dir: Any, tokenizer: Any, name: str) -> dict[str, Any]:

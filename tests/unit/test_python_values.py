@@ -9,12 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 import opmix
-from opmix import AskTell, ConfigError, DataError, LawError, Mixture, StoreError
+from opmix import AskTell, ConfigError, DataError, Domain, LawError, Mixture, ModelError, Source, StoreError
 from opmix.cli.main import app
 from opmix.domain import user_path
 from opmix.lifecycle.evaluation import find_model
+from opmix.probes.preserve_state import plain_model
 from opmix.runs.files import write_text
 from opmix.runs.remote import RemoteFolder
+from opmix.testing import tiny_model, tiny_tokenizer, write_toy_domains
 
 ROWS = [f"r{i},{i / 10},{1 - i / 10},{3 - (i / 10 - 0.4) ** 2}" for i in range(11)]
 NO_PATHS = {"none": None, "number": 3, "list": ["a"], "null": "a\0b", "long": "x" * 300, "no user": "~nosuchuser/x"}
@@ -172,6 +174,91 @@ def test_a_stream_of_no_mapping_or_without_a_tokenizer(here, domains, tokenizer)
 def test_a_search_of_no_mapping(domains):
     with pytest.raises(ConfigError, match=r"domains: a .*; expected names with their data"):
         opmix.search("nowhere", domains=domains, budget=1000)
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stream")
+    files = write_toy_domains(folder, ["web", "code"], 60)
+
+    def opened(**changes):
+        given = {"cache_dir": folder / "cache", "num_sequences": 8, "sequence_length": 16, **changes}
+        domains = {
+            name: Domain(name=name, train=Source(paths=(str(path),)), holdout=0.2) for name, path in files.items()
+        }
+        return opmix.MixtureStream.open(domains, tiny_tokenizer(), {"web": 0.5, "code": 0.5}, **given)
+
+    return opened
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"num_sequences": 0}, "num_sequences: "),
+        ({"num_sequences": 2.5}, "num_sequences: "),
+        ({"sequence_length": "long"}, "sequence_length: "),
+        ({"seed": None}, "seed: "),
+        ({"max_epochs": [1]}, "max_epochs: "),
+        ({"max_epochs": {"web": -1}}, "max_epochs.web: "),
+        ({"max_epochs": {"wbe": 1}}, "max_epochs.wbe: unknown domain; did you mean 'web'"),
+    ],
+)
+def test_what_a_stream_is_given(stream, given, said):
+    with pytest.raises(ConfigError, match=said):
+        stream(**given)
+
+
+@pytest.mark.parametrize("index", ["2", 2.5, -1, 99])
+def test_a_stream_changes_at_one_of_its_sequences(stream, index):
+    with pytest.raises(DataError, match="expected one of 0 to 8"):
+        stream().switch(index, {"web": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"at": "100"}, "at: "),
+        ({"at": 100}, "at: "),
+        ({"at": [float("nan")]}, "at.0: "),
+        ({"at": [0]}, "at.0: "),
+        ({"every": 0.5}, "every: "),
+        ({"every": 100, "at": [100]}, "either at="),
+        ({"every": 100, "out": None}, "cannot be a path"),
+        ({"every": 100, "out": "s3://bucket/run"}, "expected a folder of this machine"),
+    ],
+)
+def test_what_a_remix_is_given(stream, given, said):
+    with pytest.raises(ConfigError, match=said):
+        opmix.RemixCallback(stream(), **{"out": "r", **given})
+
+
+def test_a_remix_takes_counts_as_people_write_them(stream, here):
+    remix = opmix.RemixCallback(stream(), at=np.array([300, 200]), out="r")
+    assert remix.at == (200, 300)
+    assert opmix.RemixCallback(stream(), every="2k", out="r").every == 2000
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [({"make_trainer": "x"}, "make_trainer: a str"), ({"progress": True}, "progress: True")]
+)
+def test_what_a_search_calls(here, given, said):
+    for call in (opmix.search, opmix.run, opmix.compare):
+        content = {
+            "model": "nowhere",
+            "domains": {"web": "a", "code": "b"},
+            "old_mixture": {"web": 0.5, "code": 0.5},
+            "stages": [{"name": "a", "tokens": 1000}],
+        }
+        more = {"methods": {"uniform": {}}} if call is opmix.compare else {}
+        first = ("nowhere", None, {"web": "a", "code": "b"}) if call is opmix.search else ({**content, **more},)
+        with pytest.raises(ConfigError, match=said):
+            call(*first, **({"budget": 1000} if call is opmix.search else {"out": "r"}), **given)
+
+
+def test_a_model_without_a_head_is_told(here):
+    model = tiny_model("llama", vocab_size=300).model
+    with pytest.raises(ModelError, match="LlamaModel, which has no head"):
+        plain_model(model)
 
 
 def test_nothing_but_a_file_is_replaced(here):

@@ -227,7 +227,7 @@ def test_a_hostile_run_folder_is_read_by_every_verb(name, hostile, kept, tmp_pat
     for verb in VERBS:
         shutil.copytree(tmp_path / "whole", tmp_path / "run")
         hostile(tmp_path / "run", random.Random(name))
-        signal.alarm(60)
+        signal.alarm(300)
         ended = CliRunner().invoke(app, [a.replace("RUN", "run") for a in verb], catch_exceptions=True)
         signal.alarm(0)
         error = ended.exception

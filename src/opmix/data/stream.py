@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch.utils.data import Dataset, get_worker_info
@@ -16,8 +16,20 @@ from opmix.data.sampler import MixturePlan, plan_mixture
 from opmix.domain import Domain, Source, user_path
 from opmix.errors import ConfigError, DataError
 from opmix.mixing.mixture import Mixture
+from opmix.settings import Bounds, Count, Positive, settings
+from opmix.settings.loading import nearest, validated
 
 _MAX_WORKERS = 256
+
+
+@settings
+class _Given:
+    """What a stream is given beside its data, checked as the settings of a file are."""
+
+    num_sequences: Count
+    sequence_length: Count
+    seed: Annotated[int, Bounds(ge=0)]
+    max_epochs: dict[str, Positive]
 
 
 class MixtureStream(Dataset[dict[str, torch.Tensor]]):
@@ -37,6 +49,7 @@ class MixtureStream(Dataset[dict[str, torch.Tensor]]):
         document_mask: Also give `position_ids` that restart at each document.
 
     Raises:
+        ConfigError: Values of another kind, or a limit of a domain that is not there.
         DataError: A domain with a share has too few tokens.
     """
 
@@ -52,13 +65,19 @@ class MixtureStream(Dataset[dict[str, torch.Tensor]]):
         max_epochs: Mapping[str, float] | None = None,
         document_mask: bool = False,
     ) -> None:
-        self.data, self.tokenizer, self.sequence_length = dict(data), tokenizer, sequence_length
-        self.seed, self.max_epochs, self.document_mask = seed, dict(max_epochs or {}), document_mask
-        self.packed = {n: PackedSequences(d.train, sequence_length) for n, d in self.data.items()}
+        numbers = {"num_sequences": num_sequences, "sequence_length": sequence_length, "seed": seed}
+        given = validated(_Given, {**numbers, "max_epochs": {} if max_epochs is None else max_epochs})
+        if unknown := [
+            f"max_epochs.{n}: unknown domain{nearest(n, list(data))}" for n in given.max_epochs if n not in data
+        ]:
+            raise ConfigError(unknown)
+        self.data, self.tokenizer, self.sequence_length = dict(data), tokenizer, given.sequence_length
+        self.seed, self.max_epochs, self.document_mask = given.seed, given.max_epochs, document_mask
+        self.packed = {n: PackedSequences(d.train, given.sequence_length) for n, d in self.data.items()}
         self.mixture = Mixture.of(mixture).on(tuple(self.data))
         self._rows = {n: len(p) for n, p in self.packed.items()}
         self._served = torch.full((_MAX_WORKERS + 1,), -1, dtype=torch.int64).share_memory_()
-        self._show(plan_mixture(self.mixture, num_sequences, self._rows, seed=seed, max_epochs=self.max_epochs))
+        self._show(plan_mixture(self.mixture, given.num_sequences, self._rows, seed=seed, max_epochs=self.max_epochs))
 
     @classmethod
     def open(
@@ -134,8 +153,10 @@ class MixtureStream(Dataset[dict[str, torch.Tensor]]):
             check: Refuse where a loader already holds sequences from there on (they would be of the old mixture).
 
         Raises:
-            DataError: It comes too late, or a share asks for more than `max_epochs` allows.
+            DataError: It comes too late, there is no such sequence, or a share asks for more than `max_epochs` allows.
         """
+        if not isinstance(index, int) or not 0 <= index <= len(self):
+            raise DataError(f"the mixture cannot change at sequence {index!r}; expected one of 0 to {len(self)}")
         mixture = Mixture.of(mixture).on(self._names)
         if check and index < self.served:
             raise DataError(

@@ -18,9 +18,12 @@ from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.search import SearchResult, run_search
 from opmix.probes.preserve_state import preserve_model_state
 from opmix.progress import Progress, Silent
-from opmix.runs.files import default_cache_dir, json_of, write_json
+from opmix.runs.files import default_cache_dir, json_of, plain, write_json
 from opmix.runs.ranks import refuse_ranks
+from opmix.runs.run_folder import local_folder
 from opmix.scores.task_questions import without_tasks
+from opmix.settings import Count, settings
+from opmix.settings.loading import validated
 from opmix.training.factory import TrainerFactory
 from opmix.training.objectives import CAUSAL_LM
 from opmix.training.stage_data import StageData, prepare_targets
@@ -60,6 +63,14 @@ class Switch:
     reason: str
 
 
+@settings
+class _When:
+    """At which token counts a run is interrupted."""
+
+    at: list[Count]
+    every: Count | None
+
+
 class RemixCallback(TrainerCallback):
     """Probes the live model at given token counts and switches the running stream to the mixture it proposes.
 
@@ -96,16 +107,16 @@ class RemixCallback(TrainerCallback):
         progress: Progress | None = None,
         **settings: Any,
     ) -> None:
-        if bool(at) == (every is not None):
+        when = validated(_When, {"at": plain(at), "every": plain(every)}, where="RemixCallback")
+        if bool(when.at) == (when.every is not None):
             raise ConfigError("RemixCallback: expected either at=[tokens, ...] or every=tokens")
-        if any(tokens <= 0 for tokens in (*at, *([every] if every is not None else []))):
-            raise ConfigError(f"RemixCallback: at={list(at)}, every={every}; expected positive token counts")
         if not isinstance(stream, MixtureStream):
             raise ConfigError(
                 f"RemixCallback: the stream is a {type(stream).__name__}; expected a MixtureStream (a trainer "
                 "that wants a datasets.Dataset is given stream.as_dataset(), and this the stream itself)"
             )
-        self.stream, self.at, self.every, self.out = stream, tuple(sorted(at)), every, Path(out)
+        self.stream, self.at, self.every = stream, tuple(sorted(when.at)), when.every
+        self.out = local_folder(out)
         self.make_trainer, self.progress, self.settings = make_trainer, progress, settings
         self.switches: list[Switch] = []
         self.results: list[SearchResult] = []

@@ -19,7 +19,7 @@ def plain_model(model: Any) -> PreTrainedModel:
     """Return the model that probes can be trained on; of one that `torch.compile` wrapped, the model inside.
 
     Raises:
-        ModelError: The model carries adapters, is no transformers model, or some of its weights are offloaded.
+        ModelError: The model carries adapters, is no transformers model, has no language-model head, or some of its weights are offloaded.
     """
     model = getattr(model, "_orig_mod", model)
     if isinstance(model, PeftModel) or (
@@ -33,6 +33,11 @@ def plain_model(model: Any) -> PreTrainedModel:
         raise ModelError(
             f"the model is a {type(model).__name__}; expected a transformers causal language model "
             "(of a wrapper such as DistributedDataParallel pass the model inside, `model.module`)"
+        )
+    if not hasattr(model, "prepare_inputs_for_generation"):
+        raise ModelError(
+            f"the model is a {type(model).__name__}, which has no head that foretells tokens; expected a causal language "
+            "model, as AutoModelForCausalLM loads it"
         )
     offloaded = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if offloaded:

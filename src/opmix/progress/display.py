@@ -130,13 +130,14 @@ def shown(progress: Progress | Literal["auto"] | None) -> Iterator[Progress | No
     """What `progress="auto"` stands for: a `Display` where somebody looks (terminal, notebook), else silence.
 
     Raises:
-        ConfigError: Another text.
+        ConfigError: Another text, or no object that shows anything.
     """
+    shows = progress is None or (hasattr(progress, "task") and hasattr(progress, "note"))
+    if not shows and progress != "auto":
+        raise ConfigError(f"progress: {progress!r}; expected 'auto', None or an object with task() and note()")
     if not isinstance(progress, str):
         yield progress
         return
-    if progress != "auto":
-        raise ConfigError(f"progress: {progress!r}; expected 'auto', None or an object with task() and note()")
     console = terminal(stderr=True)
     with Display(silent=not (console.is_terminal or console.is_jupyter)) as display:
         yield display
