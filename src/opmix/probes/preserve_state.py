@@ -36,8 +36,8 @@ def plain_model(model: Any) -> PreTrainedModel:
         )
     if not hasattr(model, "prepare_inputs_for_generation"):
         raise ModelError(
-            f"the model is a {type(model).__name__}, which has no head that foretells tokens; expected a causal language "
-            "model, as AutoModelForCausalLM loads it"
+            f"the model is a {type(model).__name__}, which has no head that foretells tokens; expected a causal "
+            "language model, as AutoModelForCausalLM loads it"
         )
     offloaded = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if offloaded:
