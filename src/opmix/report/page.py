@@ -1,44 +1,36 @@
-"""Put the page together: sections, the what-if view's data, and a policy that forbids it any network."""
+"""Put the page together: its sections, the what-if view, and a policy that forbids it any network."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import json
 import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
-from importlib import resources
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from opmix.errors import StoreError
-from opmix.mixing.mixture import FloatArray
 from opmix.report import sections
 from opmix.report.compare import comparison_sections
 from opmix.report.document import ReportData, load_report_data
-from opmix.report.evidence import agreement, columns, law_curves, positions, quality_table
-from opmix.report.html import Html, el, folded, join, number, percent, raw
-from opmix.report.laws import draws_for_view, law_for_view
+from opmix.report.evidence import agreement, law_curves, quality_table
+from opmix.report.html import Html, el, folded, join, raw
 from opmix.report.life import life_sections
 from opmix.report.model import Model, build_model
-from opmix.report.opening import opening, proposal_of, reference_name
-from opmix.report.targets import targets_section, weights_of_view
+from opmix.report.opening import opening
+from opmix.report.targets import targets_section
+from opmix.report.templates import allow, asset, fill
 from opmix.report.verified import verified
+from opmix.report.whatif import whatif_view
 from opmix.report.words import ending
 from opmix.report.worth import worth_section
 from opmix.results.comparison import CompareFile
 from opmix.results.life import LifeFile
 from opmix.results.manifest import Manifest
-from opmix.results.mixture import MixtureFile
 from opmix.runs.files import writing_prefix
 from opmix.runs.trace import span
 
-_LABELS = {"size": "by size", "current": "current", "uniform": "uniform", "proposal": "proposal"}
 _NAV = {
     "summary": "Mixture",
     "targets": "Targets",
@@ -117,17 +109,17 @@ def build_report(data: ReportData) -> str:
     """
     document, model = data.document, build_model(data)
     made = _sections(data, model)
-    view = _whatif(data, model) if model is not None and len(model.coordinates) > 1 else None
+    view = whatif_view(data, model) if model is not None and len(model.coordinates) > 1 else None
     ids = ["summary", *(["whatif"] if view else []), *re.findall(r'<section[^>]* id="(\w+)"', "".join(made))]
     view_scripts = ["numerics.js", "plot.js", "whatif.js"] if view else []
-    scripts = ["\n".join(map(_asset, ["page.js", *view_scripts]))]
+    scripts = ["\n".join(map(asset, ["page.js", *view_scripts]))]
     title = " · ".join(part for part in (f"opmix {document.kind}", data.name) if part)
     when = document.created[:16].replace("T", " ")
     parts: dict[str, Html] = {
-        "csp": raw(" ".join(_allow(s) for s in scripts)),
+        "csp": raw(" ".join(allow(s) for s in scripts)),
         "title": join([title]),
         "subtitle": join([" · ".join(p for p in (document.kind, data.name, when) if p)]),
-        "css": raw(_asset("report.css")),
+        "css": raw(asset("report.css")),
         "nav": join(el("a", _NAV[i], href=f"#{i}") for i in ids if i in _NAV),
         "opening": opening(document, model),
         "whatif": view[0] if view else raw(""),
@@ -136,7 +128,7 @@ def build_report(data: ReportData) -> str:
         "data": view[1] if view else raw(""),
         "scripts": join(raw(f"<script>{s}</script>") for s in scripts),
     }
-    return fill(_asset("report.html"), parts)
+    return fill(asset("report.html"), parts)
 
 
 def build_life_report(folder: Path) -> str:
@@ -171,12 +163,12 @@ def _plain_page(folder: Path, kind: str, nav: Mapping[str, str], made: Mapping[s
         text = json.dumps(manifest.content, indent=2, ensure_ascii=False)
         shown = folded("manifest.json", el("pre", text, tabindex="0"))
         made = {**made, "configuration": el("section", el("h2", "Configuration"), shown, id="configuration")}
-    scripts, name = [_asset("page.js")], folder.resolve().name
+    scripts, name = [asset("page.js")], folder.resolve().name
     parts: dict[str, Html] = {
-        "csp": raw(" ".join(_allow(s) for s in scripts)),
+        "csp": raw(" ".join(allow(s) for s in scripts)),
         "title": join([f"opmix {kind} · {name}"]),
         "subtitle": join([f"{kind} · {name}"]),
-        "css": raw(_asset("report.css")),
+        "css": raw(asset("report.css")),
         "nav": join(el("a", nav[i], href=f"#{i}") for i in made),
         "opening": made["summary"],
         "whatif": raw(""),
@@ -185,12 +177,7 @@ def _plain_page(folder: Path, kind: str, nav: Mapping[str, str], made: Mapping[s
         "data": raw(""),
         "scripts": join(raw(f"<script>{s}</script>") for s in scripts),
     }
-    return fill(_asset("report.html"), parts)
-
-
-def fill(template: str, parts: Mapping[str, Html]) -> Html:
-    """Replace `@name@` in one pass, so that nothing inside a part is taken for a placeholder."""
-    return Html(re.sub(r"@(\w+)@", lambda m: parts[m[1]], template))
+    return fill(asset("report.html"), parts)
 
 
 def _sections(data: ReportData, model: Model | None) -> list[Html]:
@@ -209,119 +196,3 @@ def _sections(data: ReportData, model: Model | None) -> list[Html]:
     made += [sections.alternatives(document, model), sections.check(document), sections.certificate(document)]
     made.append(sections.configuration(data))
     return [part for part in made if part]
-
-
-def _asset(name: str) -> str:
-    return (resources.files("opmix.report") / name).read_text(encoding="utf-8")
-
-
-def _allow(script: str) -> str:
-    """The policy's name for a script: markup that slipped in from outside would not run."""
-    return "'sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() + "'"
-
-
-def _whatif(data: ReportData, model: Model) -> tuple[Html, Html]:
-    """The view's markup and its data."""
-    document = data.document
-    payload = whatif_data(data, model)
-    text = json.dumps(payload, allow_nan=False, separators=(",", ":"))
-    # Inside a script element only "<" could end it early; these escapes are the same JSON.
-    text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    bands = f", with {percent(model.level, 0)} intervals over {len(model.draws)} draws" if model.draws else ""
-    if bands and document.decision is not None and document.decision.noise:
-        bands += f" (the search's noise of {number(document.decision.noise)} nats comes on top)"
-    limits = (
-        " The live solve knows ceilings only, not the run's other constraints." if document.settings.constraints else ""
-    )
-    if document.settings.objective == "perplexity":
-        limits += " It minimises the mean loss; the search minimised the mean perplexity."
-    even = np.ptp(model.weights) < 1e-12
-    parts = {
-        "units": join([document.units]),
-        "bands": join([bands]),
-        "limits": join([limits]),
-        "mean": join(["mean over eval sets" if even else "weighted mean over eval sets"]),
-        "worst": join([payload["worstLabel"]]),
-        "reference": join([next(p["label"] for p in payload["presets"] if p["name"] == payload["reference"])]),
-    }
-    return fill(_asset("whatif.html"), parts), raw(f'<script type="application/json" id="whatif-data">{text}</script>')
-
-
-def whatif_data(data: ReportData, model: Model) -> dict[str, Any]:
-    """What the view is given: laws at full precision, draws as float32, presets on coordinates."""
-    document, settings = data.document, data.document.settings
-    presets = _presets(document, model)
-    names = [p["name"] for p in presets]
-    reference = reference_name(document)
-    prior = model.vector(settings.prior) if settings.prior else (model.A.sum(axis=0) > 0).astype(float)
-    known = document.baseline
-    worst = [known.get(m, np.nan) for m in model.metrics]
-    if not np.isfinite(worst).all():
-        worst = []
-    return {
-        "domains": model.domains,
-        "metrics": model.metrics,
-        "coordinates": model.coordinates,
-        **law_for_view(model.law),
-        "A": model.A.tolist(),
-        "inside": [_inside(model, k) for k in range(len(model.coordinates))],
-        "weights": model.weights.tolist(),
-        "aims": weights_of_view(document, model.metrics, model.weights.tolist()),
-        "prior": (prior / prior.sum()).tolist(),
-        "kl": settings.kl,
-        "objective": "worst_case" if settings.objective == "worst_case" else "mean",
-        "worstReference": worst or [0.0] * len(model.metrics),
-        "worstLabel": "largest rise over now" if worst else "largest loss",
-        "presets": presets,
-        "start": presets[0]["x"],
-        "reference": reference if reference in names else "uniform",
-        "reach": _reach(data, model),
-        "coordinate": _telling(model, np.array(presets[0]["x"])),
-        "level": model.level,
-        "draws": draws_for_view(model.draws),
-    }
-
-
-def _presets(document: MixtureFile, model: Model) -> list[dict[str, Any]]:
-    """Mixtures the coordinates can express; the proposal first, uniform always there."""
-    proposal = proposal_of(document)
-    wanted = [("proposal", proposal), *((a.name, a.mixture) for a in document.alternatives if a.mixture)]
-    best = document.optimum
-    if best and np.abs(model.vector(best) - model.vector(proposal)).max() > 1e-3:
-        wanted.append(("optimum", best))
-    made: dict[str, FloatArray] = {}
-    for name, shares in wanted:
-        x = None if name in made else model.position(model.vector(shares))
-        if x is not None and x.sum() > 0:
-            made[name] = x / x.sum()
-    # Uniform over domains may be out of reach of the coordinates; equal parts of these never are.
-    labels = _LABELS if "uniform" in made or not model.collapsed else _LABELS | {"uniform": "equal parts"}
-    made.setdefault("uniform", np.full(len(model.coordinates), 1 / len(model.coordinates)))
-    return [{"name": n, "label": labels.get(n, n), "x": x.tolist()} for n, x in made.items()]
-
-
-def _inside(model: Model, k: int) -> str:
-    """What a collapsed coordinate stands for; empty for a domain of its own."""
-    shares = {d: float(s) for d, s in zip(model.domains, model.A[k], strict=True) if s > 0}
-    if set(shares) == {model.coordinates[k]}:
-        return ""
-    top = sorted(shares.items(), key=lambda item: -item[1])
-    return ", ".join(f"{d} {percent(s, 0)}" for d, s in top[:3]) + (f" and {len(top) - 3} more" if len(top) > 3 else "")
-
-
-def _telling(model: Model, start: FloatArray) -> int:
-    """The coordinate along whose share the mean loss changes most, the others in the proportions that they start with."""
-    shares = np.linspace(0.0, 1.0, 21)
-    means = [model.predict(model.profile(start, k, shares)) @ model.weights for k in range(len(model.coordinates))]
-    spread = [float(np.ptp(mean)) for mean in means]
-    # Two coordinates are one line, and tell the same; the later is the new one.
-    return max(range(len(spread)), key=lambda k: (spread[k] > max(spread) * (1 - 1e-6), k))
-
-
-def _reach(data: ReportData, model: Model) -> list[list[float]] | None:
-    """Smallest and largest simulated share of every coordinate."""
-    if data.proxies is None:
-        return None
-    x = positions(columns(data.proxies, model)[0], model)
-    x = x[np.isfinite(x).all(axis=1)]
-    return np.stack([x.min(axis=0), x.max(axis=0)], axis=1).tolist() if len(x) else None

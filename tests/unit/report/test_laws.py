@@ -18,7 +18,7 @@ from opmix.mixing.table import ProxyTable
 from opmix.report import build_report, load_report_data
 from opmix.report.evidence import columns
 from opmix.report.model import build_model
-from opmix.report.page import whatif_data
+from opmix.report.whatif import whatif_data
 from opmix.report.worth import relative_worth, worth_section
 from opmix.results.draws import LawDrawsFile
 from opmix.results.mixture import LawEntry

@@ -17,7 +17,8 @@ from opmix.errors import StoreError
 from opmix.report import build_report, load_report_data, write_report
 from opmix.report.figures import Curve, profile_panel
 from opmix.report.model import build_model
-from opmix.report.page import fill, whatif_data
+from opmix.report.templates import fill
+from opmix.report.whatif import whatif_data
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&$x^2$ @css@ \u2028"
 

@@ -11,7 +11,7 @@ from opmix.mixing.effective_tokens import EffectiveTokensDraws, EffectiveTokensL
 from opmix.mixture_search.payoff import payoff_of
 from opmix.report import build_report, load_report_data
 from opmix.report.model import build_model
-from opmix.report.page import whatif_data
+from opmix.report.whatif import whatif_data
 from opmix.report.worth import above_average, worth_section
 from opmix.results.loss_limits import KEY as LIMITS
 from opmix.results.loss_limits import read_limits
