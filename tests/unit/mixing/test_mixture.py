@@ -30,6 +30,11 @@ def test_kl_is_infinite_where_the_prior_has_no_mass():
     assert Mixture.of({"a": 1.0, "b": 0.0}).kl(Mixture.of({"a": 0.5, "b": 0.5})) == pytest.approx(np.log(2))
 
 
+def test_equal_mixtures_are_one_in_a_set_and_others_are_not():
+    one, same = Mixture.of({"a": 0.5, "b": 0.5}), Mixture.of({"a": 0.5, "b": 0.5})
+    assert len({one, same, Mixture.of({"a": 0.25, "b": 0.75})}) == 2
+
+
 def test_expansion_adds_overlapping_domains():
     old = Mixture.of({"web": 0.75, "code": 0.25})
     assert dict(Mixture.of({"old": 0.8, "code": 0.2}).expand({"old": old})) == pytest.approx({"web": 0.6, "code": 0.4})
