@@ -8,6 +8,7 @@ import shutil
 import signal
 import tarfile
 from html.parser import HTMLParser
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,9 @@ def as_a_page(run, draw):
         (run / name).symlink_to(run.parent / "outside" / "secret")
 
 
+KINDS = (as_texts, as_keys, as_links, as_pipes, as_pickles, as_folders, as_a_page)
+
+
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kept")
@@ -205,8 +209,9 @@ def hangs(*_):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hostile", [as_texts, as_keys, as_links, as_pipes, as_pickles, as_folders, as_a_page])
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    ("name", "hostile"), [*(("search", kind) for kind in KINDS), *zip(cycle(RUNS[1:]), KINDS, strict=False)]
+)
 def test_a_hostile_run_folder_is_read_by_every_verb(name, hostile, kept, tmp_path, monkeypatch):
     """Each ends in a result or in words of ours; no code is run, nothing is written outside, and pages hold text alone."""
     monkeypatch.chdir(tmp_path)
@@ -225,6 +230,8 @@ def test_a_hostile_run_folder_is_read_by_every_verb(name, hostile, kept, tmp_pat
     shutil.copytree(kept / name, tmp_path / "whole")
     signal.signal(signal.SIGALRM, hangs)
     for verb in VERBS:
+        if verb[0] == "export" and verb[3] != "axolotl" and hostile not in (as_texts, as_keys):
+            continue  # what it says is read before any format is asked
         shutil.copytree(tmp_path / "whole", tmp_path / "run")
         hostile(tmp_path / "run", random.Random(name))
         signal.alarm(300)
