@@ -38,9 +38,16 @@ def test_the_example_configuration_is_valid():
 
 @pytest.mark.parametrize(
     "kind",
-    [life.LifeSettings, life.StageConfig, life.EvaluationConfig, life.KeepConfig, life.ScheduleConfig,
-     life.TokenizerConfig, life.TaskConfig],
-)  # fmt: skip
+    [
+        life.LifeSettings,
+        life.StageConfig,
+        life.EvaluationConfig,
+        life.KeepConfig,
+        life.ScheduleConfig,
+        life.TokenizerConfig,
+        life.TaskConfig,
+    ],
+)
 def test_every_setting_of_a_life_is_documented(kind):
     text = (ROOT / "docs" / "lifecycle.md").read_text()
     assert [key for key in keys_of(kind) if key not in text] == []

@@ -30,9 +30,11 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="session")
 def worlds():
     return {
-        "continual": samples.continual_world(), "rebalancing": samples.rebalancing_world(),
-        "swarm": samples.swarm_world(), "large": samples.large_world(),
-    }  # fmt: skip
+        "continual": samples.continual_world(),
+        "rebalancing": samples.rebalancing_world(),
+        "swarm": samples.swarm_world(),
+        "large": samples.large_world(),
+    }
 
 
 @pytest.fixture(scope="session")

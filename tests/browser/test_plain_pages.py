@@ -24,9 +24,16 @@ def write_life(folder):
         lives[seed] = {"stages": [late], "model": "m"}
     over = {"mean": 0.15, "sd": 0.07, "n": 2}
     stages = [
-        {"name": "late", "n": 2, "mixture": dict.fromkeys(mixture, over), "test_loss": dict.fromkeys(losses, over), "mean_test_loss": over,
-         "forgetting": {}, "search_share": over}
-    ]  # fmt: skip
+        {
+            "name": "late",
+            "n": 2,
+            "mixture": dict.fromkeys(mixture, over),
+            "test_loss": dict.fromkeys(losses, over),
+            "mean_test_loss": over,
+            "forgetting": {},
+            "search_share": over,
+        }
+    ]
     content = {"schema": 1, "kind": "run", "units": "nats per token", "seeds": lives, "stages": stages}
     (folder / "life.json").write_text(json.dumps(content))
     return folder

@@ -30,8 +30,10 @@ class Browser:
     def __init__(self, profile: Path) -> None:
         self._driver = subprocess.Popen(
             ["chromedriver", "--port=0", "--log-level=SEVERE"],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         assert self._driver.stdout is not None
         port = None
         for line in self._driver.stdout:

@@ -55,11 +55,14 @@ def best(bench, num=4):
     """Minimum of the mean loss over the simplex, by many starts of SLSQP."""
     found = [
         minimize(
-            lambda p: bench.law(np.abs(p)[None] / np.abs(p).sum(), 1_000_000).mean(), p0, method="SLSQP",
-            bounds=[(0, 1)] * num, constraints={"type": "eq", "fun": lambda p: p.sum() - 1},
+            lambda p: bench.law(np.abs(p)[None] / np.abs(p).sum(), 1_000_000).mean(),
+            p0,
+            method="SLSQP",
+            bounds=[(0, 1)] * num,
+            constraints={"type": "eq", "fun": lambda p: p.sum() - 1},
         )
         for p0 in np.random.default_rng(0).dirichlet(np.ones(num), 6)
-    ]  # fmt: skip
+    ]
     return min(f.fun for f in found)
 
 

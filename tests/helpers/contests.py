@@ -16,9 +16,15 @@ from opmix.testing import write_toy_domains
 
 NAMES = ("alpha", "beta", "gamma")
 ARCHITECTURE = {
-    "model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "max_position_embeddings": 32, "tie_word_embeddings": True,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "tie_word_embeddings": True,
+}
 STEP = 4 * 32
 """Tokens of an optimizer step."""
 
@@ -26,17 +32,23 @@ STEP = 4 * 32
 def content(methods: Any, *, steps: int = 4, **changes: Any) -> dict[str, Any]:
     """What a compare.yaml would hold: a base on two domains, then a stage with a third."""
     return {
-        "architecture": ARCHITECTURE, "tokenizer": {"vocab_size": 300, "documents": 30},
-        "domains": {n: {"train": f"data/{n}.jsonl", "holdout": 0.2} for n in NAMES}, "sequence_length": 32,
-        "trainer": {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "logging_steps": 2}, "probes": {"steps": 2, "rank": 2},
-        "proxies": {"eval_sequences": 4}, "decision": {"draws": 10, "verify": False}, "evaluation": {"sequences": 4},
+        "architecture": ARCHITECTURE,
+        "tokenizer": {"vocab_size": 300, "documents": 30},
+        "domains": {n: {"train": f"data/{n}.jsonl", "holdout": 0.2} for n in NAMES},
+        "sequence_length": 32,
+        "trainer": {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "logging_steps": 2},
+        "probes": {"steps": 2, "rank": 2},
+        "proxies": {"eval_sequences": 4},
+        "decision": {"draws": 10, "verify": False},
+        "evaluation": {"sequences": 4},
         "cache_dir": "data/cache",
         "stages": [
             {"name": "base", "domains": ["alpha", "beta"], "mixture": "uniform", "tokens": 6 * STEP},
             {"name": "more", "add": ["gamma"], "tokens": steps * STEP},
         ],
-        "methods": methods, **changes,
-    }  # fmt: skip
+        "methods": methods,
+        **changes,
+    }
 
 
 def contest(methods: Any, **changes: Any) -> CompareConfig:

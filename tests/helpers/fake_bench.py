@@ -17,8 +17,13 @@ def stage_of(domains=DOMAINS, *, old=None, new=None, sizes=None, budget=1_000_00
     sizes = dict.fromkeys(domains, 4 * budget) if sizes is None else dict(zip(domains, sizes, strict=True))
     old = None if old is None else Mixture.of(old)
     return DecisionProblem(
-        domains=tuple(domains), old=old, budget_tokens=budget, available_tokens=sizes, seed=seed, new=None if new is None else tuple(new)
-    )  # fmt: skip
+        domains=tuple(domains),
+        old=old,
+        budget_tokens=budget,
+        available_tokens=sizes,
+        seed=seed,
+        new=None if new is None else tuple(new),
+    )
 
 
 def exponential(t, c=2.0):
@@ -79,7 +84,9 @@ class FakeBench:
     def _trials(self, mixtures, losses, proxy):
         uniform = np.full((1, len(self.problem.domains)), 1 / len(self.problem.domains))
         return Trials(
-            metrics=(*self.problem.domains, *self.targets), mixtures=tuple(mixtures), losses=losses,
+            metrics=(*self.problem.domains, *self.targets),
+            mixtures=tuple(mixtures),
+            losses=losses,
             standard_errors=np.full_like(losses, self.noise),
             baseline=self.law(uniform, proxy.tokens)[0] + 0.5,
-        )  # fmt: skip
+        )

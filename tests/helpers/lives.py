@@ -18,9 +18,15 @@ from opmix.testing import write_toy_domains
 
 NAMES = ("alpha", "beta", "gamma", "delta")
 ARCHITECTURE = {
-    "model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "max_position_embeddings": 32, "tie_word_embeddings": True,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "tie_word_embeddings": True,
+}
 STEP = 4 * 32
 """Tokens of an optimizer step."""
 
@@ -34,12 +40,19 @@ def content(*stages: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """What a lifecycle's YAML would hold; by default two stages, the first with a prefix."""
     chosen = stages or (stage("one", 8, domains=["alpha", "beta"], prefix=0.5), stage("two", 4, add=["gamma"]))
     return {
-        "architecture": ARCHITECTURE, "tokenizer": {"vocab_size": 300, "documents": 30},
-        "domains": {n: {"train": f"data/{n}.jsonl", "holdout": 0.2} for n in NAMES}, "sequence_length": 32,
-        "trainer": {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "logging_steps": 2}, "probes": {"steps": 2, "rank": 2},
-        "proxies": {"eval_sequences": 4}, "decision": {"draws": 10, "verify": False}, "evaluation": {"sequences": 4},
-        "cache_dir": "data/cache", "stages": list(chosen), **changes,
-    }  # fmt: skip
+        "architecture": ARCHITECTURE,
+        "tokenizer": {"vocab_size": 300, "documents": 30},
+        "domains": {n: {"train": f"data/{n}.jsonl", "holdout": 0.2} for n in NAMES},
+        "sequence_length": 32,
+        "trainer": {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "logging_steps": 2},
+        "probes": {"steps": 2, "rank": 2},
+        "proxies": {"eval_sequences": 4},
+        "decision": {"draws": 10, "verify": False},
+        "evaluation": {"sequences": 4},
+        "cache_dir": "data/cache",
+        "stages": list(chosen),
+        **changes,
+    }
 
 
 def life(*stages: dict[str, Any], **changes: Any) -> LifecycleConfig:

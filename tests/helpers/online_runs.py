@@ -14,9 +14,12 @@ from opmix.training.signals import SignalSources
 
 LENGTH, STEPS, NAMES = 24, 10, ("alpha", "beta", "gamma")
 ARGUMENTS = {
-    "learning_rate": 5e-3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 1,
+    "learning_rate": 5e-3,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "logging_steps": 1,
     "lr_scheduler_type": "linear",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +105,12 @@ def evaluate_on(rows):
 
 def run_of(mixer, start, rows, tokenizer, **changes):
     senses = SignalSources(
-        evaluate=evaluate_on(rows), evaluate_tokens=100, held_out=rows, reference=fresh(tokenizer, seed=9).train(),
+        evaluate=evaluate_on(rows),
+        evaluate_tokens=100,
+        held_out=rows,
+        reference=fresh(tokenizer, seed=9).train(),
         gradient_rows=3,
-    )  # fmt: skip
+    )
     settings = {"steps": STEPS, "arguments": ARGUMENTS, "seed": 3, "senses": senses, **changes}
     return OnlineRun(mixer=mixer, start=start, rows=rows, **settings)
 

@@ -22,9 +22,24 @@ from opmix.testing import FakeContext, log_linear_surface
 
 NOISE = 0.004
 PILE = (
-    "arxiv", "books3", "cc", "dm_mathematics", "enron_emails", "europarl", "freelaw", "github", "gutenberg",
-    "hackernews", "nih_exporter", "philpapers", "pubmed_abstracts", "pubmed_central", "stackexchange", "uspto", "wikipedia",
-)  # fmt: skip
+    "arxiv",
+    "books3",
+    "cc",
+    "dm_mathematics",
+    "enron_emails",
+    "europarl",
+    "freelaw",
+    "github",
+    "gutenberg",
+    "hackernews",
+    "nih_exporter",
+    "philpapers",
+    "pubmed_abstracts",
+    "pubmed_central",
+    "stackexchange",
+    "uspto",
+    "wikipedia",
+)
 
 
 @dataclass
@@ -80,9 +95,12 @@ class World:
 
         above = {"type": "ineq", "fun": slack}
         made = minimize(
-            pull, np.append(start, self.losses(self.A.T @ start).max() + 1), bounds=[*bounds, (None, None)],
-            constraints=[sums, above], options=options,
-        )  # fmt: skip
+            pull,
+            np.append(start, self.losses(self.A.T @ start).max() + 1),
+            bounds=[*bounds, (None, None)],
+            constraints=[sums, above],
+            options=options,
+        )
         return made.x[:size] / made.x[:size].sum()
 
 
@@ -123,9 +141,10 @@ def write_sample(
     (folder / "tables").mkdir(exist_ok=True)
     size = len(world.A)
     points = (
-        np.stack([1 - (g := np.arange(1, 10) / 10), g], axis=1) if size == 2
+        np.stack([1 - (g := np.arange(1, 10) / 10), g], axis=1)
+        if size == 2
         else world.rng.dirichlet(np.ones(size), num_points)
-    )  # fmt: skip
+    )
     ratios = points @ world.A
     losses = world.losses(ratios) + world.rng.normal(0, NOISE, (len(points), len(world.metrics)))
     _write_points(folder / "tables" / "proxies.csv", world, points, ratios, losses)
@@ -143,14 +162,22 @@ def write_sample(
     _dump(folder / "mixture.json", document)
     _dump(
         folder / "timing.json",
-        {"created": "2026-11-24T09:30:00+00:00", "solver_seconds": 0.0061, "seconds": {},
-         "cost": {"probes": 96.2, "proxies": 41.7, "laws": 0.04, "solve": 0.006}},
-    )  # fmt: skip
+        {
+            "created": "2026-11-24T09:30:00+00:00",
+            "solver_seconds": 0.0061,
+            "seconds": {},
+            "cost": {"probes": 96.2, "proxies": 41.7, "laws": 0.04, "solve": 0.006},
+        },
+    )
     _dump(
         folder / "manifest.json",
-        {"command": f"opmix {kind} config.yaml", "seed": 0, "versions": {"opmix": "0.1.0"},
-         "config": {"budget": 2_000_000, "probe": {"steps": 100, "rank": 16}}},
-    )  # fmt: skip
+        {
+            "command": f"opmix {kind} config.yaml",
+            "seed": 0,
+            "versions": {"opmix": "0.1.0"},
+            "config": {"budget": 2_000_000, "probe": {"steps": 100, "rank": 16}},
+        },
+    )
     if compare:
         _dump(folder / "comparison.json", _comparison(world, document))
     return folder
@@ -188,30 +215,53 @@ def _document(world: World, kind: str, num_points: int, check: bool) -> dict[str
     spread = 0.25 * optimum * (1 - optimum) + 0.01 * (world.prior > 0)
     used = world.domains
     document: dict[str, Any] = {
-        "schema": 1, "kind": kind,
-        "mixture": _named(used, optimum), "optimum": _named(used, optimum),
-        "interval": {
-            d: [max(0, p - s), min(1, p + 1.2 * s)] for d, p, s in zip(used, optimum, spread, strict=True)
-        },
+        "schema": 1,
+        "kind": kind,
+        "mixture": _named(used, optimum),
+        "optimum": _named(used, optimum),
+        "interval": {d: [max(0, p - s), min(1, p + 1.2 * s)] for d, p, s in zip(used, optimum, spread, strict=True)},
         "interval_level": 0.9,
         "decision": {
-            "action": "move", "reference": "current" if world.current else "uniform", "gain": gain,
+            "action": "move",
+            "reference": "current" if world.current else "uniform",
+            "gain": gain,
             "reason": "move: the proposal lowers the mean held-out loss by more than this search's noise",
-            "gain_interval": [0.6 * gain, 1.4 * gain], "probability": 0.97, "confidence": 0.9, "noise": 0.004,
+            "gain_interval": [0.6 * gain, 1.4 * gain],
+            "probability": 0.97,
+            "confidence": 0.9,
+            "noise": 0.004,
         },
         "laws": {
-            m: {"c": float(world.c[e]), "t": _named(used, world.t[e]), "huber": 1.1e-5, "rmse": 0.0036,
-                "loo_rmse": 0.0049, "spearman": 0.991, "loo_spearman": 0.978, "num_points": num_points,
-                "rank": len(world.A)}
+            m: {
+                "c": float(world.c[e]),
+                "t": _named(used, world.t[e]),
+                "huber": 1.1e-5,
+                "rmse": 0.0036,
+                "loo_rmse": 0.0049,
+                "spearman": 0.991,
+                "loo_spearman": 0.978,
+                "num_points": num_points,
+                "rank": len(world.A),
+            }
             for e, m in enumerate(world.metrics)
         },
         "alternatives": alternatives,
-        "solver": {"status": "optimal", "objective": alternatives[0]["objective"], "gap": 3.1e-9,
-                   "max_violation": 0.0, "iterations": 14},
-        "settings": {"objective": "mean", "kl": world.kl, "prior": _named(used, world.prior),
-                     "constraints": ["at most 3 epochs of every domain", "share of code at most 40 %"]},
-        "coordinates": None, "units": "nats per token",
-    }  # fmt: skip
+        "solver": {
+            "status": "optimal",
+            "objective": alternatives[0]["objective"],
+            "gap": 3.1e-9,
+            "max_violation": 0.0,
+            "iterations": 14,
+        },
+        "settings": {
+            "objective": "mean",
+            "kl": world.kl,
+            "prior": _named(used, world.prior),
+            "constraints": ["at most 3 epochs of every domain", "share of code at most 40 %"],
+        },
+        "coordinates": None,
+        "units": "nats per token",
+    }
     if any(list(m.values()) != [1.0] for m in world.coordinates.values()):
         document["coordinates"] = {"names": list(world.coordinates), "mixtures": world.coordinates}
     if kind == "search":
@@ -223,25 +273,36 @@ def _alternative(world: World, name: str, p: np.ndarray, at_reference: float) ->
     losses = world.losses(p)[0]
     gain = float(at_reference - losses.mean())
     return {
-        "name": name, "mixture": _named(world.domains, p), "predicted": _named(world.metrics, losses),
-        "objective": float(losses.mean()), "gain": gain, "feasible": name != "size",
+        "name": name,
+        "mixture": _named(world.domains, p),
+        "predicted": _named(world.metrics, losses),
+        "objective": float(losses.mean()),
+        "gain": gain,
+        "feasible": name != "size",
         "gain_interval": [gain - 0.3 * abs(gain) - 0.001, gain + 0.3 * abs(gain) + 0.001],
-        "note": "asks for 4.1 epochs of math" if name == "size" else "", "measured": None,
-    }  # fmt: skip
+        "note": "asks for 4.1 epochs of math" if name == "size" else "",
+        "measured": None,
+    }
 
 
 def _search_parts(world: World, optimum: np.ndarray, check: bool) -> dict[str, Any]:
     now = world.losses(world.prior)[0] + world.rng.uniform(0.02, 0.2, len(world.metrics))
     twins = [
-        {"mixture": _named(world.domains, optimum), "a": "joint probe", "b": "average of probes",
-         "difference": _named(world.metrics, world.rng.normal(0.006, 0.006, len(world.metrics))),
-         "standard_error": _named(world.metrics, np.full(len(world.metrics), 0.003))}
-    ]  # fmt: skip
+        {
+            "mixture": _named(world.domains, optimum),
+            "a": "joint probe",
+            "b": "average of probes",
+            "difference": _named(world.metrics, world.rng.normal(0.006, 0.006, len(world.metrics))),
+            "standard_error": _named(world.metrics, np.full(len(world.metrics), 0.003)),
+        }
+    ]
     return {
         "baseline": _named(world.metrics, now),
         "bytes_per_token": dict.fromkeys(world.metrics, 3.8),
         "check": {
-            "available": check, "twins": twins, "worst": 0.012,
+            "available": check,
+            "twins": twins,
+            "worst": 0.012,
             "verdict": "A probe trained on the mixture itself and the average of the probes differ by at most "
             "0.012 nats: little beside the predicted gain. The intervals have been widened by it.",
         },
@@ -250,7 +311,7 @@ def _search_parts(world: World, optimum: np.ndarray, check: bool) -> dict[str, A
             "flops": {"probes": 2.1e13, "proxies": 9.4e12, "stage": 3.2e14},
             "search_share": 0.095,
         },
-    }  # fmt: skip
+    }
 
 
 def _comparison(world: World, document: dict[str, Any]) -> dict[str, Any]:
@@ -259,8 +320,11 @@ def _comparison(world: World, document: dict[str, Any]) -> dict[str, Any]:
         entry = next(a for a in document["alternatives"] if a["name"] == name)
         truth = np.array(list(entry["predicted"].values()))
         measured = truth - 0.05 + world.rng.normal(0, 0.008, len(truth))
-        arms[name] = {"mixture": entry["mixture"], "predicted": entry["predicted"],
-                      "measured": _named(world.metrics, measured)}  # fmt: skip
+        arms[name] = {
+            "mixture": entry["mixture"],
+            "predicted": entry["predicted"],
+            "measured": _named(world.metrics, measured),
+        }
     means = {n: float(np.mean(list(a["measured"].values()))) for n, a in arms.items()}
     winner = min(means, key=means.__getitem__)
     margin = abs(means["proposal"] - means["uniform"])

@@ -34,10 +34,15 @@ class School:
     def __init__(self, tmp):
         self.tmp, self.tokenizer = tmp, tiny_chat_tokenizer()
         files = {**write_toy_domains(tmp, ("alpha", "beta", "gamma"), 150), **write_toy_chats(tmp, {"chat": 1}, 80)}
-        config = parse_config({
-            "model": "m", "domains": {n: str(f) for n, f in files.items()}, "budget": {"tokens": 1000}, "sequence_length": LENGTH,
-            "objective": "sft",
-        })  # fmt: skip
+        config = parse_config(
+            {
+                "model": "m",
+                "domains": {n: str(f) for n, f in files.items()},
+                "budget": {"tokens": 1000},
+                "sequence_length": LENGTH,
+                "objective": "sft",
+            }
+        )
         self.data = prepare_stage(
             config, self.tokenizer, base=tmp, cache_dir=tmp / "cache", progress=Silent(), limit=256
         )
@@ -52,9 +57,16 @@ class School:
         model = self.model(seed)
         if (steps, seed) not in self._educated:
             train_on_mixture(
-                model, self.only("alpha"), Mixture.of({"alpha": 1.0}), tokens=steps * 4 * LENGTH, arguments=ARGUMENTS, seed=seed,
-                output_dir=self.tmp / "first", progress=Silent(), name="first",
-            )  # fmt: skip
+                model,
+                self.only("alpha"),
+                Mixture.of({"alpha": 1.0}),
+                tokens=steps * 4 * LENGTH,
+                arguments=ARGUMENTS,
+                seed=seed,
+                output_dir=self.tmp / "first",
+                progress=Silent(),
+                name="first",
+            )
             self._educated[steps, seed] = {k: v.clone() for k, v in model.state_dict().items()}
         model.load_state_dict(self._educated[steps, seed])
         return model
@@ -65,9 +77,18 @@ class School:
     def lesson(self, folder, old=("alpha",), before=None, **more):
         folder.mkdir(parents=True, exist_ok=True)
         return StageContext(
-            old=self.only(*old), old_mixture=Mixture.uniform(list(old)) if old else None, rows_per_step=4, collate=pad_rows,
-            seed=0, shape=model_shape(self.model()), sequence_length=LENGTH, folder=folder, before=before, usage=Usage(), **more,
-        )  # fmt: skip
+            old=self.only(*old),
+            old_mixture=Mixture.uniform(list(old)) if old else None,
+            rows_per_step=4,
+            collate=pad_rows,
+            seed=0,
+            shape=model_shape(self.model()),
+            sequence_length=LENGTH,
+            folder=folder,
+            before=before,
+            usage=Usage(),
+            **more,
+        )
 
     def teach(
         self, learner, model, lesson, folder, *, new="beta", steps=4, arguments=None, callbacks=(), save_every=2, seed=0
@@ -79,12 +100,16 @@ class School:
         )
         model = model if learner is None else learner.begin(model, lesson)
         spec = replace(
-            planned_run(model, plan, folder=folder, seed=seed), callbacks=callbacks, arguments={"logging_steps": 1, **plan.arguments}
-        )  # fmt: skip
+            planned_run(model, plan, folder=folder, seed=seed),
+            callbacks=callbacks,
+            arguments={"logging_steps": 1, **plan.arguments},
+        )
         trainer = train_segment(
-            spec, Checkpoints(key="k", save_every=save_every), usage=lesson.usage,
+            spec,
+            Checkpoints(key="k", save_every=save_every),
+            usage=lesson.usage,
             make_trainer=default_trainer if learner is None else lambda spec: learner.trainer(replace(spec), lesson),
-        )  # fmt: skip
+        )
         return trainer.model if learner is None else learner.end(trainer.model, lesson)
 
     def loss(self, model, name):

@@ -35,11 +35,19 @@ class World:
         after = tokens + segment.mixture.weights * segment.steps * self.step_tokens
         drawn = segment.mixture.weights > 0
         seen = Observation(
-            step=step + segment.steps, total_steps=total, mixture=segment.mixture, tokens=after, learning_rate=1 - step / total,
-            train_loss=np.where(drawn, (self.losses(tokens) + self.losses(after)) / 2, np.nan), held_out=self.losses(after),
-            gradients=self.slopes(after) * 1e3, gradient_norms=np.linalg.norm(self.slopes(after) * 1e3, axis=1),
-            excess=np.where(drawn, np.maximum(self.losses(after) - self.losses(after.sum() * np.array([0.6, 0.3, 0.1])), 0), np.nan),
-        )  # fmt: skip
+            step=step + segment.steps,
+            total_steps=total,
+            mixture=segment.mixture,
+            tokens=after,
+            learning_rate=1 - step / total,
+            train_loss=np.where(drawn, (self.losses(tokens) + self.losses(after)) / 2, np.nan),
+            held_out=self.losses(after),
+            gradients=self.slopes(after) * 1e3,
+            gradient_norms=np.linalg.norm(self.slopes(after) * 1e3, axis=1),
+            excess=np.where(
+                drawn, np.maximum(self.losses(after) - self.losses(after.sum() * np.array([0.6, 0.3, 0.1])), 0), np.nan
+            ),
+        )
         return seen, after
 
 
@@ -49,9 +57,12 @@ class ToyBench:
     def __init__(self, world=None, *, names=NAMES, budget=20_000, seed=0):
         self.world = world or World()
         self.problem = DecisionProblem(
-            domains=names, old=None, budget_tokens=budget, seed=seed,
+            domains=names,
+            old=None,
+            budget_tokens=budget,
+            seed=seed,
             available_tokens=dict(zip(names, (6000, 3000, 1000), strict=True)),
-        )  # fmt: skip
+        )
         self.calls = []
 
     @property
@@ -62,9 +73,12 @@ class ToyBench:
         self.calls.append((label, proxy, tuple(mixtures)))
         losses = np.stack([self.world.losses(m.weights * proxy.tokens) for m in mixtures])
         return Trials(
-            metrics=self.problem.domains, mixtures=tuple(mixtures), losses=losses, standard_errors=np.full_like(losses, 1e-3),
+            metrics=self.problem.domains,
+            mixtures=tuple(mixtures),
+            losses=losses,
+            standard_errors=np.full_like(losses, 1e-3),
             baseline=self.world.losses(np.zeros(len(self.problem.domains))),
-        )  # fmt: skip
+        )
 
     def watch(self, mixer, proxy, *, label, reference=None):
         self.calls.append((label, proxy, reference))

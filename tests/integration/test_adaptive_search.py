@@ -35,12 +35,19 @@ def find(toys, out, proxies=None, **probes):
     folder, paths, tokenizer = toys
     model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=64)
     return opmix.search(
-        model, tokenizer, paths, budget=20_000, old_mixture={"web": 0.6, "code": 0.4}, sequence_length=LENGTH,
-        trainer={"learning_rate": 1e-2, "per_device_train_batch_size": BATCH}, decision={"draws": 8, "confidence": 0.5},
+        model,
+        tokenizer,
+        paths,
+        budget=20_000,
+        old_mixture={"web": 0.6, "code": 0.4},
+        sequence_length=LENGTH,
+        trainer={"learning_rate": 1e-2, "per_device_train_batch_size": BATCH},
+        decision={"draws": 8, "confidence": 0.5},
         probes={"steps": STEPS, "rank": 4, "dropout": 0.1, "adaptive": False, "first_look": 1, **probes},
         proxies={"eval_sequences": 16, **(proxies or {})},
-        cache_dir=str(folder / "cache"), out=out,
-    )  # fmt: skip
+        cache_dir=str(folder / "cache"),
+        out=out,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +168,13 @@ def line(noise, seed=0, num=8):
     fit = fit_law(mixtures, losses, domains=("a", "b"), metrics=("x", "y"))
     drawn = resampling_noise(nll, tokens, num_draws=60, seed=1)
     verdict = decide(
-        fit, candidates={"a": Mixture.of({"a": 1.0, "b": 0.0})}, reference="a", settings=SolveSettings(kl=0.01), noise=drawn,
+        fit,
+        candidates={"a": Mixture.of({"a": 1.0, "b": 0.0})},
+        reference="a",
+        settings=SolveSettings(kl=0.01),
+        noise=drawn,
         decision=DecisionSettings(draws=60),
-    )  # fmt: skip
+    )
     return verdict, fit, drawn
 
 
@@ -200,9 +211,14 @@ def test_the_estimate_says_at_most(unstopped):
     result, _ = unstopped
     names = dict.fromkeys(NAMES, "x")
     content = {
-        "model": "m", "domains": names, "budget": {"tokens": 20_000}, "sequence_length": LENGTH, "proxies": {"eval_sequences": 16},
-        "trainer": {"per_device_train_batch_size": BATCH}, "old_mixture": {"web": 0.6, "code": 0.4},
-    }  # fmt: skip
+        "model": "m",
+        "domains": names,
+        "budget": {"tokens": 20_000},
+        "sequence_length": LENGTH,
+        "proxies": {"eval_sequences": 16},
+        "trainer": {"per_device_train_batch_size": BATCH},
+        "old_mixture": {"web": 0.6, "code": 0.4},
+    }
     old = Mixture.of({"web": 0.6, "code": 0.4})
     plain, most = (
         estimate_search(

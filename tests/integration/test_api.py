@@ -34,9 +34,16 @@ def settings(toys, **changes):
     folder, paths, tokenizer = toys
     model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=64)
     base = {
-        "domains": paths, "budget": 20_000, "old_mixture": {"web": 0.6, "code": 0.4}, "sequence_length": 32, "trainer": TRAINER,
-        "probes": {"steps": 6, "rank": 4}, "proxies": {"eval_sequences": 8}, "decision": {"draws": 30}, "cache_dir": str(folder / "cache"),
-    }  # fmt: skip
+        "domains": paths,
+        "budget": 20_000,
+        "old_mixture": {"web": 0.6, "code": 0.4},
+        "sequence_length": 32,
+        "trainer": TRAINER,
+        "probes": {"steps": 6, "rank": 4},
+        "proxies": {"eval_sequences": 8},
+        "decision": {"draws": 30},
+        "cache_dir": str(folder / "cache"),
+    }
     return {"model": model, "tokenizer": tokenizer, **base, **changes}
 
 

@@ -25,10 +25,15 @@ def test_from_the_command_to_the_first_training_step(tmp_path, monkeypatch):
     tokenizer.save_pretrained(tmp_path / "model")
     tiny_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
     config = {
-        "model": str(tmp_path / "model"), "domains": {n: {"train": str(f), "holdout": 0.2} for n, f in files.items()},
-        "sequence_length": 32, "budget": {"tokens": 20000}, "trainer": {"learning_rate": 1e-3, "per_device_train_batch_size": 4},
-        "probes": {"steps": 16}, "proxies": {"eval_sequences": 4}, "cache_dir": str(tmp_path / "cache"),
-    }  # fmt: skip
+        "model": str(tmp_path / "model"),
+        "domains": {n: {"train": str(f), "holdout": 0.2} for n, f in files.items()},
+        "sequence_length": 32,
+        "budget": {"tokens": 20000},
+        "trainer": {"learning_rate": 1e-3, "per_device_train_batch_size": 4},
+        "probes": {"steps": 16},
+        "proxies": {"eval_sequences": 4},
+        "cache_dir": str(tmp_path / "cache"),
+    }
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(config))
     frames = []
 

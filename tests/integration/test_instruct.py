@@ -25,10 +25,19 @@ def toys(tmp_path_factory):
 def settings(toys, **changes):
     folder, paths, tokenizer = toys
     base = {
-        "domains": paths, "budget": 20_000, "old_mixture": {"web": 0.5, "terse": 0.5}, "sequence_length": 192, "trainer": TRAINER,
-        "probes": {"steps": 4, "rank": 2}, "proxies": {"eval_sequences": 4}, "decision": {"draws": 20, "verify": False},
-        "cache_dir": str(folder / "cache"), "model": tiny_model(vocab_size=len(tokenizer)), "tokenizer": tokenizer, "objective": "sft",
-    }  # fmt: skip
+        "domains": paths,
+        "budget": 20_000,
+        "old_mixture": {"web": 0.5, "terse": 0.5},
+        "sequence_length": 192,
+        "trainer": TRAINER,
+        "probes": {"steps": 4, "rank": 2},
+        "proxies": {"eval_sequences": 4},
+        "decision": {"draws": 20, "verify": False},
+        "cache_dir": str(folder / "cache"),
+        "model": tiny_model(vocab_size=len(tokenizer)),
+        "tokenizer": tokenizer,
+        "objective": "sft",
+    }
     return {**base, **changes}
 
 

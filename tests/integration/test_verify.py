@@ -27,11 +27,17 @@ def run(tmp_path_factory):
     tiny_model(vocab_size=len(tokenizer), max_position_embeddings=64).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     config = {
-        "model": "model", "domains": {n: f"{n}.jsonl" for n in NAMES}, "budget": {"tokens": 20_000}, "sequence_length": 32,
-        "trainer": {"learning_rate": 1e-2, "per_device_train_batch_size": 4}, "probes": {"steps": 4, "rank": 4},
-        "proxies": {"eval_sequences": 6, "count": 6}, "decision": {"draws": 10}, "cache_dir": str(folder / "cache"),
+        "model": "model",
+        "domains": {n: f"{n}.jsonl" for n in NAMES},
+        "budget": {"tokens": 20_000},
+        "sequence_length": 32,
+        "trainer": {"learning_rate": 1e-2, "per_device_train_batch_size": 4},
+        "probes": {"steps": 4, "rank": 4},
+        "proxies": {"eval_sequences": 6, "count": 6},
+        "decision": {"draws": 10},
+        "cache_dir": str(folder / "cache"),
         "law": "log_linear",
-    }  # fmt: skip
+    }
     (folder / "search.yaml").write_text(yaml.safe_dump(config))
     made = CliRunner().invoke(app, ["search", str(folder / "search.yaml"), "--out", str(folder / "run"), "--json"])
     assert made.exit_code == 0, made.output

@@ -85,9 +85,12 @@ def test_help_imports_nothing_heavy():
 def complete(shell: str, *words: str) -> str:
     """What the shell would be offered for the last of the words."""
     done = opmix(
-        _OPMIX_COMPLETE=f"complete_{shell}", COMP_WORDS=" ".join(["opmix", *words]), COMP_CWORD=str(len(words)),
-        _TYPER_COMPLETE_ARGS=" ".join(["opmix", *words]), _TYPER_COMPLETE_FISH_ACTION="get-args",
-    )  # fmt: skip
+        _OPMIX_COMPLETE=f"complete_{shell}",
+        COMP_WORDS=" ".join(["opmix", *words]),
+        COMP_CWORD=str(len(words)),
+        _TYPER_COMPLETE_ARGS=" ".join(["opmix", *words]),
+        _TYPER_COMPLETE_FISH_ACTION="get-args",
+    )
     assert done.stderr == ""
     return done.stdout
 

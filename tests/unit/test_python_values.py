@@ -94,10 +94,19 @@ def test_what_an_ask_tell_is_given(here, given, said):
 
 @pytest.mark.parametrize(
     "losses",
-    [None, [1], "x", {1: {"a": 1.0}}, {"probe a": 3}, {"probe a": [1, 2]}, {"probe a": {"a": 10**400, "b": 1}},
-     {"probe a": {"a": True, "b": 1}}, {"probe a": {1: 1.0}}],
+    [
+        None,
+        [1],
+        "x",
+        {1: {"a": 1.0}},
+        {"probe a": 3},
+        {"probe a": [1, 2]},
+        {"probe a": {"a": 10**400, "b": 1}},
+        {"probe a": {"a": True, "b": 1}},
+        {"probe a": {1: 1.0}},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_what_an_ask_tell_is_told(here, losses):
     search = AskTell(["a", "b"], budget=1000, out="r")
     with pytest.raises(DataError):

@@ -22,14 +22,18 @@ def folder(tmp_path_factory):
 
 def config(folder, methods):
     settings = {
-        "architecture": {**contests.ARCHITECTURE, "max_position_embeddings": 400}, "sequence_length": 160, "chat_template": CHATML,
+        "architecture": {**contests.ARCHITECTURE, "max_position_embeddings": 400},
+        "sequence_length": 160,
+        "chat_template": CHATML,
         "tokenizer": {"vocab_size": 320, "documents": 30, "special_tokens": ["<|im_start|>", "<|im_end|>"]},
         "domains": {n: {"train": str(folder / f"{n}.jsonl"), "holdout": 0.2} for n in ("web", "terse")},
-        "cache_dir": str(folder / "cache"), "sdft": {"max_new_tokens": 4, "skip_tokens": 0},
+        "cache_dir": str(folder / "cache"),
+        "sdft": {"max_new_tokens": 4, "skip_tokens": 0},
         "stages": [
-            {"name": "text", "domains": ["web"], "tokens": 2000, "mixture": "uniform"}, {"name": "terse", "add": ["terse"], "tokens": 2000},
+            {"name": "text", "domains": ["web"], "tokens": 2000, "mixture": "uniform"},
+            {"name": "terse", "add": ["terse"], "tokens": 2000},
         ],
-    }  # fmt: skip
+    }
     return validated(CompareConfig, contests.content(methods, **settings))
 
 

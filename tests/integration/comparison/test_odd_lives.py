@@ -37,8 +37,9 @@ def test_from_a_checkpoint_without_a_shared_stage(arena, base, tmp_path):
 def test_a_fixed_stage_after_a_contested_one_is_plain_training(arena, tmp_path, name):
     stages = [
         {"name": "base", "domains": ["alpha", "beta"], "mixture": "uniform", "tokens": 3 * STEP},
-        {"name": "more", "add": ["gamma"], "tokens": 3 * STEP}, {"name": "last", "mixture": "uniform", "tokens": 2 * STEP},
-    ]  # fmt: skip
+        {"name": "more", "add": ["gamma"], "tokens": 3 * STEP},
+        {"name": "last", "mixture": "uniform", "tokens": 2 * STEP},
+    ]
     content = arena.run(arena.config([name], stages=stages), tmp_path / "c").content
     more, last = content["entrants"][name]["seeds"]["0"]["stages"]
     assert last["tokens"] == 2 * STEP

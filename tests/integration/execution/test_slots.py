@@ -27,10 +27,16 @@ def told(tmp_path_factory):
     for part in (tiny_model(vocab_size=len(tokenizer), max_position_embeddings=64), tokenizer):
         part.save_pretrained(folder / "model")
     content = {
-        "model": "model", "domains": {n: str(p) for n, p in paths.items()}, "budget": 60_000, "sequence_length": 32,
-        "trainer": {"learning_rate": 1e-2, "per_device_train_batch_size": 4}, "probes": {"steps": STEPS, "rank": 4},
-        "proxies": {"eval_sequences": 8}, "decision": {"draws": 30}, "cache_dir": str(folder / "cache"),
-    }  # fmt: skip
+        "model": "model",
+        "domains": {n: str(p) for n, p in paths.items()},
+        "budget": 60_000,
+        "sequence_length": 32,
+        "trainer": {"learning_rate": 1e-2, "per_device_train_batch_size": 4},
+        "probes": {"steps": STEPS, "rank": 4},
+        "proxies": {"eval_sequences": 8},
+        "decision": {"draws": 30},
+        "cache_dir": str(folder / "cache"),
+    }
     file = folder / "search.yaml"
     file.write_text(yaml.safe_dump(content))
     ended = subprocess.run(command(file, folder / "one"), capture_output=True, text=True, env=environment())

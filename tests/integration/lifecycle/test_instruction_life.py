@@ -30,12 +30,15 @@ def life(folder, **changes):
         {"name": "wordy", "add": ["wordy"], "tokens": 400, "objective": "sdft"},
     )
     settings = {
-        "architecture": {**ARCHITECTURE, "max_position_embeddings": 400}, "sequence_length": 160, "chat_template": CHATML,
+        "architecture": {**ARCHITECTURE, "max_position_embeddings": 400},
+        "sequence_length": 160,
+        "chat_template": CHATML,
         "tokenizer": {"vocab_size": 320, "documents": 30, "special_tokens": ["<|im_start|>", "<|im_end|>"]},
         "domains": {n: {"train": str(folder / f"{n}.jsonl"), "holdout": 0.2} for n in ("web", "terse", "wordy")},
-        "evaluation": {"sequences": 4, "tasks": {"terse": {"items": 3, "max_new_tokens": 4}}}, "cache_dir": str(folder / "cache"),
+        "evaluation": {"sequences": 4, "tasks": {"terse": {"items": 3, "max_new_tokens": 4}}},
+        "cache_dir": str(folder / "cache"),
         "sdft": {"max_new_tokens": 4, "skip_tokens": 0},
-    }  # fmt: skip
+    }
     return validated(LifecycleConfig, content(*stages, **{**settings, **changes}))
 
 
@@ -107,13 +110,19 @@ def test_a_decision_can_be_verified_afterwards(lived, folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages": [{"name": "a", "domains": ["web", "terse"], "tokens": 500, "objective": "causal_lm"}]}, "'terse' holds conversations"),
-        ({"stages": [{"name": "a", "domains": ["web"], "tokens": 500, "mixture": "uniform", "objective": "sft"}]}, "no domain holds conv"),
+        (
+            {"stages": [{"name": "a", "domains": ["web", "terse"], "tokens": 500, "objective": "causal_lm"}]},
+            "'terse' holds conversations",
+        ),
+        (
+            {"stages": [{"name": "a", "domains": ["web"], "tokens": 500, "mixture": "uniform", "objective": "sft"}]},
+            "no domain holds conv",
+        ),
         ({"evaluation": {"tasks": {"terse": "no-such"}}}, "extractor 'no-such'"),
         ({"evaluation": {"sequences": 4, "tasks": {"web": "exact"}}}, r"evaluation\.tasks\.web: the domain holds text"),
         ({"chat_template": "missing.jinja"}, r"chat_template: 'missing\.jinja' cannot be read"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_said(folder, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         run_life(life(folder, **changes), out=tmp_path / "run", base=folder)

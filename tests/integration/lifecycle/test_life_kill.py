@@ -17,8 +17,10 @@ pytestmark = pytest.mark.slow
 def run(file, out):
     return subprocess.Popen(
         [sys.executable, "-m", "opmix.cli.main", "run", str(file), "--out", str(out)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def kill_when(process, ready):
@@ -43,9 +45,11 @@ def running(out):
 def test_killed_in_a_probe_in_the_proxies_and_in_training(toys, tmp_path):
     one = stage("one", 40, domains=["alpha", "beta"], prefix=0.5)
     settings = {
-        "probes": {"steps": 12, "rank": 2}, "proxies": {"eval_sequences": 16}, "cache_dir": str(toys.folder / "data" / "cache"),
+        "probes": {"steps": 12, "rank": 2},
+        "proxies": {"eval_sequences": 16},
+        "cache_dir": str(toys.folder / "data" / "cache"),
         "checkpoint_every": 2 * 128,
-    }  # fmt: skip
+    }
     file, out, whole = toys.folder / "kill.yaml", tmp_path / "life", tmp_path / "whole"
     file.write_text(yaml.safe_dump(content(one, stage("two", 20, add=["gamma"]), **settings)))
     first, second = "seed-0/01-one", "seed-0/02-two"
@@ -55,8 +59,10 @@ def test_killed_in_a_probe_in_the_proxies_and_in_training(toys, tmp_path):
         # all probes are kept, the proxies are being evaluated
         lambda: running(out) == f"{second}/search-0" and len(list(out.glob(f"{second}/search-0/steps/probe-*"))) == 3,
         # in the middle of training: a checkpoint is there
-        lambda: running(out) == f"{second}/train-20" and any(out.glob(f"{second}/checkpoints/checkpoint-*/complete.json")),
-    ]  # fmt: skip
+        lambda: (
+            running(out) == f"{second}/train-20" and any(out.glob(f"{second}/checkpoints/checkpoint-*/complete.json"))
+        ),
+    ]
     for ready in moments:
         kill_when(run(file, out), ready)
         assert (out / "lock").exists()

@@ -74,8 +74,9 @@ def test_architectures_that_cannot_be_built(toys, tmp_path, architecture, messag
 def test_a_life_may_search_adaptively(toys, tmp_path):
     adaptive = {"steps": 4, "rank": 2, "adaptive": True, "first_look": 1, "tolerance": 1e9}
     config = toys.config(
-        fixed("one", 2, domains=["alpha", "beta"]), stage("two", 4, add=["gamma"], probes=adaptive),
-    )  # fmt: skip
+        fixed("one", 2, domains=["alpha", "beta"]),
+        stage("two", 4, add=["gamma"], probes=adaptive),
+    )
     toys.live(config, tmp_path / "life")
     (decision,) = (tmp_path / "life").glob("seed-0/*/search-*/mixture.json")
     content = json.loads(decision.read_text())
@@ -128,9 +129,13 @@ def test_deciding_every_so_many_tokens_and_rebalancing(toys, tmp_path):
 @pytest.mark.slow
 def test_bf16_accumulation_checkpointing_and_evaluations(toys, tmp_path):
     trainer = {
-        "learning_rate": 1e-2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "gradient_checkpointing": True,
-        "bf16": True, "logging_steps": 2,
-    }  # fmt: skip
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "gradient_checkpointing": True,
+        "bf16": True,
+        "logging_steps": 2,
+    }
     config = toys.config(trainer=trainer, evaluation={"sequences": 4, "every": 2 * STEP}, document_mask=True)
     toys.live(config, tmp_path / "life")
     log = list(csv.DictReader((tmp_path / "life" / "seed-0" / "01-one" / "training.csv").read_text().splitlines()))

@@ -51,8 +51,10 @@ def test_a_domain_used_up_is_no_longer_on_offer(toys, tmp_path, drawn):
     domains = {n: {"train": f"data/{n}.jsonl", "holdout": 0.2} for n in ("alpha", "beta", "gamma")}
     domains["alpha"]["max_epochs"] = 8 / rows
     config = toys.config(
-        fixed("one", 4, domains=["alpha", "beta"]), stage("two", 4, add=["gamma"]), domains=domains,
-    )  # fmt: skip
+        fixed("one", 4, domains=["alpha", "beta"]),
+        stage("two", 4, add=["gamma"]),
+        domains=domains,
+    )
     toys.live(config, tmp_path / "life")
     _, two = stages(tmp_path / "life")
     assert two["notes"] == ["alpha is used up and no longer on offer"]
@@ -64,8 +66,9 @@ def test_a_domain_used_up_is_no_longer_on_offer(toys, tmp_path, drawn):
 
 def test_dropping_all_that_was_learned_is_refused_before_it_is_trained(toys, tmp_path, drawn):
     config = toys.config(
-        fixed("one", 2, domains=["alpha"]), stage("two", 2, domains=["beta", "gamma"], drop=["alpha"]),
-    )  # fmt: skip
+        fixed("one", 2, domains=["alpha"]),
+        stage("two", 2, domains=["beta", "gamma"], drop=["alpha"]),
+    )
     with pytest.raises(DataError, match=r"stage 'two': none of the old mixture's domains \['alpha'\] is on offer"):
         toys.live(config, tmp_path / "life")
 

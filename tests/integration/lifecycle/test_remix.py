@@ -23,8 +23,10 @@ LENGTH, BATCH, STEPS = 16, 2, 12
 STEP = 2 * BATCH * LENGTH
 """Tokens of an optimizer step: two batches are accumulated."""
 SMALL = {
-    "probes": {"steps": 2, "rank": 2}, "proxies": {"eval_sequences": 4}, "decision": {"draws": 10, "verify": False},
-}  # fmt: skip
+    "probes": {"steps": 2, "rank": 2},
+    "proxies": {"eval_sequences": 4},
+    "decision": {"draws": 10, "verify": False},
+}
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +74,19 @@ class Seen(TrainerCallback):
 
 def train(stream, folder, callbacks=(), resume=None, the_model=None, **arguments):
     args = TrainingArguments(
-        output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=BATCH, gradient_accumulation_steps=2, learning_rate=1e-2,
-        train_sampling_strategy="sequential", use_cpu=True, report_to="none", disable_tqdm=True, logging_steps=1,
-        dataloader_pin_memory=False, **{"save_strategy": "no", **arguments},
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=STEPS,
+        per_device_train_batch_size=BATCH,
+        gradient_accumulation_steps=2,
+        learning_rate=1e-2,
+        train_sampling_strategy="sequential",
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        logging_steps=1,
+        dataloader_pin_memory=False,
+        **{"save_strategy": "no", **arguments},
+    )
     trainer = Trainer(model=the_model or model(), args=args, train_dataset=stream, callbacks=list(callbacks))
     trainer.train(resume_from_checkpoint=resume and str(resume))
     return trainer
@@ -156,16 +167,33 @@ def test_trl_s_own_trainer_is_re_mixed_twice(make_stream, tmp_path, stay, made):
 
     def trained(folder, *callbacks):
         args = trl.SFTConfig(
-            output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=BATCH, gradient_accumulation_steps=2,
-            learning_rate=1e-2, train_sampling_strategy="sequential", use_cpu=True, bf16=False, report_to="none", disable_tqdm=True,
-            gradient_checkpointing=False, logging_steps=1, save_strategy="no", dataloader_pin_memory=False, max_length=None,
-            remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True},
-        )  # fmt: skip
+            output_dir=str(folder),
+            max_steps=STEPS,
+            per_device_train_batch_size=BATCH,
+            gradient_accumulation_steps=2,
+            learning_rate=1e-2,
+            train_sampling_strategy="sequential",
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            disable_tqdm=True,
+            gradient_checkpointing=False,
+            logging_steps=1,
+            save_strategy="no",
+            dataloader_pin_memory=False,
+            max_length=None,
+            remove_unused_columns=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        )
         stream = callbacks[0].stream if callbacks else make_stream()
         trainer = trl.SFTTrainer(
-            model=made(), args=args, train_dataset=stream.as_dataset(), callbacks=list(callbacks), data_collator=stack_rows,
+            model=made(),
+            args=args,
+            train_dataset=stream.as_dataset(),
+            callbacks=list(callbacks),
+            data_collator=stack_rows,
             processing_class=stream.tokenizer,
-        )  # fmt: skip
+        )
         trainer.train()
         return trainer
 
@@ -176,8 +204,10 @@ def test_trl_s_own_trainer_is_re_mixed_twice(make_stream, tmp_path, stay, made):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{}, pytest.param({"gradient_checkpointing": True, "bf16": True}, marks=pytest.mark.slow)], ids=["plain", "bf16"]
-)  # fmt: skip
+    "arguments",
+    [{}, pytest.param({"gradient_checkpointing": True, "bf16": True}, marks=pytest.mark.slow)],
+    ids=["plain", "bf16"],
+)
 def test_a_decision_that_keeps_leaves_no_trace(make_stream, tmp_path, stay, arguments):
     seen, watched = Seen(), Seen()
     alone = train(make_stream(), tmp_path / "a", [seen], **arguments)

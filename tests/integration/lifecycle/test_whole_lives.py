@@ -105,8 +105,12 @@ def test_the_tables_say_what_the_document_says(finished):
         rows = list(csv.DictReader(file))
     made = outcome(result)["seeds"]["0"]["stages"]
     assert [(r["name"], r["domain"]) for r in rows] == [
-        ("one", "alpha"), ("one", "beta"), ("two", "alpha"), ("two", "beta"), ("two", "gamma"),
-    ]  # fmt: skip
+        ("one", "alpha"),
+        ("one", "beta"),
+        ("two", "alpha"),
+        ("two", "beta"),
+        ("two", "gamma"),
+    ]
     for row in rows:
         of = made[int(row["stage"]) - 1]
         assert float(row["share"]) == of["mixture"][row["domain"]]
@@ -119,8 +123,9 @@ def test_the_tables_say_what_the_document_says(finished):
     for row in costs:
         cost = made[int(row["stage"]) - 1]["cost"]
         assert (float(row["tokens"]), float(row["flops"])) == (
-            cost["tokens"][row["purpose"]], cost["flops"][row["purpose"]],
-        )  # fmt: skip
+            cost["tokens"][row["purpose"]],
+            cost["flops"][row["purpose"]],
+        )
     assert len(costs) == sum(len(s["cost"]["flops"]) for s in made)
 
 
@@ -185,8 +190,10 @@ def test_a_stage_appended_redoes_nothing(copied, toys, finished):
     config, folder = copied
     before, made = done(folder), stages(folder)
     longer = toys.config(
-        stage("one", 8, domains=["alpha", "beta"], prefix=0.5), stage("two", 4, add=["gamma"]), fixed("three", 2, drop=["alpha"]),
-    )  # fmt: skip
+        stage("one", 8, domains=["alpha", "beta"], prefix=0.5),
+        stage("two", 4, add=["gamma"]),
+        fixed("three", 2, drop=["alpha"]),
+    )
     toys.live(longer, folder)
     assert done(folder)[len(before) :] == [f"seed-0/03-three/{s}" for s in ("before", "train-2", "model", "after")]
     assert stages(folder)[:2] == made

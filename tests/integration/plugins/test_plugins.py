@@ -87,9 +87,13 @@ def test_shares_of_tokens_become_shares_of_dataflex_rows(manager, tmp_path):
     files = {name: str(path) for name, path in write_toy_domains(tmp_path / "data", ["web", "code"]).items()}
     tokenizer = tiny_tokenizer()
     search = {
-        "sequence_length": 32, "probes": {"steps": 2, "rank": 2}, "proxies": {"eval_sequences": 4}, "cache_dir": str(tmp_path / "cache"),
-        "decision": {"draws": 10, "verify": False}, "trainer": {"per_device_train_batch_size": 2, "use_cpu": True},
-    }  # fmt: skip
+        "sequence_length": 32,
+        "probes": {"steps": 2, "rank": 2},
+        "proxies": {"eval_sequences": 4},
+        "cache_dir": str(tmp_path / "cache"),
+        "decision": {"draws": 10, "verify": False},
+        "trainer": {"per_device_train_batch_size": 2, "use_cpu": True},
+    }
     runtime = {"data_collator": type("Collator", (), {"tokenizer": tokenizer})(), "output_dir": str(tmp_path)}
     settings = {"mixture_manager": manager, "domains": files, "budget": 5_000, "search": search}
     mixer = REGISTRY.build("mixer", "opmix", runtime=runtime, cfg=settings)

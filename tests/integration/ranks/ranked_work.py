@@ -112,10 +112,13 @@ def searched(folder, rows):
 
         def session():
             return ProbeSession(
-                runtime=runtime, evaluator=ProxyEvaluator(runtime=runtime, settings=settings, held_out=sets),
-                trainer={name: TRAINER[name] for name in ("learning_rate", "batch", "micro_batch")}, store=store,
-                data_fingerprint="d", ledger=Ledger(),
-            )  # fmt: skip
+                runtime=runtime,
+                evaluator=ProxyEvaluator(runtime=runtime, settings=settings, held_out=sets),
+                trainer={name: TRAINER[name] for name in ("learning_rate", "batch", "micro_batch")},
+                store=store,
+                data_fingerprint="d",
+                ledger=Ledger(),
+            )
 
         first = session()
         first.simulate(DESIGN, POINTS, label="early", fidelity=Fidelity(steps=2))
@@ -127,20 +130,29 @@ def searched(folder, rows):
         "losses": found.losses.tolist(),
         "again": again.losses.tolist() == found.losses.tolist() and unchanged,
         "given_back": before == model_fingerprint(model),
-        "keys": {p.stem: json.loads(p.read_text())["fingerprint"] for p in sorted((folder / "steps").iterdir())
-                 if p.stem.startswith("probe")},
+        "keys": {
+            p.stem: json.loads(p.read_text())["fingerprint"]
+            for p in sorted((folder / "steps").iterdir())
+            if p.stem.startswith("probe")
+        },
         "ledger": [[e.step, e.tokens, e.flops] for e in first.ledger.entries],
         "left": sorted(p.name for p in folder.iterdir()),
-    }  # fmt: skip
+    }
 
 
 def answered(folder, cache, ranks):
     """Conversations, whose rows are worth what they have supervised tokens."""
     with ranks.in_turn():
         files = write_toy_chats(folder, {"terse": 1, "wordy": 2}, 120)
-    config = parse_config({
-        "model": "m", "domains": {n: str(f) for n, f in files.items()}, "budget": 1000, "sequence_length": 160, "objective": "sft",
-    })  # fmt: skip
+    config = parse_config(
+        {
+            "model": "m",
+            "domains": {n: str(f) for n, f in files.items()},
+            "budget": 1000,
+            "sequence_length": 160,
+            "objective": "sft",
+        }
+    )
     tokenizer = tiny_chat_tokenizer()
     data = prepare_stage(config, tokenizer, base=folder, cache_dir=cache, progress=Silent(), limit=256)
     plan = plan_training(

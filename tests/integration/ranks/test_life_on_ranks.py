@@ -34,19 +34,29 @@ def life(tmp_path_factory):
     paths = write_toy_domains(folder, NAMES, num_documents=120, seed=0)
     content = {
         "architecture": {
-            "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": True,
+            "model_type": "llama",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+            "tie_word_embeddings": True,
         },
-        "tokenizer": {"vocab_size": 400, "documents": 50}, "sequence_length": 32,
+        "tokenizer": {"vocab_size": 400, "documents": 50},
+        "sequence_length": 32,
         "domains": {n: {"train": str(p), "holdout": 0.15} for n, p in paths.items()},
-        "trainer": {"learning_rate": 3e-3, "batch": 8, "micro_batch": 2}, "probes": {"steps": 4, "rank": 2},
-        "proxies": {"eval_sequences": 8}, "decision": {"draws": 20}, "evaluation": {"sequences": 7},
+        "trainer": {"learning_rate": 3e-3, "batch": 8, "micro_batch": 2},
+        "probes": {"steps": 4, "rank": 2},
+        "proxies": {"eval_sequences": 8},
+        "decision": {"draws": 20},
+        "evaluation": {"sequences": 7},
         "cache_dir": str(folder / "cache"),
         "stages": [
             {"name": "base", "phase": "pretraining", "domains": ["web", "code"], "tokens": 4096, "mixture": "uniform"},
             {"name": "math", "phase": "midtraining", "add": ["math"], "tokens": 2048, "optimizer": "continued"},
         ],
-    }  # fmt: skip
+    }
     file = folder / "life.yaml"
     file.write_text(yaml.safe_dump(content))
     return file

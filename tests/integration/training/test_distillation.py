@@ -43,10 +43,16 @@ def tokenizer():
 def data(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("data")
     files = write_toy_chats(folder, {"terse": 1, "wordy": 2}, 120) | write_toy_domains(folder, ["web"], 120)
-    config = parse_config({
-        "model": "m", "domains": {n: str(f) for n, f in files.items()}, "budget": {"tokens": 1000}, "sequence_length": 128,
-        "objective": "sdft", "sdft": {"max_new_tokens": 8, "skip_tokens": 1},
-    })  # fmt: skip
+    config = parse_config(
+        {
+            "model": "m",
+            "domains": {n: str(f) for n, f in files.items()},
+            "budget": {"tokens": 1000},
+            "sequence_length": 128,
+            "objective": "sdft",
+            "sdft": {"max_new_tokens": 8, "skip_tokens": 1},
+        }
+    )
     return prepare_stage(config, tokenizer, base=folder, cache_dir=folder / "cache", progress=Silent(), limit=256)
 
 
@@ -54,9 +60,11 @@ def train(data, model, folder, *, mixture=None, steps=3, **options):
     objective = data.objective
     if options:
         objective = SelfDistillation(
-            options=replace(data.objective.options, **options), contexts=objective.contexts,
-            stop_ids=objective.stop_ids, limit=objective.limit,
-        )  # fmt: skip
+            options=replace(data.objective.options, **options),
+            contexts=objective.contexts,
+            stop_ids=objective.stop_ids,
+            limit=objective.limit,
+        )
     usage, mixture = Usage(), Mixture.of(mixture or {"terse": 0.5, "wordy": 0.3, "web": 0.2})
     plan = plan_training(data.train, mixture, steps=steps, arguments=ARGUMENTS, seed=0, objective=objective)
     spec = TrainSpec(
@@ -251,9 +259,13 @@ class TestTraining:
     @staticmethod
     def trainer(data, model, folder, arguments=None, **options):
         objective = SelfDistillation(
-            options=DistillationSettings(**{"demonstration": DEMONSTRATION, "max_new_tokens": 8, "skip_tokens": 0, **options}),
-            contexts={}, stop_ids=(0, 513), limit=256,
-        )  # fmt: skip
+            options=DistillationSettings(
+                **{"demonstration": DEMONSTRATION, "max_new_tokens": 8, "skip_tokens": 0, **options}
+            ),
+            contexts={},
+            stop_ids=(0, 513),
+            limit=256,
+        )
         spec = TrainSpec(model=model, dataset=[{}], output_dir=folder, steps=1, seed=0, arguments=arguments or {})
         return distillation_trainer(spec, objective=objective, usage=Usage(), shape=model_shape(model))
 
@@ -290,9 +302,11 @@ def test_flops_agree_with_torch(data, tokenizer, tmp_path, adapter):
     trainer.objective = SelfDistillation(options=trainer.objective.options, contexts={}, stop_ids=(1,), limit=256)
     generator = torch.Generator().manual_seed(0)
     inputs = {
-        "prompt_ids": torch.randint(2, 500, (3, 20), generator=generator), "prompt_mask": torch.ones(3, 20, dtype=torch.long),
-        "context_ids": torch.randint(2, 500, (3, 45), generator=generator), "context_mask": torch.ones(3, 45, dtype=torch.long),
-    }  # fmt: skip
+        "prompt_ids": torch.randint(2, 500, (3, 20), generator=generator),
+        "prompt_mask": torch.ones(3, 20, dtype=torch.long),
+        "context_ids": torch.randint(2, 500, (3, 45), generator=generator),
+        "context_mask": torch.ones(3, 45, dtype=torch.long),
+    }
     with FlopCounterMode(display=False) as counter:
         trainer.compute_loss(model.train(), inputs).backward()
     adapters = sum(p.numel() for p in model.parameters() if p.requires_grad) if adapter else None

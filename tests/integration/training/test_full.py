@@ -19,8 +19,12 @@ from opmix.training.full import train_segment
 LENGTH, STEPS = 16, 8
 PLAIN = {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "logging_steps": 2, "lr_scheduler_type": "linear"}
 EVERYTHING = {
-    **PLAIN, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "gradient_checkpointing": True, "bf16": True,
-}  # fmt: skip
+    **PLAIN,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "gradient_checkpointing": True,
+    "bf16": True,
+}
 
 
 class Rows(Dataset):
@@ -42,9 +46,15 @@ def dropout_model():
 
 def train(folder, arguments=PLAIN, *, start=0, stop=STEPS, model=None, callbacks=(), report=None, **kept):
     spec = TrainSpec(
-        model=model or dropout_model(), dataset=Rows(), output_dir=folder, steps=STEPS, stop_at=stop, seed=3,
-        arguments=arguments, callbacks=callbacks,
-    )  # fmt: skip
+        model=model or dropout_model(),
+        dataset=Rows(),
+        output_dir=folder,
+        steps=STEPS,
+        stop_at=stop,
+        seed=3,
+        arguments=arguments,
+        callbacks=callbacks,
+    )
     checkpoints = Checkpoints(**{"key": "k", "save_every": 2, **kept})
     return train_segment(spec, checkpoints, start=start, report=report)
 

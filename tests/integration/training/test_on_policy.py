@@ -37,11 +37,16 @@ def teacher(tmp_path_factory, tokenizer):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, tokenizer, teacher):
     folder = tmp_path_factory.mktemp("data")
-    config = parse({
-        "model": "m", "domains": {n: str(f) for n, f in write_toy_chats(folder, {"terse": 1, "wordy": 2}, 60).items()},
-        "budget": {"tokens": 1000}, "sequence_length": 128, "objective": "sdft",
-        "sdft": {"max_new_tokens": 6, "skip_tokens": 0, "teacher_model": str(teacher[0])},
-    })  # fmt: skip
+    config = parse(
+        {
+            "model": "m",
+            "domains": {n: str(f) for n, f in write_toy_chats(folder, {"terse": 1, "wordy": 2}, 60).items()},
+            "budget": {"tokens": 1000},
+            "sequence_length": 128,
+            "objective": "sdft",
+            "sdft": {"max_new_tokens": 6, "skip_tokens": 0, "teacher_model": str(teacher[0])},
+        }
+    )
     return prepare_stage(config, tokenizer, base=folder, cache_dir=folder / "cache", progress=Silent(), limit=256)
 
 
@@ -77,9 +82,13 @@ def test_the_question_is_plain_unless_said_otherwise():
 
 def test_contexts_are_the_prompts(data):
     plan = plan_training(
-        data.train, Mixture.of({"terse": 1.0, "wordy": 0.0}), steps=1, arguments={"per_device_train_batch_size": 2}, seed=0,
+        data.train,
+        Mixture.of({"terse": 1.0, "wordy": 0.0}),
+        steps=1,
+        arguments={"per_device_train_batch_size": 2},
+        seed=0,
         objective=data.objective,
-    )  # fmt: skip
+    )
     item = data.objective.dataset(data.train, plan.plan, document_mask=False)[0]
     assert torch.equal(item["prompt"], item["context"])
 

@@ -19,15 +19,26 @@ from opmix.training.plan import plan_training
 def test_a_resumed_run_ends_in_the_same_weights(tmp_path, teacher):
     tokenizer = tiny_chat_tokenizer()
     files = write_toy_chats(tmp_path, {"terse": 1, "wordy": 2}, 120)
-    config = parse_config({
-        "model": "m", "domains": {n: str(f) for n, f in files.items()}, "budget": {"tokens": 1000}, "sequence_length": 160,
-        "objective": "sdft", "sdft": {"max_new_tokens": 6, "skip_tokens": 0, "teacher": teacher, "ema_rate": 0.3},
-    })  # fmt: skip
+    config = parse_config(
+        {
+            "model": "m",
+            "domains": {n: str(f) for n, f in files.items()},
+            "budget": {"tokens": 1000},
+            "sequence_length": 160,
+            "objective": "sdft",
+            "sdft": {"max_new_tokens": 6, "skip_tokens": 0, "teacher": teacher, "ema_rate": 0.3},
+        }
+    )
     data = prepare_stage(config, tokenizer, base=tmp_path, cache_dir=tmp_path / "cache", progress=Silent(), limit=256)
     arguments = {
-        "per_device_train_batch_size": 3, "learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps",
-        "eval_steps": 2, "lr_scheduler_type": "constant",
-    }  # fmt: skip
+        "per_device_train_batch_size": 3,
+        "learning_rate": 1e-2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "lr_scheduler_type": "constant",
+    }
     plan = plan_training(
         data.train,
         Mixture.of({"terse": 0.5, "wordy": 0.5}),
@@ -44,9 +55,15 @@ def test_a_resumed_run_ends_in_the_same_weights(tmp_path, teacher):
     for resume in (None, tmp_path / "run" / "checkpoint-2"):
         model = tiny_model(vocab_size=len(tokenizer), seed=0 if resume is None else 1)
         spec = TrainSpec(
-            model=model, dataset=plan.dataset, output_dir=tmp_path / "run", steps=4, seed=0, arguments=plan.arguments,
-            resume_from=resume, held_out={"terse": watched},
-        )  # fmt: skip
+            model=model,
+            dataset=plan.dataset,
+            output_dir=tmp_path / "run",
+            steps=4,
+            seed=0,
+            arguments=plan.arguments,
+            resume_from=resume,
+            held_out={"terse": watched},
+        )
         trainer = run_training(data.objective.trainer(None, Usage(), model_shape(model)), spec)
         assert any("eval_terse_loss" in entry for entry in trainer.state.log_history)
         ends.append({k: v.clone() for k, v in model.state_dict().items()})

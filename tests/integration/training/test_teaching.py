@@ -25,10 +25,16 @@ def stage(folder, name, rows, objective, tokenizer):
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps({"prompt": q, "completion": a}) + "\n" for q, a in rows))
     splits = dict.fromkeys(("train", "valid", "test"), str(path))
-    config = parse_config({
-        "model": "m", "domains": {"a": splits, "b": splits}, "budget": {"tokens": 1000}, "sequence_length": 32,
-        "objective": objective, "sdft": {"demonstration": ASK, "max_new_tokens": 4, "skip_tokens": 0},
-    })  # fmt: skip
+    config = parse_config(
+        {
+            "model": "m",
+            "domains": {"a": splits, "b": splits},
+            "budget": {"tokens": 1000},
+            "sequence_length": 32,
+            "objective": objective,
+            "sdft": {"demonstration": ASK, "max_new_tokens": 4, "skip_tokens": 0},
+        }
+    )
     return prepare_stage(config, tokenizer, base=folder, cache_dir=folder / "cache", progress=Silent(), limit=256)
 
 

@@ -46,10 +46,18 @@ def test_full_retraining_has_the_tokens_of_all_stages():
         ({"op_mix": {"stage": {"probes": {"steps": -1}}}}, {}, "methods.op_mix.stage.probes.steps: "),
         (["uniform"], {"reference": "op_mix"}, "reference: unknown entrant"),
         ([], {}, "methods"),
-        (["uniform"], {"stages": [{"name": "a", "domains": ["alpha", "beta"], "tokens": 5}]}, "stages.0.mixture: 'search' on a model"),
-        (["uniform"], {"stages": [{"name": "a", "domains": ["alpha"], "mixture": "uniform", "tokens": 5}]}, "nothing to decide"),
+        (
+            ["uniform"],
+            {"stages": [{"name": "a", "domains": ["alpha", "beta"], "tokens": 5}]},
+            "stages.0.mixture: 'search' on a model",
+        ),
+        (
+            ["uniform"],
+            {"stages": [{"name": "a", "domains": ["alpha"], "mixture": "uniform", "tokens": 5}]},
+            "nothing to decide",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_said(methods, changes, said):
     with pytest.raises(ConfigError) as caught:
         contest(methods, **changes)

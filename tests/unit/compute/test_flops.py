@@ -44,8 +44,10 @@ def test_the_ledger_adds_up():
     for step, purpose in (("a", "probes"), ("b", "probes"), ("c", "proxies")):
         ledger.add(Entry(step=step, purpose=purpose, tokens=10, flops=2.0, seconds=0.5))
     assert ledger.cost.json() == {
-        "tokens": {"probes": 20.0, "proxies": 10.0}, "flops": {"probes": 4.0, "proxies": 2.0}, "seconds": {"probes": 1.0, "proxies": 0.5},
-    }  # fmt: skip
+        "tokens": {"probes": 20.0, "proxies": 10.0},
+        "flops": {"probes": 4.0, "proxies": 2.0},
+        "seconds": {"probes": 1.0, "proxies": 0.5},
+    }
     assert ledger.total("flops") == 6.0
     assert [e["step"] for e in ledger.json()] == ["a", "b", "c"]
 
@@ -57,11 +59,17 @@ def test_a_whole_trainer_step_agrees_with_torch(tmp_path, checkpointing):
     model = tiny_model("llama", vocab_size=256)
     model.config._attn_implementation = "eager"
     spec = TrainSpec(
-        model=model, dataset=[{"input_ids": row, "labels": row.clone()} for row in rows], output_dir=tmp_path, steps=2, seed=0,
+        model=model,
+        dataset=[{"input_ids": row, "labels": row.clone()} for row in rows],
+        output_dir=tmp_path,
+        steps=2,
+        seed=0,
         arguments={
-            "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "gradient_checkpointing": checkpointing,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "gradient_checkpointing": checkpointing,
         },
-    )  # fmt: skip
+    )
     with FlopCounterMode(display=False) as counter:
         run_training(default_trainer, spec)
     shape = model_shape(model)

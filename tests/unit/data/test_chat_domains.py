@@ -130,7 +130,10 @@ class TestReading:
         assert domain_kind(Domain(name="d", train=Source(paths=("org/name",), format="hub"))) == "text"
 
     BAD: ClassVar[dict[str, tuple[Any, str]]] = {
-        "role": ({"messages": [{"role": "human", "content": "q"}, ASSISTANT]}, r"role of turn 1 is 'human'; expected one of system"),
+        "role": (
+            {"messages": [{"role": "human", "content": "q"}, ASSISTANT]},
+            r"role of turn 1 is 'human'; expected one of system",
+        ),
         "turn": ({"messages": ["hello", ASSISTANT]}, "role of turn 1 is str"),
         "no answer": ({"messages": [USER]}, r"no assistant turn \(it has user\)"),
         "empty answer": ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, "assistant turn 2 is empty"),
@@ -142,11 +145,14 @@ class TestReading:
         "null": ({"messages": None}, r"has none; expected either"),
         "no user": ({"messages": [ASSISTANT]}, "starts with the assistant's turn"),
         "empty completion": ({"prompt": "q", "completion": ""}, "assistant turn 2 is empty"),
-        "completion of the user": ({"prompt": [USER], "completion": [USER]}, "the completion starts with a turn of 'user'"),
+        "completion of the user": (
+            {"prompt": [USER], "completion": [USER]},
+            "the completion starts with a turn of 'user'",
+        ),
         "other fields": ({"question": "q", "answer": "a"}, r"has 'question', 'answer'; expected either `messages`"),
         "both": ({**GOOD, "prompt": "q", "completion": "a"}, "expected either `messages`, `prompt`"),
         "surrogate": ({"prompt": "q", "completion": "\ud83d"}, "half a surrogate"),
-    }  # fmt: skip
+    }
 
     @pytest.mark.parametrize("name", BAD)
     def test_a_bad_row_is_named_with_its_place(self, tmp_path, name):

@@ -24,9 +24,14 @@ def split_of(sizes: list[tuple[int, int]]) -> TokenSplit:
     ids = np.concatenate([100 * i + np.arange(p + a) for i, (p, a) in enumerate(sizes, 1)])
     mask = np.concatenate([np.repeat([0, 1], [p, a]) for p, a in sizes])
     return TokenSplit(
-        domain="d", split="train", fingerprint="f", tokens=ids.astype(np.uint16), mask=mask.astype(np.uint8),
-        offsets=np.cumsum([0, *(p + a for p, a in sizes)]), byte_counts=np.array([10 * a for _, a in sizes]),
-    )  # fmt: skip
+        domain="d",
+        split="train",
+        fingerprint="f",
+        tokens=ids.astype(np.uint16),
+        mask=mask.astype(np.uint8),
+        offsets=np.cumsum([0, *(p + a for p, a in sizes)]),
+        byte_counts=np.array([10 * a for _, a in sizes]),
+    )
 
 
 def rows_of(sizes, length=10, **options):
@@ -166,11 +171,15 @@ class TestMixing:
         chat = rows_of([(2, 2), (3, 2)], length=8, packing=False)
         text = PackedSequences(
             TokenSplit(
-                domain="t", split="train", fingerprint="f", tokens=np.arange(8, dtype=np.uint16), offsets=np.array([0, 3, 8]),
+                domain="t",
+                split="train",
+                fingerprint="f",
+                tokens=np.arange(8, dtype=np.uint16),
+                offsets=np.array([0, 3, 8]),
                 byte_counts=np.array([3, 5]),
             ),
             8,
-        )  # fmt: skip
+        )
         plan = plan_mixture(Mixture.of({"c": 0.5, "t": 0.5}), 4, {"c": len(chat), "t": len(text)}, seed=0)
         items = list(MixtureDataset({"c": chat, "t": text}, plan))
         batch = pad_rows(items)

@@ -73,10 +73,14 @@ def test_a_row_that_is_no_question_is_told_with_its_place(tmp_path, row, said):
 def exam(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exam")
     rows = [
-        {"question": f"What is {a} and {b}?", "choices": [str(a + b), str(a * b + 1), "nothing at all"][: 2 + b % 2],
-         "answer": 0}
-        for a in range(8) for b in range(4)
-    ]  # fmt: skip
+        {
+            "question": f"What is {a} and {b}?",
+            "choices": [str(a + b), str(a * b + 1), "nothing at all"][: 2 + b % 2],
+            "answer": 0,
+        }
+        for a in range(8)
+        for b in range(4)
+    ]
     path = folder / "exam.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = tiny_tokenizer()
@@ -135,9 +139,14 @@ def test_the_gradient_of_questions_is_that_of_their_loss(exam):
     model, choices = tiny_model(vocab_size=len(tokenizer)).double(), ChoiceRows(made.valid, 64)
     charged = []
     told = Gradients(
-        train={"exam": choices}, held_out={"exam": choices}, num_rows=len(rows), batch_rows=4, seed=0, document_mask=False,
+        train={"exam": choices},
+        held_out={"exam": choices},
+        num_rows=len(rows),
+        batch_rows=4,
+        seed=0,
+        document_mask=False,
         charge=charged.append,
-    )  # fmt: skip
+    )
     products, norms = told.measure(model, 0)
     assert products[0, 0] == pytest.approx(norms[0] ** 2, rel=1e-5)
     assert sum(charged) > 2 * sum(choices.lengths)

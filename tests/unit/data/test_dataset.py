@@ -45,9 +45,15 @@ def stream(
 def tiny_llama() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=512, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=64, use_cache=False,
-    )  # fmt: skip
+        vocab_size=512,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        use_cache=False,
+    )
     return LlamaForCausalLM(config)
 
 
@@ -96,10 +102,21 @@ def test_document_mask_keeps_attention_inside_documents(packed: dict[str, Packed
 
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
     return TrainingArguments(
-        output_dir=str(folder), max_steps=6, per_device_train_batch_size=2, gradient_accumulation_steps=2,
-        train_sampling_strategy="sequential", save_strategy="steps", save_steps=3, report_to=[], use_cpu=True,
-        disable_tqdm=True, logging_strategy="no", learning_rate=1e-2, dataloader_pin_memory=False, **options,
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=6,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        train_sampling_strategy="sequential",
+        save_strategy="steps",
+        save_steps=3,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        logging_strategy="no",
+        learning_rate=1e-2,
+        dataloader_pin_memory=False,
+        **options,
+    )
 
 
 def train(dataset: Spy, folder: Path, checkpoint: str | None = None) -> dict[str, torch.Tensor]:

@@ -61,9 +61,10 @@ def test_the_same_is_told_from_tokens_alone(tmp_path, texts):
     alpha, beta = texts
     tokenizer = tiny_tokenizer([*alpha, *beta])
     told = {
-        "web": domain(tmp_path, "web", [*beta, *alpha[:10]]), "other": domain(tmp_path, "other", beta),
+        "web": domain(tmp_path, "web", [*beta, *alpha[:10]]),
+        "other": domain(tmp_path, "other", beta),
         "dev": domain(tmp_path, "dev", alpha),
-    }  # fmt: skip
+    }
     made = {
         n: prepare_domain(replace(d, valid=None, holdout=0.2), tokenizer, cache_dir=tmp_path) for n, d in told.items()
     }

@@ -119,9 +119,14 @@ def test_bad_input_is_refused_before_anything_is_written(corpus, tmp_path):
     (tmp_path / "cut.jsonl.gz").write_bytes((folder / "0.jsonl.gz").read_bytes()[:-30])
     np.save(tmp_path / "ids.npy", np.arange(9))
     for name, words in {
-        "few.jsonl": "3 documents", "none.jsonl": "no key holds text", "same.jsonl": "no word in common", "cut.jsonl.gz": "cannot be read",
-        "ids.npy": "token ids", "gone.jsonl": "no such file", "*.zzz": "matches no file",
-    }.items():  # fmt: skip
+        "few.jsonl": "3 documents",
+        "none.jsonl": "no key holds text",
+        "same.jsonl": "no word in common",
+        "cut.jsonl.gz": "cannot be read",
+        "ids.npy": "token ids",
+        "gone.jsonl": "no such file",
+        "*.zzz": "matches no file",
+    }.items():
         with pytest.raises(DataError, match=words):
             discover([str(tmp_path / name)], out)
     assert not out.exists() or not list(out.iterdir())

@@ -116,8 +116,12 @@ def test_hub_names_folders_and_globs(make_run, tmp_path):
     placed = yaml.safe_load(export(run, "trl", paths={"web": "hub:o/w", "math": "m.parquet"}).text)["datasets"]
     assert placed[0]["path"] == "o/w"
     assert placed[2] == {
-        "path": "parquet", "data_files": ["m.parquet"], "split": "train", "columns": ["body"], "fraction": placed[2]["fraction"],
-    }  # fmt: skip
+        "path": "parquet",
+        "data_files": ["m.parquet"],
+        "split": "train",
+        "columns": ["body"],
+        "fraction": placed[2]["fraction"],
+    }
 
 
 def test_trl_needs_one_column(make_run):
@@ -154,9 +158,16 @@ def test_the_command_writes_files_and_lists_trainers(make_run, tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--to", "trl"], ["RUN"], ["RUN", "--to", "trl", "--tokens", "many"], ["RUN", "--to", "trl", "--unit", "bytes"],
-     ["RUN", "--to", "trl", "--path", "web"], ["RUN", "--to", "trl", "--row-tokens", "web=-1"]],
-)  # fmt: skip
+    [
+        [],
+        ["--to", "trl"],
+        ["RUN"],
+        ["RUN", "--to", "trl", "--tokens", "many"],
+        ["RUN", "--to", "trl", "--unit", "bytes"],
+        ["RUN", "--to", "trl", "--path", "web"],
+        ["RUN", "--to", "trl", "--row-tokens", "web=-1"],
+    ],
+)
 def test_bad_arguments_are_our_errors(make_run, arguments):
     run = str(make_run())
     done = runner.invoke(app, ["export", *(run if a == "RUN" else a for a in arguments)])
@@ -182,12 +193,19 @@ def test_a_real_search_exports_to_every_trainer(tmp_path):
     names, tokenizer = ["web", "code", "math"], tiny_tokenizer()
     paths = dict(write_toy_domains(tmp_path / "texts", names, num_documents=120, seed=0))
     opmix.search(
-        tiny_model(vocab_size=len(tokenizer), max_position_embeddings=64), tokenizer,
-        {name: str(path) for name, path in paths.items()}, budget=20_000, old_mixture={"web": 0.6, "code": 0.4},
-        sequence_length=32, trainer={"learning_rate": 1e-2, "per_device_train_batch_size": 4},
-        probes={"steps": 6, "rank": 4}, proxies={"eval_sequences": 8}, decision={"draws": 30},
-        cache_dir=str(tmp_path / "cache"), out=tmp_path / "run",
-    )  # fmt: skip
+        tiny_model(vocab_size=len(tokenizer), max_position_embeddings=64),
+        tokenizer,
+        {name: str(path) for name, path in paths.items()},
+        budget=20_000,
+        old_mixture={"web": 0.6, "code": 0.4},
+        sequence_length=32,
+        trainer={"learning_rate": 1e-2, "per_device_train_batch_size": 4},
+        probes={"steps": 6, "rank": 4},
+        proxies={"eval_sequences": 8},
+        decision={"draws": 30},
+        cache_dir=str(tmp_path / "cache"),
+        out=tmp_path / "run",
+    )
     mixture = json.loads((tmp_path / "run" / "mixture.json").read_text())["mixture"]
     plan = read_plan(tmp_path / "run")
     assert {d.name: d.share for d in plan.domains} == pytest.approx({n: s for n, s in mixture.items() if s >= 1e-6})

@@ -50,9 +50,16 @@ def test_the_trainer_reads_it_and_draws_the_mixture(make_run, corpus, tmp_path, 
     script = SCRIPTS / f"{name.replace('-', '_')}_check.py"
     ran = subprocess.run(
         [sys.executable, "-W", "ignore", str(script), str(out), str(corpus.folder), str(work)],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_CACHE": str(tmp_path / "cache"),
+            "CUDA_VISIBLE_DEVICES": "",
+        },
+    )
     if ran.returncode == 77:
         pytest.skip(ran.stderr.splitlines()[-1])
     assert ran.returncode == 0, ran.stderr[-3000:]

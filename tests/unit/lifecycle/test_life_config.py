@@ -83,7 +83,7 @@ FROM_MODEL = ("architecture=null", "model=some/folder")
         (["stages.0.prefix=1"], "stages.0.prefix: Input should be less than 1 (got 1)"),
         (["stages=[]"], "stages: "),
     ],
-)  # fmt: skip
+)
 def test_refused(load, overrides, message):
     with pytest.raises(ConfigError) as error:
         load(*overrides)
@@ -108,9 +108,10 @@ def test_all_problems_at_once(load):
 
 def test_life_wide_settings_of_absent_domains_are_left_out(load):
     config = load(
-        "solve.floors={gamma: 0.1, alpha: 0.2}", "solve.prior={alpha: 0.5, beta: 0.3, gamma: 0.2}",
+        "solve.floors={gamma: 0.1, alpha: 0.2}",
+        "solve.prior={alpha: 0.5, beta: 0.3, gamma: 0.2}",
         "solve.groups={g: {domains: [gamma], floor: 0.1}, h: {domains: [beta, gamma], ceiling: 0.9}}",
-    )  # fmt: skip
+    )
     solve = config.settings_of(config.stages[0], ("alpha", "beta")).solve
     assert solve.floors == {"alpha": 0.2}
     assert solve.prior == {"alpha": 0.5, "beta": 0.3}

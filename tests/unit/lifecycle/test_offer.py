@@ -75,10 +75,12 @@ def test_the_old_mixture_without_what_was_dropped():
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
-        ("uniform", {"alpha": 0.5, "gamma": 0.5}), ("size", {"alpha": 0.25, "gamma": 0.75}),
-        ("current", {"alpha": 1.0, "gamma": 0.0}), ({"gamma": 1.0}, {"alpha": 0.0, "gamma": 1.0}),
+        ("uniform", {"alpha": 0.5, "gamma": 0.5}),
+        ("size", {"alpha": 0.25, "gamma": 0.75}),
+        ("current", {"alpha": 1.0, "gamma": 0.0}),
+        ({"gamma": 1.0}, {"alpha": 0.0, "gamma": 1.0}),
     ],
-)  # fmt: skip
+)
 def test_fixed_mixtures(wanted, expected):
     before = fixed("one", 8, domains=["alpha", "beta"])
     _, two = resolve(life(before, stage("two", 8, add=["gamma"], drop=["beta"], mixture=wanted)))

@@ -15,10 +15,12 @@ def segments(**settings):
 def test_domains_come_and_go():
     one, two, three, four = resolve(
         life(
-            stage("one", 4, domains=["alpha", "beta"]), stage("two", 4, add=["gamma"]), stage("three", 4, add=["alpha"], drop=["beta"]),
+            stage("one", 4, domains=["alpha", "beta"]),
+            stage("two", 4, add=["gamma"]),
+            stage("three", 4, add=["alpha"], drop=["beta"]),
             stage("four", 4, domains=["beta", "delta"], add=["gamma"]),
         )
-    )  # fmt: skip
+    )
     assert (one.domains, one.before, one.new, one.weighed) == (("alpha", "beta"), (), ("alpha", "beta"), None)
     assert (two.domains, two.before, two.new) == (("alpha", "beta", "gamma"), ("alpha", "beta"), ("gamma",))
     assert two.weighed == ("gamma",)
@@ -67,10 +69,15 @@ def test_budgets_are_whole_steps_and_stages_override_the_trainer():
     [
         (None, None, {}, ("warmup_stable_decay", 0, {"num_decay_steps": 1, "min_lr_ratio": 0.1})),
         (None, None, {"lr_scheduler_type": "linear"}, ("linear", None, None)),
-        ({"kind": "cosine", "warmup": 0.5}, None, {"lr_scheduler_type": "linear"}, ("cosine_with_min_lr", 4, {"min_lr_rate": 0.1})),
+        (
+            {"kind": "cosine", "warmup": 0.5},
+            None,
+            {"lr_scheduler_type": "linear"},
+            ("cosine_with_min_lr", 4, {"min_lr_rate": 0.1}),
+        ),
         ({"kind": "cosine"}, {"kind": "constant", "warmup": 0.25}, {}, ("constant_with_warmup", 2, None)),
     ],
-)  # fmt: skip
+)
 def test_schedules(life_wide, stages, trainer, expected):
     (found,) = resolve(
         life(stage("one", 8, domains=["alpha", "beta"], schedule=stages, trainer=trainer), schedule=life_wide)

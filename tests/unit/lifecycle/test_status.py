@@ -133,8 +133,10 @@ def test_against_another_configuration(copied, toys):
     assert why["seed-0/02-two/search-0"] == ("search.probes.steps: 2 -> 3",)
     # A domain that the run has not read yet.
     later = toys.config(
-        stage("one", 8, domains=["alpha", "beta"], prefix=0.5), stage("two", 4, add=["gamma"]), fixed("three", 2, add=["delta"])
-    )  # fmt: skip
+        stage("one", 8, domains=["alpha", "beta"], prefix=0.5),
+        stage("two", 4, add=["gamma"]),
+        fixed("three", 2, add=["delta"]),
+    )
     found = run_status(copied, later)
     assert {n for n, s in states(found).items() if s != "done"} == {
         f"03-three/{n}" for n in ("before", "train-2", "model", "after")

@@ -82,7 +82,7 @@ FROM_SEARCH_TWO = [*without(TWO, "02-two/before"), *THREE]
         ([f"trainer.{name}=1" for name in sorted(HARMLESS)], []),
     ],
     ids=lambda value: " ".join(value)[:40] if value and "=" in value[0] else "",
-)  # fmt: skip
+)
 def test_one_change_and_what_it_makes_stale(overrides, expected):
     found = stale(*changed(*overrides))
     if expected is None:
@@ -135,16 +135,22 @@ def test_differences_say_what_and_then_what_follows():
     now = {s.name: s.inputs for s in chain(config, data, 0)}
     found = differences(was["seed-0/02-two/search-0"], now["seed-0/02-two/search-0"])
     assert found == [
-        "data of gamma changed", "search.solve.kl: None -> 0.2", "search.trainer.weight_decay: None -> 0.5",
-    ]  # fmt: skip
+        "data of gamma changed",
+        "search.solve.kl: None -> 0.2",
+        "search.trainer.weight_decay: None -> 0.5",
+    ]
     found = differences(was["seed-0/02-two/train-6"], now["seed-0/02-two/train-6"])
     assert found == [
-        "data of gamma changed", "trainer.weight_decay: None -> 0.5", "follows seed-0/02-two/search-0",
-    ]  # fmt: skip
+        "data of gamma changed",
+        "trainer.weight_decay: None -> 0.5",
+        "follows seed-0/02-two/search-0",
+    ]
     assert (
         differences(was["seed-0/03-three/after"], now["seed-0/03-three/after"])[-1] == "follows seed-0/03-three/model"
     )
     assert differences({"data": {"a": "1"}, "x": {}}, {"data": {"b": "1"}, "x": {"y": 1}}) == [
-        "data of a is gone", "data of b is new", "x.y: None -> 1",
-    ]  # fmt: skip
+        "data of a is gone",
+        "data of b is new",
+        "x.y: None -> 1",
+    ]
     assert differences(now["seed-0/start"], now["seed-0/start"]) == []

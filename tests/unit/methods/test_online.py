@@ -22,10 +22,19 @@ from opmix.methods.registry import ENTRIES, entry_of
 from opmix.protocols.online_mixer import Observation
 
 MIXERS = {
-    "odm": Odm(), "ado": Ado(), "ado-uniform": Ado(prior="uniform"), "skill_it": SkillIt(), "skill_it-pairs": SkillIt(graph="pairs"),
-    "aioli": Aioli(), "aioli-ema": Aioli(ema=0.1, every=40), "grape": Grape(), "tikmix": Tikmix(), "dro": GroupDro(),
-    "alignment": GradientAlignment(), "often": Odm(every=1),
-}  # fmt: skip
+    "odm": Odm(),
+    "ado": Ado(),
+    "ado-uniform": Ado(prior="uniform"),
+    "skill_it": SkillIt(),
+    "skill_it-pairs": SkillIt(graph="pairs"),
+    "aioli": Aioli(),
+    "aioli-ema": Aioli(ema=0.1, every=40),
+    "grape": Grape(),
+    "tikmix": Tikmix(),
+    "dro": GroupDro(),
+    "alignment": GradientAlignment(),
+    "often": Odm(every=1),
+}
 TOTAL = 200
 
 
@@ -45,9 +54,20 @@ def lived(name):
 
 
 def test_all_mixers_of_the_catalogue_are_in_the_table():
-    online = [entry for entry in ENTRIES if entry.family == "online" and entry.path.partition(":")[0].rpartition(".")[2] in (
-        "odm", "ado", "skill_it", "aioli", "grape", "tikmix",
-    )]  # fmt: skip
+    online = [
+        entry
+        for entry in ENTRIES
+        if entry.family == "online"
+        and entry.path.partition(":")[0].rpartition(".")[2]
+        in (
+            "odm",
+            "ado",
+            "skill_it",
+            "aioli",
+            "grape",
+            "tikmix",
+        )
+    ]
     assert len(online) == 6
     assert {type(entry.make()) for entry in online} <= {type(m) for m in MIXERS.values()}
     for name in ("doremi", "doge"):
@@ -118,9 +138,17 @@ def test_a_single_domain_stays_whole():
         )
         state, segment = mixer.init(bench, 10)
         seen = Observation(
-            step=1, total_steps=10, mixture=segment.mixture, tokens=np.array([100.0]), learning_rate=1.0, train_loss=np.array([2.5]),
-            held_out=np.array([2.5]), gradients=np.eye(1), gradient_norms=np.ones(1), excess=np.zeros(1),
-        )  # fmt: skip
+            step=1,
+            total_steps=10,
+            mixture=segment.mixture,
+            tokens=np.array([100.0]),
+            learning_rate=1.0,
+            train_loss=np.array([2.5]),
+            held_out=np.array([2.5]),
+            gradients=np.eye(1),
+            gradient_norms=np.ones(1),
+            excess=np.zeros(1),
+        )
         assert mixer.update(state, seen)[1].mixture.weights.tolist() == [1.0], name
 
 

@@ -28,10 +28,16 @@ class Aimed(World):
         after = tokens + segment.mixture.weights * segment.steps * self.step_tokens
         slopes = self.slopes(after) * 1e3
         seen = Observation(
-            step=step + segment.steps, total_steps=total, mixture=segment.mixture, tokens=after, learning_rate=1 - step / total,
-            held_out=self.losses(after), weights=np.array(self.weights), gradients=slopes,
+            step=step + segment.steps,
+            total_steps=total,
+            mixture=segment.mixture,
+            tokens=after,
+            learning_rate=1 - step / total,
+            held_out=self.losses(after),
+            weights=np.array(self.weights),
+            gradients=slopes,
             gradient_norms=np.linalg.norm(slopes, axis=1),
-        )  # fmt: skip
+        )
         return seen, after
 
 

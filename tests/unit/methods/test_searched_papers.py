@@ -179,8 +179,10 @@ def test_data_mixing_laws_extrapolate_steps_before_they_mix():
     short = DataMixingLaws(proxy_share=0.05).propose(flat)
     far = DataMixingLaws(proxy_share=0.05, horizons=(0.25, 0.5)).propose(nested)
     assert [(label, proxy.tokens) for label, proxy, _ in nested.asked] == [
-        ("mixing-laws", 50_000), ("mixing-laws-1", 12_500), ("mixing-laws-2", 25_000)
-    ]  # fmt: skip
+        ("mixing-laws", 50_000),
+        ("mixing-laws-1", 12_500),
+        ("mixing-laws-2", 25_000),
+    ]
     assert far.evidence["step_law"]["beta"] == pytest.approx(0.4, abs=0.01)
     assert nested.objective(far.mixture) < flat.objective(short.mixture) - 1e-3
 

@@ -16,9 +16,11 @@ DOMAINS = ("web", "code", "math")
 
 def searched(course, **told):
     problem = DecisionProblem(
-        domains=DOMAINS, old=Mixture.uniform(DOMAINS), budget_tokens=32_000,
+        domains=DOMAINS,
+        old=Mixture.uniform(DOMAINS),
+        budget_tokens=32_000,
         available_tokens=dict.fromkeys(DOMAINS, 10**6),
-    )  # fmt: skip
+    )
     fake = FakeContext(
         problem=problem,
         surface=log_linear_surface([[0.0] * 3] * 3),
@@ -68,9 +70,12 @@ def test_the_objective_is_the_searchs():
 def test_disagreement_is_named(mixture, proposal, said):
     interval = {d: (p - 0.1, p + 0.1) for d, p in zip(DOMAINS, proposal, strict=True)}
     told = Opinion.of(
-        mixture=dict(zip(DOMAINS, mixture, strict=True)), proposal=dict(zip(DOMAINS, proposal, strict=True)),
-        reference=dict.fromkeys(DOMAINS, 1 / 3), interval=interval, gain=None,
-    )  # fmt: skip
+        mixture=dict(zip(DOMAINS, mixture, strict=True)),
+        proposal=dict(zip(DOMAINS, proposal, strict=True)),
+        reference=dict.fromkeys(DOMAINS, 1 / 3),
+        interval=interval,
+        gain=None,
+    )
     assert told.verdict.startswith(said)
     assert told.verdict in told.sentence()
     assert Opinion.read({KEY: told.json()}) == told

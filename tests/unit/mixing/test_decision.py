@@ -140,9 +140,13 @@ def test_a_newcomer_is_left_out_only_where_it_surely_harms():
         mixtures = {"current": Mixture.of({"old": 1.0, "new": 0.0})}
         for newcomers, strict in ((True, False), (True, True), (False, False)):
             made = decide(
-                fit, candidates=mixtures, reference="current", newcomers=newcomers, settings=SolveSettings(kl=0.05),
+                fit,
+                candidates=mixtures,
+                reference="current",
+                newcomers=newcomers,
+                settings=SolveSettings(kl=0.05),
                 decision=DecisionSettings(prove_new=strict),
-            )  # fmt: skip
+            )
             said[name, newcomers, strict] = made.decision.action
     assert {said["helps", n, s] for n, s in ((True, False), (True, True), (False, False))} == {"move"}
     assert said["unsure", True, False] == "move"

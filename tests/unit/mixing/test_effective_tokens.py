@@ -99,9 +99,14 @@ def test_old_data_keep_their_proportions():
 def test_agrees_with_cvxpy_under_limits():
     cp = pytest.importorskip("cvxpy")
     law = EffectiveTokensLaw(
-        ("m0", "m1"), ("a", "b", "c"), np.array([3.0, 4.0]), np.array([0.1, 0.2]),
-        np.array([[5.0, 0.1, 0.0], [0.1, 2.0, 1.0]]), 0.6, Tokens(2.0, np.full(3, np.inf)),
-    )  # fmt: skip
+        ("m0", "m1"),
+        ("a", "b", "c"),
+        np.array([3.0, 4.0]),
+        np.array([0.1, 0.2]),
+        np.array([[5.0, 0.1, 0.0], [0.1, 2.0, 1.0]]),
+        0.6,
+        Tokens(2.0, np.full(3, np.inf)),
+    )
     limit = float(law.predict(np.array([[0.6, 0.2, 0.2]]))[0, 0])
     answer = solve(law, settings=SolveSettings(kl=0), constraints=Constraints(max_loss={"m0": limit}))
     p = cp.Variable(3, nonneg=True)

@@ -38,9 +38,16 @@ def judged(seed, slope, spread=0.0):
     mixtures = np.vstack([np.full(4, 0.25), rng.dirichlet(np.ones(4), 8)])
     losses = 3 - slope * mixtures[:, :1] + 0.02 * rng.standard_normal((9, 1))
     fit = fit_effective_tokens(
-        mixtures, np.full(9, 1e4), losses, domains=NAMES, metrics=("all",), probes=[str(i) for i in range(9)],
-        stage_tokens=1e4, reference=mixtures[0], discrepancy=Discrepancy(1.0, spread),
-    )  # fmt: skip
+        mixtures,
+        np.full(9, 1e4),
+        losses,
+        domains=NAMES,
+        metrics=("all",),
+        probes=[str(i) for i in range(9)],
+        stage_tokens=1e4,
+        reference=mixtures[0],
+        discrepancy=Discrepancy(1.0, spread),
+    )
     verdict = decide(
         fit,
         candidates={"current": Mixture(NAMES, mixtures[0])},

@@ -25,9 +25,16 @@ def fitted(spread=0.5, factor=3.0, **other):
     )
     losses = law.base - law.b * np.log1p((tokens[:, None] / 1000 * mixtures) ** 0.6 @ WORTH.T)
     return fit_effective_tokens(
-        mixtures, tokens, losses, domains=NAMES, metrics=NAMES, probes=["p0", "p1", "p2", "p3"] * 2,
-        stage_tokens=4000, discrepancy=Discrepancy(factor, spread), **other,
-    )  # fmt: skip
+        mixtures,
+        tokens,
+        losses,
+        domains=NAMES,
+        metrics=NAMES,
+        probes=["p0", "p1", "p2", "p3"] * 2,
+        stage_tokens=4000,
+        discrepancy=Discrepancy(factor, spread),
+        **other,
+    )
 
 
 FIT = fitted(reference=UNIFORM)

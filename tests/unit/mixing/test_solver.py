@@ -45,9 +45,13 @@ def test_agrees_with_slsqp(seed, kl, capped):
     start = np.array([min(0.1, u) for u in upper])
     start = start + (1 - start.sum()) * np.array([u == 1.0 for u in upper]) / sum(u == 1.0 for u in upper)
     oracle = minimize(
-        lambda p: value(law, p, kl), start, method="SLSQP", bounds=[(1e-12, u) for u in upper],
-        constraints={"type": "eq", "fun": lambda p: p.sum() - 1}, options={"ftol": 1e-14, "maxiter": 500},
-    )  # fmt: skip
+        lambda p: value(law, p, kl),
+        start,
+        method="SLSQP",
+        bounds=[(1e-12, u) for u in upper],
+        constraints={"type": "eq", "fun": lambda p: p.sum() - 1},
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
     assert value(law, answer.mixture.weights, kl) <= oracle.fun + 1e-6
     assert answer.gap <= 1e-5
     assert answer.mixture.weights.sum() == pytest.approx(1)

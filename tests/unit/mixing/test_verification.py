@@ -51,9 +51,16 @@ def test_an_error_that_all_share_costs_nothing():
 
 def test_what_is_said_names_the_better_mixture_and_the_cost():
     point = DirectPoint(
-        name="proposal", mixture=Mixture.uniform(DOMAINS), reached={}, weights={}, direct=np.array([3.5, 3.5]), proxy=np.array([3.4, 3.4]),
-        law=np.array([3.0, 3.0]), error=np.array([0.01, 0.01]), kl=np.array([0.02, 0.04]),
-    )  # fmt: skip
+        name="proposal",
+        mixture=Mixture.uniform(DOMAINS),
+        reached={},
+        weights={},
+        direct=np.array([3.5, 3.5]),
+        proxy=np.array([3.4, 3.4]),
+        law=np.array([3.0, 3.0]),
+        error=np.array([0.01, 0.01]),
+        kl=np.array([0.02, 0.04]),
+    )
     said = " ".join(
         sentences(
             point, measured([3.5, 3.4, 3.6], [3.0, 3.1, 3.2]), SolveSettings(), reference="probe 0", tolerance=0.01

@@ -20,9 +20,15 @@ def search(old, new, **settings):
     names = [f"d{i}" for i in range(old + new)]
     mixture = Mixture.uniform(names[:old]) if old else None
     content = {
-        "model": "m", "domains": dict.fromkeys(names, "x"), "old_mixture": mixture and dict(mixture), "budget": {"tokens": 10**6},
-        "sequence_length": 32, "trainer": {"per_device_train_batch_size": 4}, "probes": {"steps": 10}, **settings,
-    }  # fmt: skip
+        "model": "m",
+        "domains": dict.fromkeys(names, "x"),
+        "old_mixture": mixture and dict(mixture),
+        "budget": {"tokens": 10**6},
+        "sequence_length": 32,
+        "trainer": {"per_device_train_batch_size": 4},
+        "probes": {"steps": 10},
+        **settings,
+    }
     return parse_config(content), mixture
 
 
@@ -75,11 +81,17 @@ def searched(folder, files, tied=True, **settings):
     """A real search of a two-layer model; its estimate, cost by estimate (of trained candidates too), and ledger."""
     tokenizer = tiny_chat_tokenizer()
     content = {
-        "model": "m", "domains": {n: str(path) for n, path in files.items()}, "budget": {"tokens": 20_000},
-        "sequence_length": 192, "trainer": {"learning_rate": 1e-2, "per_device_train_batch_size": 4},
-        "probes": {"steps": 4, "rank": 2, "adaptive": False}, "proxies": {"eval_sequences": 4},
-        "decision": {"draws": 20, "verify": False}, "cache_dir": str(folder / "cache"), **settings,
-    }  # fmt: skip
+        "model": "m",
+        "domains": {n: str(path) for n, path in files.items()},
+        "budget": {"tokens": 20_000},
+        "sequence_length": 192,
+        "trainer": {"learning_rate": 1e-2, "per_device_train_batch_size": 4},
+        "probes": {"steps": 4, "rank": 2, "adaptive": False},
+        "proxies": {"eval_sequences": 4},
+        "decision": {"draws": 20, "verify": False},
+        "cache_dir": str(folder / "cache"),
+        **settings,
+    }
     model = tiny_model(vocab_size=len(tokenizer), tie_word_embeddings=tied)
     with RunStore(folder / "run") as store:
         context = SearchContext(parse_config(content), folder, store, Silent(), None)

@@ -64,8 +64,10 @@ def test_what_is_wrong_with_targets_is_said_before_anything_is_read(more, said):
 
 def test_a_family_counts_as_one_target_and_a_domain_only_where_it_is_named():
     targets = {
-        "a": _target(family="exams"), "b": _target(family="exams"), "c": _target(weight=2.0),
-    }  # fmt: skip
+        "a": _target(family="exams"),
+        "b": _target(family="exams"),
+        "c": _target(weight=2.0),
+    }
     weights = objective_weights(targets, {"web": 0.2}, ["web", "code", "a", "b", "c"])
     np.testing.assert_allclose(weights, [0.2, 0.0, 0.5, 0.5, 2.0])
 
@@ -130,10 +132,16 @@ def test_a_chat_target_is_scored_on_its_answers_in_a_stage_that_trains_on_text(t
     chats = write_toy_chats(tmp_path, {"support": 2}, 60)
     config = config_of(domains={n: str(f) for n, f in text.items()}, targets={"support": str(chats["support"])})
     data = prepare_data(
-        config.domains, tiny_chat_tokenizer(), targets={"support": config.targets["support"].domain("support", tmp_path)},
-        objective="causal_lm", sdft=DistillationSettings(), sequence_length=96, cache_dir=tmp_path / "cache", num_proc=1,
+        config.domains,
+        tiny_chat_tokenizer(),
+        targets={"support": config.targets["support"].domain("support", tmp_path)},
+        objective="causal_lm",
+        sdft=DistillationSettings(),
+        sequence_length=96,
+        cache_dir=tmp_path / "cache",
+        num_proc=1,
         progress=Silent(),
-    )  # fmt: skip
+    )
     assert list(data.train) == ["web", "code"]
     rows = data.evaluated("valid")["support"]
     labels = rows.labels(0)
@@ -161,10 +169,14 @@ def toy(tmp_path_factory):
 def searched(toy, **more):
     folder, domains, _, tokenizer = toy
     settings = {
-        "budget": 60_000, "sequence_length": 64, "trainer": {"learning_rate": 5e-3, "per_device_train_batch_size": 8},
-        "probes": {"steps": 12, "rank": 4}, "proxies": {"eval_sequences": 16}, "decision": {"draws": 20},
+        "budget": 60_000,
+        "sequence_length": 64,
+        "trainer": {"learning_rate": 5e-3, "per_device_train_batch_size": 8},
+        "probes": {"steps": 12, "rank": 4},
+        "proxies": {"eval_sequences": 16},
+        "decision": {"draws": 20},
         "cache_dir": str(folder / "cache"),
-    }  # fmt: skip
+    }
     return opmix.search(tiny_model(vocab_size=len(tokenizer)), tokenizer, domains, **{**settings, **more})
 
 
@@ -207,9 +219,13 @@ def simulated(spreads, noise=0.01, sequences=24, seed=0, probes=3):
     names = ("a", "b", "c")
     weights = [*np.eye(3)[:probes], *[np.full(3, 1 / 3)] * (4 - probes)]
     return SimpleNamespace(
-        metrics=("web", "code", "dev", "far"), nll=nll, tokens=[tokens] * len(spreads), losses=losses,
-        points=tuple(InterpolationWeights(names, row) for row in weights), fidelity=Fidelity(thinning=2),
-    )  # fmt: skip
+        metrics=("web", "code", "dev", "far"),
+        nll=nll,
+        tokens=[tokens] * len(spreads),
+        losses=losses,
+        points=tuple(InterpolationWeights(names, row) for row in weights),
+        fidelity=Fidelity(thinning=2),
+    )
 
 
 def test_a_target_that_the_probes_tell_nothing_of_has_no_say_unless_it_is_named():
@@ -279,9 +295,13 @@ def test_the_mean_perplexity_of_targets_is_minimised_where_that_is_asked(tmp_pat
     settings = asked(config, {}, tmp_path)
     assert settings.objective == "perplexity"
     law = LogLinearLaw(
-        ("web", "code", "dev", "manual"), ("web", "code"), np.full(4, 1.0),
-        np.array([[0.0, 0.0], [0.0, 0.0], [-0.2, 0.6], [1.4, -0.1]]), np.zeros(4), 9,
-    )  # fmt: skip
+        ("web", "code", "dev", "manual"),
+        ("web", "code"),
+        np.full(4, 1.0),
+        np.array([[0.0, 0.0], [0.0, 0.0], [-0.2, 0.6], [1.4, -0.1]]),
+        np.zeros(4),
+        9,
+    )
     shares = np.linspace(0, 1, 2001)
     grid = np.stack([shares, 1 - shares], axis=1)
     perplexity = np.exp(law.predict(grid))[:, 2:].mean(axis=1)

@@ -117,9 +117,13 @@ def test_estimates_are_held_against_memory(free, expected):
 def test_with_a_configuration(corpus, tiny_folder, tmp_path):
     path = tmp_path / "search.yaml"
     content = {
-        "model": str(tiny_folder), "domains": {n: str(corpus / n / "train.jsonl.gz") for n in ("alpha", "beta")},
-        "budget": {"tokens": 30_000}, "sequence_length": 32, "trainer": {"learning_rate": 1e-3}, "cache_dir": str(tmp_path / "cache"),
-    }  # fmt: skip
+        "model": str(tiny_folder),
+        "domains": {n: str(corpus / n / "train.jsonl.gz") for n in ("alpha", "beta")},
+        "budget": {"tokens": 30_000},
+        "sequence_length": 32,
+        "trainer": {"learning_rate": 1e-3},
+        "cache_dir": str(tmp_path / "cache"),
+    }
     path.write_text(yaml.safe_dump(content))
     good = runner.invoke(app, ["doctor", str(path)])
     assert good.exit_code == 0, good.output

@@ -143,10 +143,17 @@ def test_what_cannot_be_read_is_left_out_with_its_reason(corpus, tmp_path):
     assert {each.name for each in result.domains} == {"alpha", "beta", "gamma"}
     reasons = {each.label: each.problem for each in result.left_out}
     for label, words in {
-        "mixed": "mixed schemas", "rows": "no key holds text", "numbers": "no key holds text", "chats": "no assistant turn",
-        "sharegpt": "no assistant turn", "cut": "cannot be read", "binary": "not UTF-8", "empty": "no key holds text",
-        "array": "1 document", "lonely": "only valid",
-    }.items():  # fmt: skip
+        "mixed": "mixed schemas",
+        "rows": "no key holds text",
+        "numbers": "no key holds text",
+        "chats": "no assistant turn",
+        "sharegpt": "no assistant turn",
+        "cut": "cannot be read",
+        "binary": "not UTF-8",
+        "empty": "no key holds text",
+        "array": "1 document",
+        "lonely": "only valid",
+    }.items():
         assert any(word in reasons[label] for word in words.split("|")), (label, reasons[label])
     text = (tmp_path / "s.yaml").read_text()
     assert "# left out: chats" in text

@@ -85,11 +85,15 @@ def test_a_folder_of_one_folder_is_looked_through(tmp_path):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("train.jsonl.gz", ("", "train")), ("web.train.jsonl.zst", ("web", "train")), ("dev-web.txt", ("web", "valid")),
-        ("web_part-3.parquet", ("web", None)), ("trainers.jsonl", ("trainers", None)), ("my.test.set.txt", ("my.test.set", None)),
+        ("train.jsonl.gz", ("", "train")),
+        ("web.train.jsonl.zst", ("web", "train")),
+        ("dev-web.txt", ("web", "valid")),
+        ("web_part-3.parquet", ("web", None)),
+        ("trainers.jsonl", ("trainers", None)),
+        ("my.test.set.txt", ("my.test.set", None)),
         ("contest.jsonl", ("contest", None)),
     ],
-)  # fmt: skip
+)
 def test_flat_names(name, expected):
     assert flat_name(Path(name)) == expected
 

@@ -79,8 +79,11 @@ def test_token_files_are_counted(tmp_path):
 def test_damaged_files_are_told(tmp_path):
     whole = gzip.compress(json.dumps({"text": "word " * 5000}).encode())
     for name, content in {
-        "cut.jsonl.gz": whole[:-20], "no.jsonl.gz": b"plain text", "no.jsonl.zst": b"plain text", "cut.parquet": b"PAR1",
-    }.items():  # fmt: skip
+        "cut.jsonl.gz": whole[:-20],
+        "no.jsonl.gz": b"plain text",
+        "no.jsonl.zst": b"plain text",
+        "cut.parquet": b"PAR1",
+    }.items():
         path = tmp_path / name
         path.write_bytes(content)
         with pytest.raises(DataError, match=name.partition(".")[0]):

@@ -77,9 +77,15 @@ def searched(place, file, mixture, budget=60_000):
     settings = yaml.safe_load((place / "search.yaml").read_text())
     sizes = {"train": {"tokens": 100_000, "documents": 1000, "bytes": 1}}
     content = {
-        "schema": 1, "kind": "search", "mixture": mixture, "cost": {"stage_tokens": budget},
-        "domains": {n: {**sizes, **{s: {"tokens": 0, "documents": 0, "bytes": 0} for s in ("valid", "test")}} for n in config.domains},
-    }  # fmt: skip
+        "schema": 1,
+        "kind": "search",
+        "mixture": mixture,
+        "cost": {"stage_tokens": budget},
+        "domains": {
+            n: {**sizes, **{s: {"tokens": 0, "documents": 0, "bytes": 0} for s in ("valid", "test")}}
+            for n in config.domains
+        },
+    }
     run = place / "run"
     run.mkdir(exist_ok=True)
     (run / "mixture.json").write_text(json.dumps(content))
@@ -97,8 +103,10 @@ def test_axolotl_s_model_adapters_and_data_become_a_search(place):
     assert (config.probes.rank, config.probes.alpha, config.probes.target_modules) == (8, 16, ("q_proj", "v_proj"))
     assert (config.sequence_length, config.budget.tokens) == (512, 2_000_000)
     assert dict(config.trainer) == {
-        "learning_rate": 2e-4, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2,
-    }  # fmt: skip
+        "learning_rate": 2e-4,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+    }
     assert list(config.domains) == ["web", "code", "math"]
     assert config.domains["math"].train.field == "body"
     assert (place / config.domains["web"].train.paths[0]).exists()

@@ -36,10 +36,16 @@ def place(tmp_path_factory):
 
 def checked(place, targets, **more):
     content = {
-        "model": "model", "domains": {n: {"train": f"{n}.jsonl", "holdout": 0.2} for n in ("alpha", "beta")}, "budget": 20_000,
-        "sequence_length": 32, "trainer": {"learning_rate": 1e-3, "per_device_train_batch_size": 4},
-        "probes": {"steps": 4}, "proxies": {"eval_sequences": 16}, "targets": targets, **more,
-    }  # fmt: skip
+        "model": "model",
+        "domains": {n: {"train": f"{n}.jsonl", "holdout": 0.2} for n in ("alpha", "beta")},
+        "budget": 20_000,
+        "sequence_length": 32,
+        "trainer": {"learning_rate": 1e-3, "per_device_train_batch_size": 4},
+        "probes": {"steps": 4},
+        "proxies": {"eval_sequences": 16},
+        "targets": targets,
+        **more,
+    }
     path = place / "search.yaml"
     path.write_text(yaml.safe_dump(content))
     return validate(path)
@@ -85,16 +91,27 @@ def test_a_search_says_target_too(place, tmp_path):
     target = Target(valid=Source(paths=("empty.jsonl",)), kind="text")
     with pytest.raises(DataError, match="target 't'") as error:
         prepare_data(
-            {n: Domain(name=n, holdout=0.2, train=Source(paths=(str(place / f"{n}.jsonl"),))) for n in ("alpha", "beta")},
-            tiny_tokenizer(), targets={"t": target.domain("t", place)}, objective="causal_lm",
-            sdft=DistillationSettings(), sequence_length=32, cache_dir=tmp_path, num_proc=1, progress=Silent(),
-        )  # fmt: skip
+            {
+                n: Domain(name=n, holdout=0.2, train=Source(paths=(str(place / f"{n}.jsonl"),)))
+                for n in ("alpha", "beta")
+            },
+            tiny_tokenizer(),
+            targets={"t": target.domain("t", place)},
+            objective="causal_lm",
+            sdft=DistillationSettings(),
+            sequence_length=32,
+            cache_dir=tmp_path,
+            num_proc=1,
+            progress=Silent(),
+        )
     assert "domain 't'" not in str(error.value)
 
 
 def test_text_that_is_trained_on_is_named_with_its_share(place):
-    long = [{"text": f"{i} " + "every word of this document stands in both files and is read in the same order " * 3}
-            for i in range(40)]  # fmt: skip
+    long = [
+        {"text": f"{i} " + "every word of this document stands in both files and is read in the same order " * 3}
+        for i in range(40)
+    ]
     (place / "gamma.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
     (place / "copied.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long[:30]))
     domains = {n: {"train": f"{n}.jsonl", "holdout": 0.2} for n in ("alpha", "gamma")}

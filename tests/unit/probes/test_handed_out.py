@@ -41,9 +41,15 @@ def session_of(rows, store, elsewhere=None, seed=0):
     runtime = runtime_of(rows)
     evaluator = ProxyEvaluator(runtime=runtime, settings=SETTINGS, held_out=held_out(rows))
     return ProbeSession(
-        runtime=runtime, evaluator=evaluator, trainer=TRAINER, store=store, data_fingerprint="d", ledger=Ledger(),
-        seed=seed, elsewhere=elsewhere,
-    )  # fmt: skip
+        runtime=runtime,
+        evaluator=evaluator,
+        trainer=TRAINER,
+        store=store,
+        data_fingerprint="d",
+        ledger=Ledger(),
+        seed=seed,
+        elsewhere=elsewhere,
+    )
 
 
 def looked_at(session):
@@ -81,8 +87,13 @@ def test_the_same_bytes_wherever_and_in_whatever_parts(rows, here, tmp_path, slo
     assert booked[0] == booked[1]
     parts = [f"proxies-part-{k}" for k in range(slots)]
     assert executor.done == [
-        "probe-00-old-at-2", "probe-01-new-at-2", *(f"proxies-at-2-part-{k}" for k in range(slots)), "probe-00-old", "probe-01-new", *parts,
-    ]  # fmt: skip
+        "probe-00-old-at-2",
+        "probe-01-new-at-2",
+        *(f"proxies-at-2-part-{k}" for k in range(slots)),
+        "probe-00-old",
+        "probe-01-new",
+        *parts,
+    ]
     assert not list(tmp_path.glob("probes/*-parts"))
 
 

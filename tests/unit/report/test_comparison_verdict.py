@@ -45,27 +45,45 @@ SEARCH = {"a": 5e11, "b": 0.0, "c": 1e12}  # beside 1e12 of training
     ("losses", "use", "parts"),
     [
         # One seed: by how much, and that nothing is known of how sure.
-        ({"a": {"0": 2.0}, "b": {"0": 2.1}}, "a", ["2.0000 nats", "0.1000 below b's (9.5% lower", "at 1.5 times its FLOPs",
-                                                     "one seed cannot say"]),
+        (
+            {"a": {"0": 2.0}, "b": {"0": 2.1}},
+            "a",
+            ["2.0000 nats", "0.1000 below b's (9.5% lower", "at 1.5 times its FLOPs", "one seed cannot say"],
+        ),
         # Every seed agrees about the gain.
-        ({"a": {"0": 2.0, "1": 3.0, "2": 4.0}, "b": {"0": 2.1, "1": 3.1, "2": 4.11}}, "a",
-         ["is the lowest, 0.1033 below b's", "90% interval of the gain 0.0936 to 0.1131 over 3 seeds"]),
+        (
+            {"a": {"0": 2.0, "1": 3.0, "2": 4.0}, "b": {"0": 2.1, "1": 3.1, "2": 4.11}},
+            "a",
+            ["is the lowest, 0.1033 below b's", "90% interval of the gain 0.0936 to 0.1131 over 3 seeds"],
+        ),
         # The seeds contradict each other: the cheaper of the two.
-        ({"a": {"0": 2.0, "1": 3.1}, "b": {"0": 2.2, "1": 3.0}}, "b",
-         ["of two methods that the seeds cannot tell apart it costs least", "lowest mean test loss is a's",
-          "at 1.5 times its FLOPs"]),
+        (
+            {"a": {"0": 2.0, "1": 3.1}, "b": {"0": 2.2, "1": 3.0}},
+            "b",
+            [
+                "of two methods that the seeds cannot tell apart it costs least",
+                "lowest mean test loss is a's",
+                "at 1.5 times its FLOPs",
+            ],
+        ),
         # The same, but the best is the cheapest.
-        ({"a": {"0": 2.0, "1": 3.1}, "c": {"0": 2.2, "1": 3.0}}, "a",
-         ["though not surely", "none that is level with it costs less", "at 0.75 times its FLOPs"]),
+        (
+            {"a": {"0": 2.0, "1": 3.1}, "c": {"0": 2.2, "1": 3.0}},
+            "a",
+            ["though not surely", "none that is level with it costs less", "at 0.75 times its FLOPs"],
+        ),
         # The second is surely worse, the third perhaps not: it is the third that is beside the best.
-        ({"a": {"0": 2.0, "1": 3.0}, "c": {"0": 2.1, "1": 3.1}, "b": {"0": 2.0, "1": 3.4}}, "b",
-         ["of two methods", "0.2000 below b's"]),
+        (
+            {"a": {"0": 2.0, "1": 3.0}, "c": {"0": 2.1, "1": 3.1}, "b": {"0": 2.0, "1": 3.4}},
+            "b",
+            ["of two methods", "0.2000 below b's"],
+        ),
         ({"a": {"0": 2.0}, "b": {"1": 2.1}}, "a", ["shares no seed with b", "different seeds cannot say"]),
         ({"a": {"0": 2.0}}, "a", ["no other was run"]),
         ({"a": {"0": 2.0}, "b": {"0": float("nan")}}, "a", ["no other ended with a finite test loss"]),
         ({"a": {"0": float("nan")}, "b": {"0": float("nan")}}, "none of them", ["no method ended"]),
     ],
-)  # fmt: skip
+)
 def test_which_by_how_much_how_sure_at_what_cost(tmp_path, losses, use, parts):
     said = comparison_verdict(compared(tmp_path, losses, SEARCH))
     assert said.startswith(f"Use {use}: ")

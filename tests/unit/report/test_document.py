@@ -20,12 +20,22 @@ from opmix.results.mixture import MixtureFile
 from opmix.results.timing import TimingFile
 
 MINIMAL = {
-    "kind": "fit", "mixture": {"a": 0.25, "b": 0.75}, "laws": {"m": {"c": 1.0, "t": {"a": -1.0, "b": 0.5}}},
-}  # fmt: skip
+    "kind": "fit",
+    "mixture": {"a": 0.25, "b": 0.75},
+    "laws": {"m": {"c": 1.0, "t": {"a": -1.0, "b": 0.5}}},
+}
 DECISION = Decision(
-    action="move", reason="better", reference="current", gain=0.1, gain_interval=(0.05, 0.2), probability=0.9, confidence=0.9, noise=0.01,
-    direct_gain=0.08, direct_error=0.02,
-)  # fmt: skip
+    action="move",
+    reason="better",
+    reference="current",
+    gain=0.1,
+    gain_interval=(0.05, 0.2),
+    probability=0.9,
+    confidence=0.9,
+    noise=0.01,
+    direct_gain=0.08,
+    direct_error=0.02,
+)
 
 
 def test_a_sample_arrives_typed_and_in_order(folders):
@@ -69,10 +79,30 @@ def test_another_schema_is_refused(tmp_path, content, words):
 
 
 @settings(deadline=None)  # the first call builds the types
-@given(st.sets(st.sampled_from(
-    ["optimum", "interval", "decision", "alternatives", "solver", "settings", "coordinates", "check", "cost",
-     "baseline", "units", "bytes_per_token", "notes", "epochs", "domains", "interval_level"]
-)))  # fmt: skip
+@given(
+    st.sets(
+        st.sampled_from(
+            [
+                "optimum",
+                "interval",
+                "decision",
+                "alternatives",
+                "solver",
+                "settings",
+                "coordinates",
+                "check",
+                "cost",
+                "baseline",
+                "units",
+                "bytes_per_token",
+                "notes",
+                "epochs",
+                "domains",
+                "interval_level",
+            ]
+        )
+    )
+)
 def test_null_means_absent(keys):
     with_nulls = typed(MixtureFile, MINIMAL | dict.fromkeys(keys), None)
     assert with_nulls == typed(MixtureFile, MINIMAL, None)

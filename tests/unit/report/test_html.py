@@ -43,17 +43,25 @@ def test_only_markup_made_here_is_trusted():
 @pytest.mark.parametrize(
     ("made", "text"),
     [
-        (html.number(-0.0321), "\u22120.032"), (html.number(-0.0001, sign=True), "0.000"),
-        (html.number(0.5, 1, sign=True), "+0.5"), (html.number(None), html.DASH),
-        (html.number(math.nan), html.DASH), (html.number(123227.3), "1.2\u202f\u00d7\u202f10\u2075"),
-        (html.percent(0.2345), "23.4\u202f%"), (html.percent(0.9, 0), "90\u202f%"),
-        (html.count(2_345_678), "2.35\u202fM"), (html.count(12), "12"),
-        (html.scientific(3.2e14), "3.2\u202f\u00d7\u202f10\u00b9\u2074"), (html.scientific(0.0), "0.000"),
+        (html.number(-0.0321), "\u22120.032"),
+        (html.number(-0.0001, sign=True), "0.000"),
+        (html.number(0.5, 1, sign=True), "+0.5"),
+        (html.number(None), html.DASH),
+        (html.number(math.nan), html.DASH),
+        (html.number(123227.3), "1.2\u202f\u00d7\u202f10\u2075"),
+        (html.percent(0.2345), "23.4\u202f%"),
+        (html.percent(0.9, 0), "90\u202f%"),
+        (html.count(2_345_678), "2.35\u202fM"),
+        (html.count(12), "12"),
+        (html.scientific(3.2e14), "3.2\u202f\u00d7\u202f10\u00b9\u2074"),
+        (html.scientific(0.0), "0.000"),
         (html.scientific(-2e-9), "\u22122.0\u202f\u00d7\u202f10\u207b\u2079"),
-        (html.duration(192), "3\u202fmin 12\u202fs"), (html.duration(0.0061), "0.0061\u202fs"),
-        (html.duration(7300), "2\u202fh 1\u202fmin"), (html.span((0.1, -0.2), 1, sign=True), "+0.1 to \u22120.2"),
+        (html.duration(192), "3\u202fmin 12\u202fs"),
+        (html.duration(0.0061), "0.0061\u202fs"),
+        (html.duration(7300), "2\u202fh 1\u202fmin"),
+        (html.span((0.1, -0.2), 1, sign=True), "+0.1 to \u22120.2"),
     ],
-)  # fmt: skip
+)
 def test_numbers_read_well(made, text):
     assert made == text
 

@@ -27,11 +27,17 @@ def folder(tmp_path):
         lives[str(seed)] = {"stages": [first, last], "model": f"seed-{seed}/02-late/model"}
     spread = {"mean": 0.15, "sd": 0.0707, "n": 2}
     over = [
-        {"name": n, "n": 2, "mixture": {d: {**spread, "mean": 0.5} for d in s["mixture"]},
-         "test_loss": dict.fromkeys(s["losses"]["test"], spread),
-         "mean_test_loss": spread, "forgetting": dict.fromkeys(s["forgetting"], spread), "search_share": spread}
+        {
+            "name": n,
+            "n": 2,
+            "mixture": {d: {**spread, "mean": 0.5} for d in s["mixture"]},
+            "test_loss": dict.fromkeys(s["losses"]["test"], spread),
+            "mean_test_loss": spread,
+            "forgetting": dict.fromkeys(s["forgetting"], spread),
+            "search_share": spread,
+        }
         for n, s in zip(("early", "late"), lives["0"]["stages"], strict=True)
-    ]  # fmt: skip
+    ]
     content = {"schema": 1, "kind": "run", "units": "nats per token", "seeds": lives, "stages": over}
     (tmp_path / "life.json").write_text(json.dumps(content))
     (tmp_path / "manifest.json").write_text(json.dumps({"command": "run", "config": {"seeds": [0, 1]}}))

@@ -33,8 +33,9 @@ def test_a_mixture_on_the_coordinates_is_found_and_one_off_them_is_not(continual
 
 @given(
     st.lists(st.floats(0, 1), min_size=3, max_size=3).filter(lambda x: sum(x) > 1e-3),
-    st.integers(0, 2), st.floats(0, 1),
-)  # fmt: skip
+    st.integers(0, 2),
+    st.floats(0, 1),
+)
 def test_a_profile_moves_one_share_and_keeps_the_others_proportions(weights, index, share):
     world = samples.make_world(("a", "b", "c"), ("m",))
     model = _model_of(world)

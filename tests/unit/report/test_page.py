@@ -52,10 +52,19 @@ def test_the_first_screen_answers_the_four_questions(pages):
     text = Page(pages["rebalancing"]).text
     opening = text[: text.index("What if?", text.index("Move to the proposed mixture"))]
     for words in (
-        "Move to the proposed mixture", "The proposal lowers the mean held-out loss", "28.8\u202f%", "+20.8", "97\u202f%",
-        "Predicted gain against current", "lower perplexity", "Cost of the search", "9.5\u202f% of the stage",
-        "2\u202fmin 18\u202fs wall time", "After proposal", "Alternatives",
-    ):  # fmt: skip
+        "Move to the proposed mixture",
+        "The proposal lowers the mean held-out loss",
+        "28.8\u202f%",
+        "+20.8",
+        "97\u202f%",
+        "Predicted gain against current",
+        "lower perplexity",
+        "Cost of the search",
+        "9.5\u202f% of the stage",
+        "2\u202fmin 18\u202fs wall time",
+        "After proposal",
+        "Alternatives",
+    ):
         assert words in opening, words
 
 

@@ -50,8 +50,13 @@ def test_the_limits_of_the_search_hold_for_each_targets_own_mixture():
     proposal, targets = aimed(4, 3, limited=True)
     limits = proposal.verdict.constraints.max_loss
     for alone in payoff_of(proposal, targets, {}).alone.values():
-        losses = dict(zip(proposal.fit.law.metrics, proposal.fit.law.predict(np.array(list(alone.mixture.values())))[0],
-                          strict=True))  # fmt: skip
+        losses = dict(
+            zip(
+                proposal.fit.law.metrics,
+                proposal.fit.law.predict(np.array(list(alone.mixture.values())))[0],
+                strict=True,
+            )
+        )
         assert all(losses[d] <= limit + 1e-5 for d, limit in limits.items())
 
 
@@ -72,9 +77,15 @@ def test_which_limits_bind_is_kept_and_shown(tmp_path):
 
 
 SIZES = [
-    (2, 1), (6, 5),
-    *(pytest.param(d, t, marks=pytest.mark.slow) for d in (2, 6, 17) for t in (1, 5, 52) if (d, t) not in ((2, 1), (6, 5))),
-]  # fmt: skip
+    (2, 1),
+    (6, 5),
+    *(
+        pytest.param(d, t, marks=pytest.mark.slow)
+        for d in (2, 6, 17)
+        for t in (1, 5, 52)
+        if (d, t) not in ((2, 1), (6, 5))
+    ),
+]
 
 
 @pytest.mark.parametrize(("num_domains", "num_targets"), SIZES)

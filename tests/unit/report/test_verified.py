@@ -8,10 +8,14 @@ from opmix.report.verified import verified
 from opmix.results.verification import MeasuredMixture, VerificationFile, VerifiedPoint
 
 POINT = VerifiedPoint(
-    name="proposal", mixture={"a": 0.5, "<b>": 0.5},
-    direct={"a": 3.0, "<b>": 4.0}, proxy={"a": 2.9, "<b>": 4.1}, law={"a": 3.0, "<b>": 4.0},
-    standard_error={"a": 0.01}, kl={"a": 0.02, "<b>": 0.03},
-)  # fmt: skip
+    name="proposal",
+    mixture={"a": 0.5, "<b>": 0.5},
+    direct={"a": 3.0, "<b>": 4.0},
+    proxy={"a": 2.9, "<b>": 4.1},
+    law={"a": 3.0, "<b>": 4.0},
+    standard_error={"a": 0.01},
+    kl={"a": 0.02, "<b>": 0.03},
+)
 
 
 def test_differences_and_agreement_are_shown_and_names_escaped():

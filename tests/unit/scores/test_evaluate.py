@@ -29,9 +29,16 @@ needs_harness = pytest.mark.skipif(not HAS_HARNESS, reason="lm_eval is not insta
 
 def score(items, metric="acc"):
     return TaskScore(
-        task="t", metric=metric, value=0.0, stderr=None, interval=None, total=len(items), higher_is_better=True,
-        details={}, items=items,
-    )  # fmt: skip
+        task="t",
+        metric=metric,
+        value=0.0,
+        stderr=None,
+        interval=None,
+        total=len(items),
+        higher_is_better=True,
+        details={},
+        items=items,
+    )
 
 
 class TestPaired:

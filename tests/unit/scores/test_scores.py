@@ -112,9 +112,13 @@ class TestScoring:
         before = score_split(model, tokenizer, data.valid, extractor_of("first_word"), stop_ids=STOP, max_new_tokens=6)
         rows = {"d": ChatRows(data.train, 64, ChatOptions())}
         plan = plan_training(
-            rows, Mixture.of({"d": 1.0}), steps=60, seed=0, objective=SFT,
+            rows,
+            Mixture.of({"d": 1.0}),
+            steps=60,
+            seed=0,
+            objective=SFT,
             arguments={"per_device_train_batch_size": 8, "learning_rate": 1e-2},
-        )  # fmt: skip
+        )
         spec = TrainSpec(
             model=model, dataset=plan.dataset, output_dir=tmp_path, steps=60, seed=0, arguments=plan.arguments
         )

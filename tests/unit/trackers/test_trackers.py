@@ -73,9 +73,17 @@ def prefixed(shares, prefix="ratio/"):
 def wandb_page(runs, folder):
     """The runs table of a project's page, exported as CSV."""
     rows = [
-        {"Name": f"display {name}", "ID": name, "State": "finished", "Runtime": 12, "optimizer": "adamw", **prefixed(p), **y}
+        {
+            "Name": f"display {name}",
+            "ID": name,
+            "State": "finished",
+            "Runtime": 12,
+            "optimizer": "adamw",
+            **prefixed(p),
+            **y,
+        }
         for name, p, y in runs
-    ]  # fmt: skip
+    ]
     return write_csv(folder / "wandb_export.csv", rows)
 
 
@@ -140,9 +148,15 @@ def mlflow_folder(runs, folder):
 def mlflow_csv(runs, folder):
     """`mlflow experiments csv`."""
     rows = [
-        {"run_id": n, "status": "FINISHED", **prefixed(p, "params.ratio/"), **{f"metrics.{k}": v for k, v in y.items()},
-         "tags.mlflow.runName": "x"} for n, p, y in runs
-    ]  # fmt: skip
+        {
+            "run_id": n,
+            "status": "FINISHED",
+            **prefixed(p, "params.ratio/"),
+            **{f"metrics.{k}": v for k, v in y.items()},
+            "tags.mlflow.runName": "x",
+        }
+        for n, p, y in runs
+    ]
     return write_csv(folder / "mlflow.csv", rows)
 
 
@@ -163,9 +177,17 @@ def mlflow_database(runs, folder):
 
 @pytest.mark.parametrize(
     ("source", "write"),
-    [("wandb", wandb_page), ("wandb", wandb_api), ("wandb", wandb_json), ("wandb", wandb_lines), ("wandb", wandb_folder),
-     ("mlflow", mlflow_folder), ("mlflow", mlflow_csv), ("mlflow", mlflow_database)],
-)  # fmt: skip
+    [
+        ("wandb", wandb_page),
+        ("wandb", wandb_api),
+        ("wandb", wandb_json),
+        ("wandb", wandb_lines),
+        ("wandb", wandb_folder),
+        ("mlflow", mlflow_folder),
+        ("mlflow", mlflow_csv),
+        ("mlflow", mlflow_database),
+    ],
+)
 def test_every_layout_gives_the_same_swarm(runs, expected, tmp_path, source, write):
     swarm = read_tracked(write(runs, tmp_path), source)
     same(swarm.table, expected)
@@ -297,9 +319,14 @@ def test_what_mlflow_itself_writes(runs, expected, tmp_path, store):
         "            mlflow.log_metrics({k: v + 1 - step for k, v in losses.items()}, step=step)\n"
     )
     subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], input=json.dumps(runs), text=True, check=True, capture_output=True,
-        env={**os.environ, "MLFLOW_ALLOW_FILE_STORE": "true"}, cwd=tmp_path,
-    )  # fmt: skip
+        [sys.executable, "-W", "ignore", "-c", code],
+        input=json.dumps(runs),
+        text=True,
+        check=True,
+        capture_output=True,
+        env={**os.environ, "MLFLOW_ALLOW_FILE_STORE": "true"},
+        cwd=tmp_path,
+    )
     table = read_tracked(place, "mlflow").table
     assert len(table.points) == len(runs)
     order = np.lexsort(expected.mixtures.T), np.lexsort(table.mixtures[:, [table.domains.index(d) for d in DOMAINS]].T)

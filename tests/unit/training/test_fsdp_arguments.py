@@ -32,8 +32,10 @@ def test_ranks_are_told_and_one_process_holds_the_whole_model(monkeypatch):
     assert spread(TOLD)
     assert told["fsdp"] is True
     assert told["fsdp_config"] == {
-        "reshard_after_forward": False, "version": 2, "state_dict_type": "SHARDED_STATE_DICT",
-    }  # fmt: skip
+        "reshard_after_forward": False,
+        "version": 2,
+        "state_dict_type": "SHARDED_STATE_DICT",
+    }
     assert not spread({"batch": 8})
     assert not {"fsdp", "fsdp_config"} & for_transformers({"batch": 8, "fsdp": False}).keys()
 

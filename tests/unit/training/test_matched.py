@@ -178,9 +178,17 @@ class TestTraining:
         rows = {n: ChatRows(splits[n].train, LENGTH, ChatOptions(truncate="left")) for n in ("terse", "wordy")}
         model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=LENGTH)
         seen = train_on_mixture(
-            model, rows, Mixture.of({"terse": 0.5, "wordy": 0.5}), tokens=2000, arguments=ARGUMENTS, seed=0,
-            output_dir=tmp_path, progress=Silent(), name="full", objective=SFT,
-        )  # fmt: skip
+            model,
+            rows,
+            Mixture.of({"terse": 0.5, "wordy": 0.5}),
+            tokens=2000,
+            arguments=ARGUMENTS,
+            seed=0,
+            output_dir=tmp_path,
+            progress=Silent(),
+            name="full",
+            objective=SFT,
+        )
         assert seen == pytest.approx(2000, abs=supervised_per_step(rows, ARGUMENTS))
 
 

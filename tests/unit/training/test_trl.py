@@ -41,17 +41,27 @@ def test_trls_sft_trainer_learns_the_same_weights(tokenizer, tmp_path, packing):
     files = write_toy_chats(tmp_path, {"terse": 1, "wordy": 2}, 120)
     rows = {
         name: ChatRows(
-            prepare_domain(Domain(name=name, train=Source(paths=(str(f),))), tokenizer, cache_dir=tmp_path / "cache").train,
-            240, ChatOptions(packing=packing),
+            prepare_domain(
+                Domain(name=name, train=Source(paths=(str(f),))), tokenizer, cache_dir=tmp_path / "cache"
+            ).train,
+            240,
+            ChatOptions(packing=packing),
         )
         for name, f in files.items()
-    }  # fmt: skip
+    }
     plan = plan_training(
-        rows, Mixture.of({"terse": 0.5, "wordy": 0.5}), steps=4, seed=0, objective=SFT,
-        arguments={"per_device_train_batch_size": 3, "learning_rate": 1e-2, "gradient_accumulation_steps": 2,
-            "adam_epsilon": 1e-3},  # else a gradient that is nothing but rounding moves its weight by the whole rate
-
-    )  # fmt: skip
+        rows,
+        Mixture.of({"terse": 0.5, "wordy": 0.5}),
+        steps=4,
+        seed=0,
+        objective=SFT,
+        arguments={
+            "per_device_train_batch_size": 3,
+            "learning_rate": 1e-2,
+            "gradient_accumulation_steps": 2,
+            "adam_epsilon": 1e-3,
+        },  # else a gradient that is nothing but rounding moves its weight by the whole rate
+    )
     start = tiny_model(vocab_size=len(tokenizer))
 
     def trained(factory):
@@ -95,9 +105,12 @@ def test_loss_and_gradient_of_a_row_are_trls(tokenizer, tmp_path, skip):
     )
     ours, theirs = tiny_model(vocab_size=len(tokenizer)), tiny_model(vocab_size=len(tokenizer))
     objective = SelfDistillation(
-        options=DistillationSettings(demonstration="", teacher="live", max_new_tokens=9, skip_tokens=skip, temperature=0.7),
-        contexts={}, stop_ids=(0, 513),
-    )  # fmt: skip
+        options=DistillationSettings(
+            demonstration="", teacher="live", max_new_tokens=9, skip_tokens=skip, temperature=0.7
+        ),
+        contexts={},
+        stop_ids=(0, 513),
+    )
     spec = TrainSpec(model=ours, dataset=[{}], output_dir=tmp_path, steps=1, seed=0)
     trainer = distillation_trainer(spec, objective=objective, usage=Usage(), shape=model_shape(ours))
     ids, mask = pad_left([prompt])
@@ -108,10 +121,21 @@ def test_loss_and_gradient_of_a_row_are_trls(tokenizer, tmp_path, skip):
     }
     answer, kept = trainer.sample(ours, ids, mask)
     config = SDFTConfig(
-        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=1, teacher_model_kind="live", bf16=False, use_cpu=True,
-        gradient_checkpointing=False, num_generations=1, distillation_alpha=1.0, distillation_mode="full_logits", temperature=0.7,
-        num_loss_tokens_to_skip=skip, distillation_is_clip=None, report_to="none",
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=1,
+        teacher_model_kind="live",
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        num_generations=1,
+        distillation_alpha=1.0,
+        distillation_mode="full_logits",
+        temperature=0.7,
+        num_loss_tokens_to_skip=skip,
+        distillation_is_clip=None,
+        report_to="none",
+    )
     row = {"prompt": question[0], "privileged_context": question[1]}
     oracle = SDFTTrainer(
         model=theirs,
@@ -124,11 +148,14 @@ def test_loss_and_gradient_of_a_row_are_trls(tokenizer, tmp_path, skip):
     expected = oracle.compute_loss(
         theirs.train(),
         {
-            "prompt_ids": ids, "prompt_mask": mask, "completion_ids": answer, "completion_mask": kept,
+            "prompt_ids": ids,
+            "prompt_mask": mask,
+            "completion_ids": answer,
+            "completion_mask": kept,
             "teacher_input_ids": torch.cat([context[None], answer], 1),
             "teacher_attention_mask": torch.cat([torch.ones_like(context)[None], kept], 1),
         },
-    )  # fmt: skip
+    )
     expected.backward()
     assert kept.sum() > skip
     found = [expected, [p.grad for p in theirs.parameters()]]

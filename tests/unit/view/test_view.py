@@ -31,10 +31,17 @@ def write_life(folder):
         "units": "nats per token",
         "seeds": {"0": {"stages": [stage("late", "0", mixture, losses, {}, True)], "model": "m"}},
         "stages": [
-            {"name": "late", "n": 1, "mixture": {d: {**over, "mean": x} for d, x in mixture.items()}, "forgetting": {},
-             "test_loss": {}, "mean_test_loss": {**over, "mean": 3.5}, "search_share": over}
+            {
+                "name": "late",
+                "n": 1,
+                "mixture": {d: {**over, "mean": x} for d, x in mixture.items()},
+                "forgetting": {},
+                "test_loss": {},
+                "mean_test_loss": {**over, "mean": 3.5},
+                "search_share": over,
+            }
         ],
-    }  # fmt: skip
+    }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "life.json").write_text(json.dumps(content))
     (folder / "manifest.json").write_text(json.dumps({"command": "run", "config": {}}))
@@ -143,9 +150,18 @@ def test_pages_show_list_comparison_history_and_reports(root, get):
 
 
 @pytest.mark.parametrize(
-    "path", ["/report/../secret/report.html", "/report/%2e%2e/secret/report.html", "/report//etc/report.html", "/report/out/report.html",
-             "/compare?run=../secret&run=swarm", "/history?run=%00", "/manifest.json", "/report/swarm/manifest.json"]
-)  # fmt: skip
+    "path",
+    [
+        "/report/../secret/report.html",
+        "/report/%2e%2e/secret/report.html",
+        "/report//etc/report.html",
+        "/report/out/report.html",
+        "/compare?run=../secret&run=swarm",
+        "/history?run=%00",
+        "/manifest.json",
+        "/report/swarm/manifest.json",
+    ],
+)
 def test_nothing_else_is_read(root, get, path):
     secret = root.parent / "secret"
     shutil.copytree(root / "swarm", secret)

@@ -5,13 +5,29 @@ from small_run import BATCH, LENGTH, STEPS, WORK, answer, prepared
 
 model, _, section = prepared()
 content = {
-    "base_model": str(model), "plugins": ["opmix.plugins.axolotl.OpMixPlugin"], "opmix": section,
+    "base_model": str(model),
+    "plugins": ["opmix.plugins.axolotl.OpMixPlugin"],
+    "opmix": section,
     "datasets": [{"path": str(WORK / "data"), "type": "completion"}],
-    "sequence_len": LENGTH, "micro_batch_size": BATCH, "gradient_accumulation_steps": 1, "max_steps": STEPS,
-    "learning_rate": 1e-3, "optimizer": "adamw_torch", "lr_scheduler": "constant", "output_dir": str(WORK / "out"),
-    "use_cpu": True, "bf16": False, "fp16": False, "attn_implementation": "eager", "save_safetensors": True, "save_strategy": "no",
-    "logging_steps": 1, "dataloader_num_workers": 0, "dataloader_prefetch_factor": None, "dataloader_pin_memory": False,
-}  # fmt: skip
+    "sequence_len": LENGTH,
+    "micro_batch_size": BATCH,
+    "gradient_accumulation_steps": 1,
+    "max_steps": STEPS,
+    "learning_rate": 1e-3,
+    "optimizer": "adamw_torch",
+    "lr_scheduler": "constant",
+    "output_dir": str(WORK / "out"),
+    "use_cpu": True,
+    "bf16": False,
+    "fp16": False,
+    "attn_implementation": "eager",
+    "save_safetensors": True,
+    "save_strategy": "no",
+    "logging_steps": 1,
+    "dataloader_num_workers": 0,
+    "dataloader_prefetch_factor": None,
+    "dataloader_pin_memory": False,
+}
 path = WORK / "axolotl.yaml"
 path.write_text(yaml.safe_dump(content))
 

@@ -16,13 +16,32 @@ mixer["search"]["cache_dir"] = str(WORK / "cache")
 mixer["search"]["trainer"] = {"learning_rate": 1e-3, "per_device_train_batch_size": BATCH, "use_cpu": True}
 (WORK / "components.yaml").write_text(yaml.safe_dump({"mixers": {"opmix": {"name": "opmix", "params": mixer}}}))
 content = {
-    "model_name_or_path": str(model), "stage": "pt", "do_train": True, "finetuning_type": "full", "template": "default",
-    "dataset": "web,code", "dataset_dir": str(WORK), "cutoff_len": LENGTH, "per_device_train_batch_size": BATCH, "learning_rate": 1e-3,
-    "train_type": "dynamic_mix", "components_cfg_file": str(WORK / "components.yaml"), "component_name": "opmix",
-    "mixture_sample_rule": "mixture", "init_mixture_proportions": [0.75, 0.25], "warmup_step": 2, "update_step": 2, "update_times": 2,
-    "output_dir": str(WORK / "out"), "use_cpu": True, "report_to": "none", "logging_steps": 1, "save_strategy": "no",
-    "preprocessing_num_workers": 1, "overwrite_cache": True,
-}  # fmt: skip
+    "model_name_or_path": str(model),
+    "stage": "pt",
+    "do_train": True,
+    "finetuning_type": "full",
+    "template": "default",
+    "dataset": "web,code",
+    "dataset_dir": str(WORK),
+    "cutoff_len": LENGTH,
+    "per_device_train_batch_size": BATCH,
+    "learning_rate": 1e-3,
+    "train_type": "dynamic_mix",
+    "components_cfg_file": str(WORK / "components.yaml"),
+    "component_name": "opmix",
+    "mixture_sample_rule": "mixture",
+    "init_mixture_proportions": [0.75, 0.25],
+    "warmup_step": 2,
+    "update_step": 2,
+    "update_times": 2,
+    "output_dir": str(WORK / "out"),
+    "use_cpu": True,
+    "report_to": "none",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "preprocessing_num_workers": 1,
+    "overwrite_cache": True,
+}
 (WORK / "train.yaml").write_text(yaml.safe_dump(content))
 sys.argv = ["dataflex", str(WORK / "train.yaml")]
 asked = []

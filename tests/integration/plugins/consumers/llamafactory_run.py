@@ -8,10 +8,22 @@ from opmix.plugins.llamafactory import run
 
 model, _, section = prepared()
 content = {
-    "model_name_or_path": str(model), "opmix": section, "stage": "pt", "do_train": True, "finetuning_type": "full",
-    "template": "default", "cutoff_len": LENGTH, "per_device_train_batch_size": BATCH, "max_steps": STEPS, "learning_rate": 1e-3,
-    "output_dir": str(WORK / "out"), "use_cpu": True, "report_to": "none", "logging_steps": 1, "save_strategy": "no",
-}  # fmt: skip
+    "model_name_or_path": str(model),
+    "opmix": section,
+    "stage": "pt",
+    "do_train": True,
+    "finetuning_type": "full",
+    "template": "default",
+    "cutoff_len": LENGTH,
+    "per_device_train_batch_size": BATCH,
+    "max_steps": STEPS,
+    "learning_rate": 1e-3,
+    "output_dir": str(WORK / "out"),
+    "use_cpu": True,
+    "report_to": "none",
+    "logging_steps": 1,
+    "save_strategy": "no",
+}
 remix = run(content)
 state = json.loads((WORK / "out" / "trainer_state.json").read_text())
 losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]

@@ -26,9 +26,11 @@ LENGTH, STEPS, NAMES = 24, 12, ("alpha", "beta")
 ARGUMENTS = {"learning_rate": 5e-3, "per_device_train_batch_size": 4, "logging_steps": 1}
 MIXERS = {
     **{name: entry_of(name).make() for name in ("odm", "skill_it", "aioli", "grape")},
-    "ado": entry_of("ado").make({"every": 2, "points": 3}), "tikmix": entry_of("tikmix").make({"every": 3}),
-    "dro": GroupDro(every=2), "alignment": GradientAlignment(every=2),
-}  # fmt: skip
+    "ado": entry_of("ado").make({"every": 2, "points": 3}),
+    "tikmix": entry_of("tikmix").make({"every": 3}),
+    "dro": GroupDro(every=2),
+    "alignment": GradientAlignment(every=2),
+}
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +75,25 @@ class SmallBench:
         for mixture in mixtures:
             model = self.model()
             train_on_mixture(
-                model, {n: r["train"] for n, r in self.rows.items()}, mixture, tokens=proxy.tokens, arguments=ARGUMENTS, seed=0,
-                output_dir=self.folder, progress=Silent(), name=label,
-            )  # fmt: skip
+                model,
+                {n: r["train"] for n, r in self.rows.items()},
+                mixture,
+                tokens=proxy.tokens,
+                arguments=ARGUMENTS,
+                seed=0,
+                output_dir=self.folder,
+                progress=Silent(),
+                name=label,
+            )
             losses.append(self.evaluate(model.eval()))
         errors = np.zeros((len(losses), len(NAMES)))
         return Trials(
-            metrics=NAMES, mixtures=tuple(mixtures), losses=np.array(losses), standard_errors=errors,
+            metrics=NAMES,
+            mixtures=tuple(mixtures),
+            losses=np.array(losses),
+            standard_errors=errors,
             baseline=self.evaluate(self.model()),
-        )  # fmt: skip
+        )
 
 
 class KilledError(Exception):

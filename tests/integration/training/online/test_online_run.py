@@ -42,9 +42,12 @@ def unbroken(texts, tokenizer, tmp_path_factory):
     mixer, usage, model = Everything(), Usage(), fresh(tokenizer)
     folder = tmp_path_factory.mktemp("unbroken")
     result = train_online(
-        model, run_of(mixer, mixer.init(NAMES), texts, tokenizer), folder=folder, usage=usage,
+        model,
+        run_of(mixer, mixer.init(NAMES), texts, tokenizer),
+        folder=folder,
+        usage=usage,
         checkpoints=Checkpoints(key="k", save_every=2),
-    )  # fmt: skip
+    )
     return result, usage, weights(model), mixer.seen
 
 
@@ -207,9 +210,17 @@ def test_a_run_goes_on_after_a_prefix(request, tokenizer, tmp_path, kind):
             evaluate=evaluate_on(rows), held_out=rows, reference=fresh(tokenizer, seed=9).eval(), gradient_rows=2
         )
         run = OnlineRun(
-            mixer=mixer, start=mixer.init(names), rows=rows, steps=STEPS, arguments=ARGUMENTS, seed=3, senses=senses, begin_at=4,
-            previous=first, objective=objective,
-        )  # fmt: skip
+            mixer=mixer,
+            start=mixer.init(names),
+            rows=rows,
+            steps=STEPS,
+            arguments=ARGUMENTS,
+            seed=3,
+            senses=senses,
+            begin_at=4,
+            previous=first,
+            objective=objective,
+        )
         kept, killer = Checkpoints(key="o", previous_key="prefix", save_every=1), [KillAt(9, "end")] if kill else []
         try:
             result = train_online(online, run, folder=tmp_path / "online", checkpoints=kept, callbacks=killer)
