@@ -11,6 +11,7 @@ import opmix
 from opmix.cli.search import show_search
 from opmix.config import parse_config
 from opmix.errors import ConfigError, InfeasibleError
+from opmix.methods.op_mix import method_of
 from opmix.mixing.attainable import attainable_limits
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.log_linear import LogLinearLaw
@@ -86,6 +87,12 @@ def test_for_targets_a_gain_that_is_likelier_than_not_is_enough_unless_more_is_a
     ]
     assert [config.rule.asked for config in told] == [0.9, 0.5, 0.8, 0.8]
     assert config_of(seed=7).rule.seed == 7
+
+
+@pytest.mark.parametrize("law", ["log_linear", "effective_tokens"])
+def test_a_move_is_tried_on_trained_probes_unless_that_is_switched_off(law):
+    assert method_of(config_of(law=law)).verify
+    assert not method_of(config_of(law=law, decision={"verify": False})).verify
 
 
 def test_with_targets_every_training_domain_is_limited_unless_that_is_lifted():
