@@ -29,6 +29,7 @@ GAP_TOLERANCE = 1e-5
 VIOLATION_TOLERANCE = 1e-6
 _SOLVED = ("Solved", "AlmostSolved")
 _SMALL_SHARE = 1e-5
+_ROUNDING = 1e-12
 _TANGENT_FLOORS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5)
 
 
@@ -131,6 +132,8 @@ def solve(
     """
     started = time.perf_counter()
     problem = _Problem.build(law, coordinates, settings or SolveSettings(), constraints or Constraints())
+    if conflicts := contradicting_bounds(problem.rows, len(problem.coordinates.domains)):
+        raise InfeasibleError(conflicts)
     found: list[Solution] = []
     for options in ATTEMPTS:
         x, status, iterations = problem.conic(options)
@@ -151,6 +154,29 @@ def solve(
         f"{best.max_violation:.2e} (accepted {VIOLATION_TOLERANCE:.0e}); check the law for extreme exponents "
         "or loosen near-contradictory constraints"
     )
+
+
+def contradicting_bounds(rows: Sequence[LinearRow], num_domains: int) -> list[str]:
+    """Bounds of single domains that no mixture meets, as sentences; told without a solver.
+
+    A solver's answer at the edge depends on the law: it would call floors of 1 and 1e-9 feasible before a search and not after it.
+    """
+    lower, upper = np.zeros(num_domains), np.ones(num_domains)
+    by: dict[tuple[str, int], str] = {}
+    for r in rows:
+        places = np.flatnonzero(r.row)
+        if len(places) == 1:
+            (d,) = places
+            if r.row[d] < 0 and r.bound / r.row[d] > lower[d]:
+                lower[d], by["lower", d] = r.bound / r.row[d], r.label
+            elif r.row[d] > 0 and r.bound / r.row[d] < upper[d]:
+                upper[d], by["upper", d] = r.bound / r.row[d], r.label
+    for d in np.flatnonzero(lower > upper + _ROUNDING):
+        return list(dict.fromkeys(by[side, d] for side in ("lower", "upper") if (side, d) in by))
+    for side, wrong in (("lower", lower.sum() > 1 + _ROUNDING), ("upper", upper.sum() < 1 - _ROUNDING)):
+        if wrong:
+            return [*(label for (kind, _), label in by.items() if kind == side), "shares add up to 1"]
+    return []
 
 
 @dataclass(frozen=True)

@@ -281,8 +281,8 @@ def test_damaged_decisions_are_named(make_stream, tmp_path, move):
     [
         ({}, r"expected either at=\[tokens, ...\] or every=tokens"),
         ({"at": [1], "every": 1}, r"expected either at=\[tokens, ...\] or every=tokens"),
-        ({"every": 0}, r"every=0; expected positive token counts"),
-        ({"at": [100, -5]}, r"expected positive token counts"),
+        ({"every": 0}, r"every: Input should be greater than 0 \(got 0\)"),
+        ({"at": [100, -5]}, r"at\.1: Input should be greater than 0 \(got -5\)"),
         ({"at": [100], "probes": {"stepz": 1}}, "probes.stepz: unknown key; did you mean 'steps'"),
         ({"at": [100], "new_domains": ["gama"]}, "new_domains.gama: unknown domain"),
     ],

@@ -218,3 +218,36 @@ def test_a_limit_on_a_loss_that_hardly_changes_is_certified(share):
     settings = SolveSettings(objective="weighted", omega=np.array([0.1, 0.9]), kl=1e-4)
     solution = solve(law, settings=settings, constraints=Constraints(max_loss={"flat": limit}))
     assert solution.mixture["a"] == pytest.approx(share, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ({"floors": {"a": 1.0, "b": 1e-9}}, ["floor: a >= 1", "floor: b >= 1e-09", "shares add up to 1"]),
+        (
+            {"ceilings": {"a": 0.5, "b": 0.5 - 1e-9, "c": 0.0}},
+            ["ceiling: a <= 0.5", "ceiling: b <= 0.5", "ceiling: c <= 0", "shares add up to 1"],
+        ),
+        ({"floors": {"a": 0.3}, "ceilings": {"a": 0.3 - 1e-9}}, ["floor: a >= 0.3", "ceiling: a <= 0.3"]),
+    ],
+)
+def test_bounds_that_contradict_each_other_by_a_hair_are_refused_whatever_the_law(rules, said):
+    flat = LogLinearLaw(("m",), ("a", "b", "c"), np.zeros(1), np.zeros((1, 3)), np.zeros(1), 2)
+    steep = LogLinearLaw(("m",), ("a", "b", "c"), np.zeros(1), np.array([[-3.0, 2.0, 0.0]]), np.zeros(1), 2)
+    for law in (flat, steep):
+        with pytest.raises(InfeasibleError) as stopped:
+            solve(law, constraints=Constraints(**rules))
+        assert list(stopped.value.conflicts) == said
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"floors": {"a": 0.7, "b": 0.2, "c": 0.1}},
+        {"ceilings": {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}},
+        {"fixed": {"a": 0.1, "b": 0.7, "c": 0.2}},
+    ],
+)
+def test_bounds_that_meet_exactly_are_met(rules):
+    flat = LogLinearLaw(("m",), ("a", "b", "c"), np.zeros(1), np.zeros((1, 3)), np.zeros(1), 2)
+    assert Constraints(**rules).violation(solve(flat, constraints=Constraints(**rules)).mixture, {"m": 1.0}) < 1e-6
