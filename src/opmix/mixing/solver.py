@@ -164,14 +164,15 @@ def contradicting_bounds(rows: Sequence[LinearRow], num_domains: int) -> list[st
     lower, upper = np.zeros(num_domains), np.ones(num_domains)
     by: dict[tuple[str, int], str] = {}
     for r in rows:
-        places = np.flatnonzero(r.row)
+        places = [int(d) for d in np.flatnonzero(r.row)]
         if len(places) == 1:
             (d,) = places
             if r.row[d] < 0 and r.bound / r.row[d] > lower[d]:
                 lower[d], by["lower", d] = r.bound / r.row[d], r.label
             elif r.row[d] > 0 and r.bound / r.row[d] < upper[d]:
                 upper[d], by["upper", d] = r.bound / r.row[d], r.label
-    for d in np.flatnonzero(lower > upper + _ROUNDING):
+    if crossed := [int(d) for d in np.flatnonzero(lower > upper + _ROUNDING)]:
+        d = crossed[0]
         return list(dict.fromkeys(by[side, d] for side in ("lower", "upper") if (side, d) in by))
     for side, wrong in (("lower", lower.sum() > 1 + _ROUNDING), ("upper", upper.sum() < 1 - _ROUNDING)):
         if wrong:
