@@ -308,7 +308,7 @@ def _judge(
         )
     elif probability >= rule.asked and proposal.gain > rule.min_gain:
         reason = f"move: {numbers}{unsure(probability)}"
-    elif welcome and probability > 1 - rule.asked and not same:
+    elif welcome and probability > 1 - (rule.asked if rule.asked > LIKELIER_THAN_NOT else SURE) and not same:
         reason = f"move: {numbers}; not sure enough that the new domain harms to leave it out"
     else:
         action = "keep"

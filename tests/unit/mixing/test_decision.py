@@ -152,3 +152,20 @@ def test_a_newcomer_is_left_out_only_where_it_surely_harms():
     assert said["unsure", True, False] == "move"
     assert said["unsure", True, True] == said["unsure", False, False] == "keep"
     assert {said["harms", n, s] for n, s in ((True, False), (True, True), (False, False))} == {"keep"}
+
+
+def test_that_a_gain_is_not_likelier_than_not_is_no_proof_that_a_newcomer_harms():
+    P = np.stack([np.linspace(0.9, 0.1, 9), np.linspace(0.1, 0.9, 9)], axis=1)
+    losses = 3 + np.exp(0.02 * P[:, [1]]) + 0.05 * np.random.default_rng(4).standard_normal((9, 1))
+    fit = fit_law(P, losses, domains=("old", "new"), metrics=("all",))
+    made = decide(
+        fit,
+        candidates={"current": Mixture.of({"old": 1.0, "new": 0.0})},
+        reference="current",
+        newcomers=True,
+        settings=SolveSettings(kl=0.05),
+        decision=DecisionSettings(confidence=0.5),
+        structural=0.2,
+    )
+    assert 0.1 < made.decision.probability < 0.5
+    assert made.decision.action == "move"
