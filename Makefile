@@ -57,8 +57,8 @@ slow: install ## Whole searches, lives and trainings (tests/integration), and wh
 test-cluster: install ## Many processes: slots and ranks, killed and begun again (minutes; one test at a time)
 	$(PYTEST) -n 0 -m cluster tests
 
-matrix: install ## Unit and contract tests under other kernels, threads and package versions (LEGS="default-1 oldest" TESTS="tests/unit/mixing")
-	$(BIN)/python .ci/matrix.py $(LEGS) $(if $(TESTS),--tests $(TESTS))
+matrix: install ## Fast tests under other kernels, threads and package versions (LEGS="default-1 oldest" TESTS="tests/unit/mixing" SLOW=1)
+	$(BIN)/python .ci/matrix.py $(LEGS) $(if $(SLOW),--slow) $(if $(TESTS),--tests $(TESTS))
 
 SMOKES := lifecycle instruction compare targets
 .PHONY: $(SMOKES:%=smoke-%)

@@ -1,7 +1,8 @@
-"""Unit and contract tests under other kernels, thread counts and package versions: `make matrix`, or some legs of it by name.
+"""Fast unit and contract tests under other kernels, thread counts and package versions: `make matrix`, or some legs of it by name.
 
     python .ci/matrix.py                    every leg
     python .ci/matrix.py default-1 oldest   two of them
+    python .ci/matrix.py --slow default-1   slow tests too
 
 Legs `CAPABILITY-THREADS` run .venv with torch's kernels for that processor; `oldest` and `newest` build environments of their own, from
 constraints-oldest.txt and from nothing but torch's pin. What the processor lacks is skipped, and said. Exits 1 if a leg fails.
@@ -52,7 +53,7 @@ def capability() -> int:
     return max((i for i, c in enumerate(CAPABILITIES) if c == found.stdout.strip()), default=0)
 
 
-def run(leg: str, tests: list[str], best: int) -> bool:
+def run(leg: str, tests: list[str], best: int, marks: str) -> bool:
     """Run one leg; whether it passed."""
     python, variables, workers = Path(sys.executable), dict(os.environ), 2
     variables |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -65,7 +66,7 @@ def run(leg: str, tests: list[str], best: int) -> bool:
             return True
         workers = 2 // int(threads)
         variables |= {"OMP_NUM_THREADS": threads, "ATEN_CPU_CAPABILITY": kernels}
-    command = [str(python), "-m", "pytest", "-n", str(workers), "--dist", "loadfile", "-m", "not cluster", *tests]
+    command = [str(python), "-m", "pytest", "-n", str(workers), "--dist", "loadfile", "-m", marks, *tests]
     sys.stdout.write(f"{leg}: {' '.join(command[1:])}\n")
     sys.stdout.flush()
     started = time.monotonic()
@@ -81,11 +82,13 @@ def main() -> int:
     arguments.add_argument(
         "--tests", nargs="+", default=["tests/unit", "tests/contract"], help="files or folders (default: %(default)s)"
     )
+    arguments.add_argument("--slow", action="store_true", help="with those that `make unit` leaves out")
     args = arguments.parse_args()
+    marks = "not cluster" if args.slow else "not slow and not cluster"
     if unknown := set(args.legs) - set(LEGS):
         arguments.error(f"no leg is named {', '.join(sorted(unknown))}; expected some of {', '.join(LEGS)}")
     best = capability()
-    failed = [leg for leg in args.legs or LEGS if not run(leg, args.tests, best)]
+    failed = [leg for leg in args.legs or LEGS if not run(leg, args.tests, best, marks)]
     sys.stdout.write(f"failed: {', '.join(failed)}\n" if failed else "every leg passed\n")
     return 1 if failed else 0
 
