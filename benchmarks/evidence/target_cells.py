@@ -130,9 +130,10 @@ class Trial:
             for s in (s for s in self.searches if s in CONFIRMED):
                 made[o][unconfirmed(s)] = self._found(self.search_file(s, o), "optimum")
                 made[o][likelier(s)] = self._likelier(self.search_file(s, o))
-        alone = np.mean([made[o]["search"].weights for o in self.objectives if o != MEAN], axis=0)
-        made[MEAN]["mean of optima"] = Mixture(self.cell.domains, alone / alone.sum())
-        made[MEAN]["normalised gains"] = self._found(self.search_file("search", NORMALISED))
+        if "search" in self.searches:
+            alone = np.mean([made[o]["search"].weights for o in self.objectives if o != MEAN], axis=0)
+            made[MEAN]["mean of optima"] = Mixture(self.cell.domains, alone / alone.sum())
+            made[MEAN]["normalised gains"] = self._found(self.search_file("search", NORMALISED))
         return made
 
     def _likelier(self, file: str) -> Mixture:

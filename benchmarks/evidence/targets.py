@@ -152,7 +152,7 @@ def trials(args: argparse.Namespace) -> list[Trial]:
     every = [
         Trial(p, s, args.out, args.data, size, tuple(args.swarms), tuple(args.searches))
         for size in args.sizes
-        for i in range(5)
+        for i in range(max(len(p["seeds"]) for p in POOLS.values()))
         for p in POOLS
         for s in POOLS[p]["seeds"][i : i + 1]
     ]
