@@ -48,8 +48,8 @@ lint:
 types:
 	$(BIN)/mypy
 
-unit: install ## Fast tests (tests/unit, tests/contract) and doctests
-	$(PYTEST) -m "not slow" tests src --doctest-modules
+unit: install ## Fast tests (tests/unit, tests/contract, examples in docstrings)
+	$(PYTEST) -m "not slow" tests
 
 slow: install ## Whole searches, lives and trainings (tests/integration), and what else takes more than a few seconds
 	$(PYTEST) -m "slow and not cluster" tests

@@ -44,18 +44,18 @@ FLOOR_OF = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 @cache
 def modules():
-    """Every module's path, text and syntax tree, read once."""
-    found = [(p, text := p.read_text(), ast.parse(text)) for p in sorted(ROOT.rglob("*.py"))]
-    assert len(found) > 40
-    return found
+    """Every module's path, text and all nodes of its syntax tree, root first, read and walked once."""
+    texts = [(path, path.read_text()) for path in sorted(ROOT.rglob("*.py"))]
+    assert len(texts) > 40
+    return [(path, text, list(ast.walk(ast.parse(text)))) for path, text in texts]
 
 
 def room(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def imports_of(tree: ast.AST):
-    for node in ast.walk(tree):
+def imports_of(nodes: list[ast.AST]):
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "opmix":
             parts = node.module.split(".")
             yield from ([parts[1]] if len(parts) > 1 else [alias.name for alias in node.names])
@@ -65,11 +65,11 @@ def imports_of(tree: ast.AST):
 
 def test_imports_point_down():
     wrong, seen = [], 0
-    for path, _, tree in modules():
+    for path, _, nodes in modules():
         if path.parent == ROOT and path.name == "__init__.py":
             continue
         here = room(path)
-        for target in imports_of(tree):
+        for target in imports_of(nodes):
             seen += 1
             if FLOOR_OF[target] > FLOOR_OF[here] or (
                 FLOOR_OF[target] == FLOOR_OF[here] and target != here and {target, here} - PEERS
@@ -98,10 +98,10 @@ PEERS = {
 
 def test_modules_and_functions_stay_small():
     long = []
-    for path, text, tree in modules():
+    for path, text, nodes in modules():
         if len(text.splitlines()) > 400:
             long.append(f"{path.relative_to(ROOT)}: {len(text.splitlines())} lines")
-        for node in ast.walk(tree):
+        for node in nodes:
             if isinstance(node, ast.FunctionDef):
                 first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
                 length = (node.end_lineno or 0) - first.lineno + 1
@@ -124,10 +124,10 @@ def test_the_public_surface_is_complete_sorted_and_documented():
 
 
 def test_the_library_never_prints():
-    for path, _, tree in modules():
+    for path, _, nodes in modules():
         calls = [
             n
-            for n in ast.walk(tree)
+            for n in nodes
             if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "print"
         ]
         assert not calls, path
@@ -148,10 +148,10 @@ def test_the_formatter_is_never_switched_off():
 def test_code_lines_have_at_most_120_columns():
     """Prose (docstrings, comments) may be as long as the linter says."""
     long = []
-    for path, text, tree in modules():
+    for path, text, nodes in modules():
         prose = {
             line
-            for node in ast.walk(tree)
+            for node in nodes
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
             for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
         }
@@ -165,7 +165,7 @@ def test_code_lines_have_at_most_120_columns():
 
 def test_no_files_import_each_other_in_a_circle():
     """Lazy imports and those for types count: what needs each other to be read belongs in one file."""
-    trees = {house.module_name(path, ROOT.parent): tree for path, _, tree in modules()}
+    trees = {house.module_name(path, ROOT.parent): nodes[0] for path, _, nodes in modules()}
     imports = {name: house.imported(tree, set(trees)) - {name} for name, tree in trees.items()}
     assert imports["opmix.api"], "the imports were not found"
     assert house.circles(imports) == []

@@ -1,6 +1,5 @@
 """The table of faults cannot rot: every row has a test that exists, or says that it is open."""
 
-import ast
 import re
 from functools import cache
 from pathlib import Path
@@ -34,12 +33,9 @@ def rows(section):
 @cache
 def functions_of_the_tree():
     """`file::function` of every test, methods among them."""
-    found = set()
-    for path in (ROOT / "tests").rglob("test_*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                found.add(f"{path.stem}::{node.name}")
-    return found
+    paths = (ROOT / "tests").rglob("test_*.py")
+    defined = re.compile(r"^ *def (test_\w+)\(", re.MULTILINE)
+    return {f"{path.stem}::{name}" for path in paths for name in defined.findall(path.read_text(encoding="utf-8"))}
 
 
 @pytest.mark.parametrize("section", ROWS)

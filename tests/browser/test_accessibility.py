@@ -46,7 +46,7 @@ def server(tmp_path_factory):
     for name in ("continual", "rebalancing"):
         shutil.copytree(made[name], root / name)
     with RunServer(root) as served:
-        threading.Thread(target=served.serve_forever, daemon=True).start()
+        threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
         yield served.address
         served.shutdown()
 

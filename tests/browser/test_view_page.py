@@ -16,7 +16,7 @@ def served(tmp_path):
     shutil.copytree(made["continual"], root / "first")
     shutil.copytree(made["rebalancing"], root / "second")
     with RunServer(root) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield root, server.address, made["swarm"]
         server.shutdown()
 

@@ -49,7 +49,7 @@ def site(folder: Path) -> str:
 def test_over_http(folder: Path) -> None:
     pytest.importorskip("aiohttp")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         address = f"http://127.0.0.1:{server.server_port}/web.jsonl.gz"

@@ -19,9 +19,14 @@ from opmix.domain import Source
 from opmix.errors import ConfigError, DataError, ModelError
 from opmix.testing import toy_documents
 
-pytest.importorskip("sklearn", reason="the extra `discover` is not installed")
 runner = CliRunner()
 NAMES = ("alpha", "beta", "gamma")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sklearn():
+    """Read when the first test runs: it takes a second, and every worker reads every test file."""
+    return pytest.importorskip("sklearn", reason="the extra `discover` is not installed")
 
 
 @pytest.fixture(scope="module")

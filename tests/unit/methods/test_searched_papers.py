@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from fake_bench import DOMAINS, FakeBench, exponential, own_share, stage_of
-from sklearn.ensemble import HistGradientBoostingRegressor
 
 from opmix.errors import ConfigError
 from opmix.methods.swarm.climb import Climb
@@ -63,6 +62,8 @@ def test_regmix_trees_rank_interactions_that_no_line_can():
 
 
 def test_small_swarms_are_learned_from_where_the_papers_leaves_cannot():
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
     x = np.random.default_rng(1).dirichlet(np.ones(3), 32)
     y = np.exp(-2 * x[:, :1])
     published = HistGradientBoostingRegressor(max_iter=20, min_samples_leaf=20, early_stopping=False).fit(x, y[:, 0])

@@ -24,8 +24,13 @@ from opmix.training.objectives import SFT, Usage
 from opmix.training.plan import plan_training
 from opmix.training.settings import DistillationSettings
 
-trl = pytest.importorskip("trl")
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trl():
+    """Read when the first test runs: it takes seconds, and every worker reads every test file."""
+    return pytest.importorskip("trl")
 
 
 @pytest.fixture(scope="module")
