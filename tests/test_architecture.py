@@ -125,11 +125,7 @@ def test_the_public_surface_is_complete_sorted_and_documented():
 
 def test_the_library_never_prints():
     for path, _, nodes in modules():
-        calls = [
-            n
-            for n in nodes
-            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "print"
-        ]
+        calls = [n for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "print"]
         assert not calls, path
 
 

@@ -114,7 +114,9 @@ def test_status_tells_what_was_asked_and_what_is_told(root):
 @pytest.fixture
 def get(root):
     with RunServer(root) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # how late it sees that it shall stop
+        threading.Thread(
+            target=server.serve_forever, args=(0.01,), daemon=True
+        ).start()  # how late it sees that it shall stop
 
         def got(path, host=None):
             request = urllib.request.Request(server.address.rstrip("/") + path, headers={"Host": host} if host else {})
