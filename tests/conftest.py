@@ -44,6 +44,6 @@ def pytest_runtest_makereport(item, call):
 def pytest_runtest_setup(item):
     """A Trainer collects garbage when it ends: a third of a second each, unless it sees nothing of torch and what came after it."""
     if len(sys.modules) > item.config.stash.get(_SEEN, 0) + 100:
-        gc.collect()
+        gc.collect(1)  # young garbage; a whole collection here took half a second, a dozen times
         gc.freeze()
         item.config.stash[_SEEN] = len(sys.modules)

@@ -43,8 +43,7 @@ def ray():
 @pytest.fixture(
     params=[
         "local",
-        "launch",
-        pytest.param("submitted", marks=pytest.mark.slow),
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("launch", "submitted")),
         *(pytest.param(k, marks=[pytest.mark.cluster, pytest.mark.slow]) for k in ("slurm", "ray")),
     ],
     scope="module",

@@ -111,5 +111,5 @@ def test_a_life_s_first_stage_is_plain_training(school, tmp_path, name):
 def test_text_may_follow_conversations(school, tmp_path, name):
     """Rows of several lengths with positions and masked labels as memory."""
     lesson = school.lesson(tmp_path / "lesson", old=("chat", "alpha"))
-    model = school.teach(LEARNERS[name], school.educated(), lesson, tmp_path / "run", steps=2)
+    model = school.teach(LEARNERS[name], school.model(), lesson, tmp_path / "run", steps=2)
     assert all(torch.isfinite(v).all() for v in weights_of(model).values())

@@ -82,7 +82,11 @@ def test_the_proposal_is_on_the_simplex_and_the_same_again(method):
         assert first.mixture.weights.tobytes() != other.mixture.weights.tobytes()
 
 
-@pytest.mark.parametrize(("method", "tolerance"), CLOSE, ids=name)
+@pytest.mark.parametrize(
+    ("method", "tolerance"),
+    [pytest.param(*c, marks=pytest.mark.slow if isinstance(c[0], RegMix | Climb) else ()) for c in CLOSE],
+    ids=[name(c) for c in CLOSE],
+)
 def test_the_planted_optimum_is_found(method, tolerance):
     bench, proposal = proposed(name(method))
     lowest = best(bench)
@@ -91,7 +95,7 @@ def test_the_planted_optimum_is_found(method, tolerance):
     assert bench.objective(proposal.mixture) - lowest < tolerance * uniform
 
 
-@pytest.mark.parametrize("method", ALL, ids=name)
+@pytest.mark.parametrize("method", trees_are_slow(ALL), ids=name)
 def test_evidence_tells_settings_and_every_model(method):
     bench, proposal = proposed(name(method))
     told = json.loads(json.dumps(proposal.evidence))

@@ -33,7 +33,9 @@ DEEP = "[" * 100_000
 def test_what_is_asked_for_is_an_error_of_ours(tmp_path, file, read):
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / "a.bin").write_bytes(bytes(16))
-    (tmp_path / file).write_text(DEEP)
+    (tmp_path / file).write_text(
+        DEEP[:2_000] if file.endswith("yaml") else DEEP
+    )  # PyYAML looks at every one for seconds
     with pytest.raises(OpMixError):
         read(tmp_path)
 

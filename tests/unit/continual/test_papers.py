@@ -59,7 +59,7 @@ def nearest_by_trying(gradient, rows):
 
 
 class TestProjection:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=60, deadline=None)
     @given(arrays(float, 6, elements=numbers), arrays(float, (3, 6), elements=numbers))
     def test_it_is_the_nearest_that_satisfies_all(self, gradient, rows):
         parameters = parameters_with(gradient)
@@ -200,7 +200,7 @@ class TestEwc:
             torch.testing.assert_close(p.grad, wanted[n])
 
     def test_the_fisher_of_data_labels_is_the_square_of_their_gradient(self, school, tmp_path):
-        lesson, model = school.lesson(tmp_path / "l"), school.educated()
+        lesson, model = school.lesson(tmp_path / "l"), school.model()
         rows = planned(lesson, Mixture.of({"alpha": 1.0}), 1)
         found = fisher(model, lesson, rows, "data")
         (batch,) = batches_of(lesson, rows, 1, torch.device("cpu"))
@@ -227,18 +227,18 @@ class TestEwc:
     def test_stages_add_up_and_fade(self, school, tmp_path):
         learner = Ewc(sequences=4, decay=0.5)
         first = school.lesson(tmp_path / "1")
-        learner.begin(school.educated(), first)
+        learner.begin(school.model(), first)
         second = school.lesson(tmp_path / "2", old=("beta",), before=first.folder)
-        learner.begin(school.educated(), second)
+        learner.begin(school.model(), second)
         alone = school.lesson(tmp_path / "3", old=("beta",))
-        learner.begin(school.educated(), alone)
+        learner.begin(school.model(), alone)
         one, both, other = (load_file(lesson.folder / ewc.FILE) for lesson in (first, second, alone))
         for name in both:
             torch.testing.assert_close(both[name], other[name] + 0.5 * one[name])
 
     def test_another_model_s_fisher_is_refused_and_never_reused(self, school, tmp_path):
         lesson = school.lesson(tmp_path / "l")
-        Ewc(sequences=4).begin(school.educated(), lesson)
+        Ewc(sequences=4).begin(school.model(), lesson)
         before = load_file(lesson.folder / ewc.FILE)
         Ewc(sequences=4).begin(school.model(1), lesson)
         assert not same(before, load_file(lesson.folder / ewc.FILE))

@@ -53,7 +53,7 @@ SIZES = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=12), min_size
 
 
 class TestTokens:
-    @settings(deadline=None, max_examples=40)
+    @settings(deadline=None, max_examples=20)
     @given(sizes=SIZES, draw=st.data())
     def test_stretches_and_document_starts_are_those_of_all_files_end_to_end(
         self, tmp_path_factory: pytest.TempPathFactory, sizes: list[list[int]], draw: Any
@@ -67,7 +67,7 @@ class TestTokens:
         begins = np.flatnonzero(np.concatenate([[EOS], ids[:-1]]) == EOS)
         assert tokens.starts(first, last).tolist() == [b for b in begins.tolist() if first <= b < last]
 
-    @settings(deadline=None, max_examples=40)
+    @settings(deadline=None, max_examples=20)
     @given(sizes=SIZES, holdout=st.sampled_from([0.02, 0.1, 0.3, 0.49]), draw=st.data())
     def test_what_is_held_out_is_not_left(
         self, tmp_path_factory: pytest.TempPathFactory, sizes: list[list[int]], holdout: float, draw: Any

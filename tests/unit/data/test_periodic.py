@@ -104,7 +104,7 @@ class TestSeeking:
 
 
 class TestEpochs:
-    @settings(deadline=None, max_examples=80)
+    @settings(deadline=None, max_examples=40)
     @given(PARTS, st.integers(1, 40), st.lists(st.integers(1, 150), min_size=1, max_size=3), st.data())
     def test_no_row_twice_in_an_epoch_across_phases(
         self, parts: list[int], rows: int, phases: list[int], data: st.DataObject

@@ -43,14 +43,14 @@ def worst_lag(plan: MixturePlan, shares: list[Fraction]) -> Fraction:
 
 
 class TestExactness:
-    @settings(deadline=None, max_examples=150)
+    @settings(deadline=None, max_examples=60)
     @given(WEIGHTS, st.integers(1, 400))
     def test_every_prefix(self, weights: list[float], n: int) -> None:
         plan = plan_of(weights, n)
         assert len(plan) == n
         assert worst_lag(plan, [Fraction(float(w)) for w in mix(weights).weights]) < 1
 
-    @settings(deadline=None, max_examples=150)
+    @settings(deadline=None, max_examples=60)
     @given(st.lists(st.integers(0, 12), min_size=1, max_size=20).filter(any), st.integers(1, 3))
     def test_exact_shares_come_out_exact_each_period(self, parts: list[int], periods: int) -> None:
         total = sum(parts)
@@ -84,7 +84,7 @@ class TestExactness:
 
 
 class TestEpochs:
-    @settings(deadline=None, max_examples=80)
+    @settings(deadline=None, max_examples=40)
     @given(WEIGHTS, st.integers(1, 7), st.lists(st.integers(1, 60), min_size=1, max_size=3), st.data())
     def test_no_row_twice_in_an_epoch_across_phases(
         self, weights: list[float], rows: int, phases: list[int], data: st.DataObject

@@ -68,7 +68,7 @@ def read(path: Path, kind: SourceFormat) -> list[list[int]]:
 
 @pytest.mark.parametrize(("kind", "dtype"), KINDS)
 class TestReading:
-    @settings(deadline=None, max_examples=25)
+    @settings(deadline=None, max_examples=12)
     @given(documents=DOCUMENTS, pieces=st.integers(1, 3))
     def test_documents_come_back(
         self,
@@ -91,7 +91,7 @@ class TestReading:
         path = write(tmp_path, kind, dtype, [[1, 2], [3]])
         assert [file.path for file in resolve(Source(paths=(str(tmp_path),), format=kind))] == [str(path)]
 
-    @settings(deadline=None, max_examples=25)
+    @settings(deadline=None, max_examples=12)
     @given(documents=DOCUMENTS, draw=st.data())
     def test_document_starts_are_found_anywhere(
         self,

@@ -150,6 +150,7 @@ def executor(store):
     return made
 
 
+@pytest.mark.slow
 def test_processes_stay_for_the_next_task_are_replaced_when_they_die_and_show_how_far_they_are(store, executor):
     progress = Spoken()
     tasks = [task_of(1, seconds=1.5), task_of(2, dies="once"), task_of(3), task_of(4)]

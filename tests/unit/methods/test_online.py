@@ -90,7 +90,7 @@ def test_segments_are_positive_and_on_the_simplex(name):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n == "ado-uniform" else ()) for n in MIXERS]
+    "name", [pytest.param(n, marks=pytest.mark.slow if n.startswith("ado") else ()) for n in MIXERS]
 )
 def test_a_state_that_was_written_and_read_goes_on_the_same(name):
     mixer, (whole, last, kept) = MIXERS[name], lived(name)

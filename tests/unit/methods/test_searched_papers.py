@@ -61,6 +61,7 @@ def test_regmix_trees_rank_interactions_that_no_line_can():
     assert trees > 0.93 > 0.9 > left_out_ranks(y[200:], x[200:] @ line, ("m",))["m"]
 
 
+@pytest.mark.slow
 def test_small_swarms_are_learned_from_where_the_papers_leaves_cannot():
     from sklearn.ensemble import HistGradientBoostingRegressor
 

@@ -226,6 +226,7 @@ def test_what_is_known_together_is_said_and_within_its_interval():
     assert f"together {decision.joint_gain:+.4f}" in decision.reason
 
 
+@pytest.mark.slow
 def test_what_another_order_changes_is_read_off_the_mixture_that_was_trained_twice():
     """Errors of measured gains grow with the noise of the order, and only with it."""
     errors = []

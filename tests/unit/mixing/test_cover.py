@@ -36,7 +36,7 @@ def test_fewer_runs_than_domains_cover_what_lies_between_them():
     assert Cover(runs).outside(np.full(8, 1 / 8)) > 0.05
 
 
-@pytest.mark.parametrize("kind", ["line", "cloud"])
+@pytest.mark.parametrize("kind", ["line", pytest.param("cloud", marks=pytest.mark.slow)])
 def test_a_reference_that_runs_do_not_cover_is_kept_and_said_so(kind):
     for seed in range(6):
         rng = np.random.default_rng(seed)

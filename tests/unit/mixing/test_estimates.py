@@ -57,6 +57,7 @@ def judged(seed, slope, spread=0.0):
     return verdict, foretold(verdict, fit.law)
 
 
+@pytest.mark.slow
 def test_what_choosing_flatters_is_taken_off():
     """Where mixtures change nothing, the law foretells a gain at its optimum every time, often surely; less so when corrected."""
     found = [judged(seed, 0.0) for seed in range(8)]

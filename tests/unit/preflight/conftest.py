@@ -36,8 +36,8 @@ def tiny_folder(tmp_path_factory):
 def _corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     for name in ("alpha", "beta", "gamma"):
-        write_rows(folder / name / "train.jsonl.gz", texts(name))
-        write_rows(folder / name / "valid.jsonl.gz", texts(name, 60, seed=1))
+        write_rows(folder / name / "train.jsonl.gz", texts(name, 100))
+        write_rows(folder / name / "valid.jsonl.gz", texts(name, 40, seed=1))
     return folder
 
 

@@ -264,7 +264,7 @@ def test_a_folder_of_targets_and_named_ones_are_what_the_mixture_is_for(corpus, 
     assert "nowhere.jsonl: no such file" in str(missing.exception)
 
 
-@pytest.mark.parametrize("kind", ["text", "chats"])
+@pytest.mark.parametrize("kind", ["text", pytest.param("chats", marks=pytest.mark.slow)])
 def test_validate_does_not_criticise_what_init_wrote(kind, tmp_path, tiny_folder):
     from opmix.preflight import validate
     from opmix.testing import write_toy_chats, write_toy_domains

@@ -317,7 +317,17 @@ def test_fused_experts_and_merged_adapters_are_refused():
         make_proxies(wrapped, ["c"])
 
 
-@pytest.mark.parametrize("lora", [{}, {"use_rslora": True}, FULL, EMBED, {"rank_pattern": {"q_proj": 2}}])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {},
+        EMBED,
+        *(
+            pytest.param(c, marks=pytest.mark.slow)
+            for c in ({"use_rslora": True}, FULL, {"rank_pattern": {"q_proj": 2}})
+        ),
+    ],
+)
 def test_folders_give_the_same_deltas_and_leave_the_base_alone(lora, tmp_path):
     wrapped = probes("llama", lora)
     wrapped.save_pretrained(tmp_path, save_embedding_layers=False)

@@ -34,7 +34,7 @@ def tied(request):
     return request.param
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=() if "+" in k else pytest.mark.slow) for k in KINDS])
 def test_interpolation_is_exact_at_the_trained_models_and_linear_in_weights_between(
     rows, tmp_path, monkeypatch, kind, tied
 ):

@@ -38,7 +38,7 @@ def the_same(one, other):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_inside_it_is_the_merged_model_and_afterwards_the_old_one(kind, dtype):
     model = tiny_adapter(tiny_model(tie_word_embeddings=False).to(dtype), "mine", **KINDS[kind])
     before, told, flags = state(model), logits(model), [p.requires_grad for p in model.parameters()]

@@ -77,6 +77,12 @@ CASES = [
     patched,
     compiled_in_place,
 ]
+
+
+def slow_are(cases):
+    return [pytest.param(case, marks=pytest.mark.slow if case in cases else ()) for case in CASES]
+
+
 TIED = {"tie_word_embeddings": True}
 
 
@@ -113,7 +119,7 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize("made", [{}, pytest.param(TIED, marks=pytest.mark.slow)], ids=["untied", "tied"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+@pytest.mark.parametrize("case", slow_are({compiled_in_place}), ids=lambda case: case.__name__)
 def test_the_model_comes_back_bit_for_bit_after_a_probe(rows, tmp_path, case, made):
     model = case(model_of(**made))
     before = state_of(model)
@@ -124,7 +130,7 @@ def test_the_model_comes_back_bit_for_bit_after_a_probe(rows, tmp_path, case, ma
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt, pytest.param(TrainingError, marks=pytest.mark.slow)], ids=["interrupted", "diverged"]
 )
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+@pytest.mark.parametrize("case", slow_are(set(CASES) - {plain, frozen_parts, hooked}), ids=lambda case: case.__name__)
 def test_the_model_comes_back_bit_for_bit_from_the_middle_of_a_probe(rows, tmp_path, monkeypatch, case, error):
     model = case(model_of())
     before = state_of(model)

@@ -69,7 +69,7 @@ def test_wilson_covers():
     assert wilson(20, 20)[1] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("arch", ["llama", *(pytest.param(a, marks=pytest.mark.slow) for a in ("gpt2", "qwen3"))])
 def test_an_answer_does_not_depend_on_the_batch_it_is_in(arch):
     model = tiny_model(arch, vocab_size=514).train()
     rng = np.random.default_rng(0)
