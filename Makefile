@@ -49,7 +49,7 @@ types:
 	$(BIN)/mypy
 
 unit: install ## Fast tests (tests/unit, tests/contract, examples in docstrings)
-	$(PYTEST) -m "not slow" tests
+	$(PYTEST) -m "not slow" tests --ignore=tests/integration --ignore=tests/browser
 
 slow: install ## Whole searches, lives and trainings (tests/integration), and what else takes more than a few seconds
 	$(PYTEST) -m "slow and not cluster" tests

@@ -14,7 +14,7 @@ _SEEN = pytest.StashKey[int]()
 typer.testing._get_command = cache(typer.testing._get_command)
 # A busy machine is no reason to fail: no example has a deadline, and data that are made slowly are data.
 hypothesis.settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "any machine", deadline=None, max_examples=50, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any machine")
 

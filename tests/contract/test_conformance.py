@@ -39,7 +39,13 @@ def test_both_laws_keep_their_promises(fit):
 
 @pytest.mark.parametrize(
     "make",
-    [OpMix, pytest.param(lambda: TrainedProbes(steps=64), marks=pytest.mark.slow), Olmix, MergeMix, Uniform],
+    [
+        pytest.param(OpMix, marks=pytest.mark.slow),
+        pytest.param(lambda: TrainedProbes(steps=64), marks=pytest.mark.slow),
+        Olmix,
+        MergeMix,
+        Uniform,
+    ],
     ids=["op_mix", "probes", "olmix", "merge", "fixed"],
 )
 def test_methods_keep_theirs(make):

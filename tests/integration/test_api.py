@@ -1,6 +1,7 @@
 """The whole path on a two-layer model: search, resume, give the model back, refuse bad input."""
 
 import json
+import shutil
 import socket
 
 import numpy as np
@@ -47,6 +48,13 @@ def settings(toys, **changes):
     return {"model": model, "tokenizer": tokenizer, **base, **changes}
 
 
+@pytest.fixture(scope="module")
+def finished(toys, tmp_path_factory):
+    """A search, and its folder. Not to be changed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return opmix.search(**settings(toys), out=folder), folder
+
+
 def test_search_gives_a_mixture_and_the_model_back(toys, tmp_path):
     chosen = settings(toys)
     model = chosen["model"].train()
@@ -85,8 +93,9 @@ def test_what_a_search_finds_is_in_the_trackers_that_report_to_names(toys, tmp_p
     assert opmix.search(**chosen, out=tmp_path / "run").json() == result.json()  # a tracker that is down loses nothing
 
 
-def test_resuming_repeats_nothing_and_gives_the_same_answer(toys, tmp_path, monkeypatch):
-    first = opmix.search(**settings(toys), out=tmp_path)
+def test_resuming_repeats_nothing_and_gives_the_same_answer(toys, finished, tmp_path, monkeypatch):
+    first, folder = finished
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     from opmix.probes import tasks
 
     trained = []
@@ -109,7 +118,7 @@ def test_resuming_repeats_nothing_and_gives_the_same_answer(toys, tmp_path, monk
     assert len(trained) == 4
 
 
-def test_an_interrupted_search_keeps_its_finished_probes(toys, tmp_path, monkeypatch):
+def test_an_interrupted_search_keeps_its_finished_probes(toys, finished, tmp_path, monkeypatch):
     from opmix.probes import tasks
 
     real, calls = tasks.run_training, []
@@ -128,17 +137,15 @@ def test_an_interrupted_search_keeps_its_finished_probes(toys, tmp_path, monkeyp
     assert model_fingerprint(chosen["model"]) == before
     resumed = opmix.search(**chosen, out=tmp_path / "a")
     assert len(calls) == 4  # one done, one cut off, two more
-    monkeypatch.setattr(tasks, "run_training", real)
-    assert resumed.json()["optimum"] == opmix.search(**settings(toys), out=tmp_path / "b").json()["optimum"]
+    assert resumed.json()["optimum"] == finished[0].json()["optimum"]
 
 
-def test_adapters_are_ordinary_peft_adapters(toys, tmp_path):
+def test_adapters_are_ordinary_peft_adapters(toys, finished):
     from peft import PeftModel
 
-    result = opmix.search(**settings(toys), out=tmp_path)
+    result, folder = finished
     base = settings(toys)["model"]
-    folder = next((tmp_path / "probes").glob("00-*"))
-    loaded = PeftModel.from_pretrained(base, str(folder))
+    loaded = PeftModel.from_pretrained(base, str(next((folder / "probes").glob("00-*"))))
     ids = torch.randint(2, 100, (2, 16), generator=torch.Generator().manual_seed(0))
     with loaded.disable_adapter(), torch.no_grad():
         plain = loaded(input_ids=ids).logits

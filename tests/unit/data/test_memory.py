@@ -264,9 +264,3 @@ def test_training_arguments_of_the_libraries_are_taken_as_they_are(tmp_path):
 
     plain = TrainingArguments(output_dir=tmp_path, learning_rate=3e-4, use_cpu=True)
     assert given_arguments(plain) == {"learning_rate": 3e-4, "use_cpu": True}
-    trl = pytest.importorskip("trl")
-    with pytest.warns(UserWarning, match=r"SFTConfig: max_length are no arguments of transformers.Trainer"):
-        found = given_arguments(trl.SFTConfig(output_dir=tmp_path, max_length=77, use_cpu=True, bf16=False))
-    # TRL's own defaults are not the Trainer's: they go along.
-    assert found["learning_rate"] == trl.SFTConfig(output_dir=tmp_path, use_cpu=True, bf16=False).learning_rate
-    assert "max_length" not in found

@@ -75,7 +75,7 @@ class TestMixture:
 
 
 class TestSeeking:
-    @settings(deadline=None, max_examples=60)
+    @settings(deadline=None, max_examples=30)
     @given(PARTS, st.integers(1, 30), st.lists(st.integers(0, 30), min_size=2, max_size=2))
     def test_a_stretch_is_what_iterating_gives(self, parts: list[int], num: int, cut: list[int]) -> None:
         plan = plan_of(list(map(float, parts)), num)

@@ -36,6 +36,8 @@ MIXERS = {
     "often": Odm(every=1),
 }
 TOTAL = 200
+LIVES = [pytest.param(name, marks=pytest.mark.slow if name.startswith("ado") else ()) for name in MIXERS]
+"""Of those, whose whole runs are looked at; ADO fits curves at every step."""
 
 
 def through_json(state):
@@ -74,9 +76,7 @@ def test_all_mixers_of_the_catalogue_are_in_the_table():
         assert entry_of(name).family == "searched"
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n == "ado-uniform" else ()) for n in MIXERS]
-)
+@pytest.mark.parametrize("name", LIVES)
 def test_segments_are_positive_and_on_the_simplex(name):
     segments, _, _ = lived(name)
     assert sum(s.steps for s in segments) == TOTAL
@@ -89,9 +89,7 @@ def test_segments_are_positive_and_on_the_simplex(name):
     assert any(s.mixture != segments[0].mixture for s in segments)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n.startswith("ado") else ()) for n in MIXERS]
-)
+@pytest.mark.parametrize("name", LIVES)
 def test_a_state_that_was_written_and_read_goes_on_the_same(name):
     mixer, (whole, last, kept) = MIXERS[name], lived(name)
     again, state, _ = live(mixer, ToyBench(), TOTAL, rewrite=through_json)

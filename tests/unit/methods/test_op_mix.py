@@ -150,6 +150,7 @@ def test_a_mixture_that_must_be_left_is_not_asked_after():
     assert labels(fake) == ["proxies"]
 
 
+@pytest.mark.slow
 def test_a_new_domain_is_added_unless_it_harms():
     old = {"web": 0.5, "code": 0.5}
     harmful = [[0.0, 0.0, 2.0], [0.0, 0.0, 2.0], [0.0, 0.0, 1.0]]

@@ -51,6 +51,7 @@ def test_a_swarm_that_cannot_be_drawn_says_so():
         )
 
 
+@pytest.mark.slow
 def test_regmix_trees_rank_interactions_that_no_line_can():
     rng = np.random.default_rng(0)
     x = rng.dirichlet(np.ones(4), 300)
@@ -83,6 +84,7 @@ def test_left_out_runs_are_predicted_without_them():
     assert abs(left_out_ranks(noise, trees.left_out(x, noise), ("m",))["m"]) < 0.35
 
 
+@pytest.mark.slow
 def test_regmix_never_asks_for_more_of_a_domain_than_its_usage_allows():
     bench = FakeBench(stage_of(sizes=(100, 100, 100, 5)), exponential(own_share(4)))
     rows = RegMix(trees=20, runs=40, simulated=500, top_k=8, max_usage=4.0).propose(bench).evidence["runs"]

@@ -56,7 +56,7 @@ def test_gradients_are_the_losses_own(seed):
     np.testing.assert_allclose(law.gradient(p), np.array(numeric).T, rtol=1e-4, atol=1e-7)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seeds)
 def test_no_other_mixture_is_better_than_the_optimum(seed):
     law = random_law(seed)

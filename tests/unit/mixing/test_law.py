@@ -29,7 +29,7 @@ def fit(mixtures, losses, **kwargs):
     )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 10_000))
 def test_planted_laws_are_recovered(seed):
     mixtures, losses, c, t = planted(seed)

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 from comparison_sample import write_comparison
-from scipy.stats import ttest_rel
 
 from opmix.cli.compare import show
 from opmix.comparison.run import CompareResult
@@ -91,6 +90,8 @@ def test_which_by_how_much_how_sure_at_what_cost(tmp_path, losses, use, parts):
 
 
 def test_the_interval_is_student_s(tmp_path):
+    from scipy.stats import ttest_rel
+
     losses = {"a": {"0": 2.0, "1": 3.1, "2": 2.6, "3": 1.0}, "b": {"0": 2.2, "1": 3.0, "2": 2.9, "3": 1.0, "4": 9.0}}
     found = paired_gain(compared(tmp_path, losses, SEARCH), "a", "b")
     told = ttest_rel([2.2, 3.0, 2.9, 1.0], [2.0, 3.1, 2.6, 1.0]).confidence_interval(LEVEL)

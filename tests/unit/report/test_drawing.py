@@ -28,7 +28,7 @@ def drawn(chart):
     return [path.get("d") for path in parsed(chart).find("g").iter("path")]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 @given(st.floats(-1e15, 1e15), st.floats(1e-9, 1e15), st.integers(3, 9))
 def test_ticks_are_few_round_evenly_spaced_and_inside(low, width, most):
     high = low + max(width, 1e-6 * abs(low))

@@ -13,6 +13,7 @@ from opmix.domain import ChatOptions, Domain, Source
 from opmix.mixing.mixture import Mixture
 from opmix.models.load import model_shape
 from opmix.testing import tiny_chat_tokenizer, tiny_model, toy_conversations, write_toy_chats
+from opmix.training.arguments import given_arguments
 from opmix.training.distillation import (
     SelfDistillation,
     distillation_trainer,
@@ -173,3 +174,11 @@ def test_loss_and_gradient_of_a_row_are_trls(tokenizer, tmp_path, skip):
         return [loss, [p.grad for p in ours.parameters()]]
 
     assert_same_up_to_rounding(found, computed, ours)
+
+
+def test_trls_arguments_are_taken_as_the_trainers_own_are(trl, tmp_path):
+    with pytest.warns(UserWarning, match=r"SFTConfig: max_length are no arguments of transformers.Trainer"):
+        found = given_arguments(trl.SFTConfig(output_dir=tmp_path, max_length=77, use_cpu=True, bf16=False))
+    # TRL's own defaults are not the Trainer's: they go along.
+    assert found["learning_rate"] == trl.SFTConfig(output_dir=tmp_path, use_cpu=True, bf16=False).learning_rate
+    assert "max_length" not in found
