@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -28,16 +29,20 @@ class Cover:
 
     design: FloatArray  # (M, D)
 
+    @cached_property
+    def _ellipsoid(self) -> tuple[FloatArray, FloatArray, FloatArray, float]:
+        """Centre (D,), axes (K, D), their lengths (K,) and how far the farthest point lies from the centre in them."""
+        center = self.design.mean(axis=0)
+        points, singular, axes = np.linalg.svd(self.design - center, full_matrices=False)
+        kept = singular > 1e-5 * max(float(singular[0]), 1e-300)
+        return center, axes[kept], singular[kept], float(np.sqrt((points[:, kept] ** 2).sum(axis=1).max()))
+
     def outside(self, mixture: FloatArray) -> float:
         """How far a mixture (D,) lies outside, as half the sum of the absolute share differences to the nearest point; 0: covered."""
-        center = self.design.mean(axis=0)
-        _, singular, directions = np.linalg.svd(self.design - center, full_matrices=False)
-        kept = singular > 1e-5 * max(float(singular[0]), 1e-300)
-        axes, scale = directions[kept], singular[kept]
+        center, axes, scale, widest = self._ellipsoid
         off = mixture - center
         along = axes @ off
         radius = np.sqrt(np.sum((along / scale) ** 2))
-        widest = np.sqrt((((self.design - center) @ axes.T / scale) ** 2).sum(axis=1).max())
         beside = float(np.abs(off - along @ axes).sum() / 2)
         if beside <= _OFF_SPAN and radius <= STRETCH * widest:
             return 0.0

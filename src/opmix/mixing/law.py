@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from opmix.errors import LawError
+from opmix.mixing.curvature import CurvatureForm
 from opmix.mixing.least_squares import Parameters, evaluate, fit_batch, huber
 from opmix.mixing.log_linear import LogLinearDraws, LogLinearLaw
 from opmix.mixing.mixture import FloatArray
-from opmix.mixing.refits import refit
+from opmix.mixing.refits import ITERATIONS, TOLERANCE, refit
 from opmix.protocols.law import LawQuality
 
 RANK_TOLERANCE = 1e-5
@@ -30,10 +32,10 @@ _WIDE = 32
 
 _TOGETHER = 4096
 """Refits solved in one batch."""
-_HALVING = ((2, 0), (1, 5))
-"""Starts that go on, each after so many more steps, where a step is dear."""
-_POLISH = 3
-"""Times that a start that went on is refitted with a matrix of its own, before the last steps."""
+_GO_ON = 2
+"""Starts that go on where a step is dear."""
+_POLISH, _POLISHED = 12, 1e-9
+"""Times at most that a start that went on is refitted with a matrix of its own; and the relative decrease at which that ends."""
 _CROWD = 1000
 """Points above which a left-one-out refit takes two steps, however many exponents there are: one point in a thousand moves little."""
 
@@ -51,7 +53,7 @@ class LogLinearFit:
     problem: LawProblem
     params: Parameters  # batch of E
 
-    @property
+    @cached_property
     def mixtures(self) -> FloatArray:
         """What the points stand for, (M, D)."""
         return self.problem.Z @ self.problem.basis.T
@@ -172,15 +174,26 @@ class LawProblem:
         """Whether a matrix for every refit costs more than the refits themselves."""
         return len(self.Z) > _MANY and self.Z.shape[1] > _WIDE
 
-    def refit(self, Y: FloatArray, at: Parameters, left_out: np.ndarray | None = None) -> Parameters:
-        """Fit B laws to losses (B, M) near one that is fitted, each without the point that it leaves out."""
+    def refit(
+        self, Y: FloatArray, at: Parameters, left_out: np.ndarray | None = None, *, tolerance: float = TOLERANCE
+    ) -> Parameters:
+        """Fit B laws to losses (B, M) near one that is fitted; or to the same (1, M), each without the point that it leaves out, (B,)."""
         highest = np.maximum(Y.mean(axis=1), 0.0)
-        few = {} if left_out is None or len(self.Z) <= _CROWD else {"iterations": 2}
-        return refit(self.Z, Y, at, v=self.v, left_out=left_out, delta=self.delta, highest=highest, **few)
+        form = CurvatureForm.near(self.Z, self.v, self.basis.sum(axis=0), at)
+        if left_out is None:
+            return refit(form, Y, at, delta=self.delta, highest=highest, tolerance=tolerance)
+        steps = ITERATIONS if len(self.Z) <= _CROWD else 2
+        highest = np.repeat(highest, len(left_out))
+        return refit(form, Y, at, left_out=left_out, delta=self.delta, highest=highest, iterations=steps)
 
     def predict(self, params: Parameters) -> FloatArray:
         """Losses at the points under B parameters, (B, M)."""
         return evaluate(self.Z, self.v, params)[0]
+
+    def predict_each(self, params: Parameters) -> FloatArray:
+        """Loss at each point under parameters of its own, a batch of M, (M,)."""
+        losses: FloatArray = params.c + np.exp(np.clip(np.einsum("mk,mk->m", self.Z, params.z), -60.0, 60.0))
+        return losses if self.v is None else losses + params.gamma * self.v
 
     def law(self, params: Parameters) -> LogLinearLaw:
         """A batch of E parameters as a law over domains."""
@@ -249,7 +262,8 @@ def fit_flops(points: int, exponents: int, metrics: int, draws: int) -> float:
     """About how many operations `fit_law` and its draws take, for estimates before long work."""
     own = points * (exponents**2 + 100.0) * 2  # one step with a matrix of its own; 100: what a point costs besides
     if points > _MANY and exponents > _WIDE:
-        return metrics * (500 * own + 240.0 * (points + draws) * points * exponents)
+        shared = (4 if points > _CROWD else 10) * points + 8 * draws
+        return metrics * (3 * own + points * (shared * exponents + 4000.0 * (points + draws)))
     few, some = (2, 10) if points > _MANY else (40, 40)
     return metrics * own * (len(_START_OFFSETS) * 200 + points * few + draws * some)
 
@@ -319,21 +333,41 @@ def _multi_start(problem: LawProblem) -> Parameters:
     for offset in _START_OFFSETS:
         c = np.maximum(lowest - offset * spread, 0.0)
         for e in range(losses.shape[1]):
+            if constants and c[e] == constants[-1][e]:  # both at zero: the same start
+                exponents.append(exponents[-losses.shape[1]])
+                continue
             above = np.maximum(losses[:, e] - c[e], 1e-3 * spread[e])
             # weights: an error in log(y - c) is worth (y - c) times as much in y
             exponents.append(_regressed(Z * above[:, None], np.log(above) * above, problem.large))
         constants.append(c)
     num_starts, num_metrics = len(_START_OFFSETS), losses.shape[1]
     params = Parameters(np.concatenate(constants), np.array(exponents), np.zeros(num_starts * num_metrics))
-    for kept, steps in _HALVING if problem.large else ():
-        params, objective = problem.solve(np.tile(losses.T, (num_starts, 1)), params, max_iterations=steps)
-        params, num_starts = _best(problem, params, objective, kept), kept
-    for _ in range(_POLISH if problem.large else 0):
-        starts = range(num_starts * num_metrics)  # metric after metric, start after start
-        each = [problem.refit(losses[:, [i % num_metrics]].T, params.take(np.array([i]))) for i in starts]
-        params = Parameters(*(np.concatenate([getattr(p, f) for p in each]) for f in ("c", "z", "gamma")))
+    if problem.large:
+        params, objective = problem.solve(np.tile(losses.T, (num_starts, 1)), params, max_iterations=0)
+        return _polished(problem, _best(problem, params, objective, _GO_ON))
     params, objective = problem.solve(np.tile(losses.T, (num_starts, 1)), params, max_iterations=200)
     return _best(problem, params, objective, 1)
+
+
+def _polished(problem: LawProblem, starts: Parameters) -> Parameters:
+    """Of a large table: the starts, one after another of every evaluation set, and the best refitted near itself until nothing is gained."""
+    found = []
+    for e, y in enumerate(problem.losses.T):
+        each = [starts.take(np.array([i])) for i in range(e, len(starts.c), len(problem.metrics))]
+        tried = [_near(problem, y, start) for start in each]
+        value, law = min(tried, key=lambda t: t[0])
+        for _ in range(_POLISH):
+            before, (value, law) = value, _near(problem, y, law)
+            if not value < (1 - _POLISHED) * before:
+                break
+        found.append(law)
+    return Parameters(*(np.concatenate([getattr(law, name) for law in found]) for name in ("c", "z", "gamma")))
+
+
+def _near(problem: LawProblem, losses: FloatArray, at: Parameters) -> tuple[float, Parameters]:
+    """A law refitted near itself, and its objective."""
+    law = problem.refit(losses[None], at, tolerance=_POLISHED)
+    return float(huber(losses - problem.predict(law)[0], problem.delta).sum()), law
 
 
 def _regressed(A: FloatArray, y: FloatArray, large: bool) -> FloatArray:
@@ -367,14 +401,15 @@ def _leave_one_out(problem: LawProblem, params: Parameters) -> FloatArray:
     together = 1 if problem.large else max(1, _TOGETHER // points)
     for first in range(0, num_metrics, together):
         some = np.arange(first, min(first + together, num_metrics))
-        losses = np.repeat(problem.losses[:, some].T, points, axis=0)
         if problem.large:
-            refits = problem.refit(losses, params.take(some), nobody)
+            refits = problem.refit(problem.losses[:, some].T, params.take(some), nobody)
+            loo[:, first] = problem.predict_each(refits)
         else:
+            losses = np.repeat(problem.losses[:, some].T, points, axis=0)
             start = params.take(np.repeat(some, points))
             weights, steps = np.tile(1.0 - np.eye(points), (len(some), 1)), 2 if points > _MANY else 40
             refits, _ = problem.solve(losses, start, weights=weights, max_iterations=steps)
-        told = problem.predict(refits).reshape(len(some), points, points)
-        loo[:, some] = np.diagonal(told, axis1=1, axis2=2).T
+            told = problem.predict(refits).reshape(len(some), points, points)
+            loo[:, some] = np.diagonal(told, axis1=1, axis2=2).T
     # Far from the points that are left a law may run away; past ten times the largest loss it only says "far worse".
     return np.minimum(loo, 10 * problem.losses.max(axis=0))

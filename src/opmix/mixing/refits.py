@@ -2,25 +2,25 @@
 
 A refit differs from the fit by one point less or by losses a little off, so the fit's own Gauss-Newton matrix serves them all: it is
 factorised once, a point less is a change of rank one, and an iteration costs products of (B, M) with (M, K) where a matrix of each refit's
-own would cost B M K^2. Gradients are exact, so what converges is stationary.
+own would cost B M K^2. Gradients are exact, so what converges is stationary; steps are taken where the valley is straight (`curvature`).
 
 Shape letters as in `least_squares`: B refits of one law, M points, K exponents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 
-from opmix.mixing.least_squares import MAX_EXPONENT, Parameters, evaluate, huber
+from opmix.mixing.curvature import CurvatureForm, Told
+from opmix.mixing.least_squares import Parameters
 from opmix.mixing.mixture import FloatArray
 
-_ITERATIONS = 60
-_TOLERANCE = 1e-6
+ITERATIONS = 60
+TOLERANCE = 1e-6
 """Relative decrease of the objective that counts as converged. At 1e-7 a large table takes half as long again, and intervals differ by less
 than another seed of the draws changes them."""
 _LEAST_REST = 1e-3
@@ -31,180 +31,180 @@ _MEMORY = 8
 
 @dataclass(frozen=True)
 class _Factors:
-    """The fit's Gauss-Newton matrix, with the constant free and held."""
+    """The fit's Gauss-Newton matrix, as its Cholesky factor."""
 
-    J: FloatArray  # (M, 2 + K): constant, covariate, exponents
-    free: tuple[FloatArray, bool]
-    held: tuple[FloatArray, bool]
+    J: FloatArray  # (M, 2 + K): curvature, covariate, slopes
+    weight: FloatArray  # (M,) of the points
+    factor: Any
 
     @classmethod
-    def of(cls, Z: FloatArray, v: FloatArray | None, growth: FloatArray, weight: FloatArray) -> _Factors:
-        J = np.column_stack([np.ones(len(Z)), np.zeros(len(Z)) if v is None else v, growth[:, None] * Z])
-        normal = (J * weight[:, None]).T @ J
-        held = normal.copy()
-        held[0, :] = held[:, 0] = 0.0
-        factors = []
-        for matrix in (normal, held):
-            scale = np.diag(matrix).max()
-            empty = np.diag(matrix) <= 0
-            matrix[empty, empty] = scale
-            matrix[np.diag_indices_from(matrix)] += _RIDGE * scale
-            factors.append(cho_factor(matrix, lower=True))
-        return cls(J, *factors)
+    def of(cls, J: FloatArray, weight: FloatArray) -> _Factors:
+        from scipy.linalg import cho_factor
+
+        root = J * np.sqrt(weight)[:, None]
+        normal = root.T @ root
+        diagonal = np.einsum("kk->k", normal)
+        scale = diagonal.max()
+        diagonal += np.where(diagonal <= 0, scale, _RIDGE * scale)
+        return cls(J, weight, cho_factor(normal, lower=True, overwrite_a=True, check_finite=False))
+
+    def _solved(self, rows: FloatArray) -> FloatArray:
+        from scipy.linalg import cho_solve
+
+        found: FloatArray = cho_solve(self.factor, rows.T, check_finite=False).T
+        return found
 
     @cached_property
-    def spread_free(self) -> FloatArray:
+    def spread(self) -> FloatArray:
         """The inverse on J's rows, (M, 2 + K)."""
-        found: FloatArray = cho_solve(self.free, self.J.T).T
-        return found
+        return self._solved(self.J)
 
-    @cached_property
-    def spread_held(self) -> FloatArray:
-        """The same with the constant held."""
-        without = self.J.copy()
-        without[:, 0] = 0.0
-        found: FloatArray = cho_solve(self.held, without.T).T
-        return found
-
-    def solved(
-        self, gradient: FloatArray, *, held: np.ndarray, left_out: np.ndarray | None, weight: FloatArray
-    ) -> FloatArray:
-        """The inverse matrix on gradients (B, 2 + K), the constant held where `held`."""
-        gradient = np.where(held[:, None] & _constant(gradient), 0.0, gradient)
-        step = np.empty_like(gradient)
-        spread = np.empty_like(gradient)
-        for rows, factor, name in ((held, self.held, "spread_held"), (~held, self.free, "spread_free")):
-            if rows.any():
-                step[rows] = cho_solve(factor, gradient[rows].T).T
-                if left_out is not None:
-                    spread[rows] = getattr(self, name)[left_out[rows]]
+    def solved(self, gradient: FloatArray, left_out: np.ndarray | None) -> FloatArray:
+        """The inverse matrix on gradients (B, 2 + K), each without its point left out."""
+        step = self._solved(gradient)
         if left_out is None:
             return step
         # Sherman and Morrison: the matrix without one point.
-        row, own = self.J[left_out], weight[left_out]
+        row, spread, own = self.J[left_out], self.spread[left_out], self.weight[left_out]
         rest = np.maximum(1.0 - own * np.einsum("bk,bk->b", row, spread), _LEAST_REST)
-        return step + spread * (own * np.einsum("bk,bk->b", row, step) / rest)[:, None]
-
-
-def _constant(theta: FloatArray) -> np.ndarray:
-    """Which column is the constant's."""
-    return np.arange(theta.shape[1]) == 0
+        step += spread * (own * np.einsum("bk,bk->b", row, step) / rest)[:, None]
+        return step
 
 
 def refit(
-    Z: FloatArray,
+    form: CurvatureForm,
     Y: FloatArray,
     at: Parameters,
     *,
-    v: FloatArray | None = None,
     left_out: np.ndarray | None = None,
     delta: float,
     highest: FloatArray,
-    iterations: int = _ITERATIONS,
+    iterations: int = ITERATIONS,
+    tolerance: float = TOLERANCE,
 ) -> Parameters:
     """Minimise the Huber loss of B laws from one fitted law on.
 
     Args:
-        Z: Reduced mixtures, (M, K).
-        Y: Losses in nats per token, (B, M).
+        form: Near that law.
+        Y: Losses in nats per token, (B, M); where points are left out the same for all, (1, M).
         at: The fitted law, a batch of one.
-        v: A covariate that enters linearly, (M,), or None.
         left_out: Point that each refit goes without, (B,); None: none.
         delta: Huber's threshold, nats.
         highest: Upper bound of the constant, (B,); the lower one is zero.
         iterations: At most.
+        tolerance: Relative decrease of the objective that counts as converged.
 
     Returns:
         The refitted laws.
     """
-    batch = len(Y)
-    W = np.ones_like(Y)
     if left_out is not None:
-        W[np.arange(batch), left_out] = 0.0
-    first, grown = evaluate(Z, v, at)
-    robust = np.minimum(1.0, delta / np.maximum(np.abs(Y - first), 1e-300)).mean(axis=0)
-    factors = _Factors.of(Z, v, grown[0], robust)
-    theta = np.repeat(np.column_stack([at.c, at.gamma, at.z]), batch, axis=0)
-
-    def told(theta: FloatArray, on: np.ndarray) -> tuple[FloatArray, FloatArray]:
-        """Objective (B') and its gradient (B', 2 + K)."""
-        predicted, growth = evaluate(Z, v, Parameters(theta[:, 0], theta[:, 2:], theta[:, 1]))
-        residual = Y[on] - predicted
-        pull = W[on] * np.clip(residual, -delta, delta)
-        slope = np.zeros_like(theta)
-        slope[:, 0], slope[:, 2:] = -pull.sum(axis=1), -(pull * growth) @ Z
-        if v is not None:
-            slope[:, 1] = -(pull @ v)
-        return (W[on] * huber(residual, delta)).sum(axis=1), slope
-
-    on = np.arange(batch)
-    value, slope = told(theta, on)
-    length, memory = np.ones(batch), _Memory.empty(batch, theta.shape[1])
-    for _ in range(iterations):
-        held = (theta[on, 0] <= 0) & (slope[on, 0] > 0) | (theta[on, 0] >= highest[on]) & (slope[on, 0] < 0)
-        without = None if left_out is None else left_out[on]
-        step = -memory.applied(
-            on,
-            np.where(held[:, None] & _constant(theta), 0.0, slope[on]),
-            partial(factors.solved, held=held, left_out=without, weight=robust),
-        )
-        trial = _inside(theta[on] + length[on, None] * step, highest[on])
-        found, there = told(trial, on)
-        better = found <= value[on]
-        took = on[better]
-        memory.learn(took, trial[better] - theta[took], there[better] - slope[took])
-        small = better & (value[on] - found <= _TOLERANCE * (value[on] + 1e-16)) & (length[on] == 1)
-        memory.forget(on[~better])
-        theta[took], value[took], slope[took] = trial[better], found[better], there[better]
-        length[on] = np.where(better, 1.0, length[on] / 4)
-        on = on[~small & (length[on] > 1e-7)]
-        if not on.size:
+        Y = np.broadcast_to(Y, (len(left_out), Y.shape[1]))
+    start = form.theta(at)
+    told = form.told(start)
+    weight = np.minimum(1.0, delta / np.maximum(np.abs(Y - told.predicted), 1e-300)).mean(axis=0)
+    factors = _Factors.of(form.jacobian(told), weight)
+    value, pull = _robust(Y, told, delta, left_out)
+    if left_out is None:
+        slope = -form.pulled(pull, told)
+    else:  # the gradient with all points, less one point's own part
+        whole = np.clip(Y[:1] - told.predicted, -delta, delta)
+        slope = whole[0, left_out, None] * factors.J[left_out] - form.pulled(whole, told)
+    low, high = form.bounds(highest)
+    thetas = np.repeat(start, len(Y), axis=0)
+    now = _Running(np.arange(len(Y)), thetas, value, slope, np.ones(len(Y)), Y, high, left_out)
+    done = thetas.copy()
+    for turn in range(iterations):
+        trial = form.inside(now.theta + now.step(factors, low), (low, now.high))
+        told = form.told(trial)
+        value, pull = _robust(now.Y, told, delta, now.left_out)
+        better = value <= now.value
+        small = better & (now.value - value <= tolerance * (now.value + 1e-16)) & (now.length == 1)
+        now.length = np.where(better, 1.0, now.length / 4)
+        done[now.on[better]] = trial[better]
+        going = ~small & (now.length > 1e-7)
+        if turn + 1 == iterations or not going.any():
             break
-    return Parameters(theta[:, 0], theta[:, 2:], theta[:, 1])
+        if not going.all():
+            now = now.take(going)
+            told, trial, value, pull, better = told.take(going), trial[going], value[going], pull[going], better[going]
+        if better.all():
+            now.moved(better, trial, value, -form.pulled(pull, told))
+        else:
+            now.moved(better, trial[better], value[better], -form.pulled(pull[better], told.take(better)))
+    return form.parameters(done)
 
 
-@dataclass(frozen=True)
-class _Memory:
-    """Of every refit's last steps: what L-BFGS knows beyond the shared matrix."""
+def _robust(Y: FloatArray, told: Told, delta: float, left_out: np.ndarray | None) -> tuple[FloatArray, FloatArray]:
+    """Huber's loss (B,), and its slope by the predictions, turned round, (B, M); points left out have none."""
+    residual = Y - told.predicted
+    if left_out is not None:
+        residual[np.arange(len(residual)), left_out] = 0.0
+    pull = np.clip(residual, -delta, delta)
+    residual -= 0.5 * pull
+    return np.einsum("bm,bm->b", pull, residual), pull
 
-    steps: FloatArray  # (H, B, 2 + K)
-    changes: FloatArray  # of the gradient
-    weights: FloatArray  # (H, B); 0: nothing there
 
-    @classmethod
-    def empty(cls, batch: int, size: int) -> _Memory:
-        return cls(np.zeros((_MEMORY, batch, size)), np.zeros((_MEMORY, batch, size)), np.zeros((_MEMORY, batch)))
+@dataclass
+class _Running:
+    """The refits that are not done, B' of B, with their last steps: what L-BFGS knows beyond the shared matrix."""
 
-    def learn(self, on: np.ndarray, step: FloatArray, change: FloatArray) -> None:
-        for kept, new in ((self.steps, step), (self.changes, change)):
-            kept[:-1, on] = kept[1:, on]
-            kept[-1, on] = new
-        product = np.einsum("bk,bk->b", step, change)
-        self.weights[:-1, on] = self.weights[1:, on]
-        self.weights[-1, on] = np.where(
-            product > 1e-12 * np.einsum("bk,bk->b", change, change), 1 / np.maximum(product, 1e-300), 0.0
-        )
+    on: np.ndarray  # which of B
+    theta: FloatArray
+    value: FloatArray
+    slope: FloatArray
+    length: FloatArray
+    Y: FloatArray
+    high: FloatArray  # of the curvature
+    left_out: np.ndarray | None
+    steps: list[FloatArray] = field(default_factory=list)
+    changes: list[FloatArray] = field(default_factory=list)
+    """Of the slope."""
+    weights: list[FloatArray] = field(default_factory=list)
+    """(B',); 0: nothing known."""
 
-    def forget(self, on: np.ndarray) -> None:
-        self.weights[:, on] = 0.0
+    def take(self, rows: np.ndarray) -> _Running:
+        """Some of them."""
+        each = (self.on, self.theta, self.value, self.slope, self.length, self.Y, self.high)
+        less = None if self.left_out is None else self.left_out[rows]
+        past = ([a[rows] for a in known] for known in (self.steps, self.changes, self.weights))
+        return _Running(*(a[rows] for a in each), less, *past)
 
-    def applied(self, on: np.ndarray, gradient: FloatArray, inverse: Callable[[FloatArray], FloatArray]) -> FloatArray:
-        """The two-loop recursion: an inverse Hessian on gradients (B', 2 + K)."""
-        S, Y, rho = self.steps[:, on], self.changes[:, on], self.weights[:, on]
-        alphas = np.zeros(rho.shape)
-        for h in reversed(range(_MEMORY)):
-            alphas[h] = rho[h] * np.einsum("bk,bk->b", S[h], gradient)
-            gradient = gradient - alphas[h][:, None] * Y[h]
-        result = inverse(gradient)
-        for h in range(_MEMORY):
-            beta = rho[h] * np.einsum("bk,bk->b", Y[h], result)
-            result = result + (alphas[h] - beta)[:, None] * S[h]
+    def step(self, factors: _Factors, low: float) -> FloatArray:
+        """Where to, (B', 2 + K); one that would take the curvature out of its bounds is the best of those that end there."""
+        step = self._solved(factors, self.slope, slice(None))
+        step *= -self.length[:, None]
+        k = self.theta[:, 0]
+        allowed = np.clip(k + step[:, 0], low, self.high) - k
+        crossing = np.flatnonzero(allowed != step[:, 0])
+        if crossing.size:
+            along = np.zeros((len(crossing), step.shape[1]))
+            along[:, 0] = 1.0
+            along = self._solved(factors, along, crossing)
+            step[crossing] += along * ((allowed - step[:, 0])[crossing] / along[:, 0])[:, None]
+        return step
+
+    def _solved(self, factors: _Factors, gradient: FloatArray, rows: np.ndarray | slice) -> FloatArray:
+        """The two-loop recursion around the shared matrix: an inverse Hessian on gradients, of some of the refits."""
+        alphas = []
+        known = [(s[rows], y[rows], rho[rows]) for s, y, rho in zip(self.steps, self.changes, self.weights, strict=True)]
+        for s, y, rho in reversed(known):
+            alphas.append(rho * np.einsum("bk,bk->b", s, gradient))
+            gradient = gradient - alphas[-1][:, None] * y
+        result = factors.solved(gradient, None if self.left_out is None else self.left_out[rows])
+        for s, y, rho in known:
+            result += (alphas.pop() - rho * np.einsum("bk,bk->b", y, result))[:, None] * s
         return result
 
-
-def _inside(theta: FloatArray, highest: FloatArray) -> FloatArray:
-    """Constants and exponents within their bounds."""
-    theta[:, 0] = np.clip(theta[:, 0], 0.0, highest)
-    size = np.sqrt(np.sum(theta[:, 2:] ** 2, axis=1))
-    theta[:, 2:] *= np.minimum(1.0, MAX_EXPONENT / np.maximum(size, 1e-300))[:, None]
-    return theta
+    def moved(self, better: np.ndarray, theta: FloatArray, value: FloatArray, slope: FloatArray) -> None:
+        """To where it is better; elsewhere what was known of the past is forgotten."""
+        step, change, rho = np.zeros_like(self.theta), np.zeros_like(self.slope), np.zeros(len(better))
+        step[better], change[better] = theta - self.theta[better], slope - self.slope[better]
+        product, square = np.einsum("bk,bk->b", step, change), np.einsum("bk,bk->b", change, change)
+        known = product > 1e-12 * square
+        rho[known] = 1 / product[known]
+        for old in self.weights:
+            old[~better] = 0.0
+        self.theta[better], self.value[better], self.slope[better] = theta, value, slope
+        for past, new in ((self.steps, step), (self.changes, change), (self.weights, rho)):
+            past.append(new)
+            del past[:-_MEMORY]

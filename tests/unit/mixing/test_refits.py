@@ -71,6 +71,27 @@ def test_draws_come_to_the_minimum_of_their_own_losses(fitted):
     assert np.all(near - best < 0.02 * fallen)
 
 
+@pytest.mark.parametrize("constant", [2.0, 0.0])
+def test_draws_of_a_flat_table_come_to_their_minimum_too(constant):
+    """Losses that mixtures hardly move: constant and exponents say almost the same, and a straight step leaves their valley."""
+    rng = np.random.default_rng(0)
+    shares, exponents = rng.dirichlet(np.ones(40), 110), rng.normal(0, 0.5, (1, 40))
+    losses = constant + np.exp(shares @ exponents.T) + 2e-3 * rng.standard_normal((110, 1))
+    fit = fit_law(shares, losses, **named(shares, losses))
+    drawn = fit.fitted[:, 0] + rng.standard_normal((6, 110)) * fit.residuals[:, 0]
+    found = fit.problem.refit(drawn, fit.params)
+    near = objective(fit.problem, found, drawn)
+    best = near.copy()
+    for b in range(6):
+        law = found.take(np.array([b]))
+        for _ in range(4):
+            law = fit.problem.refit(drawn[[b]], law, tolerance=1e-12)
+        best[b] = min(best[b], objective(fit.problem, law, drawn[[b]])[0])
+    start = objective(fit.problem, fit.params.take(np.zeros(6, dtype=int)), drawn)
+    assert np.all(near - best < 1e-4 * (start - best))
+    assert np.all(found.c >= 0)
+
+
 def test_a_covariate_and_a_constant_at_its_bound_are_refitted_too():
     shares, losses = table(seed=3)
     losses = losses - losses.min() + 0.01  # the constant wants to be below zero
@@ -92,7 +113,7 @@ def test_dropping_starts_early_loses_nothing(monkeypatch):
         problem = _problem(shares, losses, *named(shares, losses).values(), None, 0.02)
         few = law_module._multi_start(problem)
         with monkeypatch.context() as patch:
-            patch.setattr(law_module, "_HALVING", ())
+            patch.setattr(law_module, "_GO_ON", 8)
             every = law_module._multi_start(problem)
         assert np.all(objective(problem, few, losses.T) <= 1.001 * objective(problem, every, losses.T))
 
