@@ -65,7 +65,9 @@ class CurvatureForm:
     def parameters(self, theta: FloatArray) -> Parameters:
         """The laws."""
         k = theta[:, 0] / self.unit
-        return Parameters(np.maximum(self.level - 1 / k, 0.0), k[:, None] * theta[:, 2:] - np.log(k)[:, None] * self.one, theta[:, 1])
+        return Parameters(
+            np.maximum(self.level - 1 / k, 0.0), k[:, None] * theta[:, 2:] - np.log(k)[:, None] * self.one, theta[:, 1]
+        )
 
     def bounds(self, highest: FloatArray) -> tuple[float, FloatArray]:
         """Of the curvature, for constants from 0 to `highest` (B,)."""

@@ -350,7 +350,7 @@ def _multi_start(problem: LawProblem) -> Parameters:
 
 
 def _polished(problem: LawProblem, starts: Parameters) -> Parameters:
-    """Of a large table: the starts, one after another of every evaluation set, and the best refitted near itself until nothing is gained."""
+    """Of a large table: every evaluation set's starts, and the best of them refitted near itself until nothing is gained."""
     found = []
     for e, y in enumerate(problem.losses.T):
         each = [starts.take(np.array([i])) for i in range(e, len(starts.c), len(problem.metrics))]

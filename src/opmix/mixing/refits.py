@@ -186,7 +186,9 @@ class _Running:
     def _solved(self, factors: _Factors, gradient: FloatArray, rows: np.ndarray | slice) -> FloatArray:
         """The two-loop recursion around the shared matrix: an inverse Hessian on gradients, of some of the refits."""
         alphas = []
-        known = [(s[rows], y[rows], rho[rows]) for s, y, rho in zip(self.steps, self.changes, self.weights, strict=True)]
+        known = [
+            (s[rows], y[rows], rho[rows]) for s, y, rho in zip(self.steps, self.changes, self.weights, strict=True)
+        ]
         for s, y, rho in reversed(known):
             alphas.append(rho * np.einsum("bk,bk->b", s, gradient))
             gradient = gradient - alphas[-1][:, None] * y
