@@ -129,13 +129,15 @@ def test_what_every_command_starts_with_loads_little():
     assert int(done.stdout) < 600
 
 
-def test_fit_and_report_load_no_torch(swarm):
+def test_fit_and_report_load_neither_torch_nor_scipy(swarm):
     folder, *_ = swarm
     code = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom opmix.cli.main import app\n"
+        "import sys\nimport clarabel, numpy\nlight = lambda m: {n for n in m if n.startswith('scipy')}\n"
+        "before = light(sys.modules)\nfrom typer.testing import CliRunner\nfrom opmix.cli.main import app\n"
         f"import opmix.mixing, opmix.config, opmix.fit, opmix.report, opmix.results\nassert not {TORCH!r} & set(sys.modules)\n"
         f"r = CliRunner().invoke(app, {['fit', *(str(folder / n) for n in ('ratios.csv', 'metrics.csv')), '--out', str(folder / 'o')]!r})\n"
-        "assert r.exit_code == 0, r.output\nassert 'torch' not in sys.modules"
+        "assert r.exit_code == 0, r.output\nassert 'torch' not in sys.modules\n"
+        "assert light(sys.modules) == before, light(sys.modules) - before"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from scipy import sparse
+import numpy.typing as npt
 
 from opmix.mixing.constraints import LinearRow
 from opmix.mixing.mixture import FloatArray
@@ -24,6 +24,32 @@ ATTEMPTS: tuple[Mapping[str, Any], ...] = (
 
 Affine = tuple[FloatArray, float]
 """A row over all variables and its right-hand side."""
+
+
+@dataclass(frozen=True)
+class _Sparse:
+    """What Clarabel reads of a scipy.sparse.csc_matrix; importing scipy.sparse takes longer than many solves."""
+
+    data: FloatArray
+    indices: npt.NDArray[np.intp]
+    indptr: npt.NDArray[np.intp]
+    shape: tuple[int, int]
+    has_canonical_format: ClassVar[bool] = True
+    has_sorted_indices: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, dense: FloatArray) -> _Sparse:
+        columns, rows = np.nonzero(dense.T)
+        starts = np.searchsorted(columns, np.arange(dense.shape[1] + 1))
+        return cls(dense[rows, columns], rows, starts, (dense.shape[0], dense.shape[1]))
+
+    def __getattr__(self, name: str) -> Any:
+        """Anything else that a later Clarabel may ask for, of scipy's own matrix."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        from scipy import sparse
+
+        return getattr(sparse.csc_matrix((self.data, self.indices, self.indptr), self.shape), name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,12 +162,12 @@ class ConicProgram:
             clarabel.ExponentialConeT() if c.power is None else clarabel.PowerConeT(c.power) for c in self.form.cones
         ]
         cones += [clarabel.ExponentialConeT()] * (len(exponential) // 3)
-        matrix = sparse.csc_matrix(np.array([row for row, _ in everything]))
+        matrix = _Sparse.of(np.array([row for row, _ in everything]))
         chosen = clarabel.DefaultSettings()
         chosen.verbose = False
         for name, value in options.items():
             setattr(chosen, name, value)
         cost = self._cost()
-        quadratic = sparse.csc_matrix((len(cost), len(cost)))
+        quadratic = _Sparse.of(np.zeros((len(cost), len(cost))))
         bounds = np.array([bound for _, bound in everything])
         return clarabel.DefaultSolver(quadratic, cost, matrix, bounds, cones, chosen).solve()

@@ -329,7 +329,8 @@ def _multi_start(problem: LawProblem) -> Parameters:
     """Best of several deterministic starts per evaluation set."""
     losses, Z = problem.losses, problem.Z
     lowest, spread = losses.min(axis=0), np.ptp(losses, axis=0)
-    constants, exponents = [], []
+    constants: list[FloatArray] = []
+    exponents: list[FloatArray] = []
     for offset in _START_OFFSETS:
         c = np.maximum(lowest - offset * spread, 0.0)
         for e in range(losses.shape[1]):

@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg.blas import dsyrk
 
 from opmix.mixing.mixture import FloatArray
 
@@ -189,6 +188,8 @@ def _step(
     if kron is not None:
         normal[:, 2:, 2:] = (squares @ kron).reshape(batch, rank, rank)
     else:
+        from scipy.linalg.blas import dsyrk
+
         for b in range(batch):  # one product each, its upper half: all at once would hold B M K numbers
             normal[b, 2:, 2:] = dsyrk(1.0, (Z * np.sqrt(squares[b])[:, None]).T)
     right[:, 0] = (robust * residual).sum(axis=1)

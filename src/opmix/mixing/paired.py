@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import logsumexp, ndtr
 
 from opmix.mixing.mixture import FloatArray
+from opmix.mixing.numerics import logsumexp, normal_cdf
 from opmix.mixing.solver import SolveSettings
 
 
@@ -59,7 +59,7 @@ def objective_values(losses: FloatArray, settings: SolveSettings) -> FloatArray:
         reference = 0.0 if settings.reference is None else settings.reference
         return np.asarray(np.max(losses - reference, axis=-1))
     if settings.objective == "perplexity":
-        return np.asarray(logsumexp(losses, axis=-1, b=settings.weights(losses.shape[-1])))
+        return np.asarray(logsumexp(losses, settings.weights(losses.shape[-1])))
     return np.asarray(losses @ settings.weights(losses.shape[-1]))
 
 
@@ -83,4 +83,4 @@ def can_be_worst(settings: SolveSettings, num_metrics: int) -> FloatArray:
 
 def gain_probability(gain: float, error: float, least: float = 0.0) -> float:
     """Probability that a measured gain is really above `least`, by its standard error; NaN where that is unknown."""
-    return float(ndtr((gain - least) / max(error, 1e-12)))
+    return float(normal_cdf((gain - least) / max(error, 1e-12)))

@@ -164,10 +164,10 @@ class _Running:
 
     def take(self, rows: np.ndarray) -> _Running:
         """Some of them."""
-        each = (self.on, self.theta, self.value, self.slope, self.length, self.Y, self.high)
-        less = None if self.left_out is None else self.left_out[rows]
-        past = ([a[rows] for a in known] for known in (self.steps, self.changes, self.weights))
-        return _Running(*(a[rows] for a in each), less, *past)
+        left_out = None if self.left_out is None else self.left_out[rows]
+        same = {n: getattr(self, n)[rows] for n in ("on", "theta", "value", "slope", "length", "Y", "high")}
+        past = {n: [a[rows] for a in getattr(self, n)] for n in ("steps", "changes", "weights")}
+        return _Running(**same, left_out=left_out, **past)
 
     def step(self, factors: _Factors, low: float) -> FloatArray:
         """Where to, (B', 2 + K); one that would take the curvature out of its bounds is the best of those that end there."""

@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import logsumexp, softmax
 
 from opmix.errors import ConfigError, InfeasibleError, SolverError
 from opmix.mixing.conic import ATTEMPTS, ConicProgram, Goal, Objective
 from opmix.mixing.constraints import Constraints, LinearRow
 from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.mixing.numerics import logsumexp, softmax
 from opmix.protocols.law import MixingLaw
 
 GAP_TOLERANCE = 1e-5
@@ -235,7 +235,7 @@ class _Problem:
         if self.settings.objective == "worst_case":
             return float(self._worst_gaps(p).max()) + self.settings.kl * kl
         if self.settings.objective == "perplexity":
-            return float(logsumexp(self.law.predict(p[None])[0], b=self.omega)) + self.settings.kl * kl
+            return float(logsumexp(self.law.predict(p[None])[0], self.omega)) + self.settings.kl * kl
         return float(self.omega @ self.law.varying(p[None])[0]) + self.settings.kl * kl
 
     def violation(self, p: FloatArray) -> float:
@@ -257,8 +257,6 @@ class _Problem:
             steepened: Limits of losses that hardly change with the mixture are scaled until they do: what the LP lets them be missed
                 by is many shares otherwise.
         """
-        from scipy.optimize import linprog
-
         C = self.E.shape[0]
         worst = self.settings.objective == "worst_case"
         slope = self._kl_slope(p) if worst else self.slope(p)
@@ -276,10 +274,14 @@ class _Problem:
             for e in (e for e in range(len(gaps)) if np.isfinite(gaps[e])):
                 A.append(np.append(self.E @ gradient[e], -1.0))
                 b.append(float(gradient[e] @ p - gaps[e]))
+        if not A:  # over the simplex a plane is lowest in a corner
+            return max(0.0, float(slope @ p - (self.E @ slope).min()))
+        from scipy.optimize import linprog  # a tenth of a second or more
+
         result = linprog(
             np.append(self.E @ slope, 1.0 if worst else 0.0),
-            A_ub=np.array(A) if A else None,
-            b_ub=np.array(b) if b else None,
+            A_ub=np.array(A),
+            b_ub=np.array(b),
             A_eq=np.append(np.ones(C), 0.0)[None],
             b_eq=[1.0],
             bounds=[(0, None)] * C + [(None, None) if worst else (0, 0)],

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linprog, nnls
 
 from opmix.mixing.law import rank_correlation
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
@@ -43,6 +42,8 @@ def weights_for(design: ProbeDesign, mixture: FloatArray) -> InterpolationWeight
 
     Several may do; these lean on the probes whose own mixtures are nearest, so that as little as possible is averaged.
     """
+    from scipy.optimize import linprog
+
     R, projected = design.R, _projected(design, mixture)
     reached = R.T @ projected / projected.sum()
     spread = np.sum((R - reached) ** 2, axis=1)
@@ -54,6 +55,8 @@ def weights_for(design: ProbeDesign, mixture: FloatArray) -> InterpolationWeight
 
 def _projected(design: ProbeDesign, mixture: FloatArray) -> FloatArray:
     """Weights (P,) that sum to one but for rounding."""
+    from scipy.optimize import nnls
+
     rows = np.concatenate([design.R.T, np.full((1, len(design.R)), _SUM_WEIGHT)])
     return np.asarray(nnls(rows, np.append(mixture, _SUM_WEIGHT))[0])
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.special import chdtri
 
 from opmix.config import SearchConfig
 from opmix.errors import SolverError
@@ -33,6 +32,8 @@ def silent_targets(config: SearchConfig, simulated: Simulation) -> dict[str, Sil
 
     Where that would be all of them, none: something must be minimised, and the decision's own noise says keep.
     """
+    from scipy.special import chdtri
+
     rows = [i for i, point in enumerate(simulated.points) if np.max(point.weights) == 1]
     if len(rows) < 2:
         return {}

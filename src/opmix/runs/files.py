@@ -17,7 +17,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -279,6 +278,8 @@ def environment() -> dict[str, Any]:
 @cache
 def _versions() -> dict[str, str | None]:
     """Looking them up takes longer than writing a record, and every record asks."""
+    from importlib import metadata
+
     versions: dict[str, str | None] = {}
     for name in (
         "opmix",

@@ -9,7 +9,6 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy.special import bdtr, stdtrit  # scipy.stats takes a second to import
 
 from opmix.errors import DataError
 
@@ -83,6 +82,8 @@ def paired_difference(first: TaskScore, second: TaskScore, *, level: float = 0.9
         interval = bonett_price(ahead, behind, n, level=level)
         p_value = mcnemar(ahead, behind)
     elif n > 1:
+        from scipy.special import stdtrit  # scipy.stats takes a second to import
+
         half = float(stdtrit(n - 1, (1 + level) / 2) * np.std(a - b, ddof=1) / sqrt(n))
         interval = (mean - half, mean + half)
     return Difference(
@@ -97,6 +98,8 @@ def mcnemar(ahead: int, behind: int) -> float:
         >>> round(mcnemar(10, 2), 4)
         0.0386
     """
+    from scipy.special import bdtr
+
     return min(1.0, 2 * float(bdtr(min(ahead, behind), ahead + behind, 0.5)))
 
 

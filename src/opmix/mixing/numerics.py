@@ -1,0 +1,29 @@
+"""A few functions of scipy.special, in numpy: importing that takes longer than a small fit."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from opmix.mixing.mixture import FloatArray
+
+
+def logsumexp(values: FloatArray, weights: FloatArray) -> FloatArray:
+    """`log sum weights exp(values)` over the last axis, for weights >= 0 that are not all zero."""
+    values = np.where(weights > 0, values, -np.inf)
+    largest = values.max(axis=-1, keepdims=True)
+    found: FloatArray = largest[..., 0] + np.log(np.exp(values - largest) @ weights)
+    return found
+
+
+def softmax(values: FloatArray) -> FloatArray:
+    """`exp(values)`, scaled to add up to one."""
+    lifted = np.exp(values - values.max())
+    scaled: FloatArray = lifted / lifted.sum()
+    return scaled
+
+
+def normal_cdf(value: float) -> float:
+    """Probability that a standard normal is below; NaN of NaN."""
+    return 0.5 * math.erfc(-value / math.sqrt(2))

@@ -1,0 +1,34 @@
+"""What stands in for scipy says what scipy says."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special
+
+from opmix.mixing.conic import _Sparse
+from opmix.mixing.numerics import logsumexp, normal_cdf, softmax
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(-800, 800), min_size=1, max_size=6), st.data())
+def test_sums_of_exponentials(values, data):
+    weights = np.array(data.draw(st.lists(st.floats(0, 5), min_size=len(values), max_size=len(values))))
+    weights[0] = max(weights[0], 0.1)
+    rows = np.array([values, values[::-1]])
+    np.testing.assert_allclose(logsumexp(rows, weights), special.logsumexp(rows, axis=-1, b=weights), rtol=1e-12)
+    np.testing.assert_allclose(softmax(rows[0]), special.softmax(rows[0]), rtol=1e-12, atol=1e-300)
+
+
+@pytest.mark.parametrize("value", [-40.0, -3.0, -0.5, 0.0, 1.0, 9.0, np.inf, -np.inf, np.nan])
+def test_the_normal_distribution(value):
+    np.testing.assert_allclose(normal_cdf(value), special.ndtr(value), rtol=1e-12)
+
+
+def test_a_matrix_by_columns_is_scipys():
+    from scipy import sparse
+
+    dense = np.array([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0], [-3.0, 4.0, 0.0]])
+    ours, theirs = _Sparse.of(dense), sparse.csc_matrix(dense)
+    for name in ("data", "indices", "indptr", "shape", "has_canonical_format", "has_sorted_indices", "nnz"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
