@@ -165,9 +165,9 @@ class _Running:
     def take(self, rows: np.ndarray) -> _Running:
         """Some of them."""
         left_out = None if self.left_out is None else self.left_out[rows]
-        same = {n: getattr(self, n)[rows] for n in ("on", "theta", "value", "slope", "length", "Y", "high")}
-        past = {n: [a[rows] for a in getattr(self, n)] for n in ("steps", "changes", "weights")}
-        return _Running(**same, left_out=left_out, **past)
+        where, now = (self.on[rows], self.theta[rows]), (self.value[rows], self.slope[rows], self.length[rows])
+        steps, changes, weights = ([a[rows] for a in past] for past in (self.steps, self.changes, self.weights))
+        return _Running(*where, *now, self.Y[rows], self.high[rows], left_out, steps, changes, weights)
 
     def step(self, factors: _Factors, low: float) -> FloatArray:
         """Where to, (B', 2 + K); one that would take the curvature out of its bounds is the best of those that end there."""
