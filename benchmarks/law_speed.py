@@ -20,8 +20,9 @@ from scipy.optimize import least_squares
 from opmix.fit import fit_runs
 from opmix.mixing.decision import decide
 from opmix.mixing.effective_tokens_fit import EffectiveTokensFit, fit_effective_tokens
-from opmix.mixing.law import _START_OFFSETS, fit_law, rank_correlation
+from opmix.mixing.law import _START_OFFSETS, fit_law
 from opmix.mixing.mixture import Mixture
+from opmix.mixing.numerics import rank_correlation
 from opmix.mixing.solver import solve
 from opmix.mixing.swarm import read_swarm
 

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from opmix.methods.swarm.trees import BoostedTrees
-from opmix.mixing.law import fit_law, rank_correlation
+from opmix.mixing.law import fit_law
+from opmix.mixing.numerics import rank_correlation
 from opmix.mixing.swarm import read_swarm
 from opmix.mixing.table import ProxyTable
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from opmix.errors import LawError
 from opmix.mixing.effective_tokens import REPETITION_DECAY, EffectiveTokensDraws, EffectiveTokensLaw, Tokens
 from opmix.mixing.hierarchy import RHO, Hierarchy, Points, batch_of, fit_hierarchy, minimise
-from opmix.mixing.law import rank_correlation
 from opmix.mixing.mixture import FloatArray
+from opmix.mixing.numerics import rank_correlation
 from opmix.protocols.law import LawQuality
 
 SHARED_BY_LOOKS = 0.1

@@ -19,6 +19,7 @@ from opmix.mixing.curvature import CurvatureForm
 from opmix.mixing.least_squares import Parameters, evaluate, fit_batch, huber
 from opmix.mixing.log_linear import LogLinearDraws, LogLinearLaw
 from opmix.mixing.mixture import FloatArray
+from opmix.mixing.numerics import rank_correlation
 from opmix.mixing.refits import ITERATIONS, TOLERANCE, refit
 from opmix.protocols.law import LawQuality
 
@@ -266,21 +267,6 @@ def fit_flops(points: int, exponents: int, metrics: int, draws: int) -> float:
         return metrics * (3 * own + points * (shared * exponents + 4000.0 * (points + draws)))
     few, some = (2, 10) if points > _MANY else (40, 40)
     return metrics * own * (len(_START_OFFSETS) * 200 + points * few + draws * some)
-
-
-def rank_correlation(a: FloatArray, b: FloatArray) -> float:
-    """Spearman's rho; NaN-free: 0 where one side is constant."""
-    x, y = _ranks(a), _ranks(b)
-    x, y = x - x.mean(), y - y.mean()
-    scale = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / scale if scale > 0 else 0.0
-
-
-def _ranks(values: FloatArray) -> FloatArray:
-    """1 for the smallest; equal ones share the mean of their ranks."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: FloatArray = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    return ranks
 
 
 def _problem(

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from opmix.mixing.law import rank_correlation
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
+from opmix.mixing.numerics import rank_correlation
 from opmix.mixing.paired import objective_error, objective_values
 from opmix.mixing.solver import SolveSettings
 

@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opmix.errors import LawError
-from opmix.mixing.law import fit_law, rank_correlation
+from opmix.mixing.law import fit_law
 from opmix.mixing.least_squares import Parameters, evaluate, fit_batch, huber
+from opmix.mixing.numerics import rank_correlation
 
 DOMAINS = tuple("abcde")
 

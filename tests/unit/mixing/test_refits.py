@@ -8,10 +8,11 @@ from opmix.mixing import least_squares
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings, decide
 from opmix.mixing.free_optima import free_optima
-from opmix.mixing.law import _leave_one_out, _problem, _ranks, fit_flops, fit_law
+from opmix.mixing.law import _leave_one_out, _problem, fit_flops, fit_law
 from opmix.mixing.least_squares import Parameters
 from opmix.mixing.log_linear import LogLinearDraws, LogLinearLaw
 from opmix.mixing.mixture import Mixture
+from opmix.mixing.numerics import _ranks
 from opmix.mixing.posterior import solve_draws
 from opmix.mixing.solver import Coordinates, SolveSettings, solve
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from opmix.errors import ConfigError
-from opmix.mixing.law import rank_correlation
 from opmix.mixing.mixture import FloatArray
+from opmix.mixing.numerics import rank_correlation
 
 
 @dataclass(frozen=True, kw_only=True)
