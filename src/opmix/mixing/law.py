@@ -158,16 +158,9 @@ class LawProblem:
     ) -> tuple[Parameters, FloatArray]:
         """Fit B laws to losses (B, M)."""
         # 0 <= c keeps losses positive; c below every loss but the noise is all that exp > 0 allows.
-        bounds = (np.zeros(len(Y)), np.maximum(Y.mean(axis=1), 0.0))
+        span = (np.zeros(len(Y)), np.maximum(Y.mean(axis=1), 0.0))
         return fit_batch(
-            self.Z,
-            Y,
-            start,
-            v=self.v,
-            weights=weights,
-            delta=self.delta,
-            c_bounds=bounds,
-            max_iterations=max_iterations,
+            self.Z, Y, start, v=self.v, weights=weights, delta=self.delta, c_bounds=span, max_iterations=max_iterations
         )
 
     @property
@@ -198,9 +191,8 @@ class LawProblem:
 
     def law(self, params: Parameters) -> LogLinearLaw:
         """A batch of E parameters as a law over domains."""
-        return LogLinearLaw(
-            self.metrics, self.domains, params.c, params.z @ self.basis.T, params.gamma, self.Z.shape[1]
-        )
+        t = params.z @ self.basis.T
+        return LogLinearLaw(self.metrics, self.domains, params.c, t, params.gamma, self.Z.shape[1])
 
 
 def fit_law(
