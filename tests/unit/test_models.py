@@ -167,7 +167,10 @@ def test_shape_gives_the_flops_that_torch_counts():
     model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
         logits(model)
-    assert counter.get_total_flops() / IDS.numel() == models.model_shape(model).forward(IDS.shape[1])
+    # Some transformers multiply positions by frequencies in a matmul, a table that no layer repeats.
+    positions = 2 * IDS.shape[1] * model.config.head_dim // 2
+    counted = counter.get_total_flops() - models.model_shape(model).forward(IDS.shape[1]) * IDS.numel()
+    assert counted in (0, positions)
 
 
 def test_only_active_experts_cost():

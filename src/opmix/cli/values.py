@@ -35,33 +35,32 @@ class Verb(TyperCommand):
         rest = super().parse_args(ctx, args)
         if ctx.resilient_parsing:  # of a line that is still being typed
             return rest
+        # Typer 0.29 has made paths of them by now; before it did so when it called the verb.
+        later = {p.name for p in self.params if type(getattr(p, "type", None)).__name__ == "TyperPath"}
         for name, value in ctx.params.items():
-            if isinstance(value, Path) and (url := url_of(value)) is not None:
-                if name not in (_KEPT.get(self.name or ""), _READ.get(self.name or "")):
-                    raise ConfigError(
-                        f"{name}: {url}; expected a path of this machine: only run folders may be addresses"
-                    )
-            elif isinstance(value, Path):
+            if isinstance(value, list | tuple):
+                if name in later or any(isinstance(item, Path) for item in value):
+                    ctx.params[name] = [user_path(item) for item in value]
+            elif not isinstance(value, Path) and (name not in later or value is None):
+                continue
+            elif (url := url_of(value)) is None:
                 ctx.params[name] = user_path(value)
-            elif isinstance(value, list | tuple) and any(isinstance(item, Path) for item in value):
-                ctx.params[name] = [user_path(item) for item in value]
-        self._open_folders(ctx)
+            elif name in (_KEPT.get(self.name or ""), _READ.get(self.name or "")):
+                self._open_folder(ctx, name, url)
+            else:
+                raise ConfigError(f"{name}: {url}; expected a path of this machine: only run folders may be addresses")
         return rest
 
-    def _open_folders(self, ctx: Any) -> None:
+    def _open_folder(self, ctx: Any, name: str, url: str) -> None:
         """Have a run folder at a URL open until the verb is over, or a copy of one that is only read."""
-        given = {name: url for name, value in ctx.params.items() if isinstance(value, Path) and (url := url_of(value))}
-        if not given:
-            return
         from opmix.runs.run_folder import copy_of, run_folder
 
-        for name, url in given.items():
-            if name != _KEPT.get(self.name or ""):
-                ctx.params[name] = copy_of(url)
-                continue
-            folder = run_folder(url)
-            ctx.params[name] = folder.__enter__()
-            ctx.call_on_close(partial(_leave, folder, url))
+        if name != _KEPT.get(self.name or ""):
+            ctx.params[name] = copy_of(url)
+            return
+        folder = run_folder(url)
+        ctx.params[name] = folder.__enter__()
+        ctx.call_on_close(partial(_leave, folder, url))
 
 
 def _leave(folder: AbstractContextManager[Path], url: str) -> None:

@@ -32,7 +32,8 @@ def build(seed={seed}, streaming=False):
     mixed = interleave_datasets(
         parts, probabilities=list(PROBABILITIES.values()), seed=seed, stopping_strategy={strategy!r}
     )
-    return mixed if ROWS is None else mixed.take(ROWS)
+    # Not every datasets takes more rows than there are.
+    return mixed if ROWS is None or (not streaming and len(mixed) <= ROWS) else mixed.take(ROWS)
 '''
 
 

@@ -11,7 +11,16 @@ from opmix.errors import ConfigError, ModelError, StoreError
 from opmix.lifecycle.loading import LifecycleConfig
 from opmix.lifecycle.steps import chain
 from opmix.models.load import load_model, model_fingerprint
-from opmix.models.sharded import check_can_be_sharded, in_one_call, is_sharded, laid_out, own_part, reshard, whole
+from opmix.models.sharded import (
+    check_can_be_sharded,
+    in_one_call,
+    is_sharded,
+    laid_out,
+    loading_sharded,
+    own_part,
+    reshard,
+    whole,
+)
 from opmix.probes.tasks import probe_arguments
 from opmix.settings.loading import validated
 from opmix.testing import tiny_model
@@ -119,6 +128,21 @@ def test_a_life_says_what_needs_a_whole_model(second, said):
         life_of(*stages, trainer={**trainer, "fsdp": True})
 
 
+def _loads_in_parts() -> bool:
+    try:
+        loading_sharded()
+    except ModelError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(_loads_in_parts(), reason="this transformers does")
+def test_a_transformers_that_does_not_load_in_parts_is_told():
+    with pytest.raises(ModelError, match=r"trainer\.fsdp: this transformers .* expected 5\.23 or newer"):
+        check_can_be_sharded(tiny_model())
+
+
+@pytest.mark.skipif(not _loads_in_parts(), reason="this transformers does not load models in parts")
 def test_a_model_without_a_plan_or_with_packed_weights_cannot_be_spread(monkeypatch):
     model = tiny_model()
     check_can_be_sharded(model)
