@@ -34,7 +34,7 @@ from opmix.domain import Domain, Source
 from opmix.mixing.decision import decide
 from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import InterpolationWeights, Mixture
-from opmix.models.load import lora_targets
+from opmix.models.layers import lora_targets
 from opmix.probes.evaluation import HeldOut, evaluate, evaluate_proxies
 from opmix.probes.interpolation import make_proxies
 from opmix.progress import Silent

@@ -24,7 +24,8 @@ from opmix.cli.console import quiet_libraries
 from opmix.domain import ChatOptions, Domain, Source
 from opmix.mixing.mixture import Mixture
 from opmix.models.device import default_device
-from opmix.models.load import load_model, load_tokenizer, model_shape
+from opmix.models.layers import model_shape
+from opmix.models.load import load_model, load_tokenizer
 from opmix.progress import Silent
 from opmix.training import distillation
 from opmix.training.distillation import DistillationTrainer, distillation_trainer, reverse_kl

@@ -27,7 +27,8 @@ from fan_out import written
 from opmix.data import PackedSequences, prepare_domain
 from opmix.domain import Domain, Source
 from opmix.mixing.mixture import InterpolationWeights, Mixture
-from opmix.models.load import load_model, load_tokenizer, model_fingerprint, model_shape
+from opmix.models.layers import model_fingerprint, model_shape
+from opmix.models.load import load_model, load_tokenizer
 from opmix.probes.evaluation import HeldOut, evaluate
 from opmix.probes.settings import ProbeKindName, ProbeSettings
 from opmix.probes.tasks import ProbeRuntime, ProbeTask, ProxyEvaluator, probe_arguments, train_probe

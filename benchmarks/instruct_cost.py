@@ -15,7 +15,8 @@ import numpy as np
 
 from opmix.data import ChatRows, prepare_domain
 from opmix.domain import ChatOptions, Domain, Source
-from opmix.models.load import load_model, load_tokenizer, model_shape
+from opmix.models.layers import model_shape
+from opmix.models.load import load_model, load_tokenizer
 from opmix.training.settings import DEMONSTRATION
 
 

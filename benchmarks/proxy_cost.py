@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from opmix.mixing.mixture import InterpolationWeights
-from opmix.models.load import lora_targets
+from opmix.models.layers import lora_targets
 from opmix.probes.evaluation import HeldOut, evaluate, evaluate_proxies
 from opmix.probes.interpolation import make_proxies
 from opmix.testing import tiny_adapter

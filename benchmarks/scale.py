@@ -196,7 +196,8 @@ def shape_of(layers: int, width: int) -> tuple[ModelShape, int, int]:
     """
     from transformers import LlamaConfig
 
-    from opmix.models.load import empty_model, model_shape, parameter_counts
+    from opmix.models.layers import model_shape, parameter_counts
+    from opmix.models.load import empty_model
     from opmix.probes.kinds import probe_weights
     from opmix.probes.settings import ProbeSettings
 

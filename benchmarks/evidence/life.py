@@ -35,7 +35,7 @@ from transformers import LlamaForCausalLM
 
 from opmix.compute.flops import ModelShape
 from opmix.mixing.mixture import Mixture
-from opmix.models.load import model_shape
+from opmix.models.layers import model_shape
 from opmix.probes.evaluation import evaluate
 from opmix.probes.held_out import held_out
 from opmix.progress import Progress

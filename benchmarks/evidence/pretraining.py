@@ -28,7 +28,7 @@ from pretraining_texts import write_domains
 from opmix import SearchResult, search
 from opmix.cli.console import Display, quiet_libraries
 from opmix.mixing.mixture import Mixture
-from opmix.models.load import model_shape
+from opmix.models.layers import model_shape
 from opmix.probes.evaluation import evaluate
 from opmix.probes.held_out import held_out
 from opmix.runs.files import write_json

@@ -4,7 +4,7 @@ import numpy as np
 
 from opmix.data import PackedSequences, prepare_domain
 from opmix.domain import Domain, Source
-from opmix.models.load import model_shape
+from opmix.models.layers import model_shape
 from opmix.probes.evaluation import HeldOut
 from opmix.probes.settings import ProbeSettings
 from opmix.probes.tasks import ProbeRuntime, ProbeTask, probe_arguments

@@ -10,7 +10,7 @@ from opmix.continual.base import StageContext
 from opmix.data import pad_rows
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.context import prepare_stage
-from opmix.models.load import model_shape
+from opmix.models.layers import model_shape
 from opmix.progress import Silent
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
 from opmix.training.checkpoints import Checkpoints

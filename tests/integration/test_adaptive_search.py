@@ -16,7 +16,7 @@ from opmix.mixing.solver import SolveSettings
 from opmix.mixture_search.context import repetition
 from opmix.mixture_search.estimate import estimate_search
 from opmix.mixture_search.verify import verify_run
-from opmix.models.load import model_fingerprint
+from opmix.models.layers import model_fingerprint
 from opmix.probes import kinds, tasks
 from opmix.testing import tiny_model, tiny_tokenizer, write_toy_domains
 

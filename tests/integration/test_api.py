@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallba
 import opmix
 from opmix.config import load_config
 from opmix.errors import AdapterError, ConfigError, DataError, InfeasibleError, ModelError, StoreError, TrainingError
-from opmix.models.load import model_fingerprint
+from opmix.models.layers import model_fingerprint
 from opmix.runs.store import RunStore
 from opmix.testing import tiny_adapter, tiny_model, tiny_tokenizer, write_toy_domains
 from opmix.training.factory import default_trainer

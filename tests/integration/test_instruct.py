@@ -8,7 +8,7 @@ import pytest
 import opmix
 from opmix.config import parse_config
 from opmix.errors import ConfigError, DataError
-from opmix.models.load import model_fingerprint
+from opmix.models.layers import model_fingerprint
 from opmix.probes import tasks
 from opmix.testing import CHATML, tiny_chat_tokenizer, tiny_model, tiny_tokenizer, write_toy_chats, write_toy_domains
 

@@ -11,7 +11,7 @@ import opmix
 from opmix.cli.main import app
 from opmix.errors import ConfigError, StoreError
 from opmix.mixture_search.verify import verify_run
-from opmix.models.load import model_fingerprint
+from opmix.models.layers import model_fingerprint
 from opmix.probes import tasks
 from opmix.testing import tiny_model, tiny_tokenizer, write_toy_domains
 

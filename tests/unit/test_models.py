@@ -12,6 +12,7 @@ from transformers import AutoConfig, BertConfig, BertForMaskedLM, LlamaModel
 
 from opmix.errors import ModelError
 from opmix.models import files as model_files
+from opmix.models import layers
 from opmix.models import load as models
 from opmix.probes.settings import reach_notes
 from opmix.testing import ARCHITECTURES, tiny_adapter, tiny_model, tiny_tokenizer
@@ -32,7 +33,7 @@ def test_a_saved_model_loads_with_the_same_logits(arch, tmp_path):
     assert loaded.dtype == torch.float32
     assert not loaded.training
     assert torch.equal(logits(loaded), logits(saved))
-    assert models.model_fingerprint(loaded) == models.model_fingerprint(saved)
+    assert layers.model_fingerprint(loaded) == layers.model_fingerprint(saved)
 
 
 def test_dtype_is_as_asked(tmp_path):
@@ -116,7 +117,7 @@ def test_an_unreachable_hub_name_is_explained(monkeypatch):
 @pytest.mark.parametrize("tied", [False, True])
 def test_lora_targets_are_all_linear_layers_but_the_head(arch, tied):
     model = tiny_model(arch, tie_word_embeddings=tied)
-    targets = models.lora_targets(model)
+    targets = layers.lora_targets(model)
     adapted = {
         name.rpartition(".lora_A")[0].removeprefix("base_model.model.")
         for name, _ in tiny_adapter(model, "a", target_modules=targets).named_parameters()
@@ -124,8 +125,8 @@ def test_lora_targets_are_all_linear_layers_but_the_head(arch, tied):
     }
     expected = {
         name
-        for name, module in models.base_modules(model)
-        if isinstance(module, torch.nn.Linear | models.Conv1D) and not name.endswith(("_head", "embed_out"))
+        for name, module in layers.base_modules(model)
+        if isinstance(module, torch.nn.Linear | layers.Conv1D) and not name.endswith(("_head", "embed_out"))
     }
     if arch == "qwen2_moe":  # one linear layer with one output that weighs the shared expert: a gate
         expected = {name for name in expected if not name.endswith("shared_expert_gate")}
@@ -135,7 +136,7 @@ def test_lora_targets_are_all_linear_layers_but_the_head(arch, tied):
 def test_ambiguous_short_names_become_full_names():
     model = tiny_model()
     model.model.q_proj = torch.nn.Embedding(3, 4)  # same last name, not to be adapted
-    targets = models.lora_targets(model)
+    targets = layers.lora_targets(model)
     assert "q_proj" not in targets
     assert "model.layers.1.self_attn.q_proj" in targets
     assert "k_proj" in targets
@@ -145,21 +146,21 @@ def test_a_model_without_linear_layers_is_refused():
     model = tiny_model()
     model.model.layers = torch.nn.ModuleList()
     with pytest.raises(ModelError, match="no linear layer"):
-        models.lora_targets(model)
+        layers.lora_targets(model)
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "mixtral", "gpt_neox"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_counts(arch, tied):
     model = tiny_model(arch, tie_word_embeddings=tied)
-    counts = models.parameter_counts(model)
+    counts = layers.parameter_counts(model)
     assert counts.total == model.num_parameters()
     assert counts.head == 128 * 32
     assert counts.embedding >= 128 * 32
     rest = counts.total - counts.embedding - counts.linear - counts.experts - (0 if tied else counts.head)
     assert 0 < rest < 2000  # norms, biases, routers
     with_adapter = tiny_adapter(model, "a")
-    assert models.parameter_counts(with_adapter) == counts
+    assert layers.parameter_counts(with_adapter) == counts
 
 
 def test_shape_gives_the_flops_that_torch_counts():
@@ -169,32 +170,32 @@ def test_shape_gives_the_flops_that_torch_counts():
         logits(model)
     # Some transformers multiply positions by frequencies in a matmul, a table that no layer repeats.
     positions = 2 * IDS.shape[1] * model.config.head_dim // 2
-    counted = counter.get_total_flops() - models.model_shape(model).forward(IDS.shape[1]) * IDS.numel()
+    counted = counter.get_total_flops() - layers.model_shape(model).forward(IDS.shape[1]) * IDS.numel()
     assert counted in (0, positions)
 
 
 def test_only_active_experts_cost():
-    counts = models.parameter_counts(tiny_model("mixtral"))
+    counts = layers.parameter_counts(tiny_model("mixtral"))
     assert counts.active_experts * 2 == counts.experts
 
 
 def test_fingerprint_sees_one_bit_and_looks_through_adapters():
     model = tiny_model()
-    before = models.model_fingerprint(model)
-    assert models.model_fingerprint(tiny_model()) == before
-    assert models.model_fingerprint(tiny_model().to(torch.bfloat16)) != before
+    before = layers.model_fingerprint(model)
+    assert layers.model_fingerprint(tiny_model()) == before
+    assert layers.model_fingerprint(tiny_model().to(torch.bfloat16)) != before
     wrapped = tiny_adapter(model, "a", modules_to_save=["lm_head"])
-    assert models.model_fingerprint(wrapped) == before
+    assert layers.model_fingerprint(wrapped) == before
     with torch.no_grad():
         weight = wrapped.get_base_model().model.norm.weight
         weight[0] = torch.nextafter(weight[0], torch.tensor(2.0))
-    assert models.model_fingerprint(wrapped) != before
+    assert layers.model_fingerprint(wrapped) != before
 
 
 def test_fingerprint_does_not_depend_on_the_chunk(monkeypatch):
-    before = models.model_fingerprint(tiny_model())
-    monkeypatch.setattr(models, "_HASH_CHUNK", 7)
-    assert models.model_fingerprint(tiny_model()) == before
+    before = layers.model_fingerprint(tiny_model())
+    monkeypatch.setattr(layers, "_HASH_CHUNK", 7)
+    assert layers.model_fingerprint(tiny_model()) == before
 
 
 def test_vocabulary_must_fit():
@@ -288,10 +289,10 @@ WITHOUT_ATTENTION = {
 @pytest.mark.parametrize("arch", WITHOUT_ATTENTION)
 def test_models_without_attention_heads_have_a_shape_and_layers_that_peft_takes(arch):
     model = models.empty_model(AutoConfig.for_model(arch, **SMALL, **WITHOUT_ATTENTION[arch]))
-    shape = models.model_shape(model)
+    shape = layers.model_shape(model)
     assert (shape.attention_width, shape.num_layers) == (0, 2)
     assert shape.matmul_parameters > 0
-    get_peft_model(model, LoraConfig(r=2, target_modules=models.lora_targets(model), task_type="CAUSAL_LM"))
+    get_peft_model(model, LoraConfig(r=2, target_modules=layers.lora_targets(model), task_type="CAUSAL_LM"))
 
 
 def test_layers_that_peft_would_trade_for_fused_experts_get_no_adapters():
@@ -299,18 +300,18 @@ def test_layers_that_peft_would_trade_for_fused_experts_get_no_adapters():
     experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "n_group": 1, "topk_group": 1}
     model = models.empty_model(AutoConfig.for_model("deepseek_v3", **SMALL, **heads, **experts, **ranks))
-    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=models.lora_targets(model), task_type="CAUSAL_LM"))
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=layers.lora_targets(model), task_type="CAUSAL_LM"))
     assert not wrapped.peft_config["default"].target_parameters
-    assert "gate_proj" not in models.lora_targets(model)
+    assert "gate_proj" not in layers.lora_targets(model)
 
 
 def test_the_share_of_weights_that_probes_reach():
     model = tiny_model("mixtral")
     attention = sum(p.numel() for n, p in model.named_parameters() if "self_attn" in n)
     total = sum(p.numel() for p in model.parameters())
-    assert models.reached_share(model) == pytest.approx(attention / total)
+    assert layers.reached_share(model) == pytest.approx(attention / total)
     embedding = model.get_input_embeddings().weight.numel()
-    assert models.reached_share(model, in_full=["embed_tokens"]) == pytest.approx((attention + embedding) / total)
+    assert layers.reached_share(model, in_full=["embed_tokens"]) == pytest.approx((attention + embedding) / total)
     assert reach_notes(attention / total)[0].startswith("the short trainings change 10% of the weights")
     assert reach_notes(0.7) == []
 

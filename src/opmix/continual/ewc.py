@@ -22,7 +22,7 @@ from opmix.continual.memory import batches_of, book, logits_of, looking_back, pl
 from opmix.continual.stepping import NewOnly, stepping_trainer, trained_parameters
 from opmix.errors import ConfigError, StoreError
 from opmix.mixing.mixture import Mixture
-from opmix.models.load import model_fingerprint
+from opmix.models.layers import model_fingerprint
 from opmix.training.factory import TrainSpec
 
 FILE = "fisher.safetensors"

@@ -20,7 +20,7 @@ from transformers import Trainer
 from opmix.continual.base import StageContext
 from opmix.continual.stepping import NewOnly, stepping_trainer
 from opmix.errors import ConfigError
-from opmix.models.load import base_model_of, lora_targets
+from opmix.models.layers import base_model_of, lora_targets
 from opmix.training.factory import TrainSpec
 
 FILE = "o_lora.safetensors"

@@ -12,7 +12,8 @@ from opmix.data import TokenSplit, prepare_domain
 from opmix.data.choice import ChoiceRows, target_kind
 from opmix.domain import Domain, Source, user_path
 from opmix.errors import ConfigError, StoreError
-from opmix.models.load import base_model_of, load_model, load_tokenizer
+from opmix.models.layers import base_model_of
+from opmix.models.load import load_model, load_tokenizer
 from opmix.progress import Progress
 from opmix.results.life import NAME as LIFE
 from opmix.results.life import LifeFile

@@ -211,7 +211,8 @@ def _models_needed(runtime: LifeRuntime, home: str, stages: Sequence[Stage], ste
 
 def start_of_life(runtime: LifeRuntime, seed: int, step: Step) -> StageState:
     """The model before its first stage: made or loaded once, to know its shape and that it is what it was."""
-    from opmix.models.load import check_vocabulary, model_fingerprint
+    from opmix.models.layers import model_fingerprint
+    from opmix.models.load import check_vocabulary
 
     def work() -> dict[str, Any]:
         watch = watch_memory()

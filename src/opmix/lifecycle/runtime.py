@@ -27,7 +27,8 @@ from opmix.lifecycle.stages import resolve as resolve_stages
 from opmix.lifecycle.steps import DataFacts, StageRows
 from opmix.models.files import located
 from opmix.models.from_scratch import new_model, train_tokenizer
-from opmix.models.load import load_model, load_tokenizer, model_fingerprint, model_shape
+from opmix.models.layers import model_fingerprint, model_shape
+from opmix.models.load import load_model, load_tokenizer
 from opmix.progress import Progress
 from opmix.report.card import Card, CardPart
 from opmix.runs.files import default_cache_dir, files_signature, json_of, writing_prefix

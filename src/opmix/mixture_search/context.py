@@ -204,7 +204,7 @@ class SearchContext:
         return prepare_stage(config, tokenizer, base=self.base, cache_dir=cache, progress=self.progress, limit=limit)
 
     def _session(self, model: Any, given: tuple[Any, Any]) -> ProbeSession:
-        from opmix.models.load import model_shape
+        from opmix.models.layers import model_shape
         from opmix.probes.held_out import held_out
         from opmix.probes.session import ProbeSession
         from opmix.probes.tasks import ProbeRuntime, ProxyEvaluator
@@ -281,7 +281,7 @@ class SearchContext:
 
     def notes(self, proposal: LawProposal) -> list[str]:
         """What a careful reader would want to be told."""
-        from opmix.models.load import reached_share
+        from opmix.models.layers import reached_share
         from opmix.probes.kinds import modules_in_full
         from opmix.probes.settings import reach_notes
 

@@ -10,7 +10,7 @@ import torch
 from opmix.mixing.mixture import InterpolationWeights, Mixture
 from opmix.mixing.verification import any_weights_for
 from opmix.mixture_search.context import SearchContext
-from opmix.models.load import base_parameters
+from opmix.models.layers import base_parameters
 
 
 def merged_model(context: SearchContext, mixture: Mixture) -> tuple[Any, InterpolationWeights]:

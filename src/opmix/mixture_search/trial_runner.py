@@ -24,7 +24,7 @@ from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.solver import SolveSettings
 from opmix.mixture_search.context import SearchContext
 from opmix.models.from_scratch import new_model
-from opmix.models.load import model_fingerprint, model_shape
+from opmix.models.layers import model_fingerprint, model_shape
 from opmix.probes.evaluation import evaluate
 from opmix.protocols.mixing_method import DecisionProblem, Simulation
 from opmix.protocols.online_mixer import SERVING, AveragedTrial, MixerSegment, OnlineMixer

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from opmix.models.load import base_model_of
+from opmix.models.layers import base_model_of
 from opmix.models.sharded import in_one_call, is_sharded
 
 _ALTERED = (

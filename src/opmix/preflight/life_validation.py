@@ -172,7 +172,7 @@ def _check_stages(life: LifecycleConfig, base: Path, sizes: Sizes, findings: Fin
         )
     if not sound or failed(findings.checks):
         return None
-    from opmix.models.load import model_shape
+    from opmix.models.layers import model_shape
 
     return _cost(life, facts, model_shape(likeness()))
 

@@ -73,7 +73,8 @@ def model_facts(config: ModelConfig, name: str, probes: ProbeSettings, *, in_par
     """
     from opmix.models.device import device_named
     from opmix.models.files import load_model_config
-    from opmix.models.load import empty_model, model_shape, parameter_counts, reached_share
+    from opmix.models.layers import model_shape, parameter_counts, reached_share
+    from opmix.models.load import empty_model
     from opmix.models.sharded import check_can_be_sharded
     from opmix.probes.kinds import check_probes, modules_in_full, probe_weights
 

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from opmix.errors import AdapterError
-from opmix.models.load import base_modules
+from opmix.models.layers import base_modules
 from opmix.probes.adapter_rules import check_config
 
 _FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "modules_to_save")

@@ -22,7 +22,7 @@ from torch import nn
 
 from opmix.errors import AdapterError
 from opmix.mixing.mixture import FloatArray
-from opmix.models.load import base_model_of
+from opmix.models.layers import base_model_of
 from opmix.probes.adapter_rules import check_config, check_layer
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from opmix.errors import DataError, TrainingError
 from opmix.mixing.mixture import FloatArray, InterpolationWeights
 from opmix.mixing.paired import loss_errors
-from opmix.models.load import base_model_of
+from opmix.models.layers import base_model_of
 from opmix.models.sharded import is_sharded
 from opmix.probes.interpolation import Proxies
 from opmix.probes.token_losses import (

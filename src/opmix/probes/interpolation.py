@@ -26,7 +26,7 @@ from torch import nn
 
 from opmix.errors import AdapterError
 from opmix.mixing.mixture import FloatArray, InterpolationWeights
-from opmix.models.load import base_model_of, base_modules
+from opmix.models.layers import base_model_of, base_modules
 from opmix.probes.adapter_rules import check_config
 from opmix.probes.adapters import DeltaSet
 from opmix.probes.merging import merging, why_not_mergeable

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from opmix.errors import AdapterError
 from opmix.mixing.mixture import FloatArray
-from opmix.models.load import adapter_parameters, base_modules, base_parameters, lora_targets
+from opmix.models.layers import adapter_parameters, base_modules, base_parameters, lora_targets
 from opmix.models.sharded import is_sharded
 from opmix.probes.adapter_rules import check_config, check_layer
 from opmix.probes.adapters import DeltaSet

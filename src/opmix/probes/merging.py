@@ -12,7 +12,7 @@ from torch import nn
 
 from opmix.errors import AdapterError
 from opmix.mixing.mixture import FloatArray
-from opmix.models.load import base_model_of, base_modules
+from opmix.models.layers import base_model_of, base_modules
 from opmix.models.sharded import is_part, is_sharded, laid_out, own_part, reshard
 from opmix.probes.adapters import Delta, DeltaSet
 

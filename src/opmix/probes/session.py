@@ -16,7 +16,7 @@ from opmix.compute.budget import MICRO
 from opmix.compute.ledger import Entry, Ledger
 from opmix.execution.tasks import Task
 from opmix.mixing.mixture import InterpolationWeights, ProbeDesign
-from opmix.models.load import model_fingerprint
+from opmix.models.layers import model_fingerprint
 from opmix.probes.evaluation import HeldOut
 from opmix.probes.handed_out import Elsewhere, PlannedProbe, Sweep, check_same
 from opmix.probes.interpolation import Backend, Proxies

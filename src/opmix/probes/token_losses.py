@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own idiom)
 from torch import nn
 
 from opmix.models.heads import evaluating, separate_head
-from opmix.models.load import base_model_of
+from opmix.models.layers import base_model_of
 from opmix.models.sharded import in_one_call
 
 CHUNK_TOKENS = 1024

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from transformers import GenerationConfig
 
-from opmix.models.load import base_model_of
+from opmix.models.layers import base_model_of
 from opmix.probes.token_losses import evaluating
 from opmix.runs.ranks import ranks_here
 

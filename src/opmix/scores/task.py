@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opmix.data import TokenSplit
 from opmix.errors import DataError
-from opmix.models.load import base_model_of
+from opmix.models.layers import base_model_of
 from opmix.runs.trace import span
 from opmix.scores.extract import Extractor
 from opmix.scores.generate import Int64, greedy_answers

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from opmix.models.load import lora_targets
+from opmix.models.layers import lora_targets
 from opmix.testing.texts import toy_documents
 
 _GROUPED: dict[str, Any] = {

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Trainer
 
 from opmix.models.heads import evaluating, separate_head
-from opmix.models.load import base_model_of
+from opmix.models.layers import base_model_of
 
 BOUND = 1 << 28
 """Tokens times vocabulary of a batch above which it is cut into chunks: 1 GB of logits in float32. Chunks cost time (their logits are

@@ -25,7 +25,8 @@ from transformers import GenerationConfig, Trainer
 from opmix.compute.flops import ModelShape
 from opmix.data import ChatRows, MixtureDataset, Plan, Rows, TokenSplit, pad_rows
 from opmix.errors import DataError, ModelError
-from opmix.models.load import base_model_of, load_model, model_shape
+from opmix.models.layers import base_model_of, model_shape
+from opmix.models.load import load_model
 from opmix.runs.files import files_signature
 from opmix.training.factory import TrainerFactory, TrainSpec, default_trainer
 from opmix.training.objectives import Usage

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback
 from opmix.compute.budget import asks_for_parts
 from opmix.data import Rows
 from opmix.mixing.mixture import Mixture
-from opmix.models.load import model_shape
+from opmix.models.layers import model_shape
 from opmix.progress import Progress
 from opmix.training.checkpoints import Checkpoints, CompleteCheckpoints, StopAt, latest_checkpoint, restore_usage
 from opmix.training.factory import StepProgress, TrainerFactory, TrainSpec, default_trainer, run_training

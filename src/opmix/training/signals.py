@@ -19,7 +19,7 @@ from opmix.data.rows import pad_right
 from opmix.data.sampler import draw
 from opmix.errors import ConfigError
 from opmix.mixing.mixture import FloatArray
-from opmix.models.load import model_shape
+from opmix.models.layers import model_shape
 from opmix.protocols.online_mixer import Signal
 from opmix.training.objectives import Usage
 

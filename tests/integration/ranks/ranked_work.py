@@ -17,7 +17,7 @@ from opmix.domain import Domain, Source
 from opmix.errors import ConfigError, OpMixError, StoreError
 from opmix.mixing.mixture import InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixture_search.context import prepare_stage
-from opmix.models.load import model_fingerprint, model_shape
+from opmix.models.layers import model_fingerprint, model_shape
 from opmix.probes.evaluation import HeldOut, evaluate
 from opmix.probes.session import ProbeSession
 from opmix.probes.settings import ProbeSettings

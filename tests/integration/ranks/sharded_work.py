@@ -11,7 +11,8 @@ import ranked_work
 import torch
 from ranked_work import MIX, POINTS, STEPS, TRAINER, VOCABULARY, losses, message_of, rows_of, searched
 
-from opmix.models.load import load_model, model_fingerprint
+from opmix.models.layers import model_fingerprint
+from opmix.models.load import load_model
 from opmix.models.sharded import is_part, is_sharded, own_part
 from opmix.probes.evaluation import HeldOut, evaluate, evaluate_proxies, token_nll
 from opmix.probes.kinds import check_probes, kind_of

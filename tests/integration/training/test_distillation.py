@@ -16,7 +16,7 @@ from opmix.data import ChatRows, PackedSequences
 from opmix.errors import StoreError
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.context import prepare_stage
-from opmix.models.load import model_shape
+from opmix.models.layers import model_shape
 from opmix.progress import Silent
 from opmix.testing import tiny_adapter, tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
 from opmix.training.distillation import (

@@ -10,7 +10,7 @@ from opmix.config import parse_config as parse
 from opmix.errors import ConfigError, ModelError
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.context import prepare_stage
-from opmix.models.load import model_shape
+from opmix.models.layers import model_shape
 from opmix.progress import Silent
 from opmix.settings import as_json
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats

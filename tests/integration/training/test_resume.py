@@ -7,7 +7,7 @@ from opmix.config import parse_config
 from opmix.data import MixtureDataset, plan_mixture
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.context import prepare_stage
-from opmix.models.load import model_shape
+from opmix.models.layers import model_shape
 from opmix.progress import Silent
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats
 from opmix.training.factory import TrainSpec, run_training

@@ -9,7 +9,7 @@ import pytest
 from opmix.config import parse_config
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.context import prepare_stage
-from opmix.models.load import model_shape
+from opmix.models.layers import model_shape
 from opmix.progress import Silent
 from opmix.scores import extractor_of, score_split
 from opmix.testing import tiny_chat_tokenizer, tiny_model

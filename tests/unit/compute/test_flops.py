@@ -3,7 +3,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from opmix.compute.ledger import Entry, Ledger
-from opmix.models.load import model_shape
+from opmix.models.layers import model_shape
 from opmix.testing import tiny_adapter, tiny_model
 from opmix.training.factory import TrainSpec, default_trainer, run_training
 

@@ -4,7 +4,8 @@ import pytest
 
 from opmix.errors import ConfigError
 from opmix.models.files import located
-from opmix.models.load import load_model, load_tokenizer, model_fingerprint
+from opmix.models.layers import model_fingerprint
+from opmix.models.load import load_model, load_tokenizer
 from opmix.preflight import validate
 from opmix.testing import tiny_model, tiny_tokenizer, write_toy_domains
 

@@ -15,7 +15,8 @@ from torch import nn
 
 from opmix.errors import AdapterError
 from opmix.mixing.mixture import InterpolationWeights, Mixture
-from opmix.models.load import base_parameters, load_model, model_fingerprint
+from opmix.models.layers import base_parameters, model_fingerprint
+from opmix.models.load import load_model
 from opmix.probes.adapters import DeltaSet, _differences
 from opmix.probes.interpolation import MergeProxies, ScaleProxies, make_proxies
 from opmix.probes.preserve_state import preserve_model_state

@@ -8,7 +8,7 @@ import torch
 from probe_tasks import NEW, OLD, STEPS, held_out, model_of, runtime_of, task_of
 
 from opmix.errors import AdapterError
-from opmix.models.load import base_parameters, model_fingerprint
+from opmix.models.layers import base_parameters, model_fingerprint
 from opmix.probes.evaluation import evaluate
 from opmix.probes.kinds import Attached, kind_of
 from opmix.probes.settings import ProbeSettings

@@ -9,7 +9,7 @@ from probe_tasks import LENGTH, NEW, OLD, STEPS, held_out, runtime_of, task_of
 from safetensors.torch import load_file
 
 from opmix.mixing.mixture import InterpolationWeights
-from opmix.models.load import model_fingerprint
+from opmix.models.layers import model_fingerprint
 from opmix.probes.evaluation import evaluate
 from opmix.probes.tasks import ProxyEvaluator, ProxyLosses, train_probe
 

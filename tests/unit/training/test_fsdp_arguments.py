@@ -10,7 +10,8 @@ from opmix.config import parse_config
 from opmix.errors import ConfigError, ModelError, StoreError
 from opmix.lifecycle.loading import LifecycleConfig
 from opmix.lifecycle.steps import chain
-from opmix.models.load import load_model, model_fingerprint
+from opmix.models.layers import model_fingerprint
+from opmix.models.load import load_model
 from opmix.models.sharded import (
     check_can_be_sharded,
     in_one_call,

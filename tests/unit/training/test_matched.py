@@ -11,7 +11,7 @@ from opmix.data import ChatRows, MixturePlan, PackedSequences, pad_rows, prepare
 from opmix.domain import ChatOptions, Domain, Source
 from opmix.errors import ConfigError
 from opmix.mixing.mixture import Mixture
-from opmix.models.load import model_shape
+from opmix.models.layers import model_shape
 from opmix.progress import Silent
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
 from opmix.training.factory import TrainSpec, check_attention, default_trainer, run_training

@@ -11,7 +11,7 @@ from transformers import PrinterCallback
 from opmix.data import ChatRows, prepare_domain
 from opmix.domain import ChatOptions, Domain, Source
 from opmix.mixing.mixture import Mixture
-from opmix.models.load import model_shape
+from opmix.models.layers import model_shape
 from opmix.testing import tiny_chat_tokenizer, tiny_model, toy_conversations, write_toy_chats
 from opmix.training.arguments import given_arguments
 from opmix.training.distillation import (

@@ -7,7 +7,7 @@ from online_runs import ARGUMENTS, LENGTH, NAMES, Everything, fresh, run_of
 from rounding import assert_same_up_to_rounding
 
 from opmix.mixing.mixture import Mixture
-from opmix.models.load import model_shape
+from opmix.models.layers import model_shape
 from opmix.protocols.online_mixer import MixerSegment
 from opmix.training.objectives import CAUSAL_LM, Usage
 from opmix.training.online import train_online
