@@ -15,9 +15,9 @@ from opmix.scaffold.domains import DomainDraft
 from opmix.scaffold.targets import TargetDraft
 
 HELD_OUT_SEQUENCES = 16
+"""Held-out sequences that the smallest domain should yield at the chosen length."""
 PROBE_EPOCHS = 1.5
 """How often a probe may read its domain: beyond, its gain is over-estimated. What `opmix validate` remarks on, too."""
-"""Held-out sequences that the smallest domain should yield at the chosen length."""
 
 
 @dataclass(frozen=True, kw_only=True)

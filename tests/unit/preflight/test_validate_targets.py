@@ -9,6 +9,7 @@ import yaml
 from opmix.domain import Domain, Source
 from opmix.errors import DataError
 from opmix.preflight import validate
+from opmix.preflight.targets import ENOUGH_TOKENS
 from opmix.progress import Silent
 from opmix.target import Target
 from opmix.testing import tiny_model, tiny_tokenizer, write_toy_domains
@@ -65,6 +66,16 @@ def test_targets_are_told_and_counted(place):
     without = checked(place, {})
     assert "targets" not in without.json()
     assert found.cost.eval_tokens > without.cost.eval_tokens
+
+
+def test_a_target_of_which_too_little_is_read_is_told_what_to_raise(place):
+    (few,) = told(checked(place, {"manual": "manual.jsonl"}), "targets.manual.valid")
+    assert "512 tokens of it are read" in few.detail
+    rows = int(re.search(r"proxies\.eval_sequences to (\d+)", few.remedy)[1])
+    assert (rows - 1) * 32 < ENOUGH_TOKENS <= rows * 32
+    (place / "long.jsonl").write_text((place / "manual.jsonl").read_text() * 20)
+    more = checked(place, {"manual": "long.jsonl"}, proxies={"eval_sequences": rows})
+    assert not told(more, "targets.manual.valid")
 
 
 @pytest.mark.parametrize(
