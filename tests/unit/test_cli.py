@@ -142,6 +142,24 @@ def test_fit_and_report_load_neither_torch_nor_scipy(swarm):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_status_and_export_load_what_they_need(swarm):
+    folder, *_ = swarm
+    run = folder / "o"
+    fitted = runner.invoke(app, ["fit", *(str(folder / n) for n in ("ratios.csv", "metrics.csv")), "--out", str(run)])
+    assert fitted.exit_code == 0, fitted.output
+    sizes = ["--tokens", "1e6", "--row-tokens", "100"]
+    export = ["export", str(run), "--to", "trl", *sizes, "--path", "data/{domain}.jsonl"]
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom opmix.cli.main import app\n"
+        f"r = CliRunner().invoke(app, ['status', {str(run)!r}])\nassert r.exit_code == 0 and 'finished' in r.output, r.output\n"
+        "assert not {'numpy', 'opmix.config', 'opmix.mixing', 'opmix.methods'} & set(sys.modules)\n"
+        f"r = CliRunner().invoke(app, {export!r})\n"
+        "assert r.exit_code == 0, r.output\n"
+        "assert not {'scipy.optimize', 'opmix.config', 'opmix.methods', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
 def scored(folder):
     rng = np.random.default_rng(1)
     share = rng.dirichlet(np.ones(3), 24)

@@ -18,7 +18,7 @@ from opmix.errors import StoreError
 from opmix.runs.trace import WAITING, WORK, Spent
 
 if TYPE_CHECKING:
-    from opmix.lifecycle.status import RunStatus
+    from opmix.lifecycle.run_status import RunStatus
 
 
 def status(
@@ -102,18 +102,18 @@ def _looker(folder: Path, config: Path | None) -> Callable[[], RunStatus]:
 def _local_looker(folder: Path, config: Path | None) -> Callable[[], RunStatus]:
     from functools import partial
 
-    from opmix.lifecycle.data_file import NAME as DATA
-    from opmix.lifecycle.status import decision_status, recorded_config
+    from opmix.lifecycle.run_status import DATA, decision_status
 
     if not (folder / DATA).is_file() and config is None:
         return partial(decision_status, folder)
+    from opmix.lifecycle.status import recorded_config, run_status
+
     if "methods" in recorded_config(folder):
         from opmix.comparison.config import load_compare
         from opmix.comparison.status import compare_status
 
         return partial(compare_status, folder, None if config is None else load_compare(config))
     from opmix.lifecycle.loading import load_lifecycle
-    from opmix.lifecycle.status import run_status
 
     return partial(run_status, folder, None if config is None else load_lifecycle(config))
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from opmix.comparison.config import CompareConfig
 from opmix.comparison.steps import entrant_chain, facts_file
 from opmix.lifecycle.data_file import NAME as DATA
-from opmix.lifecycle.status import RunStatus, recorded_config, recorded_facts, status_of
+from opmix.lifecycle.run_status import RunStatus
+from opmix.lifecycle.status import recorded_config, recorded_facts, status_of
 from opmix.lifecycle.steps import Step
 from opmix.settings.loading import validated
 

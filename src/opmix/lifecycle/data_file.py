@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Self
 
 from opmix.errors import StoreError
+from opmix.lifecycle.run_status import DATA
 from opmix.lifecycle.steps import DataFacts
 from opmix.results.files import SCHEMA, read_object, typed
 from opmix.runs.files import write_json
 
-NAME = "data.json"
+NAME = DATA
 _COMMAND = "`opmix run` or `opmix compare`"
 
 

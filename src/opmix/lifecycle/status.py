@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from opmix.compute.cost import Cost
 from opmix.compute.flops import ModelShape
@@ -15,77 +14,16 @@ from opmix.lifecycle.available_domains import decision_config
 from opmix.lifecycle.data_file import NAME as DATA
 from opmix.lifecycle.data_file import DataFile
 from opmix.lifecycle.loading import LifecycleConfig
+from opmix.lifecycle.run_status import RunStatus, State, StepStatus, status_now
 from opmix.lifecycle.stages import resolve
 from opmix.lifecycle.steps import DataFacts, StageRows, Step, chain, differences
 from opmix.methods.registry import entry_of
 from opmix.mixing.mixture import Mixture
 from opmix.mixture_search.estimate import estimate_search
-from opmix.results.asked import AskedFile
-from opmix.results.files import read_object
 from opmix.results.manifest import Manifest
-from opmix.runs.files import alive, parsed_json, regular
-from opmix.runs.lock import lock_holder
+from opmix.runs.files import parsed_json, regular
 from opmix.runs.store import RunStore
-from opmix.runs.trace import Spent, read_spans
 from opmix.settings.loading import validated
-
-State = Literal["done", "stale", "running", "left"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepStatus:
-    """One step of a run."""
-
-    name: str
-    kind: str
-    state: State
-    why: tuple[str, ...] = ()
-    """Of a stale step."""
-    cost: Cost = field(default_factory=Cost)
-    """Spent."""
-    planned: Mapping[str, float] = field(default_factory=dict)
-    """FLOPs still to come by purpose; empty until the model's shape is known."""
-    peak_memory: int | None = None
-    finished: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunStatus:
-    """A run folder as it is now."""
-
-    folder: Path
-    steps: tuple[StepStatus, ...]
-    holder: int | None
-    """Process that works on it."""
-    task: Mapping[str, Any] | None
-    """What that process is doing: task, done, total."""
-    changed: tuple[str, ...]
-    """Domains whose files have changed since they were read."""
-    spent_on: Spent = field(default_factory=lambda: Spent({}))
-    """Where the time went, as the run's own trace says; empty where there is none."""
-
-    @property
-    def spent(self) -> Cost:
-        """Of the finished steps."""
-        return Cost.sum(step.cost for step in self.steps if step.state == "done")
-
-    @property
-    def flops_left(self) -> dict[str, float]:
-        """By purpose."""
-        return dict(Cost.sum(Cost(flops=step.planned) for step in self.steps if step.state != "done").flops)
-
-    @property
-    def seconds_left(self) -> float | None:
-        """At the speed so far; None where nothing of the kind has been done yet."""
-        spent, total = self.spent, 0.0
-        for purpose, flops in self.flops_left.items():
-            done, took = spent.flops.get(purpose, 0.0), spent.seconds.get(purpose, 0.0)
-            if not done:
-                if "training" not in spent.seconds:
-                    return None
-                done, took = spent.flops["training"], spent.seconds["training"]
-            total += flops * took / done
-        return total
 
 
 def run_status(folder: Path, config: LifecycleConfig | None = None) -> RunStatus:
@@ -97,32 +35,6 @@ def run_status(folder: Path, config: LifecycleConfig | None = None) -> RunStatus
     config = config or validated(LifecycleConfig, recorded_config(folder), where=str(folder / "manifest.json"))
     facts, changed = recorded_facts(folder, config)
     return status_of(folder, [s for seed in config.seeds for s in chain(config, facts, seed)], changed)
-
-
-def decision_status(folder: Path) -> RunStatus:
-    """The state of a folder of `opmix search`, `fit` or `demo`: what is recorded, and whether its result is there.
-
-    Raises:
-        StoreError: No run of opmix.
-    """
-    place = folder / "steps"
-    names = [p.relative_to(place).with_suffix("").as_posix() for p in place.glob("**/*.json")]
-    result = folder / "mixture.json"
-    if not names and not any(p.is_file() for p in (result, folder / "manifest.json", folder / "lock")):
-        raise StoreError(f"{folder}: no run of opmix; expected the --out folder of a verb, such as `opmix run`")
-    store, found = RunStore(folder), status_of(folder, [])
-    records = {name: record for name in names if (record := store.record(name)) is not None}
-    done = [
-        StepStatus(name=name, kind="step", state="done", finished=str(record.get("finished", "")))
-        for name, record in sorted(records.items(), key=lambda item: str(item[1].get("finished")))
-    ]
-    asked = AskedFile.find(folder)
-    done += [
-        StepStatus(name=f"run {run.name}", kind="run", state="done" if run.told else "left")
-        for run in (asked.runs if asked is not None else ())
-    ]
-    left: State = "done" if result.is_file() else "running" if found.holder is not None else "left"
-    return replace(found, steps=(*done, StepStatus(name="decision", kind="decision", state=left)))
 
 
 def recorded_config(folder: Path) -> dict[str, Any]:
@@ -161,19 +73,9 @@ def recorded_facts(folder: Path, config: LifecycleConfig, file: str = DATA) -> t
 
 def status_of(folder: Path, steps: Sequence[Step], changed: tuple[str, ...] = ()) -> RunStatus:
     """The state of some steps of a run folder, in their order."""
-    store, holder = RunStore(folder), _holder(folder)
-    running = _running(folder) if holder is not None else None
-    task = (
-        read_object(folder / "progress.json") if holder is not None and (folder / "progress.json").is_file() else None
-    )
-    return RunStatus(
-        folder=folder,
-        steps=tuple(_statuses(store, steps, running)),
-        holder=holder,
-        task=task,
-        changed=changed,
-        spent_on=Spent.of(read_spans(folder)),
-    )
+    now = status_now(folder)
+    running = _running(folder) if now.holder is not None else None
+    return replace(now, steps=tuple(_statuses(RunStore(folder), steps, running)), changed=changed)
 
 
 def _offers(config: LifecycleConfig, recorded: DataFile) -> tuple[StageRows, ...]:
@@ -230,11 +132,6 @@ def planned_flops(step: Step, shape: ModelShape | None) -> dict[str, float]:
         rows = 2 * len(step.settings["data"]) * stage.life.evaluation.sequences
         return {"measuring": rows * length * shape.forward(length)}
     return {}
-
-
-def _holder(folder: Path) -> int | None:
-    found = lock_holder(folder)
-    return found[0] if found is not None and (found[1] != socket.gethostname() or alive(found[0])) else None
 
 
 def _running(folder: Path) -> str | None:

@@ -24,7 +24,8 @@ from opmix.report.html import (
 )
 from opmix.report.model import Model
 from opmix.report.verdict import recommended, verdict
-from opmix.results.mixture import AlternativeEntry, Interval, MixtureFile, Shares
+from opmix.results.files import Shares
+from opmix.results.mixture import AlternativeEntry, Interval, MixtureFile
 from opmix.results.opinion import Opinion
 
 TOP_DOMAINS = 12

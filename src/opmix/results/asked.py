@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from opmix.errors import StoreError
-from opmix.results.files import SCHEMA, read_document, typed
-from opmix.results.mixture import Losses, Shares
+from opmix.results.files import SCHEMA, Losses, Shares, read_document, typed
 from opmix.runs.files import write_json
 
 NAME = "asked.json"

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from opmix.results.files import OptionalFile
-from opmix.results.mixture import Losses, Shares
+from opmix.results.files import Losses, OptionalFile, Shares
 
 
 @dataclass(frozen=True, kw_only=True)

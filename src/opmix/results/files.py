@@ -14,6 +14,10 @@ from opmix.runs.files import json_of, write_json
 
 SCHEMA = 1
 _T = TypeVar("_T")
+Shares = Mapping[str, float]
+"""Token share per domain."""
+Losses = Mapping[str, float]
+"""Nats per token per evaluation set."""
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 
 

@@ -17,7 +17,7 @@ from opmix.errors import StoreError
 from opmix.mixing.decision import Decision, Verdict
 from opmix.mixing.mixture import Mixture
 from opmix.protocols.law import LawFit
-from opmix.results.files import SCHEMA, read_document, typed
+from opmix.results.files import SCHEMA, Losses, Shares, read_document, typed
 from opmix.results.loss_limits import limit_sentences, read_limits
 from opmix.results.opinion import Opinion
 from opmix.results.payoff import Payoff
@@ -27,10 +27,6 @@ from opmix.runs.files import plain, write_json
 NAME = "mixture.json"
 _SHOWN = 8
 
-Shares = Mapping[str, float]
-"""Token share per domain."""
-Losses = Mapping[str, float]
-"""Nats per token per evaluation set."""
 Interval = tuple[float, float]
 
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from opmix.results.files import SCHEMA, OptionalFile
-from opmix.results.mixture import Losses, Shares
+from opmix.results.files import SCHEMA, Losses, OptionalFile, Shares
 
 
 @dataclass(frozen=True, kw_only=True)

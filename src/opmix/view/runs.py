@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opmix.errors import OpMixError
-from opmix.lifecycle.status import decision_status
+from opmix.lifecycle.run_status import decision_status
 from opmix.results.asked import AskedFile
 from opmix.results.comparison import NAME as COMPARE
 from opmix.results.comparison import CompareFile

@@ -187,7 +187,7 @@ def test_a_life_is_shown_as_tables(finished):
 
 def test_watching_without_a_terminal_tells_every_step(tmp_path):
     from opmix.cli.status import _told_as_lines
-    from opmix.lifecycle.status import RunStatus, StepStatus
+    from opmix.lifecycle.run_status import RunStatus, StepStatus
 
     def status(done, running, holder=1):
         names = ("start", "train", "after")
