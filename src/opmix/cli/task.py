@@ -17,7 +17,9 @@ def task(
 ) -> None:
     """Do tasks of a run folder; their results are records there."""
     from opmix.cli.console import importing
+    from opmix.execution.tasks import check_handed_out
 
+    check_handed_out(folder)
     with importing():
         from opmix.execution.worker import do_alone, serve
         from opmix.mixture_search.worker import search_worker

@@ -18,6 +18,27 @@ from opmix.runs.remote import url_of
 
 _KEPT = {"search": "out", "run": "out", "compare": "out", "fit": "out", "demo": "out", "verify": "run"}
 """Verbs that write a run folder, and where they are told which: it may be a URL."""
+_ONLY_WITH = {
+    "eval": {
+        "include_path": "tasks",
+        "num_fewshot": "tasks",
+        "chat": "tasks",
+        "extractor": "domain",
+        "max_new_tokens": "domain",
+        "against_stage": "against",
+    },
+    "export": {"tokenizer": "materialise"},
+    "fit": {"ratio_prefix": "from_", "metric_prefix": "from_"},
+    "verify": {"max_rounds": "refine"},
+}
+"""By verb: options that say nothing without another."""
+_NOT_WITH = {
+    "discover": {"most": "domains"},
+    "export": {"out": "into"},
+    "init": {"places": "from_", "target": "from_"},
+    "status": {"watch": "as_json"},
+}
+"""By verb: options that would be passed over beside another."""
 _READ = {"status": "folder", "ls": "folder", "view": "folder", "report": "run", "export": "run", "card": "run"}
 """Verbs that read one, of which they get a copy."""
 
@@ -37,6 +58,7 @@ class Verb(TyperCommand):
             return rest
         # Typer 0.29 has made paths of them by now; before it did so when it called the verb.
         later = {p.name for p in self.params if type(getattr(p, "type", None)).__name__ == "TyperPath"}
+        urls = []
         for name, value in ctx.params.items():
             if isinstance(value, list | tuple):
                 if name in later or any(isinstance(item, Path) for item in value):
@@ -46,10 +68,39 @@ class Verb(TyperCommand):
             elif (url := url_of(value)) is None:
                 ctx.params[name] = user_path(value)
             elif name in (_KEPT.get(self.name or ""), _READ.get(self.name or "")):
-                self._open_folder(ctx, name, url)
+                urls.append((name, url))
             else:
                 raise ConfigError(f"{name}: {url}; expected a path of this machine: only run folders may be addresses")
+        self._check_company(ctx)
+        for name, url in urls:
+            self._open_folder(ctx, name, url)
         return rest
+
+    def _check_company(self, ctx: Any) -> None:
+        """No option is passed over in silence."""
+        known, verb = {p.name: p for p in self.params}, self.name or ""
+
+        def given(name: str) -> bool:
+            return getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
+
+        def says_something(name: str) -> bool:
+            return given(name) and ctx.params[name] != known[name].get_default(ctx)
+
+        def called(name: str) -> str:
+            return known[name].opts[0] if known[name].param_type_name == "option" else name.upper()
+
+        problems = [
+            f"{called(option)}: says nothing without {called(other)}; give both, or leave it out"
+            for option, other in _ONLY_WITH.get(verb, {}).items()
+            if given(option) and not says_something(other)
+        ]
+        problems += [
+            f"{called(option)}: would be passed over beside {called(other)}; leave one of them out"
+            for option, other in _NOT_WITH.get(verb, {}).items()
+            if given(option) and says_something(other)
+        ]
+        if problems:
+            raise ConfigError(problems)
 
     def _open_folder(self, ctx: Any, name: str, url: str) -> None:
         """Have a run folder at a URL open until the verb is over, or a copy of one that is only read."""

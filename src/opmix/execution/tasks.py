@@ -72,6 +72,19 @@ def file_of(folder: Path, name: str, kind: str = "") -> Path:
     return folder / "tasks" / f"{name}.{kind}.json" if kind else folder / "tasks" / f"{name}.json"
 
 
+def check_handed_out(folder: Path) -> None:
+    """A process that waits for names would wait there for ever, or end without a word.
+
+    Raises:
+        StoreError: No tasks were handed out there.
+    """
+    if not (folder / "tasks").is_dir():
+        raise StoreError(
+            f"{folder}: no tasks were handed out there; expected the run folder of a search with `executor`: start the "
+            "search, it starts its tasks itself"
+        )
+
+
 def running_in(folder: Path) -> set[str]:
     """Names of the tasks whose processes say how far they are."""
     end = ".progress.json"

@@ -22,7 +22,7 @@ from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile
 
-from opmix.errors import StoreError
+from opmix.errors import ConfigError, StoreError
 from opmix.runs.ranks import ranks_here
 
 
@@ -169,15 +169,28 @@ def write_json(path: Path, content: Mapping[str, Any], *, lasting: bool = True) 
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON can hold it."""
+    """The value as JSON can hold it.
+
+    Raises:
+        ConfigError: It holds itself, or is nested deeper than Python goes.
+    """
+    try:
+        return _plain(value)
+    except RecursionError as error:
+        raise ConfigError(
+            "a mapping or list that holds itself, or others hundreds deep; expected one that can be written as JSON"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if callable(
         whole := getattr(value, "tolist", None)
     ):  # arrays and numbers of numpy, which this module need not load
         value = whole()
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value) if isinstance(value, Path) else value
