@@ -127,7 +127,9 @@ def _check_amount(
             said = f"about {have} {what} of the {wanted} asked for; losses will be noisier"
             findings.warn(where, said, "give it more text")
         elif split == "valid" and not questions and wanted * length < ENOUGH_TOKENS:
-            said = f"{wanted * length:,} tokens of it are read; from less than {ENOUGH_TOKENS:,} a law can point wrongly"
+            said = (
+                f"{wanted * length:,} tokens of it are read; from less than {ENOUGH_TOKENS:,} a law can point wrongly"
+            )
             findings.warn(where, said, f"raise proxies.eval_sequences to {-(-ENOUGH_TOKENS // length)}")
 
 
