@@ -49,8 +49,8 @@ def one_search(world: World) -> None:
     tokenizer = tiny_tokenizer()
     opmix.search(
         tiny_model("llama", vocab_size=len(tokenizer)),
+        tokenizer,
         {name: life["domains"][name] for name in ("alpha", "beta")},
-        tokenizer=tokenizer,
         budget=2000,
         sequence_length=32,
         trainer=life["trainer"],
