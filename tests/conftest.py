@@ -26,6 +26,9 @@ def pytest_collection():
     try:
         return (yield)
     finally:
+        # At every training step accelerate looks on the disk whether DeepSpeed has been installed meanwhile.
+        if (asks := sys.modules.get("accelerate.utils.imports")) and hasattr(asks, "_is_package_available"):
+            asks._is_package_available = cache(asks._is_package_available)
         gc.freeze()
         gc.enable()
 
