@@ -19,7 +19,7 @@ runner = CliRunner()
 
 @pytest.fixture
 def config(corpus, tiny_folder, tmp_path):
-    """A configuration without a fault, as a mapping, and how to check it after a change."""
+    """A configuration without a fault, as a mapping and in search.yaml, and how to check it after a change."""
     content = {
         "model": str(tiny_folder),
         "domains": {
@@ -31,8 +31,10 @@ def config(corpus, tiny_folder, tmp_path):
         "probes": {"steps": 10},
     }
 
+    path = tmp_path / "search.yaml"
+    path.write_text(yaml.safe_dump(content))
+
     def check(**changes) -> list[Check]:
-        path = tmp_path / "search.yaml"
         path.write_text(yaml.safe_dump({**content, **changes}))
         return validate(path).checks
 
@@ -43,12 +45,11 @@ def failures(checks) -> dict[str, str]:
     return {c.name: c.detail for c in checks if c.status == "fail"}
 
 
-def test_a_good_one_is_good_and_costs(config, tmp_path):
-    _, check = config
-    checks = check()
-    # Adapters reach little of a model that is mostly embeddings, and that is said.
-    assert [c for c in checks if c.status != "ok" and c.name != "probes"] == []
+@pytest.mark.usefixtures("config")
+def test_a_good_one_is_good_and_costs(tmp_path):
     result = validate(tmp_path / "search.yaml")
+    # Adapters reach little of a model that is mostly embeddings, and that is said.
+    assert [c for c in result.checks if c.status != "ok" and c.name != "probes"] == []
     assert result.valid
     assert result.cost is not None
     assert (result.cost.probes, result.cost.probe_tokens) == (4, 4 * 10 * 2 * 32)
@@ -150,7 +151,6 @@ def test_a_source_is_as_large_as_it_is_read(config, corpus):
 @pytest.mark.slow
 def test_constraints_that_hang_on_the_estimate_are_a_warning(config, tmp_path):
     _, check = config
-    check()
     result = validate(tmp_path / "search.yaml")
     total = sum(s["train"].tokens * 0.95 for s in result.sizes.values())
     checks = check(budget={"tokens": round(total * 1.03)}, solve={"max_epochs": 1})
@@ -181,9 +181,8 @@ def test_a_limit_below_the_current_loss_is_said_to_be_uncertain(config):
 def test_held_out_text_that_is_trained_on(config, corpus):
     content, check = config
     file = str(corpus / "alpha" / "train.jsonl.gz")
-    found = failures(check(domains={**content["domains"], "alpha": {"train": file, "valid": file}}))
-    assert "train of alpha and valid of alpha" in found["domains"]
-    checks = check(domains={**content["domains"], "delta": file})
+    checks = check(domains={**content["domains"], "alpha": {"train": file, "valid": file}, "delta": file})
+    assert "train of alpha and valid of alpha" in failures(checks)["domains"]
     assert any(c.status == "warn" and "train of alpha and train of delta" in c.detail for c in checks)
 
 
@@ -228,9 +227,8 @@ def test_files_that_are_no_configuration(tmp_path):
     assert not validate(path).valid
 
 
-def test_the_command_says_it_all_and_exits_accordingly(config, tmp_path):
-    _, check = config
-    check()
+@pytest.mark.usefixtures("config")
+def test_the_command_says_it_all_and_exits_accordingly(tmp_path):
     path = str(tmp_path / "search.yaml")
     good = runner.invoke(app, ["validate", path])
     assert good.exit_code == 0, good.output
@@ -261,16 +259,14 @@ def test_domains_without_enough_text(config, tmp_path):
 def test_too_few_documents_to_split_off(config, tmp_path):
     content, check = config
     few = write_rows(tmp_path / "few.jsonl", [{"text": r["text"] * 9} for r in texts("alpha", 12)])
-    found = failures(check(domains={**content["domains"], "few": {"train": str(few), "holdout": 0.01}}))
+    parts = {"few": {"train": str(few), "holdout": 0.01}, "enough": {"train": str(few), "holdout": 0.3}}
+    found = failures(check(domains={**content["domains"], **parts}))
     assert "leaves" in found["domains.few"]
-    assert "domains.few" not in failures(
-        check(domains={**content["domains"], "few": {"train": str(few), "holdout": 0.3}})
-    )
+    assert "domains.enough" not in found
 
 
-def test_a_setting_that_is_no_yaml(config, tmp_path):
-    _, check = config
-    check()
+@pytest.mark.usefixtures("config")
+def test_a_setting_that_is_no_yaml(tmp_path):
     assert "not valid YAML" in failures(validate(tmp_path / "search.yaml", ["seed=["]).checks)["file"]
 
 
