@@ -51,8 +51,9 @@ types:
 unit: install ## Fast tests (tests/unit, tests/contract, examples in docstrings)
 	$(PYTEST) -m "not slow" tests --ignore=tests/integration --ignore=tests/browser
 
+# Files in their own order: by number of tests, those of few long tests would all come last, on one worker.
 slow: install ## Whole searches, lives and trainings (tests/integration), and what else takes more than a few seconds
-	$(PYTEST) -m "slow and not cluster" tests
+	$(PYTEST) --no-loadscope-reorder -m "slow and not cluster" tests
 
 test-cluster: install ## Many processes: slots and ranks, killed and begun again (minutes; one test at a time)
 	$(PYTEST) -n 0 -m cluster tests
