@@ -1,22 +1,18 @@
 """benchmarks/evidence/teachable.py on its toy: every kind of arm runs, is kept, and comes into the tables."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from scripts import ran
 
-SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "evidence" / "teachable.py"
+pytestmark = pytest.mark.filterwarnings("default")
 ARMS = ["opmix-sft-quarter", "replay-sdft"]
 
 
 def called(out, *arguments):
-    command = [sys.executable, str(SCRIPT), *arguments, "--quick", "--device", "cpu", "--out", str(out)]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    ).stdout
+    code, said = ran("evidence/teachable.py", *arguments, "--quick", "--device", "cpu", "--out", out)
+    assert code == 0, said
+    return said
 
 
 def test_arms_run_once_and_the_tables_tell_of_them(tmp_path):
