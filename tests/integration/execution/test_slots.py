@@ -21,7 +21,7 @@ STEPS = 30
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    """A search.yaml, and what it comes to in one process."""
+    """A search.yaml."""
     folder = tmp_path_factory.mktemp("told")
     paths, tokenizer = write_toy_domains(folder, NAMES, num_documents=120, seed=0), tiny_tokenizer()
     for part in (tiny_model(vocab_size=len(tokenizer), max_position_embeddings=64), tokenizer):
@@ -39,9 +39,15 @@ def told(tmp_path_factory):
     }
     file = folder / "search.yaml"
     file.write_text(yaml.safe_dump(content))
-    ended = subprocess.run(command(file, folder / "one"), capture_output=True, text=True, env=environment())
+    return file
+
+
+@pytest.fixture(scope="module")
+def expected(told):
+    """What it comes to in one process."""
+    ended = subprocess.run(command(told, told.with_name("one")), capture_output=True, text=True, env=environment())
     assert ended.returncode == 0, ended.stderr
-    return file, (folder / "one" / "mixture.json").read_bytes()
+    return told.with_name("one").joinpath("mixture.json").read_bytes()
 
 
 def environment():
@@ -89,9 +95,8 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="pr
 
 @pytest.mark.cluster
 @needs_proc
-def test_a_killed_worker_goes_on_from_its_checkpoint_to_the_same_bytes(told, tmp_path):
-    file, expected = told
-    driver = begun(file, tmp_path)
+def test_a_killed_worker_goes_on_from_its_checkpoint_to_the_same_bytes(told, expected, tmp_path):
+    driver = begun(told, tmp_path)
     wait_for(checkpoint(tmp_path), driver)
     os.kill(workers_of(driver)[0], signal.SIGKILL)
     _, said = driver.communicate(timeout=400)
@@ -104,9 +109,8 @@ def test_a_killed_worker_goes_on_from_its_checkpoint_to_the_same_bytes(told, tmp
 @pytest.mark.cluster
 @needs_proc
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_or_killed_driver_leaves_no_process_and_the_same_command_goes_on(told, tmp_path, number):
-    file, expected = told
-    driver = begun(file, tmp_path)
+def test_a_stopped_or_killed_driver_leaves_no_process_and_the_same_command_goes_on(told, expected, tmp_path, number):
+    driver = begun(told, tmp_path)
     wait_for(checkpoint(tmp_path), driver)
     workers = workers_of(driver)
     driver.send_signal(number)
@@ -114,15 +118,14 @@ def test_a_stopped_or_killed_driver_leaves_no_process_and_the_same_command_goes_
     assert driver.returncode == (143 if number == signal.SIGTERM else -9)
     wait_for(lambda: not any(alive(pid) and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" for pid in workers))
     assert (tmp_path / "lock").exists() == (number == signal.SIGKILL)
-    again = begun(file, tmp_path)
+    again = begun(told, tmp_path)
     _, said = again.communicate(timeout=400)
     assert again.returncode == 0, said
     assert (tmp_path / "mixture.json").read_bytes() == expected
 
 
 def test_objects_of_the_library_are_searched_elsewhere_alike(told, tmp_path):
-    file, _ = told
-    content = yaml.safe_load(file.read_text())
+    content = yaml.safe_load(told.read_text())
     content.update(probes={"steps": 4, "rank": 4}, old_mixture={"web": 0.6, "code": 0.4})
     found = []
     for slots in (1, 2):
