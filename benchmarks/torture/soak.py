@@ -59,7 +59,7 @@ def one_search(world: World) -> None:
         decision=life["decision"],
         cache_dir=str(world.root / "data" / "cache"),
         out=world.run,
-        progress=False,
+        progress=None,
     )
 
 
