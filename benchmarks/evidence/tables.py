@@ -232,28 +232,31 @@ def retraining() -> str:
 def pretraining() -> str:
     lines = []
     for r in results("pretraining"):
-        uniform = np.mean(list(r["losses"]["uniform"].values()))
-        for arm in ("uniform", "published", "specialised", "longer"):
-            loss = float(np.mean(list(r["losses"][arm].values())))
-            said = r["searches"].get(arm, {})
-            shares = " ".join(f"{s:.2f}" for s in said["optimum"].values()) if said else "0.20 each"
+        uniform, told = np.mean(list(r["losses"]["uniform"].values())), r["searches"]
+        for arm, losses in r["losses"].items():
+            loss = float(np.mean(list(losses.values())))
+            said = told.get(arm.removesuffix(", optimum"), {})
+            mixture = mixture_of(r, arm)
+            shares = " ".join(f"{s:.2f}" for s in mixture.values()) if mixture else "0.20 each"
+            cells = [r["arguments"]["set"], r["seed"], arm, shares, said.get("action", "")]
             steps = r["longer_steps" if arm == "longer" else "stage_steps"]
-            lines.append(
-                [
-                    r["arguments"]["set"],
-                    r["seed"],
-                    arm,
-                    shares,
-                    said.get("action", ""),
-                    steps,
-                    f"{loss:.4f}",
-                    f"{uniform - loss:+.4f}",
-                    f"{r['perplexity_change'][arm]:+.2%}",
-                ]
-            )
-    return table(
-        ["set", "seed", "arm", "mixture", "said", "steps", "mean loss", "gain over uniform", "mean perplexity"], lines
-    )
+            changes = [f"{np.expm1(loss - uniform):+.2%}", f"{r['perplexity_change'][arm]:+.2%}"]
+            lines.append([*cells, steps, f"{loss:.4f}", f"{uniform - loss:+.4f}", *changes])
+    head = ["set", "seed", "arm", "mixture", "said", "steps", "mean loss", "gain over uniform"]
+    return table([*head, "geometric perplexity", "mean perplexity"], lines)
+
+
+def mixture_of(row: dict[str, Any], arm: str) -> dict[str, float] | None:
+    """Shares that an arm of `pretraining` was trained on; None: even."""
+    if arm == "size":
+        whole = sum(row["available"].values())
+        return {n: tokens / whole for n, tokens in row["available"].items()}
+    name = arm.removesuffix(", optimum")
+    if name not in row["searches"]:
+        return None
+    told = row["searches"][name]
+    found: dict[str, float] = told["optimum" if name != arm or "mixture" not in told else "mixture"]
+    return found
 
 
 def merge_only() -> str:
