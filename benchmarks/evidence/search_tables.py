@@ -8,20 +8,29 @@ import numpy as np
 from figures import results
 from table import table
 
+CONFIRMING, LARGER = 7, 10**6
+"""First seed that nothing was chosen on; parameters of the larger models."""
+
 
 def targets() -> str:
     """Perplexity against uniform, percent: each single target, and the mean of all of a pool, by method and set of cells."""
     rows = results("targets", "rows")
     parts = []
-    for name, seeds in {"choosing": range(7), "confirming": range(7, 10)}.items():
+    for name, some in {
+        "choosing cells": [r for r in rows if r["seed"] < CONFIRMING],
+        "confirming cells": [r for r in rows if r["seed"] >= CONFIRMING and r["parameters"] < LARGER],
+        "cells of 1.1 M": [r for r in rows if r["parameters"] >= LARGER],
+    }.items():
         for kind in ("single targets", "mean of all"):
-            some = [r for r in rows if r["seed"] in seeds and (r["targets"] == "mean") == (kind != "single targets")]
-            if some:
-                parts.append(_of_targets(f"{kind}, {name} cells", some))
-    told = [r for r in rows if "covered" in r]
-    times = float(np.median([r["told_gain"][0] / r["gain"] for r in told]))
-    held = f"{sum(r['covered'] for r in told)} of {len(told)}"
-    parts.append(f"90 % interval of the optimum's gain holds it in {held}; told over true, median: {times:.1f}")
+            mine = [r for r in some if (r["targets"] == "mean") == (kind != "single targets")]
+            if mine:
+                parts.append(_of_targets(f"{kind}, {name}", mine))
+        told = [r for r in some if "covered" in r]
+        times = float(np.median([r["told_gain"][0] / r["gain"] for r in told]))
+        held = f"{sum(r['covered'] for r in told)} of {len(told)}"
+        parts.append(
+            f"{name}: 90 % interval of the optimum's gain holds it in {held}; told over true, median: {times:.1f}"
+        )
     return "\n\n".join(parts)
 
 

@@ -6,7 +6,7 @@ and what the law foretells are two accounts of one gain; and what the order alon
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,7 +102,7 @@ def best_measured(
 
     What the law foretells of a candidate, less the flattery of having chosen it, and what its probe measured are weighed by their
     precision. "Keep" only where no gain is as sure as the settings ask, counting that two were tried. A candidate whose probe breaks a
-    loss limit, or will in the stage by what a measured nat is worth there (`discrepancy`), is out.
+    loss limit is out.
 
     Args:
         context: Trains and evaluates.
@@ -126,13 +126,12 @@ def best_measured(
     found = compared(outcome.simulated, trained, verdict.settings, noise)
     worth = stage_worth(proposal.fit, probes.R, in_use[0], verdict.settings) or discrepancy.factor
     underrated = max(1.0, _related(noise[0], verdict.settings) / max(_related(law_noise, verdict.settings), 1e-12))
-    at_current = dict(zip(trained[0].metrics, proposal.fit.law.predict(current.weights)[0], strict=True))
     candidates = []
     for i, ((name, mixture), toward) in enumerate(zip(tried.items(), (1.0, 0.5), strict=True)):
         measured = Estimate(float(found.gains[i]), found.error(i))
         told = foretold(verdict, proposal.fit.law, toward, underrated=underrated)
         together = pooled([told, Estimate(worth * measured.gain, worth * measured.error)])
-        breaks = _limits_broken(verdict.constraints, trained[0], 1 + i, at_current, discrepancy.factor)
+        breaks = _limits_broken(verdict.constraints, trained[0], 1 + i)
         candidates.append(Candidate(name=name, mixture=mixture, measured=measured, together=together, breaks=breaks))
     rule, tries = verdict.decision_settings, sum(not c.breaks for c in candidates)
     candidates = [
@@ -224,21 +223,17 @@ def _unseen(fitted: Simulation, trained: Simulation) -> list[npt.NDArray[np.bool
     return chosen
 
 
-def _limits_broken(
-    constraints: Constraints, trained: Simulation, row: int, at_current: Mapping[str, float], factor: float
-) -> tuple[str, ...]:
-    """Evaluation sets on which a measured candidate loses more than is allowed, now or in the stage.
+def _limits_broken(constraints: Constraints, trained: Simulation, row: int) -> tuple[str, ...]:
+    """Evaluation sets on which a candidate's probe loses more against the current model, on the same sequences, than is allowed.
 
-    Now: against the current model on the same sequences. In the stage: what the law foretells of the mixture in use (`at_current`), whose
-    probe is the first row, and `factor` times what the candidate's probe is worse than that one.
+    What a probe loses on a domain is not multiplied as what it gains is: with what the law foretells of the stage instead, 28 of 28 optima
+    of searches for targets that were called too harmful so kept every limit when they were trained in full (docs/experiments.md).
     """
     broken = []
     for m, limit in constraints.max_loss.items():
         e = trained.metrics.index(m)
-        now, got = float(trained.baseline[e]), float(trained.losses[row, e])
-        allowed = limit * now / constraints.current_loss.get(m, now)
-        staged = at_current[m] + factor * (got - float(trained.losses[0, e]))
-        if got > allowed or staged > limit:
+        now = float(trained.baseline[e])
+        if float(trained.losses[row, e]) > limit * now / constraints.current_loss.get(m, now):
             broken.append(m)
     return tuple(broken)
 

@@ -145,22 +145,25 @@ def test_a_candidate_that_breaks_a_loss_limit_is_out():
     assert dict(bound.mixture) == pytest.approx(halfway["mixture"])
 
 
-def test_a_measured_rise_counts_for_what_it_is_worth_in_the_stage():
-    """Between the probes lies a harm to web that no law foretells: a twentieth of a nat there, four times that in the stage."""
+def test_a_measured_rise_counts_as_it_is_whatever_a_gain_is_worth_in_the_stage():
+    """Between the probes lies a harm to web that no law foretells, a twentieth of a nat and allowed, or half of one and not."""
 
-    def harmful(tokens):
-        losses, shares = course(tokens), tokens / np.maximum(tokens.sum(axis=1, keepdims=True), 1.0)
-        losses[:, 0] += 0.05 * ((shares.max(axis=1) > 0.3) & (shares.max(axis=1) < 0.75))
-        return losses
+    def harmful(harm):
+        def losses_of(tokens):
+            losses, shares = course(tokens), tokens / np.maximum(tokens.sum(axis=1, keepdims=True), 1.0)
+            losses[:, 0] += harm * ((shares.max(axis=1) > 0.3) & (shares.max(axis=1) < 0.75))
+            return losses
+
+        return losses_of
 
     limit = Constraints(max_loss={"web": 3.0}, current_loss={"web": 3.0})
+    method = TrainedProbes(steps=64, discrepancy=Discrepancy(4.0, 0.1))
     told = {}
-    for factor in (1.0, 4.0):
-        method = TrainedProbes(steps=64, discrepancy=Discrepancy(factor, 0.1))
-        found = method.propose(context({"web": 0.8, "code": 0.1, "math": 0.1}, harmful, limits=limit))
-        told[factor] = [c["breaks"] for c in found.evidence["candidates"]]
-    assert told[1.0] == [[], []]
-    assert ["web"] in told[4.0]
+    for harm in (0.05, 0.5):
+        found = method.propose(context({"web": 0.8, "code": 0.1, "math": 0.1}, harmful(harm), limits=limit))
+        told[harm] = [c["breaks"] for c in found.evidence["candidates"]]
+    assert told[0.05] == [[], []]
+    assert ["web"] in told[0.5]
 
 
 def test_the_stage_keeps_a_limit_that_the_law_foretells():
