@@ -39,8 +39,9 @@ SEARCHES: Mapping[str, Mapping[str, Any]] = {
     "search": {},
     "log_linear": {"law": "log_linear"},
     "held_out_128": {"proxies": {"eval_sequences": 128}},
+    "as_measured": {"proxies": {"eval_sequences": 128}},
 }
-"""What a search is told besides what every one is."""
+"""What a search is told besides what every one is; `as_measured` is `held_out_128` by the code after 2026-11-26, 23:22 (targets.md)."""
 USUAL = ("search", "log_linear")
 SWARM = 24
 """Runs of a swarm, four a domain (Olmix's rule); together they cost what one search does."""
