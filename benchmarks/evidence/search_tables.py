@@ -27,6 +27,13 @@ def targets() -> str:
                 parts.append(_of_targets(f"{kind}, {name}", mine))
         told = [r for r in some if "covered" in r]
         times = float(np.median([r["told_gain"][0] / r["gain"] for r in told]))
+        aside = [r["risen"][domain] for r in told for domain in r["put_aside"]]
+        if aside:
+            searches = sum(bool(r["put_aside"]) for r in told)
+            changed = f"{min(aside):+.1f} to {max(aside):+.1f} %"
+            parts.append(
+                f"{name}: optimum put aside in {searches} searches for {len(aside)} domains, which changed by {changed}"
+            )
         held = f"{sum(r['covered'] for r in told)} of {len(told)}"
         parts.append(
             f"{name}: 90 % interval of the optimum's gain holds it in {held}; told over true, median: {times:.1f}"

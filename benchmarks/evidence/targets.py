@@ -71,7 +71,8 @@ def rows_of(trial: Trial) -> Iterator[dict[str, Any]]:
                 found = trial.read(trial.search_file(method, objective))
                 said = {k: found[k] for k in ("action", "search_share") if k in found} | foretold(trial, found)
             elif method in (by_law := {unconfirmed(s): s for s in CONFIRMED}):
-                said = {"told_gain": told_gain(trial.read(trial.search_file(by_law[method], objective)))}
+                found = trial.read(trial.search_file(by_law[method], objective))
+                said = {"told_gain": told_gain(found), "put_aside": proposed(found)["breaks"]}
             made[method] = (mixture, trial.trained(mixture), said)
         facts = {"targets": objective, "pool": trial.pool, "seed": trial.seed, "orders": ORDERS}
         for method, (mixture, losses, said) in made.items():
@@ -114,9 +115,14 @@ def foretold(trial: Trial, found: Mapping[str, Any]) -> dict[str, Any]:
     return {"foretold_change": {name: percent(name) for name in trial.cell.sets}}
 
 
+def proposed(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The optimum as a trained candidate; `breaks`: domains whose limits it was told to break, for which it was put aside."""
+    return next(c for c in found["evidence"]["candidates"] if c["name"] == "proposal")
+
+
 def told_gain(found: Mapping[str, Any]) -> list[float]:
     """Nats that law and probes together told of the optimum's gain over the mixture in use, and the interval."""
-    proposal = next(c for c in found["evidence"]["candidates"] if c["name"] == "proposal")
+    proposal = proposed(found)
     spread = DISCREPANCY["lora"].spread
     low, high = stage_interval(Estimate(proposal["gain"], proposal["error"]), spread, DecisionSettings())
     return [round(float(x), 4) for x in (proposal["gain"], low, high)]

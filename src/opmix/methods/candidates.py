@@ -226,8 +226,9 @@ def _unseen(fitted: Simulation, trained: Simulation) -> list[npt.NDArray[np.bool
 def _limits_broken(constraints: Constraints, trained: Simulation, row: int) -> tuple[str, ...]:
     """Evaluation sets on which a candidate's probe loses more against the current model, on the same sequences, than is allowed.
 
-    What a probe loses on a domain is not multiplied as what it gains is: with what the law foretells of the stage instead, 28 of 28 optima
-    of searches for targets that were called too harmful so kept every limit when they were trained in full (docs/experiments.md).
+    What a probe loses on a domain is not multiplied as what it gains is: 25 optima of searches for targets that
+    were called too harmful so, for 28 domains, kept every limit when they were trained in full (docs/experiments.md). The law's own
+    upper end, by which the optimum is found, speaks of the stage.
     """
     broken = []
     for m, limit in constraints.max_loss.items():
