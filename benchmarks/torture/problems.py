@@ -113,7 +113,9 @@ def _minimum_over_tangents(law: Any, settings: Any, rules: Any, p: Floats) -> fl
             return float(law.predict(x[None])[0][e])
 
         tangent = slope(loss, p)
-        rows.append((tangent, limit - loss(p) + float(tangent @ p)))
+        # A loss that hardly changes with the mixture is scaled until it does: what the program may miss a row by is many shares else.
+        scale = 1 / min(1.0, float(np.ptp(tangent)) or 1.0)
+        rows.append((scale * tangent, scale * (limit - loss(p) + float(tangent @ p))))
     upper = (np.array([r for r, _ in rows]), np.array([b + 1e-9 for _, b in rows])) if rows else (None, None)
     best = linprog(gradient, *upper, np.ones((1, len(p))), np.ones(1), bounds=(0, 1))
     if best.status != 0:
@@ -164,7 +166,8 @@ def can_be_met(law: Any, rules: Any) -> bool:
 def one(seed: int) -> tuple[str, str]:
     """What became of one problem, and what is wrong about it."""
     from opmix.errors import InfeasibleError, SolverError
-    from opmix.mixing.solver import SolveSettings, solve
+    from opmix.mixing.problem import SolveSettings
+    from opmix.mixing.solver import solve
 
     rng = np.random.default_rng(seed)
     size, count = int(rng.integers(2, 9)), int(rng.integers(1, 7))

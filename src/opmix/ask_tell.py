@@ -25,7 +25,7 @@ from opmix.mixing.design import new_domains
 from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import FloatArray
 from opmix.mixing.paired import objective_values
-from opmix.mixing.solver import SolveSettings
+from opmix.mixing.problem import SolveSettings
 from opmix.mixing.table import ProxyTable
 from opmix.mixture_search.asking import CURRENT, PROPOSAL, AskSettings, asked_runs, search_of
 from opmix.mixture_search.feasible import check_decision, problem_of, solve_settings_of

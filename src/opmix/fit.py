@@ -20,7 +20,7 @@ from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings, Verdict, decide
 from opmix.mixing.law import fit_flops, fit_law
 from opmix.mixing.mixture import FloatArray, Mixture
-from opmix.mixing.solver import SolveSettings
+from opmix.mixing.problem import SolveSettings
 from opmix.mixing.swarm import Directions, Swarm, read_mixtures, read_prior, read_swarm
 from opmix.mixing.table import ProxyTable
 from opmix.progress import Progress, Silent

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from opmix.mixing.mixture import Mixture
-from opmix.mixing.solver import SolveSettings
+from opmix.mixing.problem import SolveSettings
 from opmix.protocols.mixing_method import DecisionProblem
 from opmix.protocols.trials import Trials
 

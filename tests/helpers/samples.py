@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from opmix.methods.trained_probes import TrainedProbes
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.mixture import Mixture
-from opmix.mixing.solver import SolveSettings
+from opmix.mixing.problem import SolveSettings
 from opmix.protocols.mixing_method import DecisionProblem
 from opmix.results.draws import LawDrawsFile
 from opmix.results.mixture import CheckEntry, MixtureFile

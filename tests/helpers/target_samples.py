@@ -10,7 +10,7 @@ from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings, decide
 from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import Mixture
-from opmix.mixing.solver import SolveSettings
+from opmix.mixing.problem import SolveSettings
 from opmix.mixture_search.payoff import payoff_of
 from opmix.protocols.mixing_method import LawProposal
 from opmix.results.draws import LawDrawsFile

@@ -11,8 +11,8 @@ from opmix.mixing.decision import DecisionSettings, decide
 from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.posterior import resampling_noise
+from opmix.mixing.problem import SolveSettings
 from opmix.mixing.regret import change, predicted_regret
-from opmix.mixing.solver import SolveSettings
 from opmix.mixture_search.context import repetition
 from opmix.mixture_search.estimate import estimate_search
 from opmix.mixture_search.verify import verify_run

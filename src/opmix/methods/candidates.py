@@ -21,7 +21,7 @@ from opmix.mixing.effective_tokens_fit import Discrepancy
 from opmix.mixing.estimates import Estimate, foretold, pooled
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.paired import loss_difference_error, objective_error, objective_values
-from opmix.mixing.solver import SolveSettings
+from opmix.mixing.problem import SolveSettings
 from opmix.protocols.law import LawFit
 from opmix.protocols.mixing_method import Fidelity, LawProposal, MethodContext, Simulation
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from opmix.mixing.mixture import FloatArray
 from opmix.mixing.paired import objective_values
-from opmix.mixing.solver import Coordinates
+from opmix.mixing.problem import Coordinates
 from opmix.protocols.law import MixingLaw
 from opmix.protocols.mixing_method import LawProposal
 

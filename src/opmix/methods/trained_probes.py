@@ -20,7 +20,7 @@ from opmix.mixing.effective_tokens_fit import Discrepancy, EffectiveTokensFit, f
 from opmix.mixing.mixture import FloatArray
 from opmix.mixing.paired import objective_values
 from opmix.mixing.posterior import resampling_noise
-from opmix.mixing.solver import SolveSettings
+from opmix.mixing.problem import SolveSettings
 from opmix.mixing.table import ProxyTable
 from opmix.mixing.twins import InterferenceCheck
 from opmix.protocols.mixing_method import DecisionProblem, Fidelity, LawProposal, MethodContext, Simulation

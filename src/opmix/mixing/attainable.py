@@ -8,7 +8,8 @@ import numpy as np
 
 from opmix.errors import SolverError
 from opmix.mixing.constraints import Constraints
-from opmix.mixing.solver import Coordinates, SolveSettings, solve
+from opmix.mixing.problem import Coordinates, SolveSettings
+from opmix.mixing.solver import solve
 from opmix.protocols.law import MixingLaw
 
 

@@ -15,8 +15,9 @@ from opmix.mixing.cover import Cover, misfit_near, outliers
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.paired import can_be_worst, objective_values
 from opmix.mixing.posterior import MixtureDraws, percentiles, solve_draws
+from opmix.mixing.problem import Coordinates, SolveSettings
 from opmix.mixing.safe_limits import LossLimit, limits_at, solve_safely
-from opmix.mixing.solver import Coordinates, Solution, SolveSettings, solve
+from opmix.mixing.solver import Solution, solve
 from opmix.protocols.law import LawDraws, LawFit, MixingLaw
 from opmix.settings import Bounds, Inside, NotNegative, ReadAs, internal, number, settings
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from opmix.errors import ConfigError
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
-from opmix.mixing.solver import Coordinates
+from opmix.mixing.problem import Coordinates
 
 OLD = "old"
 JOINT = "joint"

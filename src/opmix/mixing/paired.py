@@ -13,7 +13,7 @@ import numpy as np
 
 from opmix.mixing.mixture import FloatArray
 from opmix.mixing.numerics import logsumexp, normal_cdf
-from opmix.mixing.solver import SolveSettings
+from opmix.mixing.problem import SolveSettings
 
 
 def loss_errors(nll: Sequence[FloatArray], tokens: Sequence[FloatArray]) -> FloatArray:

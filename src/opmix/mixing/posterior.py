@@ -13,7 +13,8 @@ from opmix.mixing.constraints import Constraints
 from opmix.mixing.free_optima import free_optima
 from opmix.mixing.log_linear import LogLinearDraws
 from opmix.mixing.mixture import FloatArray, Mixture
-from opmix.mixing.solver import Coordinates, SolveSettings, solve
+from opmix.mixing.problem import Coordinates, SolveSettings
+from opmix.mixing.solver import solve
 from opmix.protocols.law import LawDraws
 
 

@@ -16,7 +16,7 @@ from opmix.mixing.decision import Verdict
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.paired import objective_values
 from opmix.mixing.posterior import MixtureDraws, percentiles, solve_draws
-from opmix.mixing.solver import SolveSettings
+from opmix.mixing.problem import SolveSettings
 from opmix.protocols.law import LawDraws, LawFit
 
 NOISE_DRAWS = 50

@@ -10,7 +10,8 @@ from opmix.errors import InfeasibleError, SolverError
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.mixture import FloatArray, Mixture
 from opmix.mixing.posterior import percentiles
-from opmix.mixing.solver import Coordinates, Solution, SolveSettings, solve
+from opmix.mixing.problem import Coordinates, SolveSettings
+from opmix.mixing.solver import Solution, solve
 from opmix.protocols.law import LawDraws, MixingLaw
 
 LEVEL = 0.6

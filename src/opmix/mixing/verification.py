@@ -19,7 +19,7 @@ import numpy as np
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.numerics import rank_correlation
 from opmix.mixing.paired import objective_error, objective_values
-from opmix.mixing.solver import SolveSettings
+from opmix.mixing.problem import SolveSettings
 
 _SUM_WEIGHT = 1e4  # of the condition that weights add up to one, in the projection
 

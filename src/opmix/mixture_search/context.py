@@ -16,7 +16,7 @@ from opmix.methods.op_mix import method_of
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.mixture import FloatArray, Mixture
-from opmix.mixing.solver import SolveSettings
+from opmix.mixing.problem import SolveSettings
 from opmix.mixture_search.estimate import DomainSize, estimate_search, eval_sequences
 from opmix.mixture_search.feasible import check_decision, problem_of, solve_settings_of
 from opmix.mixture_search.hand_over import elsewhere

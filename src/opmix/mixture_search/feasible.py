@@ -12,7 +12,8 @@ from opmix.methods.op_mix import method_of
 from opmix.mixing.design import StageDesign, coordinates_of, new_domains
 from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import FloatArray, Mixture
-from opmix.mixing.solver import Coordinates, SolveSettings, solve
+from opmix.mixing.problem import Coordinates, SolveSettings
+from opmix.mixing.solver import solve
 from opmix.protocols.mixing_method import DecisionProblem
 from opmix.target import objective_weights
 

@@ -21,7 +21,7 @@ from opmix.errors import ConfigError
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.mixture import FloatArray, Mixture
-from opmix.mixing.solver import SolveSettings
+from opmix.mixing.problem import SolveSettings
 from opmix.mixture_search.context import SearchContext
 from opmix.models.from_scratch import new_model
 from opmix.models.layers import model_fingerprint, model_shape

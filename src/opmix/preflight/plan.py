@@ -18,7 +18,8 @@ from opmix.errors import InfeasibleError
 from opmix.mixing.design import StageDesign, coordinates_of
 from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import Mixture
-from opmix.mixing.solver import SolveSettings, solve
+from opmix.mixing.problem import SolveSettings
+from opmix.mixing.solver import solve
 from opmix.mixture_search.context import SearchContext
 from opmix.mixture_search.estimate import DomainSize, estimate_search
 from opmix.mixture_search.feasible import prior_of, problem_of

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings, Verdict
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
-from opmix.mixing.solver import SolveSettings
+from opmix.mixing.problem import SolveSettings
 from opmix.mixing.table import ProxyTable
 from opmix.protocols.law import LawFit
 

@@ -21,7 +21,8 @@ from opmix.errors import ConfigError, DataError, LawError
 from opmix.exporters import MixtureExporter
 from opmix.exporters.plan import DomainPlan, MixturePlan
 from opmix.mixing.mixture import FloatArray, Mixture
-from opmix.mixing.solver import SolveSettings, solve
+from opmix.mixing.problem import SolveSettings
+from opmix.mixing.solver import solve
 from opmix.protocols.law import LawFit
 from opmix.protocols.mixing_method import DecisionProblem, MixingMethod
 from opmix.runs.files import plain

@@ -11,7 +11,7 @@ from opmix.mixing.constraints import Constraints
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.mixture import FloatArray, InterpolationWeights, Mixture, ProbeDesign
 from opmix.mixing.paired import loss_errors
-from opmix.mixing.solver import SolveSettings
+from opmix.mixing.problem import SolveSettings
 from opmix.protocols.mixing_method import FULL, DecisionProblem, Fidelity, Simulation
 from opmix.protocols.trials import TrialModel, Trials
 

@@ -60,7 +60,7 @@ def _mapping(text: str, where: str) -> Mapping[str, object]:
     try:
         # `nan` and `inf` are how Python prints those numbers, and no literals.
         content = ast.literal_eval(text.replace(": nan", ": 'nan'").replace(": inf", ": 'inf'"))
-    except (ValueError, SyntaxError, RecursionError) as error:
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise DataError(f"{where}: {error}; expected a Python mapping; export JSON instead") from error
     if not isinstance(content, Mapping):
         raise DataError(f"{where}: a {type(content).__name__}; expected a mapping; export JSON instead")

@@ -7,7 +7,7 @@ from opmix.methods.findings import critical_share, findings
 from opmix.methods.op_mix import OpMix
 from opmix.methods.trained_probes import TrainedProbes
 from opmix.mixing.mixture import Mixture
-from opmix.mixing.solver import SolveSettings
+from opmix.mixing.problem import SolveSettings
 from opmix.protocols.mixing_method import DecisionProblem
 from opmix.testing import FakeContext, log_linear_surface
 

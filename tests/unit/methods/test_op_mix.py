@@ -11,7 +11,8 @@ from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.law import LogLinearLaw
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.paired import objective_values
-from opmix.mixing.solver import Coordinates, SolveSettings, solve
+from opmix.mixing.problem import Coordinates, SolveSettings
+from opmix.mixing.solver import solve
 from opmix.protocols.mixing_method import DecisionProblem
 from opmix.testing import FakeContext, log_linear_surface
 

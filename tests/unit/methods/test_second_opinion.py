@@ -6,7 +6,7 @@ import pytest
 from opmix.methods.trained_probes import TrainedProbes
 from opmix.mixing.decision import DecisionSettings
 from opmix.mixing.mixture import Mixture
-from opmix.mixing.solver import SolveSettings
+from opmix.mixing.problem import SolveSettings
 from opmix.protocols.mixing_method import DecisionProblem
 from opmix.results.opinion import KEY, Opinion
 from opmix.testing import FakeContext, log_linear_surface

@@ -14,7 +14,8 @@ from opmix.mixing.effective_tokens import EffectiveTokensLaw, Tokens
 from opmix.mixing.effective_tokens_fit import Discrepancy
 from opmix.mixing.estimates import Estimate
 from opmix.mixing.mixture import Mixture
-from opmix.mixing.solver import SolveSettings, solve
+from opmix.mixing.problem import SolveSettings
+from opmix.mixing.solver import solve
 from opmix.protocols.mixing_method import DecisionProblem
 from opmix.testing import FakeContext, log_linear_surface
 

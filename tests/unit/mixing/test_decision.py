@@ -7,7 +7,8 @@ from opmix.mixing.decision import DecisionSettings, decide
 from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.posterior import resampling_noise, solve_draws
-from opmix.mixing.solver import Coordinates, SolveSettings, solve
+from opmix.mixing.problem import Coordinates, SolveSettings
+from opmix.mixing.solver import solve
 
 DOMAINS = ("a", "b", "c")
 

@@ -7,7 +7,8 @@ from scipy.optimize import minimize
 from opmix.mixing.constraints import Constraints, Group
 from opmix.mixing.effective_tokens import REPETITION_DECAY, EffectiveTokensLaw, Tokens
 from opmix.mixing.mixture import Mixture
-from opmix.mixing.solver import Coordinates, SolveSettings, _Problem, solve
+from opmix.mixing.problem import Coordinates, Problem, SolveSettings
+from opmix.mixing.solver import solve
 
 OBJECTIVES = ("mean", "weighted", "worst_case", "perplexity")
 seeds = st.integers(0, 10_000)
@@ -62,7 +63,7 @@ def test_no_other_mixture_is_better_than_the_optimum(seed):
     law = random_law(seed)
     chosen = random_settings(seed, law)
     answer = solve(law, settings=chosen)
-    problem = _Problem.build(law, None, chosen, Constraints())
+    problem = Problem.build(law, None, chosen, Constraints())
 
     def value(z):
         p = np.exp(z - z.max())

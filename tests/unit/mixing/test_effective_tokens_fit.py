@@ -8,7 +8,7 @@ from opmix.mixing.effective_tokens import EffectiveTokensLaw, Tokens
 from opmix.mixing.effective_tokens_fit import Discrepancy, fit_effective_tokens
 from opmix.mixing.hierarchy import Batch
 from opmix.mixing.mixture import Mixture
-from opmix.mixing.solver import SolveSettings
+from opmix.mixing.problem import SolveSettings
 
 D = 5
 NAMES = tuple(f"d{i}" for i in range(D))

@@ -8,7 +8,7 @@ from opmix.mixing.paired import (
     objective_error,
     objective_values,
 )
-from opmix.mixing.solver import SolveSettings
+from opmix.mixing.problem import SolveSettings
 
 UNEQUAL = np.repeat([8.0, 200.0], [48, 16])
 """Answers of conversations: most are short, most tokens are in the long ones."""

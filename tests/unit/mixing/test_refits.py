@@ -14,7 +14,8 @@ from opmix.mixing.log_linear import LogLinearDraws, LogLinearLaw
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.numerics import _ranks
 from opmix.mixing.posterior import solve_draws
-from opmix.mixing.solver import Coordinates, SolveSettings, solve
+from opmix.mixing.problem import Coordinates, SolveSettings
+from opmix.mixing.solver import solve
 
 DOMAINS, POINTS = 40, 130
 

@@ -6,8 +6,8 @@ import pytest
 from opmix.mixing.decision import DecisionSettings, decide
 from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import Mixture
+from opmix.mixing.problem import SolveSettings
 from opmix.mixing.regret import change, predicted_regret
-from opmix.mixing.solver import SolveSettings
 
 DOMAINS = ("a", "b")
 KL = 0.2

@@ -8,8 +8,9 @@ from opmix.mixing.decision import DecisionSettings, decide
 from opmix.mixing.effective_tokens import EffectiveTokensLaw, Tokens
 from opmix.mixing.effective_tokens_fit import Discrepancy, fit_effective_tokens
 from opmix.mixing.mixture import Mixture
+from opmix.mixing.problem import Coordinates, SolveSettings
 from opmix.mixing.safe_limits import TOLERANCE, limits_at, solve_safely, tightened
-from opmix.mixing.solver import Coordinates, SolveSettings, solve
+from opmix.mixing.solver import solve
 
 NAMES = ("a", "b", "c")
 UNIFORM = np.full(3, 1 / 3)

@@ -5,11 +5,13 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from opmix.errors import ConfigError, InfeasibleError
+from opmix.mixing.certificate import frank_wolfe_gap
 from opmix.mixing.constraints import Constraints, Group
 from opmix.mixing.effective_tokens import EffectiveTokensLaw, Tokens
 from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import Mixture
-from opmix.mixing.solver import Coordinates, SolveSettings, solve
+from opmix.mixing.problem import Coordinates, SolveSettings
+from opmix.mixing.solver import solve
 
 
 def law_of(t, c=None):
@@ -92,16 +94,16 @@ def test_a_large_kl_weight_gives_the_prior(kl):
 
 
 def test_the_certificate_tells_good_from_bad():
-    from opmix.mixing.solver import _Problem
+    from opmix.mixing.problem import Problem
 
     law = random_law(4)
-    problem = _Problem.build(law, None, SolveSettings(), Constraints())
+    problem = Problem.build(law, None, SolveSettings(), Constraints())
     best = solve(law).mixture.weights
     uniform = np.full(5, 0.2)
     excess = problem.value(uniform) - problem.value(best)
     assert excess > 1e-4
-    assert problem.frank_wolfe_gap(uniform, problem.value(uniform)) >= excess
-    assert problem.frank_wolfe_gap(best, problem.value(best)) < 1e-6
+    assert frank_wolfe_gap(problem, uniform, problem.value(uniform)) >= excess
+    assert frank_wolfe_gap(problem, best, problem.value(best)) < 1e-6
 
 
 def test_old_data_keep_their_proportions():
@@ -218,6 +220,20 @@ def test_a_limit_on_a_loss_that_hardly_changes_is_certified(share):
     settings = SolveSettings(objective="weighted", omega=np.array([0.1, 0.9]), kl=1e-4)
     solution = solve(law, settings=settings, constraints=Constraints(max_loss={"flat": limit}))
     assert solution.mixture["a"] == pytest.approx(share, abs=1e-4)
+
+
+def test_an_answer_that_is_right_to_nine_digits_is_certified():
+    """A gap is of first order in what is left, the objective of second (`benchmarks/torture`, problem 207850003595)."""
+    law = LogLinearLaw(
+        ("m",),
+        ("d0", "d1", "d2"),
+        np.array([1.9521578940742983]),
+        np.array([[3.0383766045745926, 1.7485769863359149, 2.431713894841361]]),
+        np.array([-0.3012111299543202]),
+        3,
+    )
+    rules = Constraints(floors={"d2": 0.2836957027873388})
+    assert solve(law, settings=SolveSettings(kl=1.0), constraints=rules).gap < 1e-8
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 
 from opmix.mixing.design import design_stage
 from opmix.mixing.mixture import Mixture
-from opmix.mixing.solver import SolveSettings
+from opmix.mixing.problem import SolveSettings
 from opmix.mixing.verification import DirectPoint, Measured, any_weights_for, curvature, sentences, weights_for
 
 DOMAINS = ("a", "b", "c")

@@ -17,7 +17,8 @@ from opmix.mixing.constraints import Constraints
 from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import InterpolationWeights
 from opmix.mixing.paired import objective_values
-from opmix.mixing.solver import Coordinates, SolveSettings, solve
+from opmix.mixing.problem import Coordinates, SolveSettings
+from opmix.mixing.solver import solve
 from opmix.mixture_search.context import SearchContext
 from opmix.mixture_search.feasible import problem_of
 from opmix.mixture_search.payoff import CHANCE, silent_targets

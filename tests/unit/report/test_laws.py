@@ -13,7 +13,8 @@ from html_page import Page
 
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.effective_tokens import EffectiveTokensLaw, Tokens
-from opmix.mixing.solver import SolveSettings, solve
+from opmix.mixing.problem import SolveSettings
+from opmix.mixing.solver import solve
 from opmix.mixing.table import ProxyTable
 from opmix.report import build_report, load_report_data
 from opmix.report.evidence import columns

@@ -274,6 +274,13 @@ def test_errors_name_what_there_is_and_the_option(tmp_path):
         fit_runs(path, path, source="wandb")
 
 
+def test_a_cell_that_is_no_mapping_is_named(tmp_path):
+    file = tmp_path / "runs.csv"  # as `benchmarks/torture` made it: a mapping that is a key
+    file.write_text('name,config,summary\nr0,"{\'a\': 1}","{{}: 3}"\n')
+    with pytest.raises(DataError, match=r"runs.csv.*summary.*expected a Python mapping"):
+        read_tracked(file, "wandb")
+
+
 def test_folders_without_runs(tmp_path):
     with pytest.raises(DataError, match="no run below it"):
         read_tracked(tmp_path, "mlflow")

@@ -24,7 +24,8 @@ from opmix.mixing.constraints import Constraints
 from opmix.mixing.design import coordinates_of
 from opmix.mixing.law import fit_law
 from opmix.mixing.mixture import FloatArray
-from opmix.mixing.solver import Coordinates, Solution, SolveSettings, solve
+from opmix.mixing.problem import Coordinates, SolveSettings
+from opmix.mixing.solver import Solution, solve
 from opmix.protocols.law import MixingLaw
 from opmix.protocols.mixing_method import DecisionProblem, Proposal
 from opmix.protocols.trials import Start, TrialRunner

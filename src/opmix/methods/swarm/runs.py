@@ -13,7 +13,7 @@ from opmix.errors import ConfigError
 from opmix.mixing.constraints import Constraints
 from opmix.mixing.mixture import FloatArray
 from opmix.mixing.paired import objective_values
-from opmix.mixing.solver import SolveSettings
+from opmix.mixing.problem import SolveSettings
 from opmix.protocols.law import LawFit
 from opmix.protocols.mixing_method import DecisionProblem
 from opmix.protocols.trials import Start, TrialModel, TrialRunner, Trials
