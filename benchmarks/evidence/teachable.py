@@ -4,13 +4,15 @@
     python benchmarks/evidence/teachable.py run --quick --out /tmp/q   # toy model and conversations: a rehearsal on a CPU, under a minute
     python benchmarks/evidence/teachable.py analyse                    # the tables, and results/teachable.json
 
-On a GPU, from the root of the repository (every arm is a process; the records, which `analyse` reads, are a few kilobytes each):
+On a GPU, from the root of the repository (every arm is a process, and takes up to 12 GB of it; the records are a few kilobytes each):
 
-    python benchmarks/evidence/teachable.py run --model $GGUF --data $DATA --out runs/evidence/teachable --device cuda --workers 8
+    cp -r benchmarks/evidence/results/teachable runs/evidence/teachable/records   # what is known already
+    python benchmarks/evidence/teachable.py run --model $GGUF --data $DATA --out runs/evidence/teachable --device cuda --workers 6
     cp -r runs/evidence/teachable/records runs/evidence/teachable/logs $OUT/
 
 Resumable: an arm whose record is there is not run again, one that was interrupted goes on from its last finished step. `--arms` takes
-names or beginnings of names (`--arms alone replay-sft`). The arms, in groups:
+names or beginnings of names (`--arms alone replay-sft`). `analyse` reads the records kept in the repository unless it is told `--out`.
+The arms, in groups:
 
     base, shown           the checkpoint, judged; and asked in several ways with the answer before it: the best way is the teacher's
     alone-OBJECTIVE-RATE  the first skill alone, at every learning rate; the one of least `valid` loss is used from then on
@@ -59,6 +61,8 @@ WHY: dict[str, dict[str, Any]] = {
 }
 REHEARSED = ("sequential-sft", "opmix-sft-quarter", "replay-sdft")
 """Of `--quick`, with what they follow."""
+KEPT = Path(__file__).parent / "results" / "teachable"
+"""Records of the arms that have been run."""
 FRACTIONS = {"": 1.0, "-half": 0.5, "-quarter": 0.25}
 
 
@@ -241,6 +245,7 @@ def run(args: argparse.Namespace, world: World) -> int:
     os.environ |= {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.workers)),
         "TOKENIZERS_PARALLELISM": "false",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # or what processes keep for batches of other lengths fills the GPU
     }
     running: dict[Future[float], tuple[str, int]] = {}
     failed, first = 0, args.seeds[0]
@@ -297,7 +302,9 @@ def timed_arm(world: World, name: str, seed: int, first_seed: int) -> float:
 
 
 def estimate(world: World, left: Sequence[tuple[str, int]], workers: int) -> float:
-    """Seconds on an H100: 30 ms for each token that all rows of a step write, 0.35 s for learning from them, 45 s of an arm around it."""
+    """Seconds on an H100: 30 ms for each token that all rows of a step write, 0.35 s for learning from them, 45 s of an arm around it.
+
+    Six at a time took a tenth to a third longer than that."""
     sizes, total, longest = world.sizes, 0.0, 0.0
     for name, _ in left:
         arm = ARMS[name]
@@ -318,7 +325,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("verb", choices=["run", "analyse"])
     parser.add_argument("--model", help=".gguf file or folder of SmolLM2-135M-Instruct")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="holds instruct/ and pretrain/")
-    parser.add_argument("--out", type=Path, default=Path("runs/evidence/teachable"))
+    parser.add_argument("--out", type=Path, help="default: runs/evidence/teachable; analyse: the records that are kept")
     parser.add_argument("--arms", nargs="+", default=[], help="names, or beginnings of names")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--device", default=str(default_device()))
@@ -342,7 +349,7 @@ def main() -> None:
     quiet_libraries()
     sizes = replace(Sizes(), **{f.name: getattr(args, f.name) for f in fields(Sizes)})
     world = World(
-        out=args.out,
+        out=args.out or Path("runs/evidence/teachable"),
         sizes=sizes,
         device=args.device,
         data=None if args.quick else args.data,
@@ -351,7 +358,7 @@ def main() -> None:
     if args.verb == "analyse":
         from teachable_tables import analyse
 
-        say(analyse(args.out / "records", args.results))
+        say(analyse(KEPT if args.out is None else args.out / "records", args.results))
         return
     if not args.quick and (args.model is None or not Path(args.model).exists()):
         raise SystemExit(f"--model: {args.model}; expected the .gguf file or folder of SmolLM2-135M-Instruct")
