@@ -19,6 +19,8 @@ BEGIN, END = "<!-- torture: python benchmarks/torture --table -->\n", "<!-- end 
 def add(file: Path, part: str, run: Mapping[str, Any], *, fresh: bool) -> None:
     """Keep what a part did, beside what it did before with other seeds or at other commits."""
     content = json.loads(file.read_text()) if file.exists() else {"parts": {}}
+    if any(isinstance(runs, dict) for runs in content["parts"].values()):
+        raise SystemExit(f"{file}: an older torture wrote it; use another --out, or remove it")
     facts = {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform(), "commit": commit()}
     before = [] if fresh else [r for r in content["parts"].get(part, []) if not _same(r, {**run, **facts})]
     content["parts"][part] = [*before, {**facts, **run}]

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from opmix import AskTell
 from opmix.cli.main import app
-from opmix.cli.values import _NOT_WITH, _ONLY_WITH
+from opmix.cli.values import _ALONE, _NOT_WITH, _ONLY_WITH
 from opmix.errors import ConfigError, StoreError
 
 runner = CliRunner()
@@ -20,6 +20,7 @@ runner = CliRunner()
         ("eval m --tasks arc --extractor exact", "--extractor: says nothing without --domain"),
         ("eval m --tasks arc --max-new-tokens 9", "--max-new-tokens: says nothing without --domain"),
         ("eval m --tasks arc --against-stage mid", "--against-stage: says nothing without --against"),
+        ("export --to trl --list", "--to: would be passed over beside --list"),
         ("export r --to trl --tokenizer t", "--tokenizer: says nothing without --materialise"),
         ("export r --into t.yaml --out x", "--out: would be passed over beside --into"),
         ("fit t.csv --ratio-prefix r/", "--ratio-prefix: says nothing without --from"),
@@ -65,6 +66,8 @@ def test_the_tables_name_verbs_and_options():
     verbs = get_command(app).commands
     for verb, pairs in [*_ONLY_WITH.items(), *_NOT_WITH.items()]:
         assert {*pairs, *pairs.values()} <= {parameter.name for parameter in verbs[verb].params}
+    for verb, alone in _ALONE.items():
+        assert alone in {parameter.name for parameter in verbs[verb].params}
 
 
 def test_no_tasks_there(tmp_path):

@@ -39,6 +39,8 @@ _NOT_WITH = {
     "status": {"watch": "as_json"},
 }
 """By verb: options that would be passed over beside another."""
+_ALONE = {"export": "list_"}
+"""By verb: the option beside which every other would be."""
 _READ = {"status": "folder", "ls": "folder", "view": "folder", "report": "run", "export": "run", "card": "run"}
 """Verbs that read one, of which they get a copy."""
 
@@ -99,6 +101,12 @@ class Verb(TyperCommand):
             for option, other in _NOT_WITH.get(verb, {}).items()
             if given(option) and says_something(other)
         ]
+        if (alone := _ALONE.get(verb)) is not None and says_something(alone):
+            problems = [
+                f"{called(name)}: would be passed over beside {called(alone)}; leave one of them out"
+                for name in known
+                if name != alone and given(name)
+            ]
         if problems:
             raise ConfigError(problems)
 
