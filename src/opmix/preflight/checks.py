@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Literal
@@ -73,3 +73,12 @@ class Catching:
         for problem in error.problems if isinstance(error, ConfigError) else (str(error),):
             self.findings.fail(self.name, problem)
         return True
+
+
+def listed(named: Mapping[str, str]) -> str:
+    """`a 3, b 4 and 7 more`."""
+    shown = [f"{name} {what}" for name, what in list(named.items())[:_SHOWN]]
+    return ", ".join(shown) + (f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else "")
+
+
+_SHOWN = 6

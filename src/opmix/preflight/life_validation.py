@@ -20,6 +20,7 @@ from opmix.lifecycle.status import planned_flops
 from opmix.lifecycle.steps import DataFacts, StageRows, chain
 from opmix.preflight.chats import check_fit
 from opmix.preflight.checks import Findings, failed
+from opmix.preflight.held_out import check_held_out
 from opmix.preflight.plan import MAX_EPOCHS, LifeCost, check_limits
 from opmix.preflight.sources import check_cache
 from opmix.preflight.targets import check_targets
@@ -75,6 +76,16 @@ def check_life(content: Mapping[str, Any], base: Path, progress: Progress) -> Va
         findings,
         life.search,
         template=template,
+    )
+    check_held_out(
+        life.domains,
+        base,
+        {n: size for n, size in result.sizes.items() if any(n in stage.seen for stage in resolve(life))},
+        findings,
+        length=life.search.sequence_length,
+        wanted=min(life.search.proxies.eval_sequences, life.evaluation.sequences),
+        judged=("valid", "test"),
+        unpacked=any(stage.config.objective == "sdft" for stage in resolve(life)),
     )
     if set(result.sizes) == set(life.domains):
         _check_fit(life, base, tokenizer, findings)

@@ -10,8 +10,6 @@ from typing import Any
 
 from opmix.compute.budget import sequences_per_step
 from opmix.config import SearchConfig
-from opmix.data.in_place import HELD_OUT_TOKENS
-from opmix.data.inspect.splits import empty_splits
 from opmix.data.inspect.survey import Size
 from opmix.domain import Split
 from opmix.errors import InfeasibleError
@@ -23,17 +21,17 @@ from opmix.mixing.solver import solve
 from opmix.mixture_search.context import SearchContext
 from opmix.mixture_search.estimate import DomainSize, estimate_search
 from opmix.mixture_search.feasible import prior_of, problem_of
-from opmix.preflight.checks import Findings
+from opmix.preflight.checks import Findings, listed
+from opmix.preflight.held_out import check_held_out
 from opmix.preflight.model_facts import ModelFacts
 from opmix.progress import Silent
 from opmix.runs.store import RunStore
-from opmix.scaffold.render import HELD_OUT_SEQUENCES, PROBE_EPOCHS
+from opmix.scaffold.render import PROBE_EPOCHS
 from opmix.settings import Given, changed
 
 MAX_EPOCHS = 4.0
 """Repetitions at equal shares above which a domain is pointed out: about where repeating text stops being as good as new
 text (Muennighoff et al., arXiv 2305.16264)."""
-_SHOWN = 6
 _DEAR = 0.5
 """Share of the stage's FLOPs from which a search is pointed out as costly."""
 _ESTIMATE_SLACK = 1.1
@@ -113,15 +111,16 @@ def check_plan(
     _check_executor(config, findings)
     known = {name: size for name, splits in sizes.items() if (size := splits.get("train")) is not None}
     train = {name: round(size.tokens * _kept(config, name)) for name, size in known.items()}
-    _check_held_out(config, sizes, findings)
-    for name, size in known.items():
-        with findings.catching(f"domains.{name}"):
-            if empty := empty_splits(config.domains[name].located(base), size.documents):
-                findings.fail(
-                    f"domains.{name}",
-                    f"{size.documents} documents; splitting held-out sets off leaves {', '.join(empty)} without any",
-                    "raise holdout, add documents, or give each held-out set a source",
-                )
+    check_held_out(
+        config.domains,
+        base,
+        sizes,
+        findings,
+        length=config.sequence_length,
+        wanted=config.proxies.eval_sequences,
+        judged=("valid",),
+        unpacked=config.objective == "sdft",
+    )
     if set(sizes) != set(config.domains):
         return None
     # The trainer's arguments are checked elsewhere; the context would raise for them here.
@@ -190,51 +189,6 @@ def _check_length(config: SearchConfig, model: ModelFacts | None, findings: Find
         findings.ok("sequence_length", f"{config.sequence_length} of the model's {model.longest} positions")
 
 
-def _check_held_out(config: SearchConfig, sizes: Sizes, findings: Findings) -> None:
-    """Enough sequences to train and to judge on."""
-    length, wanted = config.sequence_length, min(config.proxies.eval_sequences, HELD_OUT_SEQUENCES)
-    few: dict[str, str] = {}
-    for name, splits in sizes.items():
-        train = splits.get("train")
-        if train is not None and train.row_tokens * _kept(config, name) < length:
-            findings.fail(
-                f"domains.{name}.train",
-                f"about {train.row_tokens:,} tokens; a sequence has {length:,}",
-                "add text or shorten sequence_length",
-            )
-        if "valid" in splits:
-            held, remedy = splits["valid"], "enlarge valid or shorten sequence_length"
-            tokens = None if held is None else held.row_tokens
-        else:
-            tokens = None if train is None else round(train.row_tokens * config.domains[name].holdout)
-            remedy = "raise holdout, add text, or shorten sequence_length"
-            if tokens is not None and config.domains[name].train.in_place:
-                tokens = min(tokens, HELD_OUT_TOKENS)
-                remedy = "give valid a source of its own, or shorten sequence_length"
-        if tokens is None:
-            continue
-        if tokens < 2 * length:
-            findings.fail(
-                f"domains.{name}.valid",
-                f"about {tokens:,} held-out tokens; expected at least two sequences of {length:,}",
-                remedy,
-            )
-        elif tokens < wanted * length:
-            few[name] = f"about {tokens // length}"
-    if few:
-        findings.warn(
-            "domains",
-            f"few held-out sequences, so losses will be noisy: {_listed(few)} (from {wanted} on it is not remarked on)",
-            "raise holdout, add text, or shorten sequence_length",
-        )
-
-
-def _listed(named: Mapping[str, str]) -> str:
-    """`a 3, b 4 and 7 more`."""
-    shown = [f"{name} {what}" for name, what in list(named.items())[:_SHOWN]]
-    return ", ".join(shown) + (f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else "")
-
-
 def _check_constraints(context: SearchContext, known: Mapping[str, Size], findings: Findings) -> None:
     """Solve a flat problem, as the search itself does before it trains; here with estimated tokens."""
     names = context.names
@@ -269,7 +223,7 @@ def check_limits(where: str, limits: Mapping[str, float], findings: Findings) ->
     if below:
         findings.warn(
             where,
-            f"losses must fall below the current model's: {_listed(below)}; whether a mixture can is known only after "
+            f"losses must fall below the current model's: {listed(below)}; whether a mixture can is known only after "
             "the probes, and where none can the search ends without one (its probes are kept)",
             "0 allows no forgetting; weigh what should get better in solve.weights",
         )
@@ -296,13 +250,13 @@ def _check_repetition(
     if stage:
         findings.warn(
             "domains",
-            f"an equal share of the budget repeats {_listed(stage)}",
+            f"an equal share of the budget repeats {listed(stage)}",
             "set max_epochs, or a smaller budget.tokens",
         )
     if probe:
         findings.warn(
             "domains",
-            f"a probe repeats {_listed(probe)}; such gains are then over-estimated",
+            f"a probe repeats {listed(probe)}; such gains are then over-estimated",
             "lower probes.steps or add text",
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from opmix.config import SearchSettings
 from opmix.data.choice import target_kind
-from opmix.data.inspect.splits import empty_splits
+from opmix.data.inspect.splits import empty_splits, split_shares
 from opmix.data.inspect.survey import Size, survey
 from opmix.data.overlap import overlaps
 from opmix.domain import Domain, Split
@@ -94,14 +94,16 @@ def _surveyed(domain: Domain, tokenizer: Any, findings: Findings) -> dict[Split,
     whole = survey(domain.train, domain=domain.name, kind=kind, tokenizer=tokenizer)
     if domain.test is not None:
         return {"valid": whole, "test": survey(domain.test, domain=domain.name, kind=kind, tokenizer=tokenizer)}
-    if whole is not None and (empty := empty_splits(domain, whole.documents)):
+    shares = None if whole is None else split_shares(domain, whole.documents)
+    if whole is not None and (empty := empty_splits(shares)):
         findings.fail(
             f"targets.{domain.name}",
             f"{whole.documents} documents; splitting a test off leaves {'valid' if 'train' in empty else 'test'} "
             "without any",
             "give test, or more documents",
         )
-    return {"valid": _part(whole, 1 - domain.holdout), "test": _part(whole, domain.holdout)}
+    held = domain.holdout if shares is None else shares["test"]
+    return {"valid": _part(whole, 1 - held), "test": _part(whole, held)}
 
 
 def _part(size: Size | None, share: float) -> Size | None:

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from opmix.errors import ModelError
-from opmix.probes.preserve_state import preserve_model_state
+from opmix.probes.preserve_state import check_not_repacked, preserve_model_state
 
 _UNPACKED = ("Params4bit", "Int8Params")
 """Weights of bitsandbytes, by their class."""
@@ -77,6 +77,7 @@ def _check(model: Any, plain: PreTrainedModel) -> None:
             f"the model carries {kind}, which change no weights; probes are trained on a model's weights: pass the "
             "base model, or train adapters such as LoRA"
         )
+    check_not_repacked(plain)
     for name, layer in plain.named_modules():
         if not isinstance(layer, BaseTunerLayer):
             continue

@@ -45,7 +45,25 @@ def plain_model(model: Any) -> PreTrainedModel:
             f"{len(offloaded)} weights are offloaded, among them {offloaded[0]}; expected all weights in memory: "
             "load the model without `device_map` offloading, or on a larger device"
         )
+    check_not_repacked(model)
     return model
+
+
+def check_not_repacked(model: nn.Module) -> None:
+    """Refuse 4-bit weights that bitsandbytes has packed anew, for a processor with AVX512-BF16, when the model was evaluated on it.
+
+    What unpacks 4-bit weights does not know that order: it reads other values, without a word.
+
+    Raises:
+        ModelError: There are some.
+    """
+    for name, module in model.named_modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False):
+            raise ModelError(
+                f"{name}: bitsandbytes has packed its weights anew for this processor, when the model was evaluated, and "
+                "nothing can unpack them; load the model again and search before evaluating it, or load it in bfloat16"
+            )
 
 
 @contextmanager
@@ -66,6 +84,10 @@ def preserve_model_state(model: PreTrainedModel) -> Iterator[None]:
     for module in modules:
         if vars(module).get("_compiled_call_impl") is not None:
             module._compiled_call_impl = None
+        if vars(module).get(
+            "support_avx512bf16_for_cpu"
+        ):  # or bitsandbytes packs the weights anew where they are evaluated
+            vars(module)["support_avx512bf16_for_cpu"] = False
     try:
         with preserve_process_state():
             yield

@@ -111,9 +111,10 @@ def test_what_cannot_be_in_the_weights_is_refused():
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantised_base_is_unpacked_meanwhile_and_not_touched(tmp_path, bits):
     real("bitsandbytes")
-    tiny_model().save_pretrained(tmp_path)
+    tiny_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
     packing = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_compute_dtype=torch.float32)
     base = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=packing)
+    offered = packed_anew(base, False)  # by what this test itself evaluates
     bare = logits(base)
     model = get_peft_model(base, LoraConfig(target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", r=4))
     with torch.no_grad():
@@ -122,15 +123,31 @@ def test_a_quantised_base_is_unpacked_meanwhile_and_not_touched(tmp_path, bits):
                 weight.normal_(std=0.5)
     before, said = state(model), logits(model)
     kinds = {name: type(module) for name, module in model.named_modules()}
+    packed_anew(base, offered)
     with adapters_in_base(model) as plain:
         assert not any("lora" in name for name, _ in plain.named_modules())
         inside = (logits(plain) - said).norm()
         # 8-bit products round their input too: what is unpacked need not, so the two differ by that and no more.
         assert inside < (0.01 if bits == 4 else 0.2) * (said - bare).norm()
         assert plain_model(plain) is plain
+    assert packed_anew(base, False) == offered
     assert the_same(state(model), before)
     assert {name: type(module) for name, module in model.named_modules()} == kinds
     assert torch.equal(logits(model), said)
+    if bits == 4:
+        layer = next(module for name, module in base.named_modules() if name.endswith("q_proj.base_layer"))
+        layer.weight.quant_state.packing_format_for_cpu = True
+        with pytest.raises(ModelError, match="packed its weights anew"), adapters_in_base(model):
+            pass
+
+
+def packed_anew(model, wanted):
+    """Whether bitsandbytes may pack 4-bit weights anew where they are evaluated, as it does on processors with AVX512-BF16; sets it."""
+    layers = [module for module in model.modules() if "support_avx512bf16_for_cpu" in vars(module)]
+    before = any(layer.support_avx512bf16_for_cpu for layer in layers)
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = wanted
+    return before
 
 
 @pytest.mark.consumer

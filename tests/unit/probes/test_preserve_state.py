@@ -3,6 +3,7 @@
 import copy
 import random
 from functools import partial, wraps
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -178,3 +179,17 @@ def test_models_that_cannot_be_given_back_are_refused_with_a_remedy():
         plain_model(tiny_model().to("meta"))
     model = tiny_model()
     assert plain_model(torch.compile(model, backend="eager")) is model
+
+
+def test_weights_that_bitsandbytes_packed_anew_are_refused_and_none_are_meanwhile():
+    """On processors with AVX512-BF16 it does so wherever 4-bit weights are evaluated, and what unpacks them reads other values."""
+    model = tiny_model()
+    layer = model.model.layers[0].self_attn.q_proj
+    layer.support_avx512bf16_for_cpu = True
+    with preserve_model_state(model):
+        assert not layer.support_avx512bf16_for_cpu
+    assert layer.support_avx512bf16_for_cpu
+    assert plain_model(model) is model
+    layer.weight.quant_state = SimpleNamespace(packing_format_for_cpu=True)
+    with pytest.raises(ModelError, match=r"q_proj: bitsandbytes has packed its weights anew"):
+        plain_model(model)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 
@@ -18,15 +17,17 @@ FEW = 1000
 _SHARES = (0.05, 0.1, 0.2, 0.3)
 
 
-def empty_splits(domain: Domain, documents: int) -> tuple[Split, ...]:
-    """The splits that dividing a domain's training source would leave without documents.
+def split_shares(domain: Domain, documents: int) -> Mapping[Split, float] | None:
+    """What share of a small training source goes to each split: of a text's characters, else of the rows.
+
+    Few documents of unequal length are divided very unequally, whatever `holdout` says.
 
     Args:
         domain: The domain.
         documents: How many documents `train` has, about.
 
     Returns:
-        Their names; none where the source is large, is never divided, or holds token ids or a hub dataset.
+        Shares that add up to 1; None where the source is large, is never divided, or holds token ids or a hub dataset.
 
     Raises:
         DataError: The source cannot be read.
@@ -34,18 +35,26 @@ def empty_splits(domain: Domain, documents: int) -> tuple[Split, ...]:
     rule = SplitRule.of(domain)
     kinds = {file.format for file in resolve(domain.train, domain=domain.name)}
     if not rule.carved or documents > FEW or kinds & {*TOKEN_FORMATS, "hub"}:
-        return ()
-    keys: Iterator[str]
+        return None
+    rows: Iterator[tuple[str, int]]
     if domain.kind == "choice":
-        keys = (question.key for question in iter_questions(domain.train, domain=domain.name))
+        rows = ((question.key, 1) for question in iter_questions(domain.train, domain=domain.name))
     elif domain_kind(domain) == "chat":
-        keys = (chat.prompt_key for chat in iter_conversations(domain.train, domain=domain.name))
+        rows = ((chat.prompt_key, 1) for chat in iter_conversations(domain.train, domain=domain.name))
     else:
-        keys = iter_documents(domain.train, domain=domain.name)
+        rows = ((text, len(text)) for text in iter_documents(domain.train, domain=domain.name))
     if domain.train.max_tokens is not None:  # no further than the source is read
-        keys = islice(keys, documents)
-    counts = Counter(map(rule.split_of, keys))
-    return tuple(split for split in ("train", *rule.carved) if not counts[split])
+        rows = islice(rows, documents)
+    found: dict[Split, float] = dict.fromkeys(("train", *rule.carved), 0.0)
+    for key, size in rows:
+        found[rule.split_of(key)] += size
+    total = sum(found.values())
+    return {split: size / total for split, size in found.items()} if total else found
+
+
+def empty_splits(shares: Mapping[Split, float] | None) -> tuple[Split, ...]:
+    """Splits that get no document; none where `split_shares` does not know."""
+    return tuple(split for split, share in (shares or {}).items() if not share)
 
 
 def workable_holdout(domain: Domain, documents: int) -> float | None:
@@ -54,4 +63,6 @@ def workable_holdout(domain: Domain, documents: int) -> float | None:
     Raises:
         DataError: The source cannot be read.
     """
-    return next((share for share in _SHARES if not empty_splits(replace(domain, holdout=share), documents)), None)
+    return next(
+        (share for share in _SHARES if not empty_splits(split_shares(replace(domain, holdout=share), documents))), None
+    )
