@@ -39,12 +39,23 @@ def do_one(folder: Path, name: str, do: Do, *, every: float = _OFTEN) -> None:
     said = file_of(folder, name, "progress")
     try:
         with traced(folder) if ranks_here().first else nullcontext():
-            do(task, ProgressFile(said, Silent(), every=every))
+            do(task, ProgressFile(said, _Noted(name), every=every))
     except OpMixError as error:
         say_failed(folder, task, error)
         raise
     finally:
         said.unlink(missing_ok=True)
+
+
+class _Noted(Silent):
+    """What a task notes is in the log of its process."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def note(self, text: str) -> None:
+        """Say a sentence."""
+        sys.stderr.write(f"{self._name}: {text}\n")
 
 
 def do_alone(
