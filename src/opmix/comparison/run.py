@@ -154,7 +154,7 @@ def _live_elsewhere(
         content: Mapping[str, Any] = as_json(changed(config, life=life))
         return content
 
-    own = [e.lives[seed] for seed in config.life.seeds for e in entrants]
+    own = [entrant.lives[seed] for seed in before for entrant in entrants]
     unfinished = {life.seed for life in own if not life.finished(shared.store)}
     first = [life for seed, life in before.items() if seed in unfinished]
     live_elsewhere(shared, own, "comparison", told, before=first)

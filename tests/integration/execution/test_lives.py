@@ -107,6 +107,17 @@ def test_what_stops_a_life_is_said_as_in_one_process(folder, tmp_path):
     assert said[0].partition(" ")[0] == said[1].partition(" ")[0]
 
 
+@pytest.mark.cluster
+def test_jobs_that_a_command_starts_live_seeds_too(folder, tmp_path):
+    toys, one, two = Toys(folder), tmp_path / "one", tmp_path / "two"
+    stages = [fixed("one", 6, domains=["alpha", "beta"]), stage("two", 4, add=["gamma"])]
+    toys.live(toys.config(*stages, seeds=[0, 1]), one)
+    executor = {"kind": "launch", "slots": 2, "launch": "{command}"}
+    toys.live(toys.config(*stages, seeds=[0, 1], executor=executor), two)
+    check_same(one, two, "life.json")
+    assert (two / "logs" / "life-seed-1.txt").exists()
+
+
 def begun(file, out):
     return subprocess.Popen(
         [sys.executable, "-m", "opmix", "run", str(file), "--out", str(out), "--set", "executor.slots=2"],

@@ -14,7 +14,7 @@ from opmix.config import SearchConfig
 from opmix.errors import InfeasibleError, SolverError, StoreError, TrainingError
 from opmix.execution.fan_out import fan_out
 from opmix.execution.local import LocalExecutor, environment
-from opmix.execution.tasks import Ended, Task, file_of, hand_out, read_task, say_failed
+from opmix.execution.tasks import Ended, Task, failure_of, file_of, hand_out, read_task, say_failed
 from opmix.execution.worker import do_one
 from opmix.lifecycle.steps import _search_settings
 from opmix.progress import Silent
@@ -148,6 +148,23 @@ def test_what_a_task_notes_is_in_the_log_of_its_process(tmp_path, capsys):
     hand_out(tmp_path, task_of(1))
     do_one(tmp_path, "square-1", lambda task, progress: progress.note("half of it is done"))
     assert capsys.readouterr().err == "square-1: half of it is done\n"
+
+
+def test_a_full_disk_is_an_error_for_whoever_waits_and_any_other_is_a_dead_process(tmp_path):
+    def fails(error):
+        def do(task, progress):
+            raise error
+
+        return do
+
+    hand_out(tmp_path, task_of(1))
+    with pytest.raises(StoreError, match="the disk is full"):
+        do_one(tmp_path, "square-1", fails(OSError(28, "No space left on device")))
+    assert "the disk is full" in str(failure_of(tmp_path, task_of(1)))
+    hand_out(tmp_path, task_of(1))
+    with pytest.raises(ZeroDivisionError):
+        do_one(tmp_path, "square-1", fails(ZeroDivisionError()))
+    assert failure_of(tmp_path, task_of(1)) is None
 
 
 def test_an_error_with_a_list_in_it_comes_back_as_what_it_is_a_kind_of(store):
