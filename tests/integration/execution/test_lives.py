@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -103,8 +104,8 @@ def test_what_stops_a_life_is_said_as_in_one_process(folder, tmp_path):
         with pytest.raises(TrainingError) as caught:
             toys.live(toys.config(*stages, seeds=[0, 1], **settings), tmp_path / name)
         said.append(str(caught.value))
-    assert "try" not in said[1]  # it is not begun again: that would come to the same
-    assert said[0].partition(" ")[0] == said[1].partition(" ")[0]
+    # Either seed may be the first that stops; neither is begun again, for that would come to the same.
+    assert re.sub(r"\d+", "N", said[0]) == re.sub(r"\d+", "N", said[1])
 
 
 @pytest.mark.cluster
