@@ -82,7 +82,8 @@ class StoreError(OpMixError):
 
 
 def error_named(name: str, message: str) -> OpMixError:
-    """An error that another process raised; of a class that is not ours: the base of all."""
+    """An error that another process raised, as far as a sentence tells it; of a class that is not ours: the base of all."""
+    name = SolverError.__name__ if name == InfeasibleError.__name__ else name  # its conflicts are in the message alone
     kinds = (ConfigError, DataError, ModelError, AdapterError, TrainingError, LawError, SolverError, StoreError)
     kind = {kind.__name__: kind for kind in kinds}.get(name, OpMixError)
     return kind(message)

@@ -12,7 +12,7 @@ from opmix.cli.console import quiet_libraries
 from opmix.comparison.config import CompareConfig
 from opmix.comparison.run import CompareResult, run_compare
 from opmix.settings.loading import validated
-from opmix.testing import write_toy_domains
+from opmix.testing import CHATML, write_toy_domains
 
 NAMES = ("alpha", "beta", "gamma")
 ARCHITECTURE = {
@@ -54,6 +54,24 @@ def content(methods: Any, *, steps: int = 4, **changes: Any) -> dict[str, Any]:
 def contest(methods: Any, **changes: Any) -> CompareConfig:
     """The same, checked."""
     return validated(CompareConfig, content(methods, **changes))
+
+
+def on_chats(folder: Path, methods: Any, **changes: Any) -> CompareConfig:
+    """A stage of text, then one that adds the conversations `terse`; both lie in `folder`."""
+    settings = {
+        "architecture": {**ARCHITECTURE, "max_position_embeddings": 400},
+        "sequence_length": 160,
+        "chat_template": CHATML,
+        "tokenizer": {"vocab_size": 320, "documents": 30, "special_tokens": ["<|im_start|>", "<|im_end|>"]},
+        "domains": {n: {"train": str(folder / f"{n}.jsonl"), "holdout": 0.2} for n in ("web", "terse")},
+        "cache_dir": str(folder / "cache"),
+        "sdft": {"max_new_tokens": 4, "skip_tokens": 0},
+        "stages": [
+            {"name": "text", "domains": ["web"], "tokens": 2000, "mixture": "uniform"},
+            {"name": "terse", "add": ["terse"], "tokens": 2000},
+        ],
+    }
+    return contest(methods, **settings, **changes)
 
 
 class Arena:

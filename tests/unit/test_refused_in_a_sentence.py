@@ -1,5 +1,7 @@
 """What a verb or function would have passed over, or have ended in without a word."""
 
+from types import SimpleNamespace
+
 import pytest
 from typer.testing import CliRunner
 
@@ -73,6 +75,18 @@ def test_the_tables_name_verbs_and_options():
 def test_no_tasks_there(tmp_path):
     with pytest.raises(StoreError, match="no tasks were handed out there"):
         runner.invoke(app, ["task", str(tmp_path / "nowhere")], catch_exceptions=False)
+
+
+def test_names_of_tasks_are_waited_for_with_a_word_at_a_terminal(tmp_path, monkeypatch, capsys):
+    from opmix.cli.task import task
+
+    (tmp_path / "tasks").mkdir()
+    monkeypatch.setattr("opmix.execution.worker.serve", lambda folder, make: None)
+    for terminal, said in ((False, ""), (True, "waiting for names of tasks on standard input")):
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda terminal=terminal: terminal))
+        task(tmp_path, None, None)
+        assert capsys.readouterr().err.startswith(said)
+        assert bool(said) == terminal
 
 
 @pytest.mark.parametrize("argument", ["solve", "decision", "old_mixture"])

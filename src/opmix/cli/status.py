@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,9 +76,9 @@ def _told_as_lines(look: Callable[[], RunStatus], found: RunStatus, pause: float
     before = None
     while found.holder is not None:
         done = sum(step.state == "done" for step in found.steps)
-        running = next((step.name for step in found.steps if step.state == "running"), None)
+        running = tuple(step.name for step in found.steps if step.state == "running")
         if before not in (None, (done, running)):
-            yield f"{done} of {len(found.steps)} steps done" + (f"; {running} is running" if running else "")
+            yield f"{done} of {len(found.steps)} steps done" + _running(running)
         before = (done, running)
         time.sleep(pause)
         found = look()
@@ -155,10 +155,18 @@ def _account(found: RunStatus) -> list[Text]:
     if found.changed:
         lines.append(Text(f"changed on disk since they were read: {', '.join(found.changed)}", style="yellow"))
     if found.holder is not None:
-        now = found.task or {}
-        doing = f": {now['task']} {now['done']}/{now['total'] or '?'}" if now else ""
+        doing = f": {_doing(found.task)}" if found.task and not found.tasks else ""
         lines.append(Text(f"process {found.holder} is working on it{doing}"))
+        lines += [Text(f"{name}: {_doing(said)}") for name, said in found.tasks.items()]
     return lines
+
+
+def _running(steps: Sequence[str]) -> str:
+    return f"; {', '.join(steps)} {'is' if len(steps) == 1 else 'are'} running" if steps else ""
+
+
+def _doing(now: Mapping[str, Any]) -> str:
+    return f"{now['task']} {now['done']}/{now['total'] or '?'}"
 
 
 def _waiting(spent: Spent) -> str:
@@ -178,6 +186,7 @@ def _status_json(found: RunStatus) -> dict[str, Any]:
         "seconds_by_kind": dict(found.spent_on.seconds),
         "holder": found.holder,
         "task": found.task,
+        "tasks": found.tasks,
         "changed": found.changed,
         "steps": [
             {"name": s.name, "kind": s.kind, "state": s.state, "why": s.why, "peak_memory": s.peak_memory}

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opmix.comparison.config import CompareConfig, checked_comparison
-from opmix.comparison.contender import Contender
+from opmix.comparison.entrants import Entrant, entrant_of, live_own, live_shared, shared_lives
 from opmix.comparison.results import compare_file, write_tables
-from opmix.comparison.steps import entrant_chain, facts_file, home_of
+from opmix.comparison.steps import facts_file
 from opmix.errors import ConfigError
-from opmix.lifecycle.life import live_stages, refuse_stale, start_of_life
+from opmix.lifecycle.handed_out import Life, live_elsewhere
+from opmix.lifecycle.life import refuse_stale
 from opmix.lifecycle.limits import check_life
+from opmix.lifecycle.loading import LifecycleConfig
 from opmix.lifecycle.measuring import check_measured
 from opmix.lifecycle.runtime import LifeRuntime, make_runtime
-from opmix.lifecycle.stages import resolve
 from opmix.lifecycle.steps import Step
 from opmix.progress import Progress, Silent
 from opmix.report import write_report
@@ -27,7 +28,7 @@ from opmix.results.manifest import Manifest
 from opmix.runs.progress_file import ProgressFile
 from opmix.runs.ranks import refuse_ranks
 from opmix.runs.store import RunStore
-from opmix.settings import as_json
+from opmix.settings import as_json, changed
 from opmix.trackers import log_run
 from opmix.trackers.told import of_comparison
 from opmix.trackers.write import PROJECT, Log
@@ -77,14 +78,6 @@ class CompareResult:
         return {int(seed): life.mean_loss for seed, life in self.comparison.entrants[entrant].seeds.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Entrant:
-    name: str
-    runtime: LifeRuntime
-    chains: Mapping[int, list[Step]]
-    """By seed."""
-
-
 def run_compare(
     config: CompareConfig,
     *,
@@ -116,12 +109,13 @@ def run_compare(
     with RunStore(out, "compare") as store:
         shown = ProgressFile(out / "progress.json", progress or Silent())
         shared = make_runtime(config.life, base or Path.cwd(), store, shown, make_trainer)
-        entrants = [_entrant(config, name, shared) for name in config.methods]
+        entrants = [entrant_of(config, name, shared) for name in config.methods]
         for entrant in entrants:
             check_life(entrant.runtime.life, entrant.runtime.facts, entrant.runtime.likeness)
         check_measured(shared)
         if not redo:
-            steps = {s.name: s for e in entrants if e.name in wanted for chain in e.chains.values() for s in chain}
+            lives = [life for e in entrants if e.name in wanted for life in e.lives.values()]
+            steps = {step.name: step for life in lives for step in life.steps}
             refuse_stale(store, list(steps.values()))
         shared.record_facts()
         for entrant in entrants:
@@ -131,29 +125,17 @@ def run_compare(
         return _raced(config, shared, entrants, wanted)
 
 
-def _raced(config: CompareConfig, shared: LifeRuntime, entrants: list[_Entrant], wanted: list[str]) -> CompareResult:
+def _raced(config: CompareConfig, shared: LifeRuntime, entrants: list[Entrant], wanted: list[str]) -> CompareResult:
     """Seed after seed, entrant after entrant; tables and report are written after each."""
-    out = shared.folder
+    out, before = shared.folder, shared_lives(config, shared)
+    _live_elsewhere(config, shared, before, [e for e in entrants if e.name in wanted])
     outcomes: dict[str, dict[int, list[StageEntry]]] = {e.name: {} for e in entrants}
     for seed in config.life.seeds:
-        steps = entrants[0].chains[seed]
-        stages = resolve(shared.life, shared.facts.stages)[: config.contested]
-        state = start_of_life(shared, seed, steps[0])
-        before, state = live_stages(shared, seed, stages, steps, state, home=home_of(seed))
+        common, state = live_shared(config, shared, before[seed])
         for entrant in entrants:
-            if entrant.name not in wanted and not _finished(shared, entrant.chains[seed]):
+            if entrant.name not in wanted and not _finished(shared, entrant.lives[seed].steps):
                 continue
-            later = resolve(entrant.runtime.life, entrant.runtime.facts.stages)[config.contested :]
-            own, _ = live_stages(
-                entrant.runtime,
-                seed,
-                later,
-                entrant.chains[seed],
-                state,
-                home=home_of(seed, entrant.name),
-                contender=Contender(config.entry(entrant.name), config.method(entrant.name)),
-            )
-            outcomes[entrant.name][seed] = [*before, *own]
+            outcomes[entrant.name][seed] = [*common, *live_own(config, entrant, seed, state)]
             lives = {n: found for n, found in outcomes.items() if found}
             made = compare_file(config, lives, shared.store)
             made.write(out)
@@ -163,6 +145,21 @@ def _raced(config: CompareConfig, shared: LifeRuntime, entrants: list[_Entrant],
     return CompareResult(folder=out, comparison=made)
 
 
+def _live_elsewhere(
+    config: CompareConfig, shared: LifeRuntime, before: Mapping[int, Life], entrants: Sequence[Entrant]
+) -> None:
+    """Have other processes live what they can; what is on record afterwards is not lived again."""
+
+    def told(life: LifecycleConfig) -> Mapping[str, Any]:
+        content: Mapping[str, Any] = as_json(changed(config, life=life))
+        return content
+
+    own = [entrant.lives[seed] for seed in before for entrant in entrants]
+    unfinished = {life.seed for life in own if not life.finished(shared.store)}
+    first = [life for seed, life in before.items() if seed in unfinished]
+    live_elsewhere(shared, own, "comparison", told, before=first)
+
+
 def _chosen(config: CompareConfig, only: Iterable[str]) -> list[str]:
     from opmix.settings.loading import nearest
 
@@ -170,23 +167,6 @@ def _chosen(config: CompareConfig, only: Iterable[str]) -> list[str]:
     if unknown := [n for n in names if n not in config.methods]:
         raise ConfigError([f"--only {n}: no such entrant{nearest(n, list(config.methods))}" for n in unknown])
     return names
-
-
-def _entrant(config: CompareConfig, name: str, shared: LifeRuntime) -> _Entrant:
-    """An entrant with a runtime of its own where it learns from other rows than the others do."""
-    life = config.life_of(name)
-    if not config.learns_otherwise(name):
-        runtime = replace(shared, life=life)
-    else:
-        try:
-            runtime = make_runtime(life, shared.base, shared.store, shared.progress, shared.make_trainer)
-        except ConfigError as error:
-            raise ConfigError([f"methods.{name}: {problem}" for problem in error.problems]) from error
-    return _Entrant(
-        name=name,
-        runtime=runtime,
-        chains={seed: entrant_chain(config, name, runtime.facts, seed) for seed in config.life.seeds},
-    )
 
 
 def _finished(runtime: LifeRuntime, steps: Iterable[Step]) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from opmix.execution.tasks import Task, file_of
+from opmix.execution.tasks import Task, file_of, running_in
 from opmix.runs.files import json_of, write_json
 
 LOOK = 5.0
@@ -84,9 +84,11 @@ def withdraw(folder: Path, name: str) -> None:
 
 
 def withdraw_all(folder: Path) -> None:
-    """Have all tasks' processes end that schedulers started: somebody else does the tasks now."""
+    """Have all tasks' processes end that schedulers started, and forget what those said that died: somebody else does the tasks now."""
     for name in notes_in(folder):
         withdraw(folder, name)
+    for name in running_in(folder):
+        file_of(folder, name, "progress").unlink(missing_ok=True)
 
 
 def end_when_withdrawn(

@@ -91,7 +91,7 @@ class _Watched:
 
     def __init__(self, progress: Progress, folder: Path, names: Iterable[str], advance: Advance) -> None:
         self._progress, self._folder, self._names, self.advance = progress, folder, frozenset(names), advance
-        self._bars: dict[str, tuple[Advance, ExitStack]] = {}
+        self._bars: dict[str, tuple[str, Advance, ExitStack]] = {}
         self._stragglers = Stragglers()
         self._next = 0.0
 
@@ -102,7 +102,7 @@ class _Watched:
             return
         running = running_in(self._folder) & self._names
         for name in self._bars.keys() - running:
-            self._bars.pop(name)[1].close()
+            self._hide(name)
         for name in sorted(running):
             self._stragglers.seen(name)
             if name in self._bars or len(self._bars) < _BARS:
@@ -120,21 +120,26 @@ class _Watched:
             what, done, total = str(said["task"]), int(said["done"]), int(said["total"])
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return
+        if name in self._bars and self._bars[name][0] != what:  # a task of many works is at the next one
+            self._hide(name)
         if name not in self._bars:
             stack = ExitStack()
-            self._bars[name] = stack.enter_context(self._progress.task(what, total)), stack
-        self._bars[name][0](done, total)
+            self._bars[name] = what, stack.enter_context(self._progress.task(what, total)), stack
+        self._bars[name][1](done, total)
+
+    def _hide(self, name: str) -> None:
+        if name in self._bars:
+            self._bars.pop(name)[2].close()
 
     def ended(self, name: str, *, well: bool) -> None:
         """A task's process has ended."""
         self._stragglers.ended(name, well=well)
-        if name in self._bars:
-            self._bars.pop(name)[1].close()
+        self._hide(name)
 
     def close(self) -> None:
         """Take the bars away."""
-        for _, stack in self._bars.values():
-            stack.close()
+        for name in list(self._bars):
+            self._hide(name)
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def _problems_of(name: str, template: str | None) -> list[str]:
 
 @settings
 class ExecutorSettings:
-    """Where probes are trained and proxies evaluated; a plain string in YAML is `kind`. Results do not depend on it."""
+    """Where probes are trained, proxies evaluated and lives lived; a plain string in YAML is `kind`. Results do not depend on it."""
 
     kind: Literal["local", "launch", "slurm", "ray"] = "local"
     """`local`: processes of this machine; else a process for each task, started by Slurm, by Ray, or as `launch` says."""

@@ -1,5 +1,6 @@
 """A task as a file of the run folder, and the seam to whatever starts it.
 
+    tasks/context.json            what all of a run's processes are told (`context`)
     tasks/<name>.json             what is to be done
     tasks/<name>.progress.json    how far it is, as its process says
     tasks/<name>.failed.json      an error that would come again
@@ -32,7 +33,7 @@ class Task:
     key: str
     """Fingerprint of its inputs; the record carries it."""
     kind: str
-    """What is to be done, such as `probe` or `sweep`."""
+    """What is to be done, such as `probe`, `sweep` or `life`."""
     payload: Mapping[str, Any]
     """JSON; everything else is in the run folder."""
 
@@ -80,8 +81,8 @@ def check_handed_out(folder: Path) -> None:
     """
     if not (folder / "tasks").is_dir():
         raise StoreError(
-            f"{folder}: no tasks were handed out there; expected the run folder of a search with `executor`: start the "
-            "search, it starts its tasks itself"
+            f"{folder}: no tasks were handed out there; expected the folder of a run with `executor`: start that run, "
+            "it starts its tasks itself"
         )
 
 
@@ -116,8 +117,8 @@ def read_task(folder: Path, name: str) -> Task:
         return Task(**{field: content[field] for field in ("name", "key", "kind", "payload")})
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise StoreError(
-            f"{file}: no task that can be read ({error}); expected what a search with `executor` wrote there: start "
-            "the search, it starts its tasks itself"
+            f"{file}: no task that can be read ({error}); expected what a run with `executor` wrote there: start that "
+            "run, it starts its tasks itself"
         ) from error
 
 

@@ -9,14 +9,15 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from queue import SimpleQueue
 
-from opmix.errors import OpMixError
+from opmix.errors import OpMixError, StoreError
 from opmix.execution.attempts import LOOK, end_when_withdrawn
 from opmix.execution.tasks import Task, file_of, read_task, say_failed
 from opmix.progress import Progress, Silent
+from opmix.runs.files import full_disk
 from opmix.runs.progress_file import ProgressFile
 from opmix.runs.ranks import ranks_here
 from opmix.runs.trace import traced
@@ -39,12 +40,29 @@ def do_one(folder: Path, name: str, do: Do, *, every: float = _OFTEN) -> None:
     said = file_of(folder, name, "progress")
     try:
         with traced(folder) if ranks_here().first else nullcontext():
-            do(task, ProgressFile(said, Silent(), every=every))
+            do(task, ProgressFile(said, _Noted(name), every=every))
     except OpMixError as error:
         say_failed(folder, task, error)
         raise
+    except Exception as error:
+        if (full := full_disk(error, folder)) is None:
+            raise
+        with suppress(StoreError):  # there may be no room for that either
+            say_failed(folder, task, full)
+        raise full from error
     finally:
         said.unlink(missing_ok=True)
+
+
+class _Noted(Silent):
+    """What a task notes is in the log of its process."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def note(self, text: str) -> None:
+        """Say a sentence."""
+        sys.stderr.write(f"{self._name}: {text}\n")
 
 
 def do_alone(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from opmix.compute.memory import watch_memory
 from opmix.errors import ConfigError, StoreError
+from opmix.lifecycle.handed_out import Life, live_elsewhere
 from opmix.lifecycle.limits import check_life
 from opmix.lifecycle.loading import LifecycleConfig, checked_trainers
 from opmix.lifecycle.measuring import check_measured
@@ -120,13 +121,13 @@ def run_life(
         runtime = make_runtime(config, base or Path.cwd(), store, progress, make_trainer)
         check_life(config, runtime.facts, runtime.likeness)
         check_measured(runtime)
-        chains = {seed: chain(config, runtime.facts, seed) for seed in config.seeds}
+        seeds = seeds_of(runtime)
         if not redo:
-            refuse_stale(store, [step for steps in chains.values() for step in steps])
+            refuse_stale(store, [step for life in seeds for step in life.steps])
         runtime.record_facts()  # not earlier: a run that is refused changes nothing
         Manifest.write(out, "run", config=as_json(config))
-        lives = {seed: _live(runtime, seed, steps) for seed, steps in chains.items()}
-        life = LifeFile.of(lives)
+        live_elsewhere(runtime, seeds, "life", as_json)
+        life = LifeFile.of({one.seed: live_seed(runtime, one) for one in seeds})
         with ranks.agreed():
             if ranks.first:
                 life.write(out)
@@ -136,10 +137,16 @@ def run_life(
         return LifeResult(folder=out, life=life)
 
 
-def _live(runtime: LifeRuntime, seed: int, steps: Sequence[Step]) -> list[StageEntry]:
-    """One seed's life: the stages' outcomes as `life.json` keeps them."""
-    stages, state = resolve(runtime.life, runtime.facts.stages), start_of_life(runtime, seed, steps[0])
-    return live_stages(runtime, seed, stages, steps, state, home=f"seed-{seed}")[0]
+def seeds_of(runtime: LifeRuntime) -> list[Life]:
+    """The life of every seed."""
+    life, facts = runtime.life, runtime.facts
+    return [Life(home=f"seed-{seed}", seed=seed, steps=chain(life, facts, seed)) for seed in dict.fromkeys(life.seeds)]
+
+
+def live_seed(runtime: LifeRuntime, life: Life) -> list[StageEntry]:
+    """Live one seed, or what is left of it: the stages' outcomes as `life.json` keeps them."""
+    stages, state = resolve(runtime.life, runtime.facts.stages), start_of_life(runtime, life.seed, life.steps[0])
+    return live_stages(runtime, life.seed, stages, life.steps, state, home=life.home)[0]
 
 
 Contender = Callable[[StageFolder], tuple[Decider, StageTrainer]]

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from opmix.compute.cost import Cost
 from opmix.errors import StoreError
+from opmix.execution.tasks import file_of, running_in
 from opmix.results.asked import AskedFile
 from opmix.results.files import read_object
-from opmix.runs.files import alive
+from opmix.runs.files import alive, json_of
 from opmix.runs.lock import lock_holder
 from opmix.runs.store import RunStore
 from opmix.runs.trace import Spent, read_spans
@@ -53,6 +55,8 @@ class RunStatus:
     """Process that works on it."""
     task: Mapping[str, Any] | None
     """What that process is doing: task, done, total."""
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The same of other processes that work for it, by the name of what was handed out to them."""
     changed: tuple[str, ...]
     """Domains whose files have changed since they were read."""
     spent_on: Spent = field(default_factory=lambda: Spent({}))
@@ -88,7 +92,13 @@ def status_now(folder: Path) -> RunStatus:
     there = holder is not None and (folder / "progress.json").is_file()
     task = read_object(folder / "progress.json") if there else None
     return RunStatus(
-        folder=folder, steps=(), holder=holder, task=task, changed=(), spent_on=Spent.of(read_spans(folder))
+        folder=folder,
+        steps=(),
+        holder=holder,
+        task=task,
+        tasks={} if holder is None else _tasks(folder),
+        changed=(),
+        spent_on=Spent.of(read_spans(folder)),
     )
 
 
@@ -116,6 +126,16 @@ def decision_status(folder: Path) -> RunStatus:
     ]
     left: State = "done" if result.is_file() else "running" if found.holder is not None else "left"
     return replace(found, steps=(*done, StepStatus(name="decision", kind="decision", state=left)))
+
+
+def _tasks(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the processes of tasks say; a file that is just being removed or replaced says nothing."""
+    said = {}
+    for name in sorted(running_in(folder)):
+        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+            found = json_of(file_of(folder, name, "progress"))
+            said[name] = {key: found[key] for key in ("task", "done", "total")}
+    return said
 
 
 def _holder(folder: Path) -> int | None:

@@ -74,7 +74,7 @@ def recorded_facts(folder: Path, config: LifecycleConfig, file: str = DATA) -> t
 def status_of(folder: Path, steps: Sequence[Step], changed: tuple[str, ...] = ()) -> RunStatus:
     """The state of some steps of a run folder, in their order."""
     now = status_now(folder)
-    running = _running(folder) if now.holder is not None else None
+    running = set() if now.holder is None else _running(folder, now.holder)
     return replace(now, steps=tuple(_statuses(RunStore(folder), steps, running)), changed=changed)
 
 
@@ -91,7 +91,7 @@ def _offers(config: LifecycleConfig, recorded: DataFile) -> tuple[StageRows, ...
     return tuple(offers)
 
 
-def _statuses(store: RunStore, steps: Sequence[Step], running: str | None) -> Iterator[StepStatus]:
+def _statuses(store: RunStore, steps: Sequence[Step], running: set[str]) -> Iterator[StepStatus]:
     shape: ModelShape | None = None
     for step in steps:
         record = store.record(step.name)
@@ -110,7 +110,7 @@ def _statuses(store: RunStore, steps: Sequence[Step], running: str | None) -> It
             )
             continue
         why = tuple(differences(record["inputs"], step.inputs)) if record is not None else ()
-        state: State = "running" if step.name == running else ("stale" if record is not None else "left")
+        state: State = "running" if step.name in running else ("stale" if record is not None else "left")
         yield StepStatus(name=step.name, kind=step.kind, state=state, why=why, planned=planned_flops(step, shape))
 
 
@@ -134,17 +134,28 @@ def planned_flops(step: Step, shape: ModelShape | None) -> dict[str, float]:
     return {}
 
 
-def _running(folder: Path) -> str | None:
-    """The step that was begun last and has not ended."""
+def _running(folder: Path, holder: int) -> set[str]:
+    """The steps that were begun and have not ended: the last one, or all since the holder handed lives to other processes."""
     try:
         lines = regular(folder / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return None
+        return set()
+    last: set[str] | None = None
+    ended: set[str] = set()
+    begun: set[str] = set()
     for line in reversed(lines):
         try:
             event = parsed_json(line)
-            if event["event"] in ("begin", "end"):
-                return str(event["step"]) if event["event"] == "begin" else None
+            kind = event["event"]
+            if kind == "handed_out":
+                if event["process"] == holder:
+                    return begun
+                break  # by a process that is gone
+            if kind not in ("begin", "end"):
+                continue
+            step = str(event["step"])
         except (ValueError, TypeError, KeyError, RecursionError):
             continue  # cut off: the process died, or is still writing it
-    return None
+        (ended if kind == "end" or step in ended else begun).add(step)
+        last = begun.copy() if last is None else last
+    return last or set()

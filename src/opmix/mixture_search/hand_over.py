@@ -1,9 +1,10 @@
-"""Other processes for a search: which GPU each sees, and what they must be told to see the same model and data."""
+"""Other processes for a run: which GPU each sees, and what they must be told to see the same model and data."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,8 @@ from opmix.compute.budget import Batch, world_size
 from opmix.config import ModelConfig, SearchConfig
 from opmix.errors import ConfigError
 from opmix.execution.attempts import withdraw_all
+from opmix.execution.context import Context
 from opmix.execution.settings import ExecutorSettings
-from opmix.runs.files import write_json
 from opmix.runs.run_folder import kept_at
 from opmix.runs.store import RunStore
 from opmix.settings import as_json, changed
@@ -21,8 +22,6 @@ if TYPE_CHECKING:  # torch and transformers are imported where they are used
     from opmix.probes.handed_out import Elsewhere
     from opmix.training.factory import TrainerFactory
 
-CONTEXT = "tasks/context.json"
-"""Configuration of the search as its processes read it."""
 _COPY = "tasks/copy"
 """Model and tokenizer that the search was given as objects."""
 
@@ -55,6 +54,38 @@ def elsewhere(
     if not wanted.elsewhere:
         return None
     Batch.of(config.trainer, wanted.ranks)  # what the ranks of a task could not share is said here
+    check_others(wanted, store, make_trainer)
+    from opmix.probes.evaluation import device_of
+
+    device = device_of(model).type
+    copy = store.folder / _COPY
+
+    def prepare() -> None:
+        shutil.rmtree(copy, ignore_errors=True)
+        if given[0] is not None:
+            model.save_pretrained(copy)
+        if given[1] is not None:
+            given[1].save_pretrained(copy)
+        frozen = [] if given[0] is None else [n for n, p in model.named_parameters() if not p.requires_grad]
+        Context(worker="search", config=as_json(told), base=base, frozen=frozen).write(store.folder)
+
+    check_precision(wanted, config.model.dtype, device)
+    told = changed(config, executor=ExecutorSettings(), model=_told_model(config.model, store, model, given, device))
+    store.before_release(lambda: shutil.rmtree(copy, ignore_errors=True))
+    return others(wanted, store, device=device, prepare=prepare)
+
+
+def check_others(wanted: ExecutorSettings, store: RunStore, make_trainer: TrainerFactory | None) -> None:
+    """Refuse what other processes cannot have.
+
+    Args:
+        wanted: The settings, which ask for other processes.
+        store: The run folder.
+        make_trainer: The user's own, an object of this process.
+
+    Raises:
+        ConfigError: Says what.
+    """
     if wanted.kind != "local" and (url := kept_at(store.folder)) is not None:
         raise ConfigError(
             f"{_said(wanted)}; the run is kept at {url}, which its jobs do not see while they work; expected a "
@@ -66,32 +97,25 @@ def elsewhere(
             f"{_said(wanted)}; make_trainer is an object of this process, which others cannot have; expected one slot "
             "with it"
         )
+
+
+def others(wanted: ExecutorSettings, store: RunStore, *, device: str, prepare: Callable[[], None]) -> Elsewhere:
+    """The processes that do a run's works, started when there is something to do.
+
+    Args:
+        wanted: The settings, which ask for other processes.
+        store: The run folder; the processes end before its lock is released.
+        device: Type of the device that models are on here.
+        prepare: Called once, before the first process is started: writes what they are told.
+
+    Raises:
+        ConfigError: There are too few GPUs, or no such engine.
+    """
     from opmix.execution.engines import executor_of
-    from opmix.probes.evaluation import device_of
     from opmix.probes.handed_out import Elsewhere
 
-    device = device_of(model).type
-    devices = devices_of(wanted, device)
-    check_precision(wanted, config.model.dtype, device)
-    told = changed(config, executor=ExecutorSettings(), model=_told_model(config.model, store, model, given, device))
-
-    copy = store.folder / _COPY
-
-    def prepare() -> None:
-        shutil.rmtree(copy, ignore_errors=True)
-        if given[0] is not None:
-            model.save_pretrained(copy)
-        if given[1] is not None:
-            given[1].save_pretrained(copy)
-        frozen = [] if given[0] is None else [n for n, p in model.named_parameters() if not p.requires_grad]
-        write_json(store.folder / CONTEXT, {"config": as_json(told), "base": str(base.resolve()), "frozen": frozen})
-
-    def release() -> None:
-        executor.close()
-        shutil.rmtree(copy, ignore_errors=True)
-
-    executor = executor_of(wanted, device=device, devices=devices, prepare=prepare)
-    store.before_release(release)
+    executor = executor_of(wanted, device=device, devices=devices_of(wanted, device), prepare=prepare)
+    store.before_release(executor.close)
     return Elsewhere(executor=executor, tries=wanted.tries, save_every=wanted.save_every)
 
 

@@ -18,6 +18,11 @@ def default_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def device_type(name: str | None) -> str:
+    """Kind of the device that a setting names (`cpu`, `cuda`, `mps`), whether it is here or not; None: of `default_device()`."""
+    return (name or str(default_device())).partition(":")[0]
+
+
 def device_named(name: str | torch.device | None) -> torch.device:
     """The device that a setting names; None: `default_device()`.
 

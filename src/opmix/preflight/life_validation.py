@@ -21,7 +21,7 @@ from opmix.lifecycle.steps import DataFacts, StageRows, chain
 from opmix.preflight.chats import check_fit
 from opmix.preflight.checks import Findings, failed
 from opmix.preflight.held_out import check_held_out
-from opmix.preflight.plan import MAX_EPOCHS, LifeCost, check_limits
+from opmix.preflight.plan import MAX_EPOCHS, LifeCost, check_executor, check_limits
 from opmix.preflight.sources import check_cache
 from opmix.preflight.targets import check_targets
 from opmix.preflight.validation import Sizes, Validation, check_model, check_sources, kind_of, readable
@@ -67,6 +67,8 @@ def check_life(content: Mapping[str, Any], base: Path, progress: Progress) -> Va
     with findings.catching("chat_template"):
         ModelConfig(name="", chat_template=life.chat_template).template(base)
     check_cache(life.search.cache_dir, findings)
+    # A life loads its models in float32 wherever nothing is said.
+    check_executor(life.search.executor, None if life.model is None else life.model.device, "float32", findings)
     check_sources(life.domains, base, tokenizer, findings, result.sizes, progress, template=template)
     result.targets = check_targets(
         life.targets,

@@ -13,6 +13,7 @@ from opmix.config import SearchConfig
 from opmix.data.inspect.survey import Size
 from opmix.domain import Split
 from opmix.errors import InfeasibleError
+from opmix.execution.settings import ExecutorSettings
 from opmix.mixing.design import StageDesign, coordinates_of
 from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import Mixture
@@ -108,7 +109,7 @@ def check_plan(
         The cost; None if a domain could not be read or the probes cannot be laid out.
     """
     _check_length(config, model, findings)
-    _check_executor(config, findings)
+    check_executor(config.executor, config.model.device, config.model.dtype, findings)
     known = {name: size for name, splits in sizes.items() if (size := splits.get("train")) is not None}
     train = {name: round(size.tokens * _kept(config, name)) for name, size in known.items()}
     check_held_out(
@@ -150,20 +151,26 @@ def _kept(config: SearchConfig, name: str) -> float:
     return 1 - domain.holdout * ((domain.valid is None) + (domain.test is None))
 
 
-def _check_executor(config: SearchConfig, findings: Findings) -> None:
-    """There is a GPU for each slot, where the model goes on GPUs; or somebody who would start the tasks."""
-    wanted = config.executor
+def check_executor(wanted: ExecutorSettings, device: str | None, dtype: str, findings: Findings) -> None:
+    """There is a GPU for each slot, where the model goes on GPUs; or somebody who would start the tasks.
+
+    Args:
+        wanted: The settings.
+        device: That the model's settings name; None: the one there is.
+        dtype: As the model is loaded.
+        findings: Where problems go.
+    """
     if not wanted.elsewhere:
         return
     from opmix.execution.engines import engine_of
     from opmix.mixture_search.hand_over import check_precision, devices_of
-    from opmix.models.device import default_device
+    from opmix.models.device import device_type
 
-    device = (config.model.device or str(default_device())).partition(":")[0]
+    kind = device_type(device)
     with findings.catching("executor"):
-        devices = devices_of(wanted, device)
-        check_precision(wanted, config.model.dtype, device)
-        engine = engine_of(wanted, device)
+        devices = devices_of(wanted, kind)
+        check_precision(wanted, dtype, kind)
+        engine = engine_of(wanted, kind)
         if engine is None:
             what = f"GPUs {', '.join(devices)}" if devices else "one thread each unless OMP_NUM_THREADS says otherwise"
             findings.ok("executor", f"{wanted.slots} processes: {what}")

@@ -88,7 +88,7 @@ class Sweep:
 
 @dataclass(frozen=True, kw_only=True)
 class Elsewhere:
-    """Other processes that do a search's works."""
+    """Other processes that do a run's works."""
 
     executor: Executor
     tries: int

@@ -119,7 +119,11 @@ def remove_leftovers(folder: Path, pattern: str = ".writing-*") -> None:
         folder: Where to look.
         pattern: Glob of temporary names, such as `**/.writing-*`.
     """
-    for path in list(folder.glob(pattern)):
+    try:
+        found_there = list(folder.glob(pattern))
+    except FileNotFoundError:  # a job that outlived its driver has just removed a folder: the next start looks again
+        return
+    for path in found_there:
         found = re.fullmatch(r"\.writing-(\d+)-(.+)-[^-]+", path.name)
         try:
             if found is not None and found[2] == socket.gethostname():
@@ -140,15 +144,17 @@ def sync_new(folder: Path, since: float) -> None:
 
     Libraries that save models and tokenizers sync nothing; a record that outlived a power failure would vouch for empty files.
     """
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError, PermissionError):  # another process's, renamed just now
-            if path.is_symlink() or path.lstat().st_ctime < since or not (path.is_file() or path.is_dir()):
-                continue
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    # `walk` passes over folders that another process has just removed.
+    for place, _, names in os.walk(folder):
+        for path in (Path(place), *(Path(place) / name for name in names)):
+            with suppress(FileNotFoundError, PermissionError):  # another process's, renamed just now
+                if path.is_symlink() or path.lstat().st_ctime < since or not (path.is_file() or path.is_dir()):
+                    continue
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
 
 
 def alive(pid: int) -> bool:

@@ -220,6 +220,16 @@ _HELD_HERE: set[tuple[int, Path]] = set()
 """Process and folder of the locks that are held in this process; a forked child inherits those of another."""
 
 
+def break_locks(folder: Path) -> None:
+    """Remove the locks of all run folders below one, whose holders are gone or not wanted any more; a live one ends at its next step.
+
+    A lock of another machine tells nobody that its process has ended: whoever took that process's place must say so.
+    """
+    for place, _, names in os.walk(folder):
+        if "lock" in names and lock_holder(Path(place)) is not None:
+            (Path(place) / "lock").unlink(missing_ok=True)
+
+
 def lock_holder(folder: Path) -> tuple[int, str] | None:
     """Process and host that a folder's lock names; None where there is no lock, or a damaged one."""
     try:

@@ -3,11 +3,9 @@
 import contests
 import pytest
 
-from opmix.comparison.config import CompareConfig
 from opmix.comparison.run import run_compare
 from opmix.comparison.status import compare_status
-from opmix.settings.loading import validated
-from opmix.testing import CHATML, write_toy_chats, write_toy_domains
+from opmix.testing import write_toy_chats, write_toy_domains
 
 pytestmark = pytest.mark.slow
 
@@ -20,29 +18,12 @@ def folder(tmp_path_factory):
     return folder
 
 
-def config(folder, methods):
-    settings = {
-        "architecture": {**contests.ARCHITECTURE, "max_position_embeddings": 400},
-        "sequence_length": 160,
-        "chat_template": CHATML,
-        "tokenizer": {"vocab_size": 320, "documents": 30, "special_tokens": ["<|im_start|>", "<|im_end|>"]},
-        "domains": {n: {"train": str(folder / f"{n}.jsonl"), "holdout": 0.2} for n in ("web", "terse")},
-        "cache_dir": str(folder / "cache"),
-        "sdft": {"max_new_tokens": 4, "skip_tokens": 0},
-        "stages": [
-            {"name": "text", "domains": ["web"], "tokens": 2000, "mixture": "uniform"},
-            {"name": "terse", "add": ["terse"], "tokens": 2000},
-        ],
-    }
-    return validated(CompareConfig, contests.content(methods, **settings))
-
-
 def test_distillation_learners_and_mixers_on_conversations(folder):
     out = folder / "compare"
     teacher = {"stage": {"sdft": {"teacher_model": str(out / "seed-0" / "01-text" / "model")}}}
-    first = config(folder, {"sequential": {}, "sdft": {}, "ewc": {}, "odm": {}, "op_mix": {}})
+    first = contests.on_chats(folder, {"sequential": {}, "sdft": {}, "ewc": {}, "odm": {}, "op_mix": {}})
     run_compare(first, out=out, base=folder)
-    full = config(folder, {**{n: {} for n in first.methods}, "on_policy_distillation": teacher})
+    full = contests.on_chats(folder, {**{n: {} for n in first.methods}, "on_policy_distillation": teacher})
     content = run_compare(full, out=out, base=folder).content
     lives = {name: entrant["seeds"]["0"] for name, entrant in content["entrants"].items()}
     for name in ("sequential", "sdft", "ewc", "on_policy_distillation"):

@@ -1,7 +1,9 @@
 """Handing out tasks: found records are not made again, dead processes are replaced, errors that would come again are raised."""
 
+import json
 import os
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,10 +11,11 @@ import pytest
 import toy_worker
 
 from opmix.config import SearchConfig
-from opmix.errors import StoreError, TrainingError
+from opmix.errors import InfeasibleError, SolverError, StoreError, TrainingError
 from opmix.execution.fan_out import fan_out
 from opmix.execution.local import LocalExecutor, environment
-from opmix.execution.tasks import Ended, Task, hand_out, read_task, say_failed
+from opmix.execution.tasks import Ended, Task, failure_of, file_of, hand_out, read_task, say_failed
+from opmix.execution.worker import do_one
 from opmix.lifecycle.steps import _search_settings
 from opmix.progress import Silent
 from opmix.runs.store import RunStore, fingerprint
@@ -123,6 +126,51 @@ def test_a_task_is_read_as_it_was_written_or_refused(tmp_path):
     for name in ("square-3", "square-4"):
         with pytest.raises(StoreError, match=rf"tasks/{name}\.json: no task that can be read"):
             read_task(tmp_path, name)
+
+
+def test_a_task_of_many_works_is_shown_at_the_one_it_is_at(store):
+    told = [("a search", 1), ("a search", 2), ("a training", 3)]
+
+    class Telling(Scripted):
+        def run(self, folder, waiting):
+            for what, done in told:
+                file_of(folder, "square-1", "progress").write_text(json.dumps({"task": what, "done": done, "total": 4}))
+                time.sleep(0.6)
+                yield None
+            yield from super().run(folder, waiting)
+
+    progress = Spoken()
+    fan_out(store, [task_of(1)], Telling(store), progress=progress)
+    assert progress.shown == {"a search": [(1, 4), (2, 4)], "a training": [(3, 4)], "1 task": [(1, 1)]}
+
+
+def test_what_a_task_notes_is_in_the_log_of_its_process(tmp_path, capsys):
+    hand_out(tmp_path, task_of(1))
+    do_one(tmp_path, "square-1", lambda task, progress: progress.note("half of it is done"))
+    assert capsys.readouterr().err == "square-1: half of it is done\n"
+
+
+def test_a_full_disk_is_an_error_for_whoever_waits_and_any_other_is_a_dead_process(tmp_path):
+    def fails(error):
+        def do(task, progress):
+            raise error
+
+        return do
+
+    hand_out(tmp_path, task_of(1))
+    with pytest.raises(StoreError, match="the disk is full"):
+        do_one(tmp_path, "square-1", fails(OSError(28, "No space left on device")))
+    assert "the disk is full" in str(failure_of(tmp_path, task_of(1)))
+    hand_out(tmp_path, task_of(1))
+    with pytest.raises(ZeroDivisionError):
+        do_one(tmp_path, "square-1", fails(ZeroDivisionError()))
+    assert failure_of(tmp_path, task_of(1)) is None
+
+
+def test_an_error_with_a_list_in_it_comes_back_as_what_it_is_a_kind_of(store):
+    error = InfeasibleError(["a needs more than there is"])
+    with pytest.raises(SolverError, match="relax at least one of:\n  - a needs more than there is"):
+        fan_out(store, [task_of(1)], Scripted(store, {"square-1": [error]}), progress=Silent())
 
 
 def test_a_slot_has_one_thread_unless_said_otherwise_or_one_gpu():

@@ -13,8 +13,10 @@ from lives import STEP, content, fixed, outcome, stage
 from typer.testing import CliRunner
 
 from opmix.cli.main import app
+from opmix.cli.status import _account
 from opmix.errors import StoreError
-from opmix.lifecycle.status import run_status
+from opmix.lifecycle.run_status import status_now
+from opmix.lifecycle.status import _running, run_status
 from opmix.results.life import LifeFile
 
 runner = CliRunner()
@@ -99,6 +101,35 @@ def test_the_running_step_and_its_process(copied):
     assert (found.holder, found.task, states(found)["02-two/search-0"]) == (None, None, "left")
     (copied / "lock").write_text('{"pi')
     assert run_status(copied).holder is None
+
+
+def test_steps_that_other_processes_are_at_and_what_those_say(tmp_path):
+    def said(*events):
+        lines = [json.dumps({"event": kind, **facts}) for kind, facts in events]
+        (tmp_path / "events.jsonl").write_text("\n".join(lines) + "\n")
+        return _running(tmp_path, os.getpid())
+
+    def begin(step):
+        return "begin", {"step": step}
+
+    def end(step):
+        return "end", {"step": step}
+
+    before, ours = (("handed_out", {"process": number}) for number in (1, os.getpid()))
+    assert said(begin("a"), ours) == set()
+    assert said(begin("z"), ours, begin("a"), begin("b"), end("a"), begin("c")) == {"b", "c"}
+    assert said(ours, begin("a"), begin("b"), begin("a"), end("a")) == {"b"}  # begun again by another process
+    assert said(before, begin("a"), begin("b")) == {"b"}  # somebody else's, who is gone: one step after another
+    assert said(before, begin("a"), begin("b"), end("b")) == set()
+    (tmp_path / "lock").write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "life-seed-1.progress.json").write_text(json.dumps({"task": "train", "done": 3, "total": 9}))
+    (tmp_path / "tasks" / "life-seed-2.progress.json").write_text('{"ta')
+    now = status_now(tmp_path)
+    assert now.tasks == {"life-seed-1": {"task": "train", "done": 3, "total": 9}}
+    assert "life-seed-1: train 3/9" in [str(line) for line in _account(now)]
+    (tmp_path / "lock").unlink()
+    assert status_now(tmp_path).tasks == {}
 
 
 @pytest.mark.slow

@@ -8,10 +8,11 @@ import torch
 from opmix.config import parse_config
 from opmix.errors import ConfigError, StoreError
 from opmix.execution.attempts import JobNote, notes_in, write_note
-from opmix.mixture_search.hand_over import CONTEXT, devices_of, elsewhere
+from opmix.execution.context import FILE
+from opmix.mixture_search.hand_over import devices_of, elsewhere
 from opmix.mixture_search.worker import search_worker
 from opmix.preflight.checks import Findings
-from opmix.preflight.plan import _check_executor
+from opmix.preflight.plan import check_executor
 from opmix.runs.store import RunStore
 from opmix.testing import tiny_model, tiny_tokenizer
 
@@ -29,6 +30,10 @@ def config_of(**changes):
 
 def others(config, store, model, given=(None, None), make_trainer=None):
     return elsewhere(config, store.folder, store, model=model, given=given, make_trainer=make_trainer)
+
+
+def checked(config, findings):
+    check_executor(config.executor, config.model.device, config.model.dtype, findings)
 
 
 def test_one_slot_is_this_process(tmp_path):
@@ -68,18 +73,18 @@ def test_every_slot_has_a_gpu_of_its_own_among_those_that_are_visible(monkeypatc
     with pytest.raises(ConfigError, match=r"executor.slots: 2; expected at most 1, the GPUs that there are"):
         devices_of(wanted, "cuda")
     findings = Findings([])
-    _check_executor(config_of(model={"name": "m", "device": "cuda"}), findings)
-    _check_executor(config_of(), findings)
+    checked(config_of(model={"name": "m", "device": "cuda"}), findings)
+    checked(config_of(), findings)
     assert [(check.name, check.status) for check in findings.checks] == [("executor", "fail"), ("executor", "ok")]
 
 
 def test_validate_says_what_would_be_started_and_what_cannot_be(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm there
     findings = Findings([])
-    _check_executor(config_of(executor={"kind": "launch", "slots": 3, "launch": "srun {command}"}), findings)
-    _check_executor(config_of(executor={"kind": "slurm"}), findings)
+    checked(config_of(executor={"kind": "launch", "slots": 3, "launch": "srun {command}"}), findings)
+    checked(config_of(executor={"kind": "slurm"}), findings)
     on_gpus = {"kind": "slurm", "resources": {"gpus": 1}}
-    _check_executor(config_of(model={"name": "m", "device": "cpu"}, executor=on_gpus), findings)
+    checked(config_of(model={"name": "m", "device": "cpu"}, executor=on_gpus), findings)
     launch, slurm, precision = findings.checks
     assert (launch.status, slurm.status, precision.status) == ("ok", "fail", "fail")
     assert launch.detail.startswith(
@@ -96,7 +101,7 @@ def test_objects_travel_as_files_that_go_with_the_lock(tmp_path):
         executor = others(config_of(), store, model, given=(model, tokenizer)).executor
         assert not (tmp_path / "tasks").exists()  # nothing is written before there is something to do
         executor._prepare()
-        told = json.loads((tmp_path / CONTEXT).read_text())
+        told = json.loads((tmp_path / FILE).read_text())
         copy = tmp_path / "tasks" / "copy"
         assert (copy / "config.json").exists()
         assert told["frozen"] == ["model.embed_tokens.weight"]
@@ -107,5 +112,5 @@ def test_objects_travel_as_files_that_go_with_the_lock(tmp_path):
 
 
 def test_a_task_without_a_search_says_so(tmp_path):
-    with pytest.raises(StoreError, match=r"tasks/context.json: cannot be read .* start the search"):
+    with pytest.raises(StoreError, match=r"tasks/context.json: cannot be read .* start that run"):
         search_worker(tmp_path)
