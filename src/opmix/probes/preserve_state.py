@@ -61,8 +61,9 @@ def check_not_repacked(model: nn.Module) -> None:
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if getattr(state, "packing_format_for_cpu", False):
             raise ModelError(
-                f"{name}: bitsandbytes has packed its weights anew for this processor, when the model was evaluated, and "
-                "nothing can unpack them; load the model again and search before evaluating it, or load it in bfloat16"
+                f"{name}: bitsandbytes has packed its weights anew for this processor, when the model was evaluated, "
+                "and nothing can unpack them; load the model again and search before evaluating it, or load it in "
+                "bfloat16"
             )
 
 

@@ -164,7 +164,7 @@ def test_warnings_of_repetition_and_noise(config, monkeypatch):
     assert "an equal share of the budget repeats alpha" in told
     assert "a probe repeats alpha" in told
     assert len([c for c in checks if c.status == "warn" and c.name == "domains"]) == 2  # one line a kind
-    monkeypatch.setattr("opmix.preflight.plan.HELD_OUT_SEQUENCES", 64)
+    monkeypatch.setattr("opmix.preflight.held_out.HELD_OUT_SEQUENCES", 64)
     assert "few held-out sequences" in " ".join(c.detail for c in check(sequence_length=256))
     assert not failures(checks)
 
