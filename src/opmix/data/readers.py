@@ -134,6 +134,10 @@ def _unreadable(where: str, error: BaseException) -> DataError:
     return DataError(f"{where}: cannot be read ({type(error).__name__}: {error}); expected a whole, readable file")
 
 
+def _not_utf8(where: str) -> DataError:
+    return DataError(f"{where}: a name or a text in it is not UTF-8; expected UTF-8; write it again from text")
+
+
 def _text_of(row: Any, field: str, where: str, what: str = "key") -> str:
     """The document's text in one JSON object or table row.
 
@@ -276,6 +280,8 @@ def read_parquet(path: Path, pick: Pick[T], where: str) -> Iterator[T]:
                 for row in batch.to_pylist():
                     number += 1
                     yield pick(row, f"{where}: row {number}", "column")
+    except UnicodeDecodeError as error:  # of a name or a text: Arrow does not look
+        raise _not_utf8(where) from error
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(where, error) from error
 
@@ -300,10 +306,13 @@ def read_arrow(folder: Path, source: Source, pick: Pick[T], where: str) -> Itera
 
 
 def _rows(rows: Any, pick: Pick[T], where: str) -> Iterator[T]:
-    if rows.column_names is not None:
-        rows = rows.select_columns(pick.columns(rows.column_names, where))
-    for number, row in enumerate(rows, 1):
-        yield pick(row, f"{where}: row {number}", "column")
+    try:
+        if rows.column_names is not None:
+            rows = rows.select_columns(pick.columns(rows.column_names, where))
+        for number, row in enumerate(rows, 1):
+            yield pick(row, f"{where}: row {number}", "column")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(where) from error
 
 
 def read_tokens(path: Path, dtype: str | None, where: str) -> npt.NDArray[np.integer[Any]]:

@@ -285,3 +285,22 @@ class TestResolveAndFingerprint:
         prints = {source_fingerprint(source("org/name", format="hub", **options)) for options in variants}
         prints.add(source_fingerprint(source("org/name@abc", format="hub")))
         assert len(prints) == 4
+
+
+@pytest.mark.parametrize(("form", "what"), [("parquet", "text"), ("parquet", "name"), ("arrow", "text")])
+def test_tables_that_are_not_utf8_are_named(tmp_path, form, what):
+    """Arrow does not look at the bytes of a string; found by `benchmarks/torture` (fuzz, seed 20788)."""
+    offsets = pa.py_buffer(np.array([0, 2, 4], dtype=np.int32))
+    texts = pa.Array.from_buffers(
+        pa.string(), 2, [None, offsets, pa.py_buffer(b"ok\xe5x" if what == "text" else b"okay")]
+    )
+    place = tmp_path / "bad.parquet"
+    if form == "parquet":
+        pq.write_table(pa.table({"text": texts, "name": texts}), place)
+        if what == "name":
+            place.write_bytes(place.read_bytes().replace(b"name", b"n\xe5me"))
+    else:
+        place = tmp_path / "bad"
+        datasets.Dataset(pa.table({"text": texts})).save_to_disk(str(place))
+    with pytest.raises(DataError, match=r"not UTF-8|cannot be read"):
+        list(iter_documents(Source(paths=(str(place),))))

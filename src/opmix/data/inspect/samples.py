@@ -146,7 +146,7 @@ def _parquet_rows(path: Path) -> Rows:
             batch = next(file.iter_batches(batch_size=MAX_ROWS), None)
             rows = tuple(batch.to_pylist()) if batch is not None else ()
             return Rows(rows, file.metadata.num_rows, True, file.metadata.num_rows / max(len(rows), 1))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); expected a whole Parquet file; copy or make it "
             "again"
