@@ -19,7 +19,7 @@ ROWS = {
         *(f"A{n}" for n in range(1, 23)),
         *(f"M{n}" for n in range(1, 11)),
     ],
-    "More of their kinds": [f"S{n}" for n in range(1, 44)],
+    "More of their kinds": [f"S{n}" for n in range(1, 47)],
 }
 
 
