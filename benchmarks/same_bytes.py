@@ -24,6 +24,8 @@ from typing import Any
 SMOKES = {"lifecycle": "run", "instruction": "run", "compare": "compare"}
 # Fields and files that hold a time, or a size of memory; reports are compared by writing them again.
 MEASURED = {"seconds", "time", "finished", "created", "started", "peak_memory", "solver_seconds", "commit"}
+# Sizes of files that hold times; when the files of examples/ were checked out.
+MEASURED |= {"bytes_written", "files"}
 SKIPPED = {"README.md", "report.html", "timing.json", "trace.jsonl", "progress.json", "lock"}
 SHOWN = 6  # differing fields printed a file
 
