@@ -81,7 +81,15 @@ def _source(
     rows: Iterator[dict[str, Any]] = (_row(f"{where}: row {number}", row, field) for number, row in enumerate(value, 1))
     if most is not None:
         rows = _until(rows, int(most), tokens(), field or "text")
-    return {**own, "paths": str(_written(where, rows, folder))}
+    return {**own, "paths": str(_written(where, _decoded(where, rows), folder))}
+
+
+def _decoded(where: str, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows, of which Arrow has not looked whether their texts are any."""
+    try:
+        yield from rows
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}: a text in it is not UTF-8 ({error}); expected UTF-8; decode it again") from error
 
 
 def _is_splits(value: Any) -> bool:

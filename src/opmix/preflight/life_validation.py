@@ -79,20 +79,27 @@ def check_life(content: Mapping[str, Any], base: Path, progress: Progress) -> Va
         life.search,
         template=template,
     )
-    check_held_out(
-        life.domains,
-        base,
-        {n: size for n, size in result.sizes.items() if any(n in stage.seen for stage in resolve(life))},
-        findings,
-        length=life.search.sequence_length,
-        wanted=min(life.search.proxies.eval_sequences, life.evaluation.sequences),
-        judged=("valid", "test"),
-        unpacked=any(stage.config.objective == "sdft" for stage in resolve(life)),
-    )
+    _check_held_out(life, base, result.sizes, findings)
     if set(result.sizes) == set(life.domains):
         _check_fit(life, base, tokenizer, findings)
         result.cost = _check_stages(life, base, result.sizes, findings)
     return result
+
+
+def _check_held_out(life: LifecycleConfig, base: Path, sizes: Sizes, findings: Findings) -> None:
+    """Searches read `valid`, measuring reads `test`, of the domains that a stage sees."""
+    stages = resolve(life)
+    used = {name for stage in stages for name in stage.seen}
+    check_held_out(
+        life.domains,
+        base,
+        {name: size for name, size in sizes.items() if name in used},
+        findings,
+        length=life.search.sequence_length,
+        wanted=min(life.search.proxies.eval_sequences, life.evaluation.sequences),
+        judged=("valid", "test") if any(stage.searched for stage in stages) else ("test",),
+        unpacked=any(stage.config.objective == "sdft" for stage in stages),
+    )
 
 
 def _check_fit(life: LifecycleConfig, base: Path, tokenizer: Any, findings: Findings) -> None:

@@ -5,6 +5,8 @@ import typing
 from pathlib import Path
 
 import datasets
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -130,6 +132,13 @@ def test_what_is_no_data_is_told(value, words, tmp_path):
     with pytest.raises(ConfigError, match=words):
         written(value, tmp_path)
     assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_a_dataset_that_is_not_utf8_is_told(tmp_path):
+    offsets = pa.py_buffer(np.array([0, 2, 4], dtype=np.int32))
+    texts = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"ok\xe5x")])
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        on_disk({"web": datasets.Dataset(pa.table({"text": texts}))}, cache_dir=tmp_path, tokens=lambda: len)
 
 
 def test_paths_stay_paths(tmp_path):
