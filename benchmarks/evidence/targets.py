@@ -12,6 +12,7 @@ from the cells that are whole.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import platform
 import sys
@@ -233,10 +234,16 @@ def with_what_was_run(trial: Trial) -> Trial:
 
 
 def analyse(args: argparse.Namespace) -> None:
+    """Write the rows of whole cells, and keep those of cells that were made elsewhere."""
     found = [with_what_was_run(t) for t in trials(args) if (t.laboratory.folder / "start.json").exists()]
     whole = [t for t in found if not t.left()]
-    rows = [row for trial in whole for row in rows_of(trial)]
-    told = {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform(), "cells": [t.name for t in whole]}
+    made = [row for trial in whole for row in rows_of(trial)]
+    before = json.loads(RESULTS.read_text())
+    cell = ("pool", "seed", "parameters")
+    again = {tuple(r[k] for k in cell) for r in made}
+    rows = [r for r in before["rows"] if tuple(r[k] for k in cell) not in again] + made
+    names = list(dict.fromkeys([*before["cells"], *(t.name for t in whole)]))
+    told = {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform(), "cells": names}
     write_lines(RESULTS, {**told, "threads": 1, "summary": summary(rows), "rows": rows})
 
 
