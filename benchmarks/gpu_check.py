@@ -23,6 +23,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from fan_out import written
+from probes_at_once import measured
 
 from opmix.data import PackedSequences, prepare_domain
 from opmix.domain import Domain, Source
@@ -186,6 +187,16 @@ def probes(bench: Bench) -> dict[str, Any]:
     return {"ok": back and learned and far < (NEAR if cuda else 1e-4), "learned": learned, **facts, **memory}
 
 
+def at_once(bench: Bench) -> dict[str, Any]:
+    """Six probes as one batch: seconds by those of one by one and of a single one, and whether they learned the same."""
+    args = argparse.Namespace(device=bench.device, steps=STEPS, turns=2)
+    found = {
+        f"width {width}, {tokens} tokens": measured(width, tokens, args) for width, tokens in ((256, 512), (576, 4096))
+    }
+    far = max(float(f["weights_differ"]) for f in found.values())
+    return {"ok": far < (0.2 if bench.device == "cuda" else 1e-3), **found}
+
+
 def compiled(bench: Bench) -> dict[str, Any]:
     """A short training with and without torch.compile: losses, seconds."""
     found = {}
@@ -250,6 +261,7 @@ CHECKS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "bf16": bf16,
     "attention": attention,
     "probes": probes,
+    "at_once": at_once,
     "kinds": kinds,
     "compile": compiled,
     "slots": slots,

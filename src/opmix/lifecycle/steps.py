@@ -230,7 +230,7 @@ _ADAPTIVE = ("adaptive", "tolerance", "first_look")
 
 
 def _search_settings(search: SearchConfig) -> dict[str, Any]:
-    """What a decision depends on: not where files lie, nor how many processes read them or do the work."""
+    """What a decision depends on: not where files lie, nor how many processes read them or do the work, probes together or not."""
     aside = ("model", "old_mixture", "executor", "num_proc", "cache_dir", "domains", "targets")
     content = {key: value for key, value in as_json(search).items() if key not in aside}
     if search.targets:
@@ -240,8 +240,8 @@ def _search_settings(search: SearchConfig) -> dict[str, Any]:
     content["decision"] = {**content["decision"], "confidence": search.rule.confidence}  # a number in earlier runs
     if search.solve.unit == "nats":  # runs from before there was another
         content["solve"] = {k: v for k, v in content["solve"].items() if k != "unit"}
-    if not search.adaptive:
-        content["probes"] = {k: v for k, v in content["probes"].items() if k not in _ADAPTIVE}
+    aside = ("at_once", *(() if search.adaptive else _ADAPTIVE))
+    content["probes"] = {k: v for k, v in content["probes"].items() if k not in aside}
     return {**content, "trainer": _telling(content["trainer"])}
 
 

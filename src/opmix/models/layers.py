@@ -149,7 +149,7 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
                 experts += _numel(parameter)
     config = getattr(base_model_of(model), "config", None)
     per_token = getattr(config, "num_experts_per_tok", None)
-    available = next((n for key in _EXPERT_COUNTS if (n := getattr(config, key, None))), None)
+    available = num_experts(config)
     share = per_token / available if per_token and available else 1.0
     return ParameterCounts(
         total=sum(_numel(parameter) for _, parameter in base_parameters(model)),
@@ -197,6 +197,12 @@ def model_shape(model: nn.Module) -> ModelShape:
 
 
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
+def num_experts(config: Any) -> int | None:
+    """Experts of a layer that tokens are routed to; None: there are none."""
+    return next((int(n) for key in _EXPERT_COUNTS if (n := getattr(config, key, None))), None)
+
 
 _STATE_SPACES = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
 """Model types whose `out_proj` PEFT refuses: their kernels read its weight without calling the layer."""

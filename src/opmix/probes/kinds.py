@@ -82,6 +82,22 @@ class AdapterProbes:
             with saving_only(wrapped, name):
                 yield Attached(model=wrapped, adapter_parameters=priced, save=partial(self.save, wrapped, name))
 
+    @contextmanager
+    def attached_together(
+        self, model: PreTrainedModel, settings: ProbeSettings, names: Sequence[str]
+    ) -> Iterator[tuple[PeftModel, int]]:
+        """The model with the adapters of P probes, all trainable, and the weights of one; nothing is trained in full beside them."""
+        with preserve_model_state(model):
+            wrapped = _wrapped(model, settings, names)
+            wrapped.base_model.set_adapter(list(names))
+            weights = dict(wrapped.named_parameters())
+            first = {path: weight for path, weight in weights.items() if f".{names[0]}." in path}
+            with torch.no_grad():
+                for path, weight in first.items():  # the start that each would have alone, see `attached`
+                    for name in names[1:]:
+                        weights[path.replace(f".{names[0]}.", f".{name}.")].copy_(weight)
+            yield wrapped, sum(weight.numel() for weight in first.values())
+
     def save(self, attached: PeftModel, name: str, folder: Path) -> None:
         """Keep an ordinary PEFT adapter, whole or not at all."""
         temporary = folder.with_name(f".{folder.name}.tmp")

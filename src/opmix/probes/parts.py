@@ -33,12 +33,13 @@ from opmix.training.objectives import Usage
 _ADAPTER, _MOMENTS = "adapter.safetensors", "optimizer.pt"
 
 
-def train_sharded_until(
+def train_adapters_until(
     factory: TrainerFactory, spec: TrainSpec, step: int, *, key: str, usage: Usage, save_every: int | None = None
 ) -> None:
-    """Train the part of a run that ends at `step`, from the newest checkpoint before it, on a model that was sharded as it was loaded.
+    """Train the part of a run that ends at `step`, from the newest checkpoint before it, where the Trainer cannot resume by itself.
 
-    The Trainer cannot resume on one. An adapter, its moments and the rows that are left are the same run, and all of it is small.
+    It cannot on a model that was sharded as it was loaded, or with several adapters at once. What is trained, its moments and the rows
+    that are left are the same run, and all of it is small.
 
     Raises:
         TrainingError: It diverged.
@@ -48,10 +49,10 @@ def train_sharded_until(
     done = ranks_here().shared(max((at for at, _ in whole_checkpoints(spec.output_dir, key) if at < step), default=0))
     for stop in (*(range(save_every, step, save_every) if save_every else ()), step):
         if done < stop:
-            _train_sharded(factory, spec, stop, key=key, usage=usage)
+            _train_part(factory, spec, stop, key=key, usage=usage)
 
 
-def _train_sharded(factory: TrainerFactory, spec: TrainSpec, step: int, *, key: str, usage: Usage) -> None:
+def _train_part(factory: TrainerFactory, spec: TrainSpec, step: int, *, key: str, usage: Usage) -> None:
     ranks = ranks_here()
     before = [found for found in whole_checkpoints(spec.output_dir, key) if found[0] < step]
     done, newest = ranks.shared(before[-1] if before else (0, None))

@@ -18,6 +18,7 @@ from opmix.execution.tasks import Task
 from opmix.mixing.mixture import InterpolationWeights, ProbeDesign
 from opmix.models.layers import model_fingerprint
 from opmix.probes.evaluation import HeldOut
+from opmix.probes.grouping import Batches
 from opmix.probes.handed_out import Elsewhere, PlannedProbe, Sweep, check_same
 from opmix.probes.interpolation import Backend, Proxies
 from opmix.probes.kinds import kind_of
@@ -222,6 +223,10 @@ class ProbeSession:
             whole = {probe.step: self._is_whole(probe) for probe in probes}
             tasks = [probe.handed_out(self.elsewhere.save_every) for probe in probes]
             self.elsewhere.do(self.store, tasks, self.runtime.progress, lambda task: whole[task.name]())
+        batches = self._batches
+        batches.forget(but=probes)
+        if self.elsewhere is None:
+            batches.train(probes, self.settings.at_once, self.runtime)
         folders = {}
         for probe in probes:
             result, task, key = self._done(probe), probe.task, fingerprint(probe.inputs)
@@ -231,7 +236,12 @@ class ProbeSession:
                 self._booked.add(key)
                 self._book(task.probe, result, self._earlier(task.probe, probe.whole, stop))
             folders[key] = task.out
+        batches.forget()
         return folders
+
+    @property
+    def _batches(self) -> Batches:
+        return Batches(self.store, lambda probe: self._is_whole(probe)())
 
     def _is_whole(self, probe: PlannedProbe) -> Callable[[], bool]:
         return partial(kind_of(self.settings).is_whole, probe.task.out)
@@ -239,7 +249,9 @@ class ProbeSession:
     def _done(self, probe: PlannedProbe) -> dict[str, Any]:
         """The record of a probe, trained or found."""
         with self.store.recording(probe.step, probe.inputs, intact=self._is_whole(probe)) as record:
-            if record.missing:
+            if record.missing and (found := self._batches.result(probe)) is not None:
+                record.result = found
+            elif record.missing:
                 started = time.perf_counter()
                 trained = train_probe(probe.task, self.runtime)
                 record.result = {**trained.json(), "seconds": time.perf_counter() - started}

@@ -75,6 +75,9 @@ class ProbeSettings:
     kind: ProbeKindName = "lora"
     """What a probe trains: adapters; adapters, the embeddings and the output head; or every weight, for as few steps."""
 
+    at_once: Count = 1
+    """Probes trained as one batch, at most (packed text, `lora`, one GPU or the CPU; else one by one, which is said)."""
+
     @property
     def num_steps(self) -> int:
         """Steps of a whole probe."""

@@ -23,7 +23,7 @@ from opmix.models.sharded import is_sharded
 from opmix.probes.evaluation import Evaluation, HeldOut, evaluate, evaluate_proxies
 from opmix.probes.interpolation import Backend
 from opmix.probes.kinds import kind_of, names_of
-from opmix.probes.parts import train_sharded_until, until
+from opmix.probes.parts import train_adapters_until, until
 from opmix.probes.settings import ProbeSettings
 from opmix.progress import Progress
 from opmix.runs.files import DAMAGED_ARRAY, regular
@@ -119,7 +119,7 @@ def train_probe(task: ProbeTask, runtime: ProbeRuntime) -> TrainingTotals:
                 callbacks=[StepProgress(lambda done, _: advance(done, task.stop))],
             )
             if is_sharded(attached.model):
-                train_sharded_until(factory, spec, task.stop, key=task.key, usage=usage, save_every=task.save_every)
+                train_adapters_until(factory, spec, task.stop, key=task.key, usage=usage, save_every=task.save_every)
             else:
                 run_training(factory, until(spec, task.stop, key=task.key, usage=usage, save_every=task.save_every))
             ranks = ranks_here()

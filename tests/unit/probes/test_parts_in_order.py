@@ -36,28 +36,28 @@ def trained(monkeypatch):
 
 
 def test_a_look_and_the_rest_of_the_run(spec, trained):
-    parts.train_sharded_until(None, spec, 4, key="k", usage=Usage())
+    parts.train_adapters_until(None, spec, 4, key="k", usage=Usage())
     with torch.no_grad():
         spec.model.weight.zero_()  # attached anew
-    parts.train_sharded_until(None, spec, 10, key="k", usage=Usage())
+    parts.train_adapters_until(None, spec, 10, key="k", usage=Usage())
     assert trained == [(0, 4, None), (8, 6, "checkpoint-4")]
     assert float(spec.model.weight.detach()) == 10
 
 
 def test_checkpoints_between_are_gone_on_from_and_two_are_kept(spec, trained):
-    parts.train_sharded_until(None, spec, 10, key="k", usage=Usage(), save_every=3)
+    parts.train_adapters_until(None, spec, 10, key="k", usage=Usage(), save_every=3)
     assert [part[1] for part in trained] == [3, 3, 3, 1]
     kept = [step for step, _ in whole_checkpoints(spec.output_dir)]
     assert kept == [6, 9]
     del trained[:]
     with torch.no_grad():
         spec.model.weight.zero_()  # another process
-    parts.train_sharded_until(None, spec, 10, key="k", usage=Usage(), save_every=3)
+    parts.train_adapters_until(None, spec, 10, key="k", usage=Usage(), save_every=3)
     assert trained == [(18, 1, "checkpoint-9")]
     assert float(spec.model.weight.detach()) == 10
 
 
 def test_parts_of_another_run_are_not_used(spec, trained):
-    parts.train_sharded_until(None, spec, 4, key="k", usage=Usage())
-    parts.train_sharded_until(None, spec, 10, key="other", usage=Usage())
+    parts.train_adapters_until(None, spec, 4, key="k", usage=Usage())
+    parts.train_adapters_until(None, spec, 10, key="other", usage=Usage())
     assert trained[-1] == (0, 10, None)
