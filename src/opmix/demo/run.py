@@ -28,8 +28,8 @@ from opmix.training.full import train_on_mixture
 
 VOCABULARY = 2048
 LENGTH = 128
-PREFIX_STEPS = 300
-STAGE_STEPS = 300
+PREFIX_STEPS = 240
+STAGE_STEPS = 240
 STEP_SEQUENCES = 8
 
 ARCHITECTURE: dict[str, Any] = {
