@@ -326,7 +326,7 @@ def main() -> None:
 
     for number in (signal.SIGALRM, signal.SIGVTALRM):
         signal.signal(number, hangs)
-    from opmix.cli.main import app
+    from opmix.cli.app import app
 
     with tempfile.TemporaryDirectory() as place:
         os.chdir(place)

@@ -9,7 +9,7 @@ import pytest
 import typer
 import yaml
 
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.comparison.config import CompareConfig, ContenderConfig, load_compare
 from opmix.config import SearchConfig, load_config
 from opmix.lifecycle import config as life

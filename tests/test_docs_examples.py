@@ -37,7 +37,7 @@ def execute(block: Block, namespace: dict[str, Any], where: str) -> None:
     elif block.language == "python":
         exec(compile(block.text, where, "exec"), namespace)
     elif block.language == "console":
-        from opmix.cli.main import app
+        from opmix.cli.app import app
 
         for line in block.text.splitlines():
             program, *arguments = shlex.split(line)

@@ -20,7 +20,7 @@ def torture(folder: Path, *, seed: int, most: int, part: tuple[int, int], second
     """About `most` calls over all processes. What is called ready and then fails is counted: rates that diverge are known afterwards."""
     import hostile
 
-    from opmix.cli.main import app
+    from opmix.cli.app import app
 
     for number in (signal.SIGALRM, signal.SIGVTALRM):
         signal.signal(number, hostile.hangs)

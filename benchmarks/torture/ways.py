@@ -78,7 +78,8 @@ def of_settings() -> list[Parser]:
     from opmix.config import SearchConfig
     from opmix.lifecycle.loading import LifecycleConfig
     from opmix.scaffold.trainer_yaml import read_trainer
-    from opmix.settings.loading import apply_override, read_yaml, validated
+    from opmix.settings.loading import validated
+    from opmix.settings.reading import apply_override, read_yaml
 
     search = (
         b"model: m\ndomains: {web: a.jsonl, code: {train: b.jsonl, max_epochs: 2}}\nbudget: 2e9\nsolve: {kl: 0.05}\n"

@@ -31,7 +31,8 @@ from opmix.settings import (
     number,
     settings,
 )
-from opmix.settings.loading import nearest, read_yaml, validated
+from opmix.settings.loading import nearest, validated
+from opmix.settings.reading import read_yaml
 from opmix.target import LOSS_LIMIT, Targets, target_problems
 from opmix.training.arguments import TrainerArguments
 from opmix.training.fsdp_arguments import kept_from_parts

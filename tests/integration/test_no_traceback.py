@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.config import SearchConfig, parse_config
 from opmix.domain import located
 from opmix.errors import ConfigError, OpMixError

@@ -8,7 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 import opmix
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.errors import ConfigError, StoreError
 from opmix.mixture_search.verify import verify_run
 from opmix.models.layers import model_fingerprint

@@ -76,6 +76,7 @@ def test_bars_of_finished_tasks_go_away_and_leave_no_count_running(monkeypatch):
     with Display() as display:
         with display.task("tokenise [en]", 0) as advance:
             advance(0, 0)
+            assert display._bars is not None
             assert [task.description for task in display._bars.tasks] == ["tokenise [en]"]
         with pytest.raises(KeyError), display.task("fails", 1):
             raise KeyError

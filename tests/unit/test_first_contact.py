@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from opmix.cli.main import app, main
+from opmix.cli.app import app
+from opmix.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 runner = CliRunner()
@@ -64,7 +65,7 @@ HEAVY = {"torch", "transformers", "pydantic", "scipy", "sklearn", "pyarrow", "da
 
 HELPED = f"""
 import sys
-from opmix.cli.main import app
+from opmix.cli.app import app
 
 for verb in ("", "init", "validate", "doctor", "discover", "search"):
     sys.argv = ["opmix", *verb.split(), "--help"]

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from opmix.cli import main
+from opmix.cli.app import app
 from opmix.cli.last_net import STOPPED, last_net
 from opmix.errors import DataError
 from opmix.runs.files import default_cache_dir
@@ -56,7 +57,7 @@ def test_known_kinds_of_errors_are_told_apart_and_printed_as_they_are(capsys, er
 
 def test_the_flag_may_stand_anywhere_and_reaches_no_verb(monkeypatch):
     seen = []
-    monkeypatch.setattr(main, "app", lambda arguments, **_: seen.append(arguments))
+    monkeypatch.setattr(main, "app_of", lambda verbs: lambda arguments, **_: seen.append(arguments))
     monkeypatch.setattr(sys, "argv", ["opmix", "report", "--debug", "x"])
     main.main()
     assert seen == [["report", "x"]]
@@ -90,4 +91,4 @@ def test_a_stopped_verb_releases_its_lock_and_says_that_it_resumes(tmp_path, num
 
 
 def test_the_version_is_an_option():
-    assert CliRunner().invoke(main.app, ["--version"]).stdout.startswith("opmix 0.")
+    assert CliRunner().invoke(app, ["--version"]).stdout.startswith("opmix 0.")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.lifecycle.data_file import DataFile
 from opmix.results.manifest import Manifest
 from opmix.view import find_runs

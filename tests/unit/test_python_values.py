@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import opmix
 from opmix import AskTell, ConfigError, DataError, Domain, LawError, Mixture, ModelError, Source, StoreError
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.domain import user_path
 from opmix.lifecycle.evaluation import find_model
 from opmix.probes.preserve_state import plain_model

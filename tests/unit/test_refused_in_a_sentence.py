@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from opmix import AskTell
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.cli.values import _ALONE, _NOT_WITH, _ONLY_WITH
 from opmix.errors import ConfigError, StoreError
 

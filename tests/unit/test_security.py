@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 import opmix
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.errors import OpMixError
 from opmix.exporters import EXPORTERS
 

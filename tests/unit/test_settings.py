@@ -13,7 +13,8 @@ from opmix.lifecycle.config import StageConfig
 from opmix.lifecycle.loading import LifecycleConfig, checked_trainers
 from opmix.probes.settings import ProbeSettings
 from opmix.settings import Given, as_json, changed, keys_of, overlaid
-from opmix.settings.loading import apply_override, parsed_yaml, read_yaml, validated
+from opmix.settings.loading import validated
+from opmix.settings.reading import apply_override, parsed_yaml, read_yaml
 from opmix.training.arguments import checked_arguments, given_arguments, try_arguments, typed_arguments
 
 SEARCH = {"model": "m", "domains": {"web": "w.txt", "code": {"train": ["a", "b"]}}, "budget": 1000}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Column
 
 from opmix.cli.options import AsJson, Changes
 
@@ -75,6 +74,8 @@ def methods(
 
 def show(comparison: CompareFile, folder: Path) -> None:
     """One row an entrant, best first, in 80 columns: the page has the other deviations; then what to use."""
+    from rich.table import Column
+
     from opmix.progress.display import table, tell, terminal
     from opmix.results.comparison_verdict import comparison_verdict
 

@@ -12,7 +12,6 @@ import typer
 
 from opmix.cli.options import AsJson
 from opmix.compute.budget import speaks
-from opmix.runs.files import write_json
 
 if TYPE_CHECKING:
     from opmix.scores import Difference, TaskScore
@@ -78,6 +77,8 @@ def evaluate(
         "differences": [difference.json() for difference in found],
     }
     if out is not None:
+        from opmix.runs.files import write_json
+
         write_json(out, content)
     if as_json:
         sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

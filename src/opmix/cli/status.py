@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Group
-from rich.text import Text
 
 from opmix.cli.options import AsJson
 from opmix.errors import StoreError
 from opmix.runs.trace import WAITING, WORK, Spent
 
 if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.text import Text
+
     from opmix.lifecycle.run_status import RunStatus
 
 
@@ -119,6 +120,9 @@ def _local_looker(folder: Path, config: Path | None) -> Callable[[], RunStatus]:
 
 
 def _status_view(found: RunStatus) -> Group:
+    from rich.console import Group
+    from rich.text import Text
+
     from opmix.progress.display import table
 
     shown = table("step", "state", "why, or when", title=str(found.folder))
@@ -131,6 +135,8 @@ def _status_view(found: RunStatus) -> Group:
 
 
 def _account(found: RunStatus) -> list[Text]:
+    from rich.text import Text
+
     spent, left = found.spent, found.flops_left
     lines = [
         Text(

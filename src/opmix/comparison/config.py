@@ -17,7 +17,8 @@ from opmix.lifecycle.config import Named, StageConfig
 from opmix.lifecycle.loading import LifecycleConfig, checked_trainers
 from opmix.methods.registry import METHODS, Entry, entry_of
 from opmix.settings import Given, PartOf, changed, inline, keys_of, overlaid, settings
-from opmix.settings.loading import nearest, read_yaml, under, validated
+from opmix.settings.loading import nearest, under, validated
+from opmix.settings.reading import read_yaml
 from opmix.training.arguments import typed_arguments
 
 _NOT_THEIRS = ("name", "domains", "add", "drop", "tokens", "mixture")

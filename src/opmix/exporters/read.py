@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from opmix.domain import Source, is_url
 from opmix.errors import ConfigError, StoreError
 from opmix.exporters.plan import NEGLIGIBLE, DomainPlan, MixturePlan, Unit
@@ -16,6 +14,7 @@ from opmix.mixing.mixture import Mixture
 from opmix.results.files import typed
 from opmix.results.manifest import Manifest
 from opmix.results.mixture import MixtureFile
+from opmix.settings.checker import checker
 
 HUB = "hub:"
 """Prefix of a path that is a Hugging Face dataset's name."""
@@ -147,7 +146,7 @@ def _domain(
 
 
 def _source(entry: _DomainEntry | None, path: str | None, base: Path | None) -> Source | None:
-    source = TypeAdapter(Source).validate_python(entry.train) if entry is not None else None
+    source = checker(Source).validate_python(entry.train) if entry is not None else None
     if path is not None:
         field_name = source.field if source is not None else "text"
         if path.startswith(HUB):

@@ -10,7 +10,8 @@ from opmix.lifecycle.config import OWNED, LifeSettings
 from opmix.lifecycle.rules import stage_problems
 from opmix.mixing.mixture import Mixture
 from opmix.settings import Given, changed, settings
-from opmix.settings.loading import nearest, read_yaml, validated
+from opmix.settings.loading import nearest, validated
+from opmix.settings.reading import read_yaml
 from opmix.target import target_problems
 from opmix.training.arguments import try_arguments, typed_arguments
 

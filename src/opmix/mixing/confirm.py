@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from opmix.mixing.decision import Decision, DecisionSettings, Verdict, unsure
+from opmix.mixing.decided import Decision
+from opmix.mixing.decision import DecisionSettings, Verdict, unsure
 from opmix.mixing.estimates import Estimate
 from opmix.mixing.mixture import Mixture
 from opmix.mixing.paired import gain_probability

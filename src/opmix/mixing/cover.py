@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opmix.mixing.mixture import FloatArray
+from opmix.mixing.numerics import median
 
 STRETCH = 1.5
 """How much farther from the centre than the farthest point, in the design's own ellipsoid, a mixture may lie."""
@@ -53,14 +54,14 @@ def outliers(residuals: FloatArray) -> npt.NDArray[np.intp]:
     """Points whose residual is not of the others' kind (a diverged run), at most a tenth of all; (N,) indices."""
     if len(residuals) < 8:
         return np.zeros(0, dtype=np.intp)
-    size = np.abs(residuals - np.median(residuals))
-    far = np.flatnonzero(size > _OUTLIER * 1.4826 * np.median(size))
+    size = np.abs(residuals - median(residuals))
+    far = np.flatnonzero(size > _OUTLIER * 1.4826 * median(size))
     return far if len(far) <= len(residuals) / 10 else np.zeros(0, dtype=np.intp)
 
 
 def misfit_near(mixture: FloatArray, design: FloatArray, residuals: FloatArray) -> float:
     """Root mean square of the residuals (M,) of the points nearest to a mixture, outliers left out, nats."""
-    used = np.setdiff1d(np.arange(len(residuals)), outliers(residuals))
+    used = np.delete(np.arange(len(residuals)), outliers(residuals))
     if len(used) > NEAREST:
         used = np.sort(used[np.argsort(np.abs(design[used] - mixture).sum(axis=1), kind="stable")[:NEAREST]])
     return float(np.sqrt(np.mean(residuals[used] ** 2)))

@@ -13,7 +13,7 @@ from opmix.errors import LawError
 from opmix.mixing.effective_tokens import REPETITION_DECAY, EffectiveTokensDraws, EffectiveTokensLaw, Tokens
 from opmix.mixing.hierarchy import RHO, Hierarchy, Points, batch_of, fit_hierarchy, minimise
 from opmix.mixing.mixture import FloatArray
-from opmix.mixing.numerics import rank_correlation
+from opmix.mixing.numerics import distinct_rows, rank_correlation
 from opmix.protocols.law import LawQuality
 
 SHARED_BY_LOOKS = 0.1
@@ -267,7 +267,7 @@ def _check(mixtures: FloatArray, tokens: FloatArray, losses: FloatArray, D: int,
         bad = np.argwhere(~np.isfinite(table))
         if len(bad):
             raise LawError(f"{name}: point {bad[0][0]} is {table[tuple(bad[0])]}; expected finite numbers")
-    distinct = len(np.unique(np.round(mixtures[tokens > 0], 9), axis=0))
+    distinct = distinct_rows(mixtures[tokens > 0])
     if np.any(tokens < 0) or distinct < 2:
         raise LawError(f"{distinct} different mixtures trained on; expected at least two, and tokens >= 0")
 

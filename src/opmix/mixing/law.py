@@ -19,7 +19,7 @@ from opmix.mixing.curvature import CurvatureForm
 from opmix.mixing.least_squares import Parameters, evaluate, fit_batch, huber
 from opmix.mixing.log_linear import LogLinearDraws, LogLinearLaw
 from opmix.mixing.mixture import FloatArray
-from opmix.mixing.numerics import rank_correlation
+from opmix.mixing.numerics import distinct_rows, rank_correlation
 from opmix.mixing.refits import ITERATIONS, TOLERANCE, refit
 from opmix.protocols.law import LawQuality
 
@@ -287,7 +287,7 @@ def _problem(
             )
     _, singular, directions = np.linalg.svd(mixtures, full_matrices=False)
     rank = int(np.sum(singular > RANK_TOLERANCE * singular[0]))
-    distinct = len(np.unique(np.round(mixtures, 9), axis=0))
+    distinct = distinct_rows(mixtures)
     needed = rank + 2 + (interference is not None)
     if rank < 2:
         raise LawError(f"all {len(mixtures)} points have the same mixture; a law needs at least two different ones")

@@ -1,8 +1,9 @@
-"""A few functions of scipy.special and scipy.stats, in numpy: importing those takes longer than a small fit."""
+"""A few functions of scipy, and of numpy those that load its masked arrays: importing either takes longer than a small fit."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -35,6 +36,31 @@ def rank_correlation(a: FloatArray, b: FloatArray) -> float:
     x, y = x - x.mean(), y - y.mean()
     scale = float(np.sqrt((x @ x) * (y @ y)))
     return float(x @ y) / scale if scale > 0 else 0.0
+
+
+def quantiles(values: FloatArray, shares: Sequence[float]) -> FloatArray:
+    """`np.quantile(values, shares, axis=0)` to the bit: values (N, ...), shares (S,) in [0, 1], result (S, ...)."""
+    last = len(values) - 1
+    place = last * np.asarray(shares)
+    below = np.floor(place).astype(np.intp)
+    above = np.minimum(below + 1, last)
+    ordered = np.partition(values, [0, *below.tolist(), *above.tolist(), last], axis=0)
+    weight = (place - below).reshape(-1, *(1,) * (values.ndim - 1))
+    low, step = ordered[below], ordered[above] - ordered[below]
+    found = np.where(weight < 0.5, low + step * weight, ordered[above] - step * (1 - weight))
+    told: FloatArray = np.where(np.isnan(ordered[-1]), np.nan, found)
+    return told
+
+
+def median(values: FloatArray) -> float:
+    """`np.median` of (N,) without NaN, to the bit."""
+    middle = [(len(values) - 1) // 2, len(values) // 2]
+    return float(np.partition(values, middle)[middle[0] : middle[1] + 1].mean())
+
+
+def distinct_rows(table: FloatArray) -> int:
+    """How many rows of (N, D) differ, to nine decimals."""
+    return len(set(map(tuple, np.round(table, 9).tolist())))
 
 
 def _ranks(values: FloatArray) -> FloatArray:

@@ -13,6 +13,7 @@ from opmix.mixing.constraints import Constraints
 from opmix.mixing.free_optima import free_optima
 from opmix.mixing.log_linear import LogLinearDraws
 from opmix.mixing.mixture import FloatArray, Mixture
+from opmix.mixing.numerics import quantiles
 from opmix.mixing.problem import Coordinates, SolveSettings
 from opmix.mixing.solver import solve
 from opmix.protocols.law import LawDraws
@@ -29,8 +30,7 @@ class MixtureDraws:
 
     def interval(self, level: float) -> dict[str, tuple[float, float]]:
         """Central interval of every domain's share at `level`."""
-        tail = 100 * (1 - level) / 2
-        low, high = np.percentile(self.optima, [tail, 100 - tail], axis=0)
+        low, high = quantiles(self.optima, _ends(level))
         return {d: (float(a), float(b)) for d, a, b in zip(self.domains, low, high, strict=True)}
 
 
@@ -105,9 +105,14 @@ def _free(
 
 def percentiles(values: FloatArray, level: float) -> tuple[float, float]:
     """Central interval of a sample."""
-    tail = 100 * (1 - level) / 2
-    low, high = np.percentile(values, [tail, 100 - tail])
+    low, high = quantiles(values, _ends(level))
     return float(low), float(high)
+
+
+def _ends(level: float) -> tuple[float, float]:
+    """Shares of a sample below the two ends of its central interval; by way of percent, whose rounding recorded intervals have."""
+    tail = 100 * (1 - level) / 2
+    return tail / 100, (100 - tail) / 100
 
 
 def resampling_noise(

@@ -9,7 +9,7 @@ from opmix.preflight.checks import Findings
 from opmix.preflight.life_validation import check_life
 from opmix.preflight.validation import Validation, check_search
 from opmix.progress import Progress, Silent
-from opmix.settings.loading import read_yaml
+from opmix.settings.reading import read_yaml
 
 
 def validate(path: Path, overrides: Sequence[str] = (), *, progress: Progress | None = None) -> Validation:

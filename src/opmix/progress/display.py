@@ -8,17 +8,18 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 from rich.segment import Segment
 from rich.table import Column, Table
 
 from opmix.errors import ConfigError
 from opmix.progress import Advance, Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
 
 _PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
 _WORTH_A_LINE = 1.0  # seconds a task must take to be told of there
@@ -72,27 +73,18 @@ class Display:
         self._console = terminal(stderr=True, quiet=silent)
         # rich draws bars in a notebook with ipywidgets only; without it, lines.
         widgets = self._console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
-        self._live = (self._console.is_terminal or widgets) and not silent
-        self._bars = Bars(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("elapsed"),
-            TimeElapsedColumn(),
-            TextColumn("remaining"),
-            TimeRemainingColumn(),
-            console=self._console,
-        )
+        live = (self._console.is_terminal or widgets) and not silent
+        self._bars = _bars(self._console) if live else None
 
     def __enter__(self) -> Self:
-        if self._live:
+        if self._bars is not None:
             self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live:
+        if self._bars is not None:
             self._bars.stop()
 
     def note(self, text: str) -> None:
@@ -103,12 +95,13 @@ class Display:
     def task(self, name: str, total: int) -> Iterator[Advance]:
         """A bar, or a line every ten seconds and one at the end."""
         started = last = time.monotonic()
-        bar = self._bars.add_task(name, total=total or None) if self._live else None
+        bars = self._bars
+        bar = None if bars is None else bars.add_task(name, total=total or None)
 
         def advance(done: int, of: int) -> None:
             nonlocal last
-            if bar is not None:
-                self._bars.update(bar, completed=done, total=of or None)
+            if bars is not None and bar is not None:
+                bars.update(bar, completed=done, total=of or None)
                 return
             now = time.monotonic()
             if now - last >= _PLAIN_EVERY and (done < of or not of):
@@ -119,10 +112,28 @@ class Display:
         try:
             yield advance
         finally:
-            if bar is not None:  # its line below stays; bars of finished tasks would fill the screen
-                self._bars.remove_task(bar)
+            if (
+                bars is not None and bar is not None
+            ):  # its line below stays; bars of finished tasks would fill the screen
+                bars.remove_task(bar)
         if time.monotonic() - started >= _WORTH_A_LINE:
             self.note(f"{name}: done in {time.monotonic() - started:.1f} s")
+
+
+def _bars(console: Console) -> Bars:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    return Bars(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("elapsed"),
+        TimeElapsedColumn(),
+        TextColumn("remaining"),
+        TimeRemainingColumn(),
+        console=console,
+    )
 
 
 @contextmanager

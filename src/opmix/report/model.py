@@ -13,6 +13,7 @@ import numpy as np
 from opmix.errors import StoreError
 from opmix.mixing.log_linear import LogLinearLaw
 from opmix.mixing.mixture import FloatArray
+from opmix.mixing.numerics import quantiles
 from opmix.protocols.law import LawDraws, MixingLaw
 from opmix.report.document import ReportData
 from opmix.report.laws import at_probes, by_domain, known, read_draws, read_law
@@ -95,7 +96,7 @@ class Model:
     def quantiles(self, values: FloatArray) -> FloatArray:
         """Lower and upper end of the report's interval over draws (the first axis)."""
         tail = (1 - self.level) / 2
-        return np.quantile(values, [tail, 1 - tail], axis=0)
+        return quantiles(values, [tail, 1 - tail])
 
     def position(self, mixture: FloatArray) -> FloatArray | None:
         """Coordinates x >= 0, (K,), with A^T x = mixture; None where no such x exists."""

@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from opmix.mixing.decision import Decision
+from opmix.mixing.decided import Decision
 from opmix.mixing.paired import gain_probability
 from opmix.report.html import (
     Html,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from opmix.errors import StoreError
 from opmix.runs.files import json_of, write_json
+from opmix.settings.checker import checker
 
 SCHEMA = 1
 _T = TypeVar("_T")
@@ -18,7 +19,6 @@ Shares = Mapping[str, float]
 """Token share per domain."""
 Losses = Mapping[str, float]
 """Nats per token per evaluation set."""
-_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 
 
 def read_json(path: Path, command: str = "the command") -> Any:
@@ -121,7 +121,7 @@ def typed(kind: type[_T], raw: Any, path: Path, inside: str = "", *, nulls: bool
         StoreError: Values are missing or of another type; names the first three places.
     """
     try:
-        found: _T = _adapter(kind).validate_python(raw if nulls else _without_nulls(raw))
+        found: _T = checker(cast("Any", kind)).validate_python(raw if nulls else _without_nulls(raw))
         return found
     except ValidationError as error:
         within = (inside,) if inside else ()
@@ -132,12 +132,6 @@ def typed(kind: type[_T], raw: Any, path: Path, inside: str = "", *, nulls: bool
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         message = f"{path}: damaged: {'; '.join(problems[:3])}{more}; run the command again to rewrite it"
         raise StoreError(message) from error
-
-
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    if kind not in _ADAPTERS:  # building one takes longer than reading a file
-        _ADAPTERS[kind] = TypeAdapter(kind)
-    return _ADAPTERS[kind]
 
 
 def _without_nulls(raw: Any) -> Any:

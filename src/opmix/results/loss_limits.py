@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from opmix.mixing.safe_limits import LossLimit
+if TYPE_CHECKING:
+    from opmix.mixing.safe_limits import LossLimit
 
 KEY = "limits"
 

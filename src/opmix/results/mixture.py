@@ -10,19 +10,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from opmix.compute.cost import Cost
 from opmix.errors import StoreError
-from opmix.mixing.decision import Decision, Verdict
+from opmix.mixing.decided import Decision
 from opmix.mixing.mixture import Mixture
-from opmix.protocols.law import LawFit
 from opmix.results.files import SCHEMA, Losses, Shares, read_document, typed
 from opmix.results.loss_limits import limit_sentences, read_limits
 from opmix.results.opinion import Opinion
 from opmix.results.payoff import Payoff
 from opmix.results.timing import TimingFile
 from opmix.runs.files import plain, write_json
+
+if TYPE_CHECKING:
+    from opmix.mixing.decision import Verdict
+    from opmix.protocols.law import LawFit
 
 NAME = "mixture.json"
 _SHOWN = 8

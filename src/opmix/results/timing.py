@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from opmix.mixing.decision import Verdict
 from opmix.results.files import OptionalFile
 from opmix.runs.files import plain
+
+if TYPE_CHECKING:
+    from opmix.mixing.decision import Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-import yaml
-
 from opmix.errors import DataError
 from opmix.trackers.runs import TrackedRun, as_number
 from opmix.trackers.tables import read_csv_runs
@@ -39,6 +37,8 @@ def read_mlflow(path: Path) -> tuple[TrackedRun, ...]:
 
 def _run(meta: Path) -> TrackedRun | None:
     """A run's folder; None where it was deleted or is none."""
+    import yaml
+
     try:
         facts = yaml.safe_load(meta.read_text(encoding="utf-8"))
         # Logged models have the same layout and no run id of their own.

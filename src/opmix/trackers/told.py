@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from opmix.mixing.table import ProxyTable
-from opmix.results.comparison import CompareFile, ContenderRow
-from opmix.results.life import LifeFile, Spread
-from opmix.results.mixture import MixtureFile
+
+if TYPE_CHECKING:
+    from opmix.results.comparison import CompareFile, ContenderRow
+    from opmix.results.life import LifeFile, Spread
+    from opmix.results.mixture import MixtureFile
 
 Row = dict[str, float]
 

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from opmix.errors import DataError
 from opmix.trackers.runs import TrackedRun, numbers
 from opmix.trackers.tables import read_csv_runs
@@ -94,6 +92,8 @@ def _folders(path: Path) -> tuple[TrackedRun, ...]:
 
 
 def _folder(summary: Path) -> TrackedRun:
+    import yaml
+
     config = summary.parent / "config.yaml"
     try:
         metrics = json.loads(_text(summary))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.errors import ConfigError
 from opmix.methods.registry import ENTRIES, METHODS, entry_of
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.config import parse_config
 from opmix.data.sources import iter_documents
 from opmix.discovery import DiscoverySettings, discover, features

@@ -9,7 +9,7 @@ import yaml
 from export_shares import MIXTURE
 from typer.testing import CliRunner
 
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.errors import ConfigError, DataError, StoreError
 from opmix.exporters import EXPORTERS, ExportOptions, read_plan
 
@@ -178,7 +178,7 @@ def test_bad_arguments_are_our_errors(make_run, arguments):
 def test_exporting_loads_no_torch(make_run, tmp_path):
     arguments = ["export", str(make_run()), "--to", "trl", "--out", str(tmp_path / "m.yaml")]
     code = (
-        "import sys\nfrom typer.testing import CliRunner\nimport opmix.trackers\nfrom opmix.cli.main import app\n"
+        "import sys\nfrom typer.testing import CliRunner\nimport opmix.trackers\nfrom opmix.cli.app import app\n"
         f"r = CliRunner().invoke(app, {arguments!r})\nassert r.exit_code == 0, r.output\n"
         "assert not {'torch', 'transformers', 'datasets', 'tensorboard'} & set(sys.modules)"
     )

@@ -15,7 +15,7 @@ from consumers import skip_without
 from export_shares import MIXTURE
 from typer.testing import CliRunner
 
-from opmix.cli.main import app
+from opmix.cli.app import app
 
 SCRIPTS = Path(__file__).parent / "consumers"
 FOLDERS = [*sys.path, *filter(None, os.environ.get("OPMIX_TRAINERS", "").split(os.pathsep))]

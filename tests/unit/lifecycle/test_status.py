@@ -12,7 +12,7 @@ import yaml
 from lives import STEP, content, fixed, outcome, stage
 from typer.testing import CliRunner
 
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.cli.status import _account
 from opmix.errors import StoreError
 from opmix.lifecycle.run_status import status_now
@@ -195,7 +195,7 @@ def test_the_command(copied, toys):
 @pytest.mark.slow
 def test_status_loads_no_torch(copied):
     code = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom opmix.cli.main import app\n"
+        "import sys\nfrom typer.testing import CliRunner\nfrom opmix.cli.app import app\n"
         f"r = CliRunner().invoke(app, ['status', {str(copied)!r}])\n"
         "assert r.exit_code == 0, r.output\nassert not {'torch', 'transformers'} & set(sys.modules)"
     )

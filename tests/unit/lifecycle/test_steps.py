@@ -8,7 +8,8 @@ from lives import content, facts, life, stage
 
 from opmix.lifecycle.loading import LifecycleConfig
 from opmix.lifecycle.steps import HARMLESS, DataFacts, chain, differences
-from opmix.settings.loading import apply_override, validated
+from opmix.settings.loading import validated
+from opmix.settings.reading import apply_override
 
 STAGES = (
     stage("one", 10, domains=["alpha", "beta"], prefix=0.5),

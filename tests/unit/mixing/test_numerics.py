@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import special
 
 from opmix.mixing.conic import _Sparse
-from opmix.mixing.numerics import logsumexp, normal_cdf, softmax
+from opmix.mixing.numerics import distinct_rows, logsumexp, median, normal_cdf, quantiles, softmax
 
 
 @settings(deadline=None, max_examples=50)
@@ -32,3 +32,20 @@ def test_a_matrix_by_columns_is_scipys():
     ours, theirs = _Sparse.of(dense), sparse.csc_matrix(dense)
     for name in ("data", "indices", "indptr", "shape", "has_canonical_format", "has_sorted_indices", "nnz"):
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (7, 3), (64, 2, 4), (200,)])
+def test_quantiles_and_medians_are_those_of_numpy_to_the_bit(shape):
+    rng = np.random.default_rng(0)
+    for values in (rng.standard_normal(shape), np.round(rng.standard_normal(shape), 1) + 0.0):
+        for level in (0.5, 0.6, 0.9, 0.95):
+            tail = (1 - level) / 2
+            expected = np.quantile(values, [tail, 1 - tail], axis=0)
+            assert np.array_equal(quantiles(values, [tail, 1 - tail]), expected)
+        assert median(values.ravel()) == np.median(values)
+    values[0] = np.nan
+    assert np.isnan(quantiles(values, [0.1, 1])).all()
+
+
+def test_rows_that_round_to_the_same_are_one():
+    assert distinct_rows(np.array([[0.0, 1.0], [-0.0, 1.0 + 1e-12], [0.5, 0.5]])) == 2

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.preflight import validate
 from opmix.testing import tiny_chat_tokenizer, tiny_model, write_toy_chats, write_toy_domains
 

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.preflight import examine, failed, machine, packages
 from opmix.preflight.checks import Findings
 from opmix.preflight.doctor import _check_need

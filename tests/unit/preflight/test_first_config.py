@@ -8,7 +8,7 @@ import pytest
 import zstandard
 from typer.testing import CliRunner
 
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.config import load_config
 from opmix.data.sources import resolve
 from opmix.errors import ConfigError, DataError

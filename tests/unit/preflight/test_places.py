@@ -7,7 +7,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.config import load_config
 from opmix.data import domain_kind
 from opmix.data.chat.conversation import _first_of_hub

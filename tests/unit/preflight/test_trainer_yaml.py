@@ -6,7 +6,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.config import load_config
 from opmix.errors import ConfigError, DataError
 from opmix.exporters import exporter_for, read_plan

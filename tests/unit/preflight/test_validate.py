@@ -8,7 +8,7 @@ import yaml
 from lives import content
 from typer.testing import CliRunner
 
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.preflight import validate
 from opmix.preflight.checks import Check
 

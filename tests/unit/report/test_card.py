@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.errors import ConfigError, StoreError
 from opmix.report.card import BEGIN, END, Card, CardPart, run_card
 from opmix.report.hub import push_run

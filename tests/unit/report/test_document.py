@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opmix.errors import StoreError
-from opmix.mixing.decision import Decision
+from opmix.mixing.decided import Decision
 from opmix.mixing.table import ProxyTable
 from opmix.report import load_report_data, write_report
 from opmix.results.draws import LawDrawsFile

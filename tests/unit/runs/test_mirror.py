@@ -374,7 +374,7 @@ def test_jobs_of_a_scheduler_see_no_url(tmp_path, monkeypatch):
 def test_only_run_folders_may_be_addresses(words):
     import typer.main
 
-    from opmix.cli.main import app
+    from opmix.cli.app import app
 
     verb = typer.main.get_command(app).commands[words[0]]
     assert isinstance(verb, Verb)

@@ -6,7 +6,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.runs import trace
 from opmix.runs.store import RunStore
 from opmix.runs.trace import FILE, Span, Spent, read_spans, span, traced, write_chrome

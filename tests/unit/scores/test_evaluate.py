@@ -11,7 +11,7 @@ import torch
 from life_sample import loss, stage
 from typer.testing import CliRunner
 
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.data.choice.question import question_of
 from opmix.errors import ConfigError, DataError, ModelError
 from opmix.lifecycle.evaluation import Wanted, find_model

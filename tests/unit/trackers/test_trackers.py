@@ -15,7 +15,7 @@ import yaml
 from consumers import skip_without
 from typer.testing import CliRunner
 
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.errors import ConfigError, DataError
 from opmix.fit import fit_runs
 from opmix.mixing.swarm import read_swarm

@@ -13,7 +13,7 @@ from life_sample import loss, stage
 from typer.testing import CliRunner
 
 import opmix
-from opmix.cli.main import app
+from opmix.cli.app import app
 from opmix.errors import OpMixError
 from opmix.report import write_report
 from opmix.results.mixture import MixtureFile
