@@ -1,4 +1,4 @@
-"""Programs of opmix in processes of their own that need not read torch anew: each is forked from one that has read it, and computed nothing.
+"""Programs of opmix in processes of their own that need not read torch anew: they are forked from one that has, and has computed nothing.
 
 `command(...)` takes the place of `(sys.executable, "-m", "opmix", ...)`. What it starts hands its files, words, environment and folder
 to the forked process, ends as that one ends, and when it is killed that one is killed too. What libraries read from the environment as
@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
 
 _FILES = 3
 """Standard input, output and error."""
@@ -56,10 +55,10 @@ def _serve(place):
     """Read what programs need, then fork one for each that asks."""
     import transformers
 
-    import opmix.cli.main
-    from opmix.cli import task
+    from opmix.cli import main, task
 
-    task._workers()
+    assert main.app
+    assert task._workers()
     assert transformers.Trainer
     assert transformers.LlamaForCausalLM
     gc.collect()
