@@ -8,6 +8,7 @@ from functools import cache
 import hypothesis
 import pytest
 import typer.testing
+from forked import forking
 
 _SEEN = pytest.StashKey[int]()
 # A verb that is called in a test's own process would build all twenty verbs anew: two thirds of the time of most calls.
@@ -54,3 +55,10 @@ def pytest_runtest_setup(item):
         gc.collect(1)  # young garbage; a whole collection here took half a second, a dozen times
         gc.freeze()
         item.config.stash[_SEEN] = len(sys.modules)
+
+
+@pytest.fixture(scope="session")
+def forked():
+    """What starts a program of opmix that has read torch: see `forked.py`."""
+    with forking() as command:
+        yield command

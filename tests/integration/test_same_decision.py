@@ -18,8 +18,8 @@ KERNELS = [("default", 1), ("avx2", 1), ("avx2", 2), ("default", 1)]
 
 
 @pytest.fixture(scope="module")
-def searches(tmp_path_factory):
-    """Bytes of mixture.json of one search under each of these, in a process each."""
+def searches(tmp_path_factory, forked):
+    """Bytes of mixture.json of one search under each of these, in a process each; threads must be told before torch is read."""
     base = tmp_path_factory.mktemp("same")
     tokenizer = tiny_tokenizer()
     tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(base / "model")
@@ -45,7 +45,11 @@ def searches(tmp_path_factory):
         told["OMP_WAIT_POLICY"] = (
             "passive"  # threads that spin while another process has their core take thirty times as long
         )
-        command = [sys.executable, "-m", "opmix", "search", str(base / "search.yaml"), "--out", str(out)]
+        words = ("search", str(base / "search.yaml"), "--out", str(out))
+        command = forked(*words) if threads == 1 else [sys.executable, "-m", "opmix", *words]
+        if kernels == "default":  # a process that is forked finds its kernels when it first computes
+            asked = forked("-c", "import torch; print(torch.backends.cpu.get_cpu_capability())")
+            assert subprocess.check_output(asked, env={**os.environ, **told}) == b"DEFAULT\n"
         ended = subprocess.run(command, env={**os.environ, **told}, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr
         found.append((out / "mixture.json").read_bytes())

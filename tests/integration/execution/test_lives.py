@@ -17,6 +17,7 @@ from opmix.cli.console import quiet_libraries
 from opmix.comparison.run import run_compare
 from opmix.comparison.status import compare_status
 from opmix.errors import TrainingError
+from opmix.execution.local import LocalExecutor
 from opmix.lifecycle.status import run_status
 from opmix.testing import write_toy_chats, write_toy_domains
 
@@ -30,6 +31,12 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lives")
     write_toy_domains(folder / "data", NAMES, 60)
     return folder
+
+
+@pytest.fixture
+def slots(monkeypatch, forked):
+    """Processes of slots have read torch when they are started; in test_slots.py and where some are killed they start from nothing."""
+    monkeypatch.setitem(LocalExecutor.__init__.__kwdefaults__, "command", forked("task"))
 
 
 def events(out):
@@ -50,7 +57,7 @@ def check_same(one, other, *names):
     assert models == sorted(path.parent.relative_to(other) for path in other.rglob("model/model.safetensors"))
 
 
-def test_two_seeds_are_lived_at_once_and_are_those_of_one_process(folder, tmp_path):
+def test_two_seeds_are_lived_at_once_and_are_those_of_one_process(folder, slots, tmp_path):
     toys, one, two = Toys(folder), tmp_path / "one", tmp_path / "two"
     settings = {"seeds": [0, 1], "keep": {"models": "last", "probes": False}}
     toys.live(toys.config(**settings), one)
@@ -68,7 +75,7 @@ def test_two_seeds_are_lived_at_once_and_are_those_of_one_process(folder, tmp_pa
     assert len(handed_out(two)) == 1
 
 
-def test_methods_and_seeds_are_lived_at_once_and_are_those_of_one_process(folder, tmp_path):
+def test_methods_and_seeds_are_lived_at_once_and_are_those_of_one_process(folder, slots, tmp_path):
     arena, one, two = Arena(folder), tmp_path / "one", tmp_path / "two"
     methods = ["uniform", "op_mix", "skill_it"]
     arena.run(arena.config(methods, seeds=[0, 1]), one)
@@ -96,7 +103,7 @@ def test_methods_that_train_otherwise_and_on_other_rows(tmp_path):
     check_same(one, two, "compare.json")
 
 
-def test_what_stops_a_life_is_said_as_in_one_process(folder, tmp_path):
+def test_what_stops_a_life_is_said_as_in_one_process(folder, slots, tmp_path):
     toys, said = Toys(folder), []
     wild = {"learning_rate": 90.0, "optim": "sgd", "max_grad_norm": 0.0, "weight_decay": 0.0}
     stages = [fixed("one", 40, domains=["alpha", "beta"], trainer=wild)]

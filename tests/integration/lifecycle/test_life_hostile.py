@@ -208,7 +208,7 @@ def test_too_little_room_is_said_before_a_stage_trains(toys, tmp_path, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [2_000, 20_000, 60_000])
-def test_a_full_disk(toys, tmp_path, finished, limit):
+def test_a_full_disk(toys, forked, tmp_path, finished, limit):
     """No file may grow beyond a limit, as on a disk that is full; with room again the life is the unbroken one."""
     out, file = tmp_path / "life", toys.folder / "full.yaml"
     file.write_text(yaml.safe_dump(content(cache_dir=str(toys.folder / "data" / "cache"))))
@@ -220,7 +220,7 @@ def test_a_full_disk(toys, tmp_path, finished, limit):
         sys.argv = ["opmix", "run", {str(file)!r}, "--out", {str(out)!r}, "--json"]
         main()
     """)
-    failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    failed = subprocess.run(forked("-c", code), capture_output=True, text=True, check=False)
     assert failed.returncode == 1, failed.stderr[-2000:]
     assert "Traceback" not in failed.stderr
     assert "free space" in failed.stderr

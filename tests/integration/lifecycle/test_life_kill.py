@@ -4,27 +4,28 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 import yaml
 from lives import content, stage
 
+from opmix.runs.files import alive
+
 pytestmark = pytest.mark.slow
 
 
-def run(file, out):
+def run(forked, file, out):
     return subprocess.Popen(
-        [sys.executable, "-m", "opmix.cli.main", "run", str(file), "--out", str(out)],
+        forked("run", file, "--out", out),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
-def kill_when(process, ready):
-    """SIGKILL as soon as something can be seen on disk."""
+def kill_when(process, out, ready):
+    """SIGKILL as soon as something can be seen on disk; its lock is left behind."""
     deadline = time.monotonic() + 120
     while not ready():
         assert process.poll() is None, process.stderr.read().decode()[-2000:]
@@ -32,6 +33,8 @@ def kill_when(process, ready):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    while alive(json.loads((out / "lock").read_text())["pid"]):
+        time.sleep(0.005)
 
 
 def running(out):
@@ -42,7 +45,7 @@ def running(out):
     return events[-1]["step"] if events and events[-1]["event"] == "begin" else None
 
 
-def test_killed_in_a_probe_in_the_proxies_and_in_training(toys, tmp_path):
+def test_killed_in_a_probe_in_the_proxies_and_in_training(toys, forked, tmp_path):
     one = stage("one", 40, domains=["alpha", "beta"], prefix=0.5)
     settings = {
         "probes": {"steps": 12, "rank": 2},
@@ -64,10 +67,9 @@ def test_killed_in_a_probe_in_the_proxies_and_in_training(toys, tmp_path):
         ),
     ]
     for ready in moments:
-        kill_when(run(file, out), ready)
-        assert (out / "lock").exists()
+        kill_when(run(forked, file, out), out, ready)
     for folder in (out, whole):
-        process = run(file, folder)
+        process = run(forked, file, folder)
         _, text = process.communicate()
         assert process.returncode == 0, text.decode()[-2000:]
     names = sorted(p.relative_to(whole) for p in whole.rglob("mixture.json"))

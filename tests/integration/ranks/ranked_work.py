@@ -1,13 +1,10 @@
-"""What is done on one rank and on two: `python ranked_work.py FOLDER` alone or under torchrun writes what came out to FOLDER/NAME.json."""
+"""What is done on one rank and on two: what came out is written to FOLDER/NAME.json; `sharded_work.py` is the program."""
 
 import json
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import torch
 from transformers import Trainer
 
 from opmix.compute.ledger import Ledger
@@ -24,7 +21,7 @@ from opmix.probes.settings import ProbeSettings
 from opmix.probes.tasks import ProbeRuntime, ProxyEvaluator
 from opmix.progress import Silent
 from opmix.protocols.mixing_method import FULL, Fidelity
-from opmix.runs.ranks import part, ranks_here
+from opmix.runs.ranks import ranks_here
 from opmix.runs.store import RunStore
 from opmix.testing import tiny_chat_tokenizer, tiny_model, tiny_tokenizer, write_toy_chats, write_toy_domains
 from opmix.training.checkpoints import Checkpoints, whole_checkpoints
@@ -101,8 +98,7 @@ def continued(folder, rows):
     return float(sum(s["exp_avg"].abs().sum() for s in trainer.optimizer.state.values()))
 
 
-def searched(folder, rows):
-    model = tiny_model(vocab_size=VOCABULARY)
+def searched(folder, rows, model):
     runtime = ProbeRuntime(model=model, shape=model_shape(model), rows=rows, progress=Silent())
     sets = [HeldOut(name, r.batch(np.arange(11)), np.full(11, 40.0)) for name, r in rows.items()]
     sets[1] = sets[1].first(1)  # fewer rows than ranks
@@ -215,7 +211,7 @@ def main(folder):
         "fingerprints": ranks.collected(model_fingerprint(model)),
         "evaluated": evaluate(model, sets).losses.tolist(),
         "in_stretches": in_stretches(own / "stretches", rows, (2, 3, STEPS)),
-        "searched": searched(own / "search", rows),
+        "searched": searched(own / "search", rows, tiny_model(vocab_size=VOCABULARY)),
         "moments": continued(own / "stretches", rows),
         "answered": answered(own / "chats", folder / "cache", ranks),
     }
@@ -229,9 +225,3 @@ def main(folder):
         found["refused"] = refused(own, ranks)
     if ranks.first:
         (folder / f"{name}.json").write_text(json.dumps(found))
-    part()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))

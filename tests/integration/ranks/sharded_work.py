@@ -1,4 +1,7 @@
-"""What one process does, and two ranks that hold a part of the model each: `python sharded_work.py FOLDER` writes NAME.json there."""
+"""What one process does, and two ranks that hold a part of the model each: written to FOLDER/NAME.json.
+
+`python sharded_work.py FOLDER` under torchrun does that and what `ranked_work.py` does, each in a folder of its own (`both`).
+"""
 
 import json
 import os
@@ -116,15 +119,14 @@ def main(folder):
         if not several:
             tiny_model(vocab_size=VOCABULARY).save_pretrained(folder / "model")
 
-    def loaded(**_):
+    def loaded():
         return load_model(folder / "model", dtype="float32", device="cpu", sharded=several)
 
-    ranked_work.tiny_model = loaded
     model = loaded()
     found = {
         "fingerprint": ranks.collected(model_fingerprint(model)),
         "weights": sum(w.numel() for w in model.parameters()),
-        "searched": searched(own / "search", rows),
+        "searched": searched(own / "search", rows, loaded()),
         "proxied": proxied(model, folder / "one" / "search", rows),
         "families": families(folder, rows, ranks),
         "given back": model_fingerprint(model),
@@ -132,9 +134,15 @@ def main(folder):
     plain = trained(own / "plain", rows, (2, 3, STEPS), TRAINER) if not several else of_two(own, model, rows, ranks)
     if ranks.first:
         (folder / f"{own.name}.json").write_text(json.dumps({**found, "trained": plain}))
-    part()
+
+
+def both(folder):
+    """All that is done on one rank and on two."""
+    ranked_work.main(folder / "ranked")
+    main(folder / "sharded")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    both(Path(sys.argv[1]))
+    part()

@@ -1,81 +1,17 @@
-"""Two ranks that hold a part of the model each (FSDP2, gloo) do what one process does; a life, killed in between, too."""
+"""A life on two ranks that hold a part of the model each (FSDP2, gloo), killed in between, is the life of one process."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
-from launched import TORCHRUN, one_and_two, same_search
-from ranked_work import STEPS
+from launched import TORCHRUN
 from test_life_on_ranks import keys_of, life, losses_of, opmix  # noqa: F401  (a fixture)
 
-WORK = Path(__file__).with_name("sharded_work.py")
-NEAR = 1e-5
-"""Nats: sums in another order."""
 FSDP = ("--set", "trainer.fsdp=true")
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """What came out in one process and on two ranks; one torchrun for all tests."""
-    return one_and_two(WORK, tmp_path_factory.mktemp("sharded"))
-
-
-@pytest.mark.slow
-class TestTwoRanks:
-    def test_each_rank_holds_a_part_of_the_same_model(self, found):
-        one, two = found
-        assert sum(two["trained"]["own"]) == one["weights"]
-        assert max(two["trained"]["own"]) < one["weights"]
-        assert two["fingerprint"] == one["fingerprint"] * 2
-
-    def test_a_search_has_the_losses_the_keys_and_the_ledger_of_one_process(self, found):
-        same_search([content["searched"] for content in found], NEAR)
-
-    def test_every_architecture_is_the_same_model_in_parts(self, found):
-        one, two = (content["families"] for content in found)
-        assert one.keys() == two.keys() >= {"llama", "gpt_neox", "gemma2", "mixtral"}
-        for arch, (losses, fingerprint) in one.items():
-            np.testing.assert_allclose(two[arch][0], losses, rtol=0, atol=NEAR, err_msg=arch)
-            assert two[arch][1] == fingerprint
-
-    def test_interpolations_are_the_same_weights_bit_for_bit_and_gone_afterwards(self, found):
-        one, two = (content["proxied"] for content in found)
-        assert two["merged"] == one["merged"] != found[0]["fingerprint"][0]
-        assert found[1]["given back"] == found[0]["fingerprint"][0]
-        for backend in ("merge", "scale", "gram"):
-            np.testing.assert_allclose(two[backend], one[backend], rtol=0, atol=NEAR)
-        for ours, theirs in zip(two["tokens"], one["tokens"], strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=0, atol=NEAR)
-
-    def test_full_training_is_spread_and_learns_what_one_process_learns(self, found):
-        one, two = (content["trained"] for content in found)
-        assert two["ends"]["parts"]
-        assert two["ends"]["wrapped"]
-        assert len(one["losses"]) == STEPS
-        assert not one["parts"]
-        for losses in (two["ends"]["losses"], two["kept open"]):
-            np.testing.assert_allclose(losses, one["losses"], rtol=0, atol=NEAR)
-        np.testing.assert_allclose(two["ends"]["kept"], one["kept"], rtol=1e-6)
-
-    def test_a_run_leaves_nothing_that_would_spread_the_next(self, found):
-        assert found[1]["trained"]["environment"] == []
-
-    def test_a_checkpoint_counts_only_while_the_files_in_its_folders_are_whole(self, found):
-        assert found[1]["trained"]["cut off"] == [[STEPS], []]
-
-    def test_what_cannot_be_done_with_parts_is_refused_by_name(self, found):
-        two = found[1]["trained"]
-        assert "this stage was begun with a model spread over ranks (trainer.fsdp)" in two["other kind"]
-        assert [message.partition(";")[0] for message in two["refused"]] == [
-            "AdapterError: probes.kind: full, modules_to_save: []",
-            "AdapterError: probes.kind: lora+embeddings, modules_to_save: []",
-        ]
 
 
 @pytest.fixture(scope="module")
