@@ -55,9 +55,10 @@ def _serve(place):
     """Read what programs need, then fork one for each that asks."""
     import transformers
 
-    from opmix.cli import main, task
+    from opmix.cli import task
+    from opmix.cli.app import app
 
-    assert main.app
+    assert app
     assert task._workers()
     assert transformers.Trainer
     assert transformers.LlamaForCausalLM
