@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,9 @@ def demo(
     """The whole path in minutes on a CPU: real text, a small model, the proposal against uniform, and a report."""
     from opmix.cli.console import Display, importing
 
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", "1"
+    )  # so small a model gains nothing by two, and loses half where others work beside it
     with Display(silent=as_json) as display:
         display.note("loading torch and transformers")
         with importing():
