@@ -22,9 +22,8 @@ def demo(
     """The whole path in minutes on a CPU: real text, a small model, the proposal against uniform, and a report."""
     from opmix.cli.console import Display, importing
 
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", "1"
-    )  # so small a model gains nothing by two, and loses half where others work beside it
+    # So small a model gains little by two threads, and loses half its speed by them where others work beside it.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     with Display(silent=as_json) as display:
         display.note("loading torch and transformers")
         with importing():

@@ -240,8 +240,8 @@ def _search_settings(search: SearchConfig) -> dict[str, Any]:
     content["decision"] = {**content["decision"], "confidence": search.rule.confidence}  # a number in earlier runs
     if search.solve.unit == "nats":  # runs from before there was another
         content["solve"] = {k: v for k, v in content["solve"].items() if k != "unit"}
-    aside = ("at_once", *(() if search.adaptive else _ADAPTIVE))
-    content["probes"] = {k: v for k, v in content["probes"].items() if k not in aside}
+    unasked = ("at_once", *(() if search.adaptive else _ADAPTIVE))
+    content["probes"] = {k: v for k, v in content["probes"].items() if k not in unasked}
     return {**content, "trainer": _telling(content["trainer"])}
 
 

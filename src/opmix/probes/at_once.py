@@ -36,12 +36,17 @@ from opmix.training.plan import TrainingPlan, TrainingTotals, first_steps, plan_
 
 _ELEMENTWISE = {"adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad"}
 """Optimizers in which no weight's step depends on another's."""
+_OWN_BATCH = ("auto_find_batch_size", "deepspeed")
+"""Trainer arguments under which the rows of a batch, or its gradients, are not what was planned."""
 
 
 def why_one_by_one(task: ProbeTask, runtime: ProbeRuntime) -> str | None:
     """What keeps probes like this one from being trained as one batch; None: nothing does."""
     settings, model, config = task.settings, runtime.model, runtime.model.config.get_text_config()
     gpus = torch.cuda.device_count() if model.device.type == "cuda" else 1
+    asked = [name for name in _OWN_BATCH if task.trainer.get(name)]
+    optimizer = task.trainer.get("optim", "adamw_torch")
+    optimizer = str(getattr(optimizer, "value", optimizer))  # transformers has an enumeration of them
     told = {
         "`probes.kind` is not `lora`": settings.kind != "lora" or bool(settings.modules_to_save),
         "it has a trainer of its own": runtime.make_trainer is not None,
@@ -50,9 +55,18 @@ def why_one_by_one(task: ProbeTask, runtime: ProbeRuntime) -> str | None:
         "`document_mask` is on": task.document_mask,
         "there are several ranks or GPUs in this process": world_size() > 1 or gpus > 1 or is_sharded(model),
         "rows meet in the model's experts": num_experts(config) is not None,
-        "the optimizer looks at all weights together": task.trainer.get("optim", "adamw_torch") not in _ELEMENTWISE,
+        "`probes.target_modules` names an embedding": _adapts_an_embedding(model, settings.target_modules or ()),
+        f"`trainer.optim` is {optimizer}": optimizer not in _ELEMENTWISE,
+        f"`trainer.{', '.join(asked)}` is set": bool(asked),
     }
     return next((why for why, so in told.items() if so), None)
+
+
+def _adapts_an_embedding(model: nn.Module, names: Sequence[str]) -> bool:
+    return any(
+        isinstance(module, nn.Embedding) and any(path == name or path.endswith(f".{name}") for name in names)
+        for path, module in model.named_modules()
+    )
 
 
 def train_at_once(tasks: Sequence[ProbeTask], runtime: ProbeRuntime, parts: Path, *, key: str) -> list[TrainingTotals]:

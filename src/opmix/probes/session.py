@@ -17,8 +17,8 @@ from opmix.compute.ledger import Entry, Ledger
 from opmix.execution.tasks import Task
 from opmix.mixing.mixture import InterpolationWeights, ProbeDesign
 from opmix.models.layers import model_fingerprint
+from opmix.probes.batches import Batches
 from opmix.probes.evaluation import HeldOut
-from opmix.probes.grouping import Batches
 from opmix.probes.handed_out import Elsewhere, PlannedProbe, Sweep, check_same
 from opmix.probes.interpolation import Backend, Proxies
 from opmix.probes.kinds import kind_of
@@ -61,6 +61,7 @@ class ProbeSession:
     elsewhere: Elsewhere | None = None
     """Other processes that train and evaluate; None: this one does."""
     _booked: set[str] = field(default_factory=set, init=False, repr=False)
+    """Probes that were charged, and notes that were said."""
 
     @property
     def settings(self) -> ProbeSettings:
@@ -226,7 +227,7 @@ class ProbeSession:
         batches = self._batches
         batches.forget(but=probes)
         if self.elsewhere is None:
-            batches.train(probes, self.settings.at_once, self.runtime)
+            self._told(batches.train(probes, self.settings.at_once, self.runtime))
         folders = {}
         for probe in probes:
             result, task, key = self._done(probe), probe.task, fingerprint(probe.inputs)
@@ -238,6 +239,12 @@ class ProbeSession:
             folders[key] = task.out
         batches.forget()
         return folders
+
+    def _told(self, why: str | None) -> None:
+        """Say once why probes are not trained as batches."""
+        if why is not None and why not in self._booked:
+            self._booked.add(why)
+            self.runtime.progress.note(why)
 
     @property
     def _batches(self) -> Batches:

@@ -14,7 +14,7 @@ from opmix.mixing.mixture import InterpolationWeights, ProbeDesign
 from opmix.models.layers import model_fingerprint
 from opmix.probes import at_once
 from opmix.probes.at_once import train_at_once, why_one_by_one
-from opmix.probes.grouping import Batches
+from opmix.probes.batches import Batches
 from opmix.probes.session import ProbeSession
 from opmix.probes.settings import ProbeSettings
 from opmix.probes.tasks import ProxyEvaluator, probe_arguments, train_probe
@@ -160,7 +160,9 @@ REFUSED = {
     "conversations": {"objective": SFT},
     "`document_mask`": {"document_mask": True},
     "experts": {"arch": "mixtral"},
-    "all weights together": {"trainer": TRAINER | {"optim": "adafactor"}},
+    "`trainer.optim` is adafactor": {"trainer": TRAINER | {"optim": "adafactor"}},
+    "`trainer.auto_find_batch_size` is set": {"trainer": TRAINER | {"auto_find_batch_size": True}},
+    "names an embedding": {"settings": ProbeSettings(steps=STEPS, target_modules=("q_proj", "embed_tokens"))},
 }
 
 
@@ -176,4 +178,4 @@ def test_where_probes_cannot_go_together_they_are_trained_one_by_one_and_it_is_s
     told = []
     found = searched(rows, tmp_path, 2, told=told, kind="full")[0]
     assert len(found[1].points) == 2
-    assert set(told) == {"probes.at_once: 2, but probes are trained one by one: `probes.kind` is not `lora`"}
+    assert told == ["probes.at_once: 2, but probes are trained one by one: `probes.kind` is not `lora`"]

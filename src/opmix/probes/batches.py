@@ -31,8 +31,11 @@ class Batches:
     whole: Callable[[PlannedProbe], bool]
     """Whether a probe's files can be read to their end."""
 
-    def train(self, probes: Sequence[PlannedProbe], size: int, runtime: ProbeRuntime) -> None:
+    def train(self, probes: Sequence[PlannedProbe], size: int, runtime: ProbeRuntime) -> str | None:
         """Train those of one design and stop that are missing, up to `size` together; a single one is left.
+
+        Returns:
+            Why they have to be trained one by one, where they have to.
 
         Raises:
             TrainingError: One of them diverged.
@@ -40,13 +43,13 @@ class Batches:
         """
         missing = [probe for probe in probes if not self._is_done(probe)]
         if size < 2 or len(missing) < 2:
-            return
+            return None
         if (why := why_one_by_one(missing[0].task, runtime)) is not None:
-            runtime.progress.note(f"probes.at_once: {size}, but probes are trained one by one: {why}")
-            return
+            return f"probes.at_once: {size}, but probes are trained one by one: {why}"
         for part in np.array_split(np.arange(len(missing)), -(-len(missing) // size)):
             if len(part) > 1:
                 self._train([missing[place] for place in part], runtime)
+        return None
 
     def result(self, probe: PlannedProbe) -> dict[str, Any] | None:
         """Of a probe that was trained in a batch."""
