@@ -112,10 +112,8 @@ class Display:
         try:
             yield advance
         finally:
-            if (
-                bars is not None and bar is not None
-            ):  # its line below stays; bars of finished tasks would fill the screen
-                bars.remove_task(bar)
+            if bars is not None and bar is not None:
+                bars.remove_task(bar)  # its line below stays; bars of finished tasks would fill the screen
         if time.monotonic() - started >= _WORTH_A_LINE:
             self.note(f"{name}: done in {time.monotonic() - started:.1f} s")
 
