@@ -13,7 +13,8 @@ from opmix.mixing.numerics import distinct_rows, logsumexp, median, normal_cdf, 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(-800, 800), min_size=1, max_size=6), st.data())
 def test_sums_of_exponentials(values, data):
-    weights = np.array(data.draw(st.lists(st.floats(0, 5), min_size=len(values), max_size=len(values))))
+    weight = st.just(0.0) | st.floats(1e-9, 5)  # scipy's own quotient overflows where one is next to nothing
+    weights = np.array(data.draw(st.lists(weight, min_size=len(values), max_size=len(values))))
     weights[0] = max(weights[0], 0.1)
     rows = np.array([values, values[::-1]])
     np.testing.assert_allclose(logsumexp(rows, weights), special.logsumexp(rows, axis=-1, b=weights), rtol=1e-12)
