@@ -1,9 +1,10 @@
 """Where the time of a self-distillation step goes, and tokens a second: writing, teacher's pass, student's pass.
 
-    python benchmarks/distil_speed.py MODEL CHATS.jsonl.gz [--rows 4] [--answer 48] [--steps 3] [--bf16] [--device cpu] [--each]
+    python benchmarks/distil_speed.py MODEL CHATS.jsonl.gz [--rows 4] [--answer 48] [--steps 3] [--bf16] [--device cpu] [--each] [--whole]
 
 The trainer is the library's, on rows of a real file; its steps are timed one by one and the first, which warms up, is left out.
 `--each`: for comparison, autocast casts the weights for every token anew, as it does where nobody prevents it.
+`--whole`: for comparison, teacher and student read all rows padded to the longest, instead of those of like length together.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from opmix.progress import Silent
 from opmix.training import distillation
 from opmix.training.distillation import DistillationTrainer, distillation_trainer, reverse_kl
 from opmix.training.factory import TrainSpec
+from opmix.training.like_lengths import answered_by_length
 from opmix.training.objectives import Usage
 from opmix.training.plan import plan_training
 from opmix.training.settings import DistillationSettings
@@ -77,14 +79,20 @@ def timed(work: Callable[[], Any], device: str) -> tuple[Any, float]:
     return found, clock() - started
 
 
-def one_step(trainer: DistillationTrainer, model: Any, batch: dict[str, torch.Tensor], device: str) -> dict[str, float]:
+def one_step(
+    trainer: DistillationTrainer, model: Any, batch: dict[str, torch.Tensor], device: str, whole: bool
+) -> dict[str, float]:
     """Seconds and tokens of the three parts of a step."""
     (answer, mask), writing = timed(lambda: trainer.sample(model, batch["prompt_ids"], batch["prompt_mask"]), device)
-    teacher, reading = timed(lambda: trainer._teacher_logits(model, batch, answer, mask), device)
+    groups = list(answered_by_length({**batch, "answer_ids": answer, "answer_mask": mask}, whole=whole))
+    teachers, reading = timed(lambda: [trainer._teacher_logits(model, group) for group in groups], device)
 
     def learn() -> None:
-        student = trainer._logits(model, batch["prompt_ids"], batch["prompt_mask"], answer, mask)
-        (reverse_kl(student, teacher) * mask).sum().div(mask.sum()).backward()
+        total = torch.zeros((), device=device)
+        for group, teacher in zip(groups, teachers, strict=True):
+            student = trainer._logits(model, group, "prompt")
+            total = total + (reverse_kl(student, teacher) * group["answer_mask"]).sum()
+        total.div(mask.sum()).backward()
 
     _, learning = timed(learn, device)
     model.zero_grad(set_to_none=True)
@@ -93,7 +101,8 @@ def one_step(trainer: DistillationTrainer, model: Any, batch: dict[str, torch.Te
         "teacher": reading,
         "student": learning,
         "written": float(mask.sum()),
-        "passed": float(batch["context_ids"].numel() + batch["prompt_ids"].numel() + 2 * answer.numel()),
+        "useful": float(batch["context_mask"].sum() + batch["prompt_mask"].sum() + 2 * mask.sum()),
+        "groups": float(len(groups)),
     }
 
 
@@ -107,6 +116,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--each", action="store_true")
+    parser.add_argument("--whole", action="store_true")
     parser.add_argument("--device", default=str(default_device()))
     parser.add_argument("--results", type=Path)
     args = parser.parse_args()
@@ -120,15 +130,16 @@ def main() -> None:
         found = []
         for index in range(args.steps + 1):
             batch = {k: v.to(args.device) for k, v in rows[index].items()}
-            found.append(one_step(trainer, model, batch, args.device))
+            found.append(one_step(trainer, model, batch, args.device, args.whole))
     medians = {k: statistics.median(step[k] for step in found[1:]) for k in found[0]}
     seconds = medians["writing"] + medians["teacher"] + medians["student"]
     print(
-        "| writing, s | teacher, s | student, s | step, s | written tokens/s | tokens read and written/s |\n|---|---|---|---|---|---|"
+        "| writing, s | teacher, s | student, s | step, s | written tokens/s | tokens read and written/s, without padding | groups |\n"
+        "|---|---|---|---|---|---|---|"
     )
     print(
         f"| {medians['writing']:.2f} | {medians['teacher']:.2f} | {medians['student']:.2f} | {seconds:.2f} | "
-        f"{medians['written'] / medians['writing']:.0f} | {medians['passed'] / seconds:.0f} |"
+        f"{medians['written'] / medians['writing']:.0f} | {medians['useful'] / seconds:.0f} | {medians['groups']:.0f} |"
     )
     if args.results:
         record(args.results, {"arguments": {k: str(v) for k, v in vars(args).items()}, "steps": found})

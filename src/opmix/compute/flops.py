@@ -51,14 +51,7 @@ class ModelShape:
         adapter_parameters: int | None = None,
         teacher: ModelShape | None = None,
     ) -> float:
-        """FLOPs of one micro-batch of on-policy self-distillation, padding included.
-
-        With N weights outside the head, H in it, a in the adapter (which every pass applies), w the attention width of L layers, P
-        prompt, Q teacher's context and C sampled tokens, per row:
-
-        - the student writes, with a cache: (2N + 2a)(P + C - 1) + 2HC + 4Lw(P² + Σ_{j<C}(P + j)),
-        - the teacher reads: (2N + 2a)(Q + C) + 2H(C + 1) + 4Lw(Q + C)²,
-        - the student learns: 3 times the like of P; with an adapter 4N + 6a for 6N, and 4H for 6H.
+        """FLOPs of one micro-batch of on-policy self-distillation, padding included: `writing`, `teaching` and `learning` of each row.
 
         Args:
             rows: Conversations.
@@ -68,19 +61,36 @@ class ModelShape:
             adapter_parameters: Of the adapter that is trained; None: the whole model is.
             teacher: Of another model that teaches; None: the student's own weights do.
         """
-        body, head = self.matmul_parameters - self.head_parameters, self.head_parameters
-        adapter = adapter_parameters or 0
-        pairs = 4.0 * self.num_layers * self.attention_width
+        taught = (teacher or self).teaching(context, sampled, None if teacher else adapter_parameters)
+        written = self.writing(prompt, sampled, adapter_parameters)
+        return rows * (written + taught + self.learning(prompt, sampled, adapter_parameters))
+
+    def writing(self, prompt: int, sampled: int, adapter_parameters: int | None = None) -> float:
+        """FLOPs of a row whose student writes with a cache: (2N + 2a)(P + C - 1) + 2HC + 4Lw(P² + Σ_{j<C}(P + j)).
+
+        N are weights outside the head, H in it, a in the adapter (which every pass applies), w the attention width of L layers, P the
+        prompt's tokens and C those that are sampled.
+        """
         growing = prompt**2 + (sampled - 1) * prompt + sampled * (sampled - 1) / 2
-        writing = (2.0 * body + 2.0 * adapter) * (prompt + sampled - 1) + 2.0 * head * sampled + pairs * growing
-        other = teacher or self
-        applied = 0 if teacher is not None else adapter
-        other_body = other.matmul_parameters - other.head_parameters
-        teaching = (2.0 * other_body + 2.0 * applied) * (context + sampled) + 2.0 * other.head_parameters * (
-            sampled + 1
-        )
-        teaching += 4.0 * other.num_layers * other.attention_width * (context + sampled) ** 2
-        each = 6.0 if adapter_parameters is None else 4.0
-        learning = (each * body + 6.0 * adapter) * (prompt + sampled) + each * head * (sampled + 1)
-        learning += 3.0 * pairs * (prompt + sampled) ** 2
-        return rows * (writing + teaching + learning)
+        applied = 2.0 * (self._body + (adapter_parameters or 0))
+        return applied * (prompt + sampled - 1) + 2.0 * self.head_parameters * sampled + self._pairs * growing
+
+    def teaching(self, context: int, sampled: int, adapter_parameters: int | None = None) -> float:
+        """FLOPs of a row whose teacher, of this shape, reads context (Q) and answer: (2N + 2a)(Q + C) + 2H(C + 1) + 4Lw(Q + C)²."""
+        read = context + sampled
+        applied = 2.0 * (self._body + (adapter_parameters or 0))
+        return applied * read + 2.0 * self.head_parameters * (sampled + 1) + self._pairs * read**2
+
+    def learning(self, prompt: int, sampled: int, adapter_parameters: int | None = None) -> float:
+        """FLOPs of a row whose student learns: 3 times reading P + C; with an adapter 4N + 6a for 6N, and 4H for 6H."""
+        each, read = 6.0 if adapter_parameters is None else 4.0, prompt + sampled
+        body = (each * self._body + 6.0 * (adapter_parameters or 0)) * read
+        return body + each * self.head_parameters * (sampled + 1) + 3.0 * self._pairs * read**2
+
+    @property
+    def _body(self) -> int:
+        return self.matmul_parameters - self.head_parameters
+
+    @property
+    def _pairs(self) -> float:
+        return 4.0 * self.num_layers * self.attention_width

@@ -29,6 +29,7 @@ from opmix.models.layers import base_model_of, model_shape
 from opmix.models.load import load_model
 from opmix.runs.files import files_signature
 from opmix.training.factory import TrainerFactory, TrainSpec, default_trainer
+from opmix.training.like_lengths import answered_by_length, pad_left
 from opmix.training.objectives import Usage
 from opmix.training.settings import DistillationSettings, ObjectiveName
 from opmix.training.teacher import Teacher, TeacherFollows, cast_once
@@ -116,14 +117,6 @@ class SelfDistillation:
         if adapter_parameters is not None:
             learning = shape.train_lora(length, adapter_parameters)
         return row_tokens * (3.0 * shape.forward(length) + learning)
-
-
-def pad_left(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows as (n, longest) ending together, and the mask of what is not padding."""
-    width = max(len(row) for row in rows)
-    ids = torch.stack([F.pad(row, (width - len(row), 0)) for row in rows])
-    mask = torch.stack([F.pad(torch.ones_like(row), (width - len(row), 0)) for row in rows])
-    return ids, mask
 
 
 class DistillationDataset(Dataset[dict[str, torch.Tensor]]):
@@ -230,22 +223,34 @@ class DistillationTrainer(Trainer):
     def _distilled(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
         """Summed KL over the student's tokens, and how many of them count."""
         answer, mask = self.sample(model, inputs["prompt_ids"], inputs["prompt_mask"])
-        teacher = self._teacher_logits(model, inputs, answer, mask)
-        student = self._logits(model, inputs["prompt_ids"], inputs["prompt_mask"], answer, mask)
-        learned = mask.bool() & (torch.arange(mask.shape[1], device=mask.device) >= self.objective.options.skip_tokens)
-        divergence = reverse_kl(student, teacher)
-        self.usage.sampled_tokens += int(mask.sum())
-        self._count(
-            self.shape.distillation(
-                rows=len(answer),
-                prompt=inputs["prompt_ids"].shape[1],
-                context=inputs["context_ids"].shape[1],
-                sampled=answer.shape[1],
-                adapter_parameters=self._adapter_parameters,
-                teacher=self._other_shape,
+        answered = {k: inputs[k] for k in inputs if k.startswith(("prompt_", "context_"))}
+        answered |= {"answer_ids": answer, "answer_mask": mask}
+        parts = list(answered_by_length(answered, whole=self.args.world_size > 1))
+        taught = [self._teacher_logits(model, part) for part in parts]
+        total, count = torch.zeros((), device=answer.device), 0
+        for part, teacher in zip(parts, taught, strict=True):
+            student, mask = self._logits(model, part, "prompt"), part["answer_mask"]
+            learned = mask.bool() & (
+                torch.arange(mask.shape[1], device=mask.device) >= self.objective.options.skip_tokens
             )
-        )
-        return torch.where(learned, divergence, 0.0).sum(), int(learned.sum())
+            total = total + torch.where(learned, reverse_kl(student, teacher), 0.0).sum()
+            count += int(learned.sum())
+        self.usage.sampled_tokens += int(answered["answer_mask"].sum())
+        self._count_distilled(answered, parts)
+        return total, count
+
+    def _count_distilled(
+        self, answered: Mapping[str, torch.Tensor], parts: Sequence[Mapping[str, torch.Tensor]]
+    ) -> None:
+        """FLOPs of writing all answers together, and of reading and learning from them part by part."""
+        adapter, other = self._adapter_parameters, self._other_shape
+        rows, prompt = answered["prompt_ids"].shape
+        self._count(rows * self.shape.writing(prompt, answered["answer_ids"].shape[1], adapter))
+        for part in parts:
+            rows, prompt = part["prompt_ids"].shape
+            context, sampled = part["context_ids"].shape[1], part["answer_ids"].shape[1]
+            taught = (other or self.shape).teaching(context, sampled, None if other else adapter)
+            self._count(rows * (taught + self.shape.learning(prompt, sampled, adapter)))
 
     def sample(
         self, model: Any, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor
@@ -283,29 +288,28 @@ class DistillationTrainer(Trainer):
         rank = self.args.process_index
         return ((self.args.seed * _SEED + step) * _SEED + calls * 4096 + rank) % (1 << 63)
 
-    def _teacher_logits(
-        self, model: Any, inputs: dict[str, Any], answer: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
+    def _teacher_logits(self, model: Any, part: Mapping[str, torch.Tensor]) -> torch.Tensor:
         if self._other is not None:
             with torch.no_grad(), self.accelerator.autocast():
-                return self._logits(self._other, inputs["context_ids"], inputs["context_mask"], answer, mask)
+                return self._logits(self._other, part, "context")
         training = model.training
         model.eval()
         try:
             with torch.no_grad(), nullcontext() if self.teacher is None else self.teacher.in_place():
-                return self._logits(model, inputs["context_ids"], inputs["context_mask"], answer, mask)
+                return self._logits(model, part, "context")
         finally:
             model.train(training)
 
     def _logits(
-        self, model: Any, before: torch.Tensor, before_mask: torch.Tensor, answer: torch.Tensor, mask: torch.Tensor
+        self, model: Any, part: Mapping[str, torch.Tensor], after: Literal["prompt", "context"]
     ) -> torch.Tensor:
         """What is predicted for each token of the answers, (n, C, V), at the sampling temperature."""
-        attention, num = torch.cat([before_mask, mask], dim=1), answer.shape[1]
+        answer = part["answer_ids"]
+        attention, num = torch.cat([part[f"{after}_mask"], part["answer_mask"]], dim=1), answer.shape[1]
         positions = (attention.cumsum(1) - 1).clamp(min=0)
         keep = {"logits_to_keep": num + 1} if can_keep_logits(model) else {}
         out = model(
-            input_ids=torch.cat([before, answer], dim=1),
+            input_ids=torch.cat([part[f"{after}_ids"], answer], dim=1),
             attention_mask=attention,
             position_ids=positions,
             use_cache=False,

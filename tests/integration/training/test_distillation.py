@@ -22,10 +22,10 @@ from opmix.testing import tiny_adapter, tiny_chat_tokenizer, tiny_model, write_t
 from opmix.training.distillation import (
     SelfDistillation,
     distillation_trainer,
-    pad_left,
     prompt_of,
 )
 from opmix.training.factory import TrainSpec, run_training
+from opmix.training.like_lengths import answered_by_length, pad_left
 from opmix.training.objectives import Usage
 from opmix.training.plan import plan_training, training_cost
 from opmix.training.settings import DEMONSTRATION, DistillationSettings
@@ -279,15 +279,52 @@ def test_the_loss_of_an_answer_does_not_depend_on_its_neighbours(data, tokenizer
     answer = torch.randint(2, 500, (3, 6), generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[1] * 6, [1] * 3 + [0] * 3, [1] * 6])
 
+    def batch(rows):
+        ids, shown = pad_left([prompts[i] for i in rows])
+        return {"prompt_ids": ids, "prompt_mask": shown, "answer_ids": answer[rows], "answer_mask": mask[rows]}
+
     def first_logits(inputs, kept):
-        return trainer._logits(model, *inputs)[0, :kept]
+        return trainer._logits(model, inputs, "prompt")[0, :kept]
 
     with torch.no_grad():
-        together = trainer._logits(model, *pad_left(prompts), answer, mask)
-        for i, prompt in enumerate(prompts):
-            alone = (*pad_left([prompt]), answer[[i]], mask[[i]])
+        together = trainer._logits(model, batch([0, 1, 2]), "prompt")
+        for i in range(3):
             kept = int(mask[i].sum())
-            assert_same_up_to_rounding(together[i, :kept], partial(first_logits, alone, kept), model)
+            assert_same_up_to_rounding(together[i, :kept], partial(first_logits, batch([i]), kept), model)
+
+
+def test_rows_read_by_length_have_the_loss_and_the_gradient_of_all_at_once(tokenizer, data, tmp_path, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(2, 500, (n,), generator=generator) for n in (12, 150, 14, 149)]
+    inputs = {}
+    for name, rows in {"prompt": prompts, "context": [torch.cat([p, p[:9]]) for p in prompts]}.items():
+        inputs[f"{name}_ids"], inputs[f"{name}_mask"] = pad_left(rows)
+    found = {}
+    for whole in (True, False):
+        model, passes = tiny_model(vocab_size=len(tokenizer)).train().double(), []
+        trainer = TestTraining.trainer(data, model, tmp_path, teacher="live", max_new_tokens=5)
+        monkeypatch.setattr(
+            "opmix.training.distillation.answered_by_length",
+            lambda batch, told=whole, **_: answered_by_length(batch, whole=told),
+        )
+        seen = model.register_forward_pre_hook(
+            lambda _, __, told, passes=passes: passes.append(tuple(told["input_ids"].shape)), with_kwargs=True
+        )
+        monkeypatch.setattr("opmix.training.like_lengths._EXTRA", {"cpu": 8})
+        answers = trainer.sample(model, inputs["prompt_ids"], inputs["prompt_mask"])
+        monkeypatch.setattr(trainer, "sample", lambda *_, answers=answers: answers)
+        passes.clear()
+        loss = trainer.compute_loss(model, inputs)
+        loss.backward()
+        seen.remove()
+        found[whole] = (loss.item(), passes, {n: p.grad for n, p in model.named_parameters()}, trainer.usage.flops)
+    assert [rows for rows, _ in found[True][1]] == [4, 4]
+    assert [rows for rows, _ in found[False][1]] == [2, 2, 2, 2]
+    assert max(width for _, width in found[False][1][1::2]) < 30  # the short ones are not padded to the long ones
+    assert found[False][0] == pytest.approx(found[True][0], rel=1e-5)  # losses are summed in float32
+    for name, gradient in found[True][2].items():
+        torch.testing.assert_close(found[False][2][name], gradient, rtol=1e-4, atol=1e-6)
+    assert found[False][3] < found[True][3]
 
 
 @pytest.mark.parametrize("adapter", [False, True])

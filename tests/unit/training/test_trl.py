@@ -14,13 +14,9 @@ from opmix.mixing.mixture import Mixture
 from opmix.models.layers import model_shape
 from opmix.testing import tiny_chat_tokenizer, tiny_model, toy_conversations, write_toy_chats
 from opmix.training.arguments import given_arguments
-from opmix.training.distillation import (
-    SelfDistillation,
-    distillation_trainer,
-    pad_left,
-    reverse_kl,
-)
+from opmix.training.distillation import SelfDistillation, distillation_trainer, reverse_kl
 from opmix.training.factory import TrainSpec, default_trainer, run_training
+from opmix.training.like_lengths import pad_left
 from opmix.training.objectives import SFT, Usage
 from opmix.training.plan import plan_training
 from opmix.training.settings import DistillationSettings
