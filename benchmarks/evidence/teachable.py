@@ -2,7 +2,8 @@
 
     python benchmarks/evidence/teachable.py run --model SmolLM2-135M-Instruct.Q4_1.gguf --data shared/data --workers 8
     python benchmarks/evidence/teachable.py run --quick --out /tmp/q   # toy model and conversations: a rehearsal on a CPU, under a minute
-    python benchmarks/evidence/teachable.py analyse                    # the tables, and results/teachable.json
+    python benchmarks/evidence/teachable.py run --small --model … --data shared/data --workers 2 --device cpu    # two hours, two cores
+    python benchmarks/evidence/teachable.py analyse [--small]          # the tables, and results/teachable[_small].json
 
 On a GPU, from the root of the repository (every arm is a process, and takes up to 12 GB of it; the records are a few kilobytes each):
 
@@ -42,7 +43,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from teachable_world import ASKS, FIRST, OLD, RATES, SECOND, TINY, Sizes, World, device_facts, distillation, read
+from teachable_world import (
+    ASKS,
+    FIRST,
+    OLD,
+    RATES,
+    SECOND,
+    SKILLS,
+    SMALL,
+    TINY,
+    Sizes,
+    World,
+    device_facts,
+    distillation,
+    read,
+)
 
 import opmix
 from opmix.cli.console import quiet_libraries
@@ -61,8 +76,8 @@ WHY: dict[str, dict[str, Any]] = {
 }
 REHEARSED = ("sequential-sft", "opmix-sft-quarter", "replay-sdft")
 """Of `--quick`, with what they follow."""
-KEPT = Path(__file__).parent / "results" / "teachable"
-"""Records of the arms that have been run."""
+KEPT = Path(__file__).parent / "results"
+"""Holds `teachable` and `teachable_small`: records of the arms that have been run."""
 FRACTIONS = {"": 1.0, "-half": 0.5, "-quarter": 0.25}
 
 
@@ -80,12 +95,11 @@ class Arm:
     fraction: float = 1.0
     sdft: tuple[tuple[str, Any], ...] = ()
 
-    @property
-    def follows(self) -> list[str]:
+    def follows(self, world: World) -> list[str]:
         """Names of arms that must be done before."""
         if self.stages == 0:
             return [] if self.how == "base" else ["base"]
-        swept = [] if self.rate is not None else [f"alone-{self.objective}-{r:g}" for r in RATES[self.objective]]
+        swept = [f"alone-{self.objective}-{r:g}" for r in world.rates(self.objective) if self.rate is None]
         return ["base", *(["shown"] if self.objective == "sdft" else []), *swept]
 
     @property
@@ -122,7 +136,7 @@ def record_of(world: World, arm: str, seed: int) -> Path:
 
 def chosen_rate(world: World, objective: str, seed: int) -> float:
     """The rate of least `valid` loss of the first skill."""
-    tried = {r: read(record_of(world, f"alone-{objective}-{r:g}", seed)) for r in RATES[objective]}
+    tried = {r: read(record_of(world, f"alone-{objective}-{r:g}", seed)) for r in world.rates(objective)}
     return min(tried, key=lambda r: tried[r]["stages"][0]["judged"]["valid"][FIRST])
 
 
@@ -158,7 +172,8 @@ def life(world: World, arm: Arm, seed: int, rate: float, tokens: Sequence[int], 
             "batch": sizes.batch,
             "micro_batch": micro,
             "weight_decay": 0.0,
-            "gradient_checkpointing": True,
+            "gradient_checkpointing": world.device.startswith("cuda"),  # a CPU has memory, and no time
+            "bf16": world.reading is not None or world.device.startswith("cuda"),
         },
         "probes": {"steps": max(1, round(sizes.probe_steps * arm.fraction)), "adaptive": False},
         "proxies": {"eval_sequences": max(2, sizes.held_out // 2)},
@@ -201,7 +216,7 @@ def run_arm(world: World, arm: Arm, seed: int, first_seed: int) -> None:
                     "tokens": stage["tokens"],
                     "cost": stage["cost"],
                     "searches": [read(p) for p in sorted(folder.glob("search-*/mixture.json"))],
-                    "judged": world.judge(folder / "model"),
+                    "judged": world.judge(folder / "model", taught=tuple(SKILLS)[: number + 1]),
                     "number": number,
                 }
             )
@@ -219,10 +234,11 @@ def run_arm(world: World, arm: Arm, seed: int, first_seed: int) -> None:
     write_json(record_of(world, arm.name, seed), {**found, "seconds": time.perf_counter() - started})
 
 
-def wanted(args: argparse.Namespace) -> list[tuple[str, int]]:
+def wanted(args: argparse.Namespace, world: World) -> list[tuple[str, int]]:
     """Arms to be run, with seed; rates are swept with the first seed only."""
-    names = [n for n in ARMS if not args.arms or any(n.startswith(a) for a in args.arms)]
-    needed = {f for n in names for f in ARMS[n].follows} if names else set()
+    left_out = {f"alone-{o}-{r:g}" for o, rates in RATES.items() for r in rates if r not in world.rates(o)}
+    names = [n for n in ARMS if n not in left_out and (not args.arms or any(n.startswith(a) for a in args.arms))]
+    needed = {f for n in names for f in ARMS[n].follows(world)}
     names = [n for n in ARMS if n in names or n in needed]
     first = args.seeds[0]
     return [(n, s) for s in args.seeds for n in names if s == first or (ARMS[n].rate is None)]
@@ -231,7 +247,7 @@ def wanted(args: argparse.Namespace) -> list[tuple[str, int]]:
 def run(args: argparse.Namespace, world: World) -> int:
     """Run all arms that have no record, `--workers` at a time, the longest first; returns how many failed or had to be left."""
     left = []
-    for name, seed in wanted(args):
+    for name, seed in wanted(args, world):
         record = record_of(world, name, seed)
         if not record.exists():
             left.append((name, seed))
@@ -252,7 +268,7 @@ def run(args: argparse.Namespace, world: World) -> int:
     with pool_of(args.workers) as pool:
         while left or running:
             free = args.workers - len(running)
-            able = [(n, s) for n, s in left if all(record_of(world, f, first).exists() for f in ARMS[n].follows)]
+            able = [(n, s) for n, s in left if all(record_of(world, f, first).exists() for f in ARMS[n].follows(world))]
             for key in sorted(able, key=lambda k: -ARMS[k[0]].weight)[:free]:
                 left.remove(key)
                 running[pool.submit(timed_arm, world, *key, first)] = key
@@ -325,19 +341,22 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("verb", choices=["run", "analyse"])
     parser.add_argument("--model", help=".gguf file or folder of SmolLM2-135M-Instruct")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="holds instruct/ and pretrain/")
-    parser.add_argument("--out", type=Path, help="default: runs/evidence/teachable; analyse: the records that are kept")
+    parser.add_argument(
+        "--out", type=Path, help="default: runs/evidence/teachable[-small]; analyse: the records that are kept"
+    )
     parser.add_argument("--arms", nargs="+", default=[], help="names, or beginnings of names")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--device", default=str(default_device()))
     parser.add_argument("--workers", type=int, default=1, help="processes at once")
     parser.add_argument("--quick", action="store_true", help="toy model and conversations, tiny sizes")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "teachable.json")
+    parser.add_argument("--small", action="store_true", help="sizes for two cores of a CPU and two hours")
+    parser.add_argument("--results", type=Path, help="default: beside the records that are kept")
     for field in fields(Sizes):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=int)
     args = parser.parse_args()
     if args.quick and not args.arms:
         args.arms = list(REHEARSED)
-    sizes = TINY if args.quick else Sizes()
+    sizes = TINY if args.quick else SMALL if args.small else Sizes()
     for field in fields(Sizes):
         if getattr(args, field.name) is None:
             setattr(args, field.name, getattr(sizes, field.name))
@@ -349,7 +368,7 @@ def main() -> None:
     quiet_libraries()
     sizes = replace(Sizes(), **{f.name: getattr(args, f.name) for f in fields(Sizes)})
     world = World(
-        out=args.out or Path("runs/evidence/teachable"),
+        out=args.out or Path("runs/evidence") / ("teachable-small" if args.small else "teachable"),
         sizes=sizes,
         device=args.device,
         data=None if args.quick else args.data,
@@ -358,7 +377,8 @@ def main() -> None:
     if args.verb == "analyse":
         from teachable_tables import analyse
 
-        say(analyse(KEPT if args.out is None else args.out / "records", args.results))
+        kept = KEPT / ("teachable_small" if args.small else "teachable")
+        say(analyse(kept if args.out is None else args.out / "records", args.results or kept.with_suffix(".json")))
         return
     if not args.quick and (args.model is None or not Path(args.model).exists()):
         raise SystemExit(f"--model: {args.model}; expected the .gguf file or folder of SmolLM2-135M-Instruct")

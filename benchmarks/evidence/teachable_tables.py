@@ -207,7 +207,7 @@ def foretold(rows: Sequence[Row]) -> tuple[str, list[Row]]:
     body, found = [], []
     for search in (r for r in rows if r["arm"] in ("opmix-sft", "opmix-sdft")):
         kind, laws, pairs = search["objective"], search["stages"][0]["laws"], []
-        for how in ("share25", "share60", "replay", "sequential"):
+        for how in ("share25", "share60", "replay", "sequential", "opmix"):
             row = next((r for r in rows if (r["arm"], r["seed"]) == (f"{how}-{kind}", search["seed"])), None)
             if row is None:
                 continue

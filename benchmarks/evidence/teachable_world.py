@@ -7,9 +7,10 @@ Losses are of answers (of texts: of everything), on conversations of the test fi
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -68,9 +69,32 @@ class Sizes:
     """Questions of a test."""
     scored: int = 96
     """Tokens of an answer that is scored, at most."""
+    asked: int = 100
+    """Training questions whose answer the checkpoint is shown, in every way."""
+    sft_rates: int = 3
+    """How many learning rates are tried, the lowest first."""
+    sdft_rates: int = 3
+    """The same for self-distillation."""
+    abstract: int = 0
+    """Words that are left of a biomedical abstract, its end; 0: all."""
 
 
-TINY = Sizes(steps=4, probe_steps=1, batch=4, length=160, answer=4, held_out=4, items=4, scored=4)
+TINY = Sizes(steps=4, probe_steps=1, batch=4, length=160, answer=4, held_out=4, items=4, scored=4, asked=4)
+SMALL = Sizes(
+    steps=24,
+    probe_steps=6,
+    batch=6,
+    length=320,
+    answer=40,
+    held_out=12,
+    items=40,
+    scored=64,
+    asked=24,
+    sft_rates=2,
+    sdft_rates=1,  # of three at the larger sizes by far the best
+    abstract=80,
+)
+"""A seventh of the rows, short ones: two hours on two cores of a CPU that multiplies in bfloat16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +135,25 @@ class World:
             return {n: {"train": str(f), "holdout": 0.2, "chat": chat} for n, f in toys.items()}
         home = (self.data / "instruct").resolve()
         both = {n: (home / n / "train.jsonl.gz", home / n / "valid.jsonl.gz") for n in (OLD, *SKILLS, *NEVER)}
+        if self.sizes.abstract:  # or scores would be of long questions that nothing was trained on
+            both = {n: (self._short(n, a), self._short(n, b)) for n, (a, b) in both.items()}
         return {n: {"train": str(a), "test": str(b), "holdout": 0.1, "chat": chat} for n, (a, b) in both.items()}
+
+    def _short(self, name: str, file: Path) -> Path:
+        """The conversations that fit; of biomedical ones the end of the abstract, where the results are."""
+        short = (self.out / "short" / name / file.name).resolve()
+        if not short.exists():
+            rows = [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
+            for row in rows if name == SECOND else ():
+                abstract, question = row["messages"][0]["content"].split("\n\nQuestion: ")
+                words = abstract.removeprefix("Abstract:\n").split()[-self.sizes.abstract :]
+                row["messages"][0]["content"] = "Abstract:\n" + " ".join(words) + "\n\nQuestion: " + question
+            texts = [self.tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in rows]
+            sizes = [len(ids) for ids in self.tokenizer(texts)["input_ids"]]
+            kept = [json.dumps(r) + "\n" for r, n in zip(rows, sizes, strict=True) if n <= self.sizes.length]
+            short.parent.mkdir(parents=True, exist_ok=True)
+            short.write_bytes(gzip.compress("".join(kept).encode(), mtime=0))
+        return short
 
     @cached_property
     def judged(self) -> StageData:
@@ -159,16 +201,38 @@ class World:
         offered = [(OLD, FIRST), (OLD, FIRST, SECOND)]
         return [round(self.sizes.steps * supervised_per_step({n: train[n] for n in o}, arguments)) for o in offered]
 
-    def judge(self, folder: Path) -> dict[str, Any]:
-        """Losses of a model on `valid` and `test`, nats per token, and right answers with Wilson's interval."""
+    def rates(self, objective: str) -> tuple[float, ...]:
+        """Learning rates that are tried."""
+        return RATES[objective][: self.sizes.sft_rates if objective == "sft" else self.sizes.sdft_rates]
+
+    def judge(self, folder: Path, *, taught: Sequence[str] = tuple(SKILLS)) -> dict[str, Any]:
+        """Losses of a model on `valid` and `test`, nats per token, and right answers with Wilson's interval.
+
+        On a CPU what no table shows is left out: scores of what is not `taught` yet, and `valid` once everything is.
+        """
+        all_of_it = self.reading is None
         model, found = load_model(folder, dtype="float32", device=self.device), {}
         for split in ("valid", "test"):
             rows = self.judged.rows(split)
+            if split == "valid" and not all_of_it:
+                rows = {n: rows[n] for n in (OLD, *taught) if taught != tuple(SKILLS) or folder == self.start}
             sets = [held_out(n, r, num=self.sizes.held_out, seed=0) for n, r in rows.items()]
-            losses = evaluate(model, sets)
+            if not sets:
+                continue
+            losses = evaluate(model, sets, dtype=self.reading)
             found[split] = dict(zip(losses.names, map(float, losses.losses[0]), strict=True))
             errors = dict(zip(losses.names, map(float, losses.standard_errors[0]), strict=True))
-        return {**found, "error": errors, "scores": {n: self.score(model, n) for n in SKILLS}}
+        writer = model.to(self.reading or torch.float32)
+        return {
+            **found,
+            "error": errors,
+            "scores": {n: self.score(writer, n) for n in (SKILLS if all_of_it else taught)},
+        }
+
+    @property
+    def reading(self) -> torch.dtype | None:
+        """What models are judged in: on a CPU, where it is half the time, bfloat16 as in training; None: float32."""
+        return None if self.device.startswith("cuda") or self.data is None else torch.bfloat16
 
     def score(self, model: Any, skill: str) -> dict[str, Any]:
         """Right answers of a skill's test, and what saying always the same would get."""
@@ -181,7 +245,7 @@ class World:
             num=self.sizes.items,
             max_new_tokens=self.sizes.scored,
             stop_ids=stop_ids(self.tokenizer, {skill: domain.train}),
-            batch_size=64,
+            batch_size=self.together,
         )
         return {
             **score.json(),
@@ -189,9 +253,15 @@ class World:
             "same": self._always(domain.test, extract),
         }
 
+    @property
+    def together(self) -> int:
+        """Questions that are answered at a time: a CPU gains nothing from more, and pads them to the longest."""
+        return 64 if self.device.startswith("cuda") else 12
+
     def shown(self) -> dict[str, Any]:
         """How often the checkpoint is right, on training questions, when it is shown the answer in each of the ways, and when not."""
         model, found = load_model(self.start, dtype="float32", device=self.device), {}
+        model = model.to(self.reading or torch.float32)
         for skill in SKILLS:
             for ask, text in {"nothing": "", **ASKS}.items():
                 told = distillation(self.sizes, demonstration=text)
@@ -203,7 +273,7 @@ class World:
                     self.extractor(skill),
                 )
                 chosen = (
-                    np.linspace(0, split.num_documents - 1, min(self.sizes.items, split.num_documents))
+                    np.linspace(0, split.num_documents - 1, min(self.sizes.asked, split.num_documents))
                     .astype(int)
                     .tolist()
                 )
@@ -216,7 +286,7 @@ class World:
                     [q for q, _ in pairs] if ask == "nothing" else shown,
                     stop_ids=data.objective.stop_ids,
                     max_new_tokens=self.sizes.scored,
-                    batch_size=64,
+                    batch_size=self.together,
                 )
                 same = [
                     self.compared(extract, a) == self.compared(extract, b)
