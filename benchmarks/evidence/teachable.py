@@ -72,6 +72,7 @@ WHY: dict[str, dict[str, Any]] = {
     "skip3": {"skip_tokens": 3},
     "cool": {"temperature": 0.5},
     "live": {"teacher": "live"},
+    "frozen": {"teacher": "frozen"},
     "words": {"demonstration": ASKS["words"]},
 }
 REHEARSED = ("sequential-sft", "opmix-sft-quarter", "replay-sdft")
