@@ -2,7 +2,7 @@
 
     python benchmarks/evidence/teachable.py run --model SmolLM2-135M-Instruct.Q4_1.gguf --data shared/data --workers 8
     python benchmarks/evidence/teachable.py run --quick --out /tmp/q   # toy model and conversations: a rehearsal on a CPU, under a minute
-    python benchmarks/evidence/teachable.py run --small --model … --data shared/data --workers 2 --device cpu    # two hours, two cores
+    python benchmarks/evidence/teachable.py run --small --model … --data shared/data --workers 2 --device cpu    # hours, two cores
     python benchmarks/evidence/teachable.py analyse [--small]          # the tables, and results/teachable[_small].json
 
 On a GPU, from the root of the repository (every arm is a process, and takes up to 12 GB of it; the records are a few kilobytes each):
@@ -350,7 +350,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--device", default=str(default_device()))
     parser.add_argument("--workers", type=int, default=1, help="processes at once")
     parser.add_argument("--quick", action="store_true", help="toy model and conversations, tiny sizes")
-    parser.add_argument("--small", action="store_true", help="sizes for two cores of a CPU and two hours")
+    parser.add_argument("--small", action="store_true", help="sizes for two cores of a CPU and a few hours")
     parser.add_argument("--results", type=Path, help="default: beside the records that are kept")
     for field in fields(Sizes):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=int)

@@ -1,6 +1,6 @@
 """Prompts of a batch that begin at different places, and how to read those of like length together.
 
-What pads a batch is work for nothing: of prompts of 120 to 500 tokens, 32 together, a third of what is read.
+What pads a batch is work for nothing: `python benchmarks/distil_speed.py MODEL CHATS --whole`, and without `--whole`.
 """
 
 from __future__ import annotations
